@@ -1,0 +1,45 @@
+"""Supernets for neural architecture search: spaces as data, architectures as values, weights shared by all subnets."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from supernet.searchable import Bound, Chain, Layout, Searchable
+    from supernet.space import Arch, Choice, SearchSpace, compose
+    from supernet.spaces import SPACES, create_network, create_supernet
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Arch": "supernet.space",
+    "Choice": "supernet.space",
+    "SearchSpace": "supernet.space",
+    "compose": "supernet.space",
+    "Searchable": "supernet.searchable",
+    "Chain": "supernet.searchable",
+    "Layout": "supernet.searchable",
+    "Bound": "supernet.searchable",
+    "SPACES": "supernet.spaces",
+    "create_supernet": "supernet.spaces",
+    "create_network": "supernet.spaces",
+}
+
+__all__ = [
+    "SPACES",
+    "Arch",
+    "Bound",
+    "Chain",
+    "Choice",
+    "Layout",
+    "SearchSpace",
+    "Searchable",
+    "compose",
+    "create_network",
+    "create_supernet",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'supernet' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)  # PEP 562: torch loads only when a network is asked for

@@ -1,0 +1,1 @@
+"""Building blocks: ordinary modules that exports write out (`plain`), and searchable ones that share weights."""

@@ -1,0 +1,43 @@
+"""Single-path choice: one of several modules, each with its own weights (SPOS, §3.2)."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from supernet.searchable import Layouts, Part, Searchable, parameters_of, plain_layout
+from supernet.space import Arch, Choice, SearchSpace
+
+
+class ChoiceBlock(Searchable):
+    """Runs the module that the decision `op` names; the others are not touched.
+
+    Args:
+        options: name to ordinary module, in the order of index vectors. Each must say what it hands on (see
+            `plain_layout`); they may differ in it.
+    """
+
+    def __init__(self, options: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.options = nn.ModuleDict(options)
+        self.space = SearchSpace("choice", [Choice("op", tuple(options))])
+
+    def _chosen(self, arch: Arch) -> nn.Module:
+        return self.options[str(arch["op"])]
+
+    def forward(self, state: Any, arch: Arch) -> Any:
+        """What the chosen option makes of the state."""
+        return self._chosen(arch)(state)
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
+        """The chosen option's layout."""
+        return plain_layout(self._chosen(arch), layout)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """A copy of the chosen option."""
+        return copy.deepcopy(self._chosen(arch))
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """All parameters of the chosen option."""
+        return parameters_of([self._chosen(arch)])

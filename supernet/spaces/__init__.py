@@ -1,0 +1,97 @@
+"""The published spaces by name, and the two functions that build networks from them. Importing this loads no torch."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from supernet.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from supernet.searchable import Chain
+
+Phase = Literal["supernet", "standalone"]
+
+SPACES: dict[str, str] = {
+    "shufflenet-small": "supernet.spaces.shufflenet:shufflenet_small",
+    "nasbench-macro": "supernet.spaces.nasbench_macro:nasbench_macro",
+}
+"""Name to builder. A space from outside is named the same way, `"package.module:builder"`."""
+
+
+def builder(space: str) -> "Callable[..., Chain]":
+    """The function that builds a space's supernet, from a name in `SPACES` or a `"package.module:function"`.
+
+    Raises:
+        InputError: no such space (the nearest name is offered), or the function cannot be imported.
+    """
+    if space not in SPACES and ":" not in space:
+        raise InputError(f"there is no space {space!r}; {nearest(space, SPACES)}")
+    module, _, name = SPACES.get(space, space).partition(":")
+    try:
+        function: Callable[..., Chain] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"the space {space!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    return function
+
+
+def _build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
+    return builder(space)(phase=phase, **{name: value for name, value in settings.items() if value is not None})
+
+
+def create_supernet(
+    space: str,
+    *,
+    num_classes: int | None = None,
+    input_size: int | None = None,
+    in_channels: int | None = None,
+    phase: Phase = "supernet",
+    generator: "torch.Generator | None" = None,
+    **settings: Any,
+) -> "Chain":
+    """A supernet with fresh weights.
+
+    Args:
+        space: a name in `SPACES`, or `"package.module:builder"` for one's own.
+        num_classes, input_size (pixels), in_channels: the builder's published values where None.
+        phase: `"supernet"` for training with shared weights, `"standalone"` for the final network's layers.
+        generator: of the initial weights; torch's global generator if None, so `torch.manual_seed` reproduces them.
+        settings: further arguments of the builder.
+    """
+    given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
+    chain = _build(space, phase, given)
+    chain.init(chain, generator)
+    return chain
+
+
+def create_network(
+    space: str,
+    *,
+    arch: Mapping[str, Any],
+    num_classes: int | None = None,
+    input_size: int | None = None,
+    in_channels: int | None = None,
+    generator: "torch.Generator | None" = None,
+    **settings: Any,
+) -> "nn.Sequential":
+    """The standalone network of one architecture with fresh weights, ready to be trained from scratch.
+
+    The supernet it is cut from exists on the meta device only, so its size costs no memory.
+
+    Args:
+        arch: decision names and values; others as in `create_supernet`.
+
+    Raises:
+        InputError: `arch` is no architecture of the space, or the space's `init` leaves a tensor unset.
+    """
+    import torch
+
+    from supernet.searchable import realize
+
+    given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
+    with torch.device("meta"):
+        chain = _build(space, "standalone", given)
+        network = chain.subnet(arch)
+    return realize(network, chain.init, generator)

@@ -1,0 +1,86 @@
+"""NAS-Bench-Macro (Su et al., 2021): eight layers of three operations on CIFAR-10, all 6,561 trained three times."""
+
+import csv
+import functools
+import io
+import lzma
+from importlib import resources
+
+from torch import nn
+
+from supernet.blocks.choice import ChoiceBlock
+from supernet.blocks.plain import ClassifierHead, ConvBNAct, InvertedResidual
+from supernet.searchable import Chain
+from supernet.space import Arch, Value
+from supernet.spaces import Phase
+
+OPTIONS = ("identity", "mb3_k3", "mb6_k5")
+DEPTHS = (2, 3, 3)
+WIDTHS = (64, 128, 256)
+
+
+def identities_last(arch: Arch) -> dict[str, Value]:
+    """In each stage the stride-1 identities move to the end: where they stand makes no difference to the network."""
+    values: dict[str, Value] = {}
+    for stage, depth in enumerate(DEPTHS, start=1):
+        names = [f"stage{stage}.block{block}.op" for block in range(1, depth)]
+        kept = [arch[name] for name in names if arch[name] != "identity"]
+        values.update(zip(names, kept + ["identity"] * (len(names) - len(kept)), strict=True))
+    return values
+
+
+def nasbench_macro(
+    *, num_classes: int = 10, input_size: int = 32, in_channels: int = 3, phase: Phase = "supernet"
+) -> Chain:
+    """3×3 stem to 32; stages of 2, 3, 3 layers at 64, 128, 256 channels, the first of each at stride 2; 1×1 to 1,280.
+
+    Options in index order: `identity` (1×1 convolution and batch norm where the shape changes), `mb3_k3` (inverted
+    residual, expansion 3, kernel 3), `mb6_k5` (expansion 6, kernel 5). 6,561 architectures, 3,969 distinct networks.
+    """
+    steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(in_channels, 32, kernel=3))]
+    channels = 32
+    for stage, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True), start=1):
+        for block in range(depth):
+            steps.append((f"stage{stage}.block{block}", _layer(channels, width, stride=2 if block == 0 else 1)))
+            channels = width
+    steps.append(("head", ClassifierHead(channels, num_classes, hidden=1280)))
+    shape = (in_channels, input_size, input_size)
+    return Chain("nasbench-macro", steps, input_shape=shape, normal_form=identities_last)
+
+
+def _layer(in_channels: int, out_channels: int, *, stride: int) -> ChoiceBlock:
+    identity: nn.Module = nn.Identity()
+    if stride == 2 or in_channels != out_channels:
+        identity = ConvBNAct(in_channels, out_channels, stride=stride, act=False)
+    blocks = [
+        InvertedResidual(in_channels, out_channels, kernel=kernel, expansion=expansion, stride=stride)
+        for kernel, expansion in ((3, 3), (5, 6))
+    ]
+    return ChoiceBlock(dict(zip(OPTIONS, (identity, *blocks), strict=True)))
+
+
+def arch_of(digits: str) -> Arch:
+    """The architecture that the table writes as eight digits, one option number per layer."""
+    names = [f"stage{stage}.block{block}.op" for stage, depth in enumerate(DEPTHS, 1) for block in range(depth)]
+    return Arch(dict(zip(names, (OPTIONS[int(digit)] for digit in digits), strict=True)))
+
+
+@functools.cache
+def table() -> dict[Arch, dict[str, float]]:
+    """The published results of all 6,561 architectures.
+
+    Returns:
+        per architecture `accuracy` (mean test accuracy in % of three trainings), `accuracy_1` … `accuracy_3`,
+        `params` and `macs` (convolutions and linear layer, at 32×32).
+    """
+    packed = resources.files("supernet").joinpath("tables/nasbench_macro.csv.xz").read_bytes()
+    rows = csv.DictReader(io.StringIO(lzma.decompress(packed).decode()))
+    return {
+        arch_of(row["arch"]): {
+            "accuracy": float(row["mean_acc"]),
+            **{f"accuracy_{run}": float(row[f"test_acc_{run}"]) for run in (1, 2, 3)},
+            "params": float(row["params"]),
+            "macs": float(row["flops"]),
+        }
+        for row in rows
+    }
