@@ -1,6 +1,13 @@
 """Configurations as frozen dataclasses: complete, typed, comparable, and free of torch, so that `--help` is instant."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from supernet.errors import InputError, nearest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Train:
     """Seed of initial weights, data order, augmentation and sampled architectures."""
     device: str = "cpu"
     """Torch device."""
+    channels_last: bool = True
+    """Keep images and weights in channels-last order, faster for depthwise convolutions on CPU and half precision."""
     save_seconds: float = 30.0
     """Time between checkpoints; 0 saves after every step. It has no influence on results."""
 
@@ -84,3 +93,23 @@ class Preprocess:
     """Class names in the order of the logits; empty for networks that do not classify whole images."""
     interpolation: str = "bilinear"
     """Of the resize to `input_size`."""
+
+
+def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
+    """A config dataclass from the nested dictionary that `dataclasses.asdict` makes of it.
+
+    Raises:
+        InputError: an unknown or missing field, as after a change of release.
+    """
+    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, value in document.items():
+        if name not in known:
+            raise InputError(f"{kind.__name__} has no setting {name!r}; {nearest(name, known)}")
+        inner = known[name].type
+        nested = isinstance(inner, type) and dataclasses.is_dataclass(inner)
+        values[name] = from_dict(inner, value) if nested else tuple(value) if isinstance(value, list) else value
+    missing = [name for name in known if name not in values]
+    if missing:
+        raise InputError(f"the setting {missing[0]!r} of {kind.__name__} is missing: written by another release")
+    return kind(**values)

@@ -156,16 +156,16 @@ class Chain(Searchable):
     def walk(self, arch: Arch, layout: Layouts = None) -> Iterator[tuple[nn.Module, Arch, Layouts]]:
         """`(step, its part of arch, layout of its input)` for every step in order."""
         layout = self.input_layout if layout is None else layout
+        before: tuple[nn.Module, Arch] | None = None  # what the last step hands on is asked only if a step reads it
         for name, step in zip(self.step_names, self.blocks, strict=True):
-            sub = arch.sub(name)
-            yield step, sub, layout
-            layout = step_layout(step, sub, layout)
+            layout = layout if before is None else step_layout(*before, layout)
+            before = (step, arch.sub(name))
+            yield *before, layout
 
     def out_layout(self, arch: Arch, layout: Layouts = None) -> Layouts:
         """The layout after the last step; from the chain's own input layout unless another is given."""
-        layout = self.input_layout if layout is None else layout
-        for name, step in zip(self.step_names, self.blocks, strict=True):
-            layout = step_layout(step, arch.sub(name), layout)
+        for step, sub, here in self.walk(arch, layout):
+            layout = step_layout(step, sub, here)
         return layout
 
     def materialize(self, arch: Arch, layout: Layouts = None) -> nn.Sequential:

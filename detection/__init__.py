@@ -1,0 +1,1 @@
+"""Searchable detectors: parts of torchvision's, arranged as steps of a chain."""

@@ -1,0 +1,197 @@
+"""What an architecture costs: MACs, parameters and activations, exactly and fast.
+
+Truth is a trace of the standalone network (`count`). `CostTable` gives the same figures as a sum over the chain's
+steps, each counted once per (step, its decisions, its input) on the meta device.
+
+MACs are the multiply-accumulates of convolutions and linear layers for one input; bias, batch norm, pooling and
+activations count nothing. Parameters are the trainable ones, batch-norm statistics excluded. Activations are the
+output elements of convolutions and linear layers.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from supernet.errors import InputError, nearest
+from supernet.searchable import Chain, Layouts, Searchable, materialize, step_layout
+from supernet.space import Arch
+
+COSTS = ("macs", "params", "activations")
+MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the convolutions and matrix products that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+        self.activations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "convolution":
+            weight, transposed = args[1], args[6]
+            moved = args[0] if transposed else out
+            self._add(moved.numel() * weight[0].numel(), out)
+        elif name in ("mm", "addmm"):
+            self._add(out.numel() * args[-1].shape[0], out)
+        return out
+
+    def _add(self, macs: int, out: Tensor) -> None:
+        self.macs += macs
+        self.activations += out.numel()
+
+
+def meta_copy(module: nn.Module) -> Any:
+    """The module on the meta device: shapes without storage, whatever its size."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(module.parameters(), module.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
+
+
+def _run(module: nn.Module, state: Any) -> tuple[dict[str, int], Any]:
+    with torch.no_grad(), _Counter() as counter:
+        out = module(state)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return {"macs": counter.macs, "params": params, "activations": counter.activations}, out
+
+
+def count(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+    """Trace an ordinary network.
+
+    Args:
+        module: of one tensor argument. It is not run itself, only its shapes are.
+        input_shape: (C, H, W) of one input.
+
+    Returns:
+        `macs`, `params`, `activations` for a batch of one.
+    """
+    return _run(meta_copy(module).eval(), torch.empty(1, *input_shape, device="meta"))[0]
+
+
+class _Entry(NamedTuple):
+    cost: dict[str, int]
+    state: Any  # meta tensors
+    layout: Layouts
+
+
+class CostTable:
+    """The costs of a supernet's architectures, `CostTable(supernet)(arch)`; equal to `count(supernet.subnet(arch))`.
+
+    Args:
+        supernet: only its shapes are kept.
+        input_shape: (C, H, W); the supernet's own by default.
+    """
+
+    def __init__(self, supernet: Chain, input_shape: Sequence[int] | None = None) -> None:
+        self.space = supernet.space
+        self.input_shape = tuple(input_shape or supernet.input_shape)
+        self._chain: Chain = meta_copy(supernet).eval()
+        self._start = _Entry(
+            dict.fromkeys(COSTS, 0), torch.empty(1, *self.input_shape, device="meta"), supernet.input_layout
+        )
+        self._entries: dict[tuple[Any, ...], _Entry] = {}
+
+    def __call__(self, arch: Arch) -> dict[str, int]:
+        """`macs`, `params`, `activations` of one architecture."""
+        entry = self._start
+        total = dict(entry.cost)
+        for index, name in enumerate(self._chain.step_names):
+            entry = self._step(index, arch.sub(name), entry)
+            for cost in COSTS:
+                total[cost] += entry.cost[cost]
+        return total
+
+    def _step(self, index: int, arch: Arch, before: _Entry) -> _Entry:
+        key = (index, arch, before.layout, _shapes(before.state))
+        entry = self._entries.get(key)
+        if entry is None:
+            step = self._chain.blocks[index]
+            cost, state = _run(materialize(step, arch, before.layout).eval(), before.state)
+            last = index == len(self._chain.blocks) - 1
+            entry = _Entry(cost, state, None if last else step_layout(step, arch, before.layout))
+            self._entries[key] = entry
+        return entry
+
+    def extremes(self, cost: str) -> tuple[int, int] | None:
+        """The smallest and largest `cost` of any architecture, exactly.
+
+        Returns:
+            None where the decisions of a step are shared with another or too many to enumerate.
+        """
+        names = self._chain.step_names
+        sizes = [step.space.size() for step in self._chain.blocks if isinstance(step, Searchable)]
+        if len(set(names)) < len(names) or any(size > MOST_OPTIONS for size in sizes):
+            return None
+        reached = {(): (self._start, 0, 0)}  # what a step hands on -> cheapest and dearest way to it
+        for index, step in enumerate(self._chain.blocks):
+            archs = list(step.space.enumerate()) if isinstance(step, Searchable) else [Arch()]
+            found: dict[Any, tuple[_Entry, int, int]] = {}
+            for before, low, high in reached.values():
+                for entry in (self._step(index, arch, before) for arch in archs):
+                    key = (entry.layout, _shapes(entry.state))
+                    _, least, most = found.get(key, (entry, low + entry.cost[cost], high + entry.cost[cost]))
+                    found[key] = (entry, min(least, low + entry.cost[cost]), max(most, high + entry.cost[cost]))
+            reached = found
+        return min(low for _, low, _ in reached.values()), max(high for _, _, high in reached.values())
+
+
+def _shapes(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return tuple(state.shape)
+    if isinstance(state, Mapping):
+        return tuple((name, _shapes(part)) for name, part in state.items())
+    if isinstance(state, tuple | list):
+        return tuple(map(_shapes, state))
+    return tree_map(lambda leaf: leaf, state)
+
+
+class Feasible:
+    """Whether an architecture is within limits: the one route for constraints in a search.
+
+    Args:
+        cost: gives the costs of an architecture, a `CostTable` or any function like it.
+        limits: cost name to the largest allowed value, e.g. `{"macs": 3e8}`.
+
+    Raises:
+        InputError: an unknown cost, or a limit below the cheapest architecture (whose cost is named).
+    """
+
+    def __init__(self, cost: CostTable, limits: Mapping[str, float]) -> None:
+        self.cost = cost
+        self.limits = dict(limits)
+        for name, limit in limits.items():
+            if name not in COSTS:
+                raise InputError(f"there is no cost {name!r}; {nearest(name, COSTS)}")
+            extremes = cost.extremes(name)
+            if extremes is not None and limit < extremes[0]:
+                raise InputError(
+                    f"no architecture of {cost.space.name!r} has {name} <= {limit:,.0f}; "
+                    f"the cheapest has {extremes[0]:,} and the dearest {extremes[1]:,}"
+                )
+
+    def __call__(self, arch: Arch) -> bool:
+        """True if every limit holds."""
+        if not self.limits:
+            return True
+        costs = self.cost(arch)
+        return all(costs[name] <= limit for name, limit in self.limits.items())
+
+    def explain(self) -> str:
+        """The limits and the range that each cost has over the space, for the message of a search that finds nothing."""
+        parts = []
+        for name, limit in self.limits.items():
+            extremes = self.cost.extremes(name)
+            span = "" if extremes is None else f" (the space spans {extremes[0]:,} to {extremes[1]:,})"
+            parts.append(f"{name} <= {limit:,.0f}{span}")
+        return "the limits are " + ", ".join(parts)

@@ -1,0 +1,58 @@
+"""A progress bar with rate and time left on a terminal, a line every few seconds elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+Update = Callable[[int, str], None]
+QUIET_SECONDS = 15.0  # between lines where there is no terminal
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, *, start: int = 0, enabled: bool = True) -> Iterator[Update]:
+    """Report long work on standard error.
+
+    Args:
+        description: what is being done.
+        total: units of work in all.
+        start: units done before (a resumed run), so that rate and time left are of this run.
+        enabled: say nothing if False.
+
+    Yields:
+        `update(done, note)`, cheap enough for every unit.
+    """
+    if not enabled:
+        yield lambda done, note: None
+    elif sys.stderr.isatty():
+        with _bar(description, total, start) as update:
+            yield update
+    else:
+        yield _lines(description, total, start)
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int, start: int) -> Iterator[Update]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, completed=start, note="")
+        yield lambda done, note: bar.update(task, completed=done, note=note)
+
+
+def _lines(description: str, total: int, start: int) -> Update:
+    began = last = time.monotonic()
+
+    def update(done: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < QUIET_SECONDS:
+            return
+        last = now
+        rate = (done - start) / max(now - began, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+        print(f"{description}: {done}/{total} ({rate:.1f}/s{left}) {note}", file=sys.stderr, flush=True)
+
+    return update
