@@ -31,7 +31,7 @@ class FeaturePyramid(nn.Module):
 
 
 class RetinaHead(nn.Module):
-    """RetinaNet's classification and box towers with shared weights over the levels (Lin et al., 2017b), by torchvision.
+    """RetinaNet's classification and box towers, shared by all levels (Lin et al., 2017b), by torchvision.
 
     Shapes: maps (N, in_channels, H_i, W_i) to `cls_logits` (N, A·ΣH_i·W_i, classes) and `bbox_regression`
     (N, A·ΣH_i·W_i, 4), A anchors per position.

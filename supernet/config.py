@@ -106,9 +106,10 @@ def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
     for name, value in document.items():
         if name not in known:
             raise InputError(f"{kind.__name__} has no setting {name!r}; {nearest(name, known)}")
-        inner = known[name].type
-        nested = isinstance(inner, type) and dataclasses.is_dataclass(inner)
-        values[name] = from_dict(inner, value) if nested else tuple(value) if isinstance(value, list) else value
+        inner: Any = known[name].type
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            value = from_dict(inner, value)
+        values[name] = tuple(value) if isinstance(value, list) else value
     missing = [name for name in known if name not in values]
     if missing:
         raise InputError(f"the setting {missing[0]!r} of {kind.__name__} is missing: written by another release")

@@ -188,7 +188,7 @@ class Feasible:
         return all(costs[name] <= limit for name, limit in self.limits.items())
 
     def explain(self) -> str:
-        """The limits and the range that each cost has over the space, for the message of a search that finds nothing."""
+        """The limits and each cost's range over the space, for the message of a search that finds nothing."""
         parts = []
         for name, limit in self.limits.items():
             extremes = self.cost.extremes(name)

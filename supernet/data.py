@@ -151,7 +151,7 @@ def _decode(path: Path, size: int) -> Tensor:
 
     try:
         with Image.open(path) as file:
-            image = v2.functional.pil_to_tensor(file.convert("RGB"))
+            image: Tensor = v2.functional.pil_to_tensor(file.convert("RGB"))
     except OSError as error:
         raise InputError(f"the image {path} cannot be read ({error}); repair or remove it") from error
     if image.shape[-2:] != (size, size):

@@ -16,7 +16,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Inherit:
-    """Evaluate with the running statistics as training left them: a mixture over all paths, of little use (§3.4, SPOS)."""
+    """Evaluate with the running statistics as training left them: a mixture over all paths (SPOS, §3.4)."""
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,17 @@ An export is complete or absent: every artefact is loaded back, in a process whe
 compared with the trained network before the folder gets its name.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from supernet.config import Preprocess
 from supernet.errors import InputError
 from supernet.expression import expression, written
+from supernet.parity import SEED, check_differences, measure, one_line, onnx_packages, outputs_of
 from supernet.searchable import Bound, Searchable
 from supernet.source import Bundle, bundle, check_copyable
 from supernet.space import Arch
@@ -37,9 +36,7 @@ FORMAT = 1
 """Version of the folder, written to parity.json."""
 
 _FILES = {"model.py", "model.safetensors", "arch.json", "preprocess.json", "model.pt2", "model.onnx", "parity.json"}
-_BLOCKED = ("supernet", "searchers", "detection", "timm", "einops", "safetensors")
-_TRACED, *_OTHERS = _BATCHES = (2, 1, 3)  # graphs are traced at two images: one would be taken for a constant
-_SEED = 0
+_BATCHES = (2, 1, 3)  # the first is traced: a batch of one would be taken for a constant
 
 
 def export(
@@ -75,10 +72,10 @@ def export(
     _check_replaceable(folder)
     _check_preprocess(preprocess, in_channels)
     if onnx:
-        _onnx_packages()
+        onnx_packages()
     trained = _trained(network)
     shapes = [(batch, in_channels, preprocess.input_size, preprocess.input_size) for batch in _BATCHES]
-    expected = _outputs(trained, shapes)
+    expected = outputs_of(trained, shapes)
     _check_classes(expected[0], preprocess)
     arch = Arch(arch)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
@@ -90,14 +87,14 @@ def export(
         _write_json(partial / "preprocess.json", dataclasses.asdict(preprocess))
         save_file(_weights(trained), partial / "model.safetensors")
         _save_graphs(trained, partial, shapes[0], onnx=onnx)
-        differences = _differences(expected, partial, shapes)
-        _check_differences(differences, tolerance)
+        differences = measure(expected, partial, shapes)
+        check_differences(differences, tolerance)
         files = sorted(path.name for path in partial.iterdir())
         parity = {
             "format": FORMAT,
             "differences": differences,
             "tolerance": tolerance,
-            "inputs": {"seed": _SEED, "shapes": [list(shape) for shape in shapes], "traced_batch": _TRACED},
+            "inputs": {"seed": SEED, "shapes": [list(shape) for shape in shapes], "traced_batch": _BATCHES[0]},
             "parameters": parameters,
             "requires": list(requires),
             "torch": str(torch.__version__),
@@ -118,8 +115,8 @@ def check_parity(network: nn.Module, folder: str | Path, *, tolerance: float = 1
     """
     folder = Path(folder).absolute()
     shapes = [tuple(shape) for shape in _parity(folder)["inputs"]["shapes"]]
-    differences = _differences(_outputs(_trained(network), shapes), folder, shapes)
-    _check_differences(differences, tolerance)
+    differences = measure(outputs_of(_trained(network), shapes), folder, shapes)
+    check_differences(differences, tolerance)
     return differences
 
 
@@ -138,7 +135,10 @@ def load_exported(folder: str | Path) -> nn.Module:
     module = types.ModuleType(f"exported_{parity['sha256']['model.py'][:16]}")
     module.__file__ = str(folder / "model.py")
     sys.modules[module.__name__] = module
-    exec(compile((folder / "model.py").read_bytes(), module.__file__, "exec"), vars(module))
+    try:
+        exec(compile((folder / "model.py").read_bytes(), module.__file__, "exec"), vars(module))
+    except ImportError as error:
+        raise InputError(f"{folder} needs {' and '.join(parity['requires'])}, but {error}") from error
     network: nn.Module = module.load(folder)
     return network
 
@@ -168,9 +168,9 @@ def _check_preprocess(preprocess: Preprocess, in_channels: int) -> None:
 
 def _check_classes(outputs: Mapping[str, Tensor], preprocess: Preprocess) -> None:
     found = [tuple(output.shape) for output in outputs.values()]
-    if preprocess.classes and found != [(_TRACED, len(preprocess.classes))]:
+    if preprocess.classes and found != [(_BATCHES[0], len(preprocess.classes))]:
         raise InputError(
-            f"preprocess names {len(preprocess.classes)} classes, but for {_TRACED} images the network returns "
+            f"preprocess names {len(preprocess.classes)} classes, but for {_BATCHES[0]} images the network returns "
             f"{found}; leave classes empty for a network that does not classify whole images"
         )
 
@@ -200,7 +200,7 @@ def _model_source(trained: nn.Module, title: str, *, in_channels: int, size: int
 
 
 def _save_graphs(trained: nn.Module, folder: Path, shape: Sequence[int], *, onnx: bool) -> None:
-    images = torch.zeros(*shape)
+    images = torch.zeros(*shape, device="cpu", dtype=torch.float32)
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
     try:
         program = torch.export.export(trained, (images,), dynamic_shapes=dynamic)
@@ -209,143 +209,45 @@ def _save_graphs(trained: nn.Module, folder: Path, shape: Sequence[int], *, onnx
             path = folder / "model.onnx"
             torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False)
     except Exception as error:  # whatever the tracer trips over is the network's doing
-        raise InputError(f"the network cannot be traced with a dynamic batch: {_line(error)}") from error
-
-
-def _onnx_packages() -> Any:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"writing ONNX needs {error.name}; pip install supernet[onnx]") from error
-    return onnxruntime
-
-
-# -- parity ----------------------------------------------------------------------------------------------------------
-
-
-def _leaves(value: Any, path: str = "output") -> dict[str, Tensor]:
-    """The tensors in nested tuples, lists and dicts, by path; None stands for no output."""
-    if value is None:
-        return {}
-    if isinstance(value, torch.Tensor):
-        return {path: value.detach()}
-    if not isinstance(value, dict | list | tuple):
-        raise TypeError(f"{path} is of type {type(value).__name__}, not a tensor or a tuple, list or dict of tensors")
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {name: leaf for key, item in items for name, leaf in _leaves(item, f"{path}[{key!r}]").items()}
-
-
-def _inputs(shapes: Iterable[Sequence[int]]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(_SEED)
-    return [torch.randn(*shape, generator=generator) for shape in shapes]
-
-
-def _outputs(trained: nn.Module, shapes: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-    try:
-        with torch.no_grad():
-            return [_leaves(trained(images)) for images in _inputs(shapes)]
-    except Exception as error:  # the forward is the user's
-        raise InputError(f"the network fails on images of shape {tuple(shapes[0])}: {_line(error)}") from error
-
-
-def _differences(expected: list[dict[str, Tensor]], folder: Path, shapes: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Per artefact, the largest difference over all inputs and outputs."""
-    found = _run_apart(folder, _inputs(shapes))
-    if (folder / "model.onnx").exists():
-        found["model.onnx"] = _run_onnx(folder / "model.onnx", _inputs(shapes), expected)
-    return {name: _largest(name, expected, outputs) for name, outputs in found.items()}
-
-
-def _run_apart(folder: Path, inputs: list[Tensor]) -> dict[str, list[dict[str, Tensor]]]:
-    """The outputs of model.py and model.pt2 in a process that cannot import this project."""
-    with tempfile.TemporaryDirectory() as job:
-        torch.save(inputs, Path(job, "inputs.pt"))
-        code = _RUNNER.replace("BLOCKED", repr(_BLOCKED)).replace("LEAVES", inspect.getsource(_leaves))
-        command = [sys.executable, "-I", "-B", "-c", code, str(folder), job]
-        done = subprocess.run(command, cwd=folder.anchor, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise InputError(f"the export in {folder} does not load: {lines[-1]}")
-        outputs: dict[str, list[dict[str, Tensor]]] = torch.load(Path(job, "outputs.pt"), weights_only=True)
-    return outputs
-
-
-def _run_onnx(path: Path, inputs: list[Tensor], expected: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The outputs of model.onnx, whose order is that of the network's leaves."""
-    try:
-        session = _onnx_packages().InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        runs = [session.run(None, {name: images.numpy()}) for images in inputs]
-    except RuntimeError as error:
-        raise InputError(f"{path.name} does not run: {_line(error)}") from error
-    return [
-        dict(zip(leaves, map(torch.from_numpy, run), strict=True)) for leaves, run in zip(expected, runs, strict=True)
-    ]
-
-
-def _largest(artefact: str, expected: list[dict[str, Tensor]], outputs: list[dict[str, Tensor]]) -> float:
-    largest = torch.zeros((), dtype=torch.float64)
-    for wanted, got in zip(expected, outputs, strict=True):
-        shapes, other = ({path: tuple(t.shape) for path, t in leaves.items()} for leaves in (wanted, got))
-        if shapes != other:
-            raise InputError(f"{artefact} returns {other}, the trained network {shapes}")
-        for path, tensor in wanted.items():
-            if tensor.numel():
-                difference = (tensor.double() - got[path].double()).abs().max()
-                largest = torch.maximum(largest, difference)  # hands NaN on, unlike max()
-    return largest.item()
-
-
-def _check_differences(differences: Mapping[str, float], tolerance: float) -> None:
-    for name, difference in differences.items():
-        if not difference <= tolerance:  # NaN fails too
-            raise InputError(
-                f"{name} differs from the trained network by {difference:.3g}, more than the tolerance {tolerance:g}"
-            )
+        raise InputError(f"the network cannot be traced with a dynamic batch: {one_line(error)}") from error
 
 
 # -- the folder ------------------------------------------------------------------------------------------------------
 
 
-def _is_export(folder: Path) -> bool:
-    names = {path.name for path in folder.iterdir()}
-    return "parity.json" in names and names <= _FILES | {"__pycache__"}
+def _holds_only_ours(folder: Path) -> bool:
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= _FILES | {"__pycache__"}
 
 
 def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and (_is_export(folder) or not any(folder.iterdir()))):
+    free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not free and not (_holds_only_ours(folder) and (folder / "parity.json").exists()):
         raise InputError(f"{folder} holds something other than an export; give a folder that is new or empty")
 
 
-class _appearing:
-    """A context: a folder beside the wanted one, which takes its name (and place) if all goes well, or is removed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.partial = folder.with_name(folder.name + ".partial")
-        self.replaced = folder.with_name(folder.name + ".replaced")
-
-    def __enter__(self) -> Path:
-        for stale in (self.partial, self.replaced):
-            if stale.exists() and not {path.name for path in stale.iterdir()} <= _FILES | {"__pycache__"}:
-                raise InputError(f"{stale} is in the way of the export; move it")
-            shutil.rmtree(stale, ignore_errors=True)
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            return
-        for path in self.partial.iterdir():
+@contextlib.contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder beside the wanted one, which takes its name and place if all goes well and is removed if not."""
+    partial, replaced = (folder.with_name(folder.name + ending) for ending in (".partial", ".replaced"))
+    if replaced.exists() and not folder.exists():  # an earlier run was killed between the two renames below
+        replaced.rename(folder)
+    for stale in (partial, replaced):
+        if stale.exists() and not _holds_only_ours(stale):
+            raise InputError(f"{stale} is in the way of the export; move it")
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if self.folder.exists():
-            self.folder.rename(self.replaced)
-        self.partial.rename(self.folder)
-        shutil.rmtree(self.replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _parity(folder: Path) -> dict[str, Any]:
@@ -355,15 +257,13 @@ def _parity(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is no export: it has no parity.json")
     try:
         parity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, names = parity["format"], {*parity["sha256"], "model.py", "model.safetensors"}
-        shapes = parity["inputs"]["shapes"]
-        readable = version != FORMAT or bool(shapes) and names <= parity["sha256"].keys()
+        version, names, shapes = parity["format"], set(parity["sha256"]), parity["inputs"]["shapes"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({_line(error)}); export the network again") from error
-    if not readable:
-        raise InputError(f"{path} is damaged; export the network again")
+        raise InputError(f"{path} is damaged ({one_line(error)}); export the network again") from error
     if version != FORMAT:
         raise InputError(f"{path} has format {version}, this release reads {FORMAT}; export the network again")
+    if not shapes or not names >= {"model.py", "model.safetensors", "model.pt2"}:
+        raise InputError(f"{path} is damaged (it lacks inputs or files); export the network again")
     for name in sorted(names):
         if not (folder / name).is_file():
             raise InputError(f"the export {folder} lacks {name}; export the network again")
@@ -377,11 +277,6 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:400] + " …"
 
 
 # -- texts -----------------------------------------------------------------------------------------------------------
@@ -418,7 +313,7 @@ _RUNTIME = '''def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     """The trained network, in eval mode on the CPU, with the weights in the folder's model.safetensors."""
-    with torch.random.fork_rng(devices=[]):  # the fresh weights of build() shall not move the caller's generator
+    with torch.random.fork_rng(devices=[]):  # build() draws weights; the caller's generator stays where it is
         network = build()
     network.load_state_dict(_tensors(Path(folder) / "model.safetensors"))
     return network.eval()
@@ -451,52 +346,9 @@ def predict(images: torch.Tensor) -> object:
         outputs = network((x / 255 - mean) / std)
     if not preprocess["classes"]:
         return outputs
-    ranked = outputs.softmax(dim=1).sort(dim=1, descending=True)
+    names, ranked = preprocess["classes"], outputs.softmax(dim=1).sort(dim=1, descending=True)
     return [
-        [(preprocess["classes"][index], probability) for index, probability in zip(indices, values)]
-        for indices, values in zip(ranked.indices.tolist(), ranked.values.tolist())
+        [(names[index], probability) for index, probability in zip(indices, values, strict=True)]
+        for indices, values in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
     ]
-'''
-
-_RUNNER = '''
-from __future__ import annotations
-
-import sys
-
-
-class Block:
-    """Hides what an export must not need, even where it is installed."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"exported code must not import {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Block())
-
-import importlib.util
-from pathlib import Path
-
-import torch
-
-LEAVES
-
-def outputs(network):
-    with torch.no_grad():
-        return [_leaves(network(images)) for images in torch.load(job / "inputs.pt", weights_only=True)]
-
-
-folder, job = map(Path, sys.argv[1:])
-found = {}
-artefact = "model.py"
-try:
-    spec = importlib.util.spec_from_file_location("model", folder / artefact)
-    sys.modules["model"] = model = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(model)
-    found[artefact] = outputs(model.load())
-    artefact = "model.pt2"
-    found[artefact] = outputs(torch.export.load(folder / artefact).module())
-except Exception as error:
-    sys.exit(f"{artefact}: {type(error).__name__}: " + " ".join(str(error).split())[:400])
-torch.save(found, job / "outputs.pt")
 '''

@@ -141,15 +141,15 @@ def _wrap(opening: str, items: list[str], closing: str, indent: int, lead: int) 
 
 def _arguments(module: nn.Module) -> Iterator[tuple[str, object]]:
     """`("", value)` for positional and `("name=", value)` for keyword arguments, in the order of the signature."""
-    if type(module) is nn.Identity:
-        return  # takes anything, keeps nothing
+    if type(module).__init__ in (nn.Module.__init__, nn.Identity.__init__):
+        return  # both take anything and keep nothing
     layer = type(module).__module__.startswith("torch.")
     parameters = list(inspect.signature(type(module).__init__).parameters.values())[1:]
     spread = any(p.kind is p.VAR_POSITIONAL and len(_attribute(module, p.name)) for p in parameters)
     for parameter in parameters:
         name, kind = parameter.name, parameter.kind
-        if layer and name in ("device", "dtype"):
-            continue
+        if layer and (name in ("device", "dtype") or (parameter.default is None and not hasattr(module, name))):
+            continue  # of the latter kind are torch's deprecated names of other arguments
         value = _attribute(module, name)
         if kind is parameter.VAR_POSITIONAL:
             yield from (("", item) for item in value)

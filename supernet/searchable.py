@@ -85,7 +85,7 @@ class Searchable(nn.Module):
 
 
 class Bound(nn.Module):
-    """A searchable at one architecture, for code that calls `module(x)`. Shares the weights; see `subnet` for a copy."""
+    """A searchable at one architecture, for code that calls `module(x)`; shares the weights."""
 
     def __init__(self, searchable: Searchable, arch: Arch) -> None:
         super().__init__()

@@ -113,7 +113,7 @@ def _source(module: ModuleType) -> tuple[list[str], dict[str, list[_Binding]]]:
     for statement in _top_level(ast.parse(text)):
         for name, alias in _bound(statement):
             found.setdefault(name, []).append(_Binding(statement, alias))
-    return text.splitlines(), found
+    return text.split("\n"), found
 
 
 def _top_level(node: ast.AST) -> Iterator[ast.stmt]:
@@ -210,19 +210,20 @@ def _definition(module: ModuleType, name: str, bindings: list[_Binding], owner: 
     if several or (not made and len(statements) > 1):
         raise InputError(f"{owner} uses {name!r} of {module.__name__!r}, which has several assignments; give it one")
     lines = _source(module)[0][_first_line(statement) - 1 : statement.end_lineno]
-    text = textwrap.dedent("\n".join(lines))
+    text = "\n".join(lines)
+    text = textwrap.dedent(text) if statement.col_offset else text  # dedent would also change blank lines in strings
     return _without_layouts(text) if isinstance(statement, ast.ClassDef) else text
 
 
 def _first_line(statement: ast.stmt) -> int:
     decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
-    return min(part.lineno for part in (statement, *decorators))
+    return min([statement.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 def _without_layouts(text: str) -> str:
     (tree,) = ast.parse(text).body
     assert isinstance(tree, ast.ClassDef)
-    lines, kept = text.splitlines(), len(tree.body)
+    lines, kept = text.split("\n"), len(tree.body)
     for statement in reversed(tree.body):
         if isinstance(statement, ast.FunctionDef) and statement.name == "out_layout":
             first = _first_line(statement) - 1

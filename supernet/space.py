@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -119,6 +119,10 @@ class Choice:
         if not isinstance(self.options, range) and len(set(self.options)) != len(self.options):
             raise InputError(f"choice {self.name!r} lists an option twice: {self.options}")
 
+    def off(self, values: Mapping[str, Value], inactive: Collection[str]) -> bool:
+        """Whether the condition fails, given the values of earlier choices and the names of the inactive ones."""
+        return self.when is not None and (self.when[0] in inactive or values[self.when[0]] not in self.when[1])
+
     def index(self, value: Value) -> int:
         """The number of `value` among the options."""
         return self.options.index(value)  # type: ignore[arg-type]
@@ -198,9 +202,9 @@ class SearchSpace:
 
     def __init__(self, name: str, choices: Sequence[Choice] = (), normal_form: Form | None = None) -> None:
         forms = (("", NormalForm.of(normal_form)),) if normal_form is not None else ()
-        self._set(name, tuple(choices), forms)
+        self._set(name, choices, forms)
 
-    def _set(self, name: str, choices: tuple[Choice, ...], forms: tuple[tuple[str, NormalForm], ...]) -> None:
+    def _set(self, name: str, choices: Sequence[Choice], forms: Sequence[tuple[str, NormalForm]]) -> None:
         by_name: dict[str, Choice] = {}
         for choice in choices:
             if choice.name in by_name:
@@ -208,18 +212,20 @@ class SearchSpace:
             if choice.when is not None:
                 _check_condition(name, choice, by_name)
             by_name[choice.name] = choice
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "choices", choices)
-        object.__setattr__(self, "forms", forms)
-        object.__setattr__(self, "_by_name", by_name)
-        object.__setattr__(self, "_resolved", None)
+        fields = {
+            "name": name,
+            "choices": tuple(choices),
+            "forms": tuple(forms),
+            "_by_name": by_name,
+            "_resolved": None,
+        }
+        for attribute, value in fields.items():
+            object.__setattr__(self, attribute, value)
 
     @classmethod
-    def _of(
-        cls, name: str, choices: Sequence[Choice], forms: Sequence[tuple[str, NormalForm]]
-    ) -> "SearchSpace":
+    def _of(cls, name: str, choices: Sequence[Choice], forms: Sequence[tuple[str, NormalForm]]) -> "SearchSpace":
         space = cls.__new__(cls)
-        space._set(name, tuple(choices), tuple(forms))
+        space._set(name, choices, forms)
         return space
 
     def __getitem__(self, name: str) -> Choice:
@@ -239,20 +245,16 @@ class SearchSpace:
         except InputError:
             return False
 
-    # -- values ------------------------------------------------------------------------------------------------------
-
     def _complete(self, pick: Callable[[Choice], Value]) -> Arch:
         """One value per choice, `pick` asked for the active ones and the first option taken for the others."""
         values: dict[str, Value] = {}
         inactive: set[str] = set()
         for choice in self.choices:
-            if choice.when is not None:
-                parent, needed = choice.when
-                if parent in inactive or values[parent] not in needed:
-                    inactive.add(choice.name)
-                    values[choice.name] = choice.options[0]
-                    continue
-            values[choice.name] = pick(choice)
+            if choice.off(values, inactive):
+                inactive.add(choice.name)
+                values[choice.name] = choice.options[0]
+            else:
+                values[choice.name] = pick(choice)
         return Arch(values)
 
     def active(self, arch: Mapping[str, Value]) -> tuple[Choice, ...]:
@@ -280,9 +282,8 @@ class SearchSpace:
                 raise InputError(f"the architecture lacks {choice.name!r}, which space {self.name!r} decides")
             value = values[choice.name]
             if value not in choice.options:
-                raise InputError(
-                    f"{value!r} is no option of {choice.name!r} in space {self.name!r}; {nearest(value, choice.options)}"
-                )
+                hint = nearest(value, choice.options)
+                raise InputError(f"{value!r} is no option of {choice.name!r} in space {self.name!r}; {hint}")
             return choice.options[choice.index(value)]
 
         return self._complete(checked)
@@ -322,8 +323,6 @@ class SearchSpace:
                 raise InputError(f"index {index} of {choice.name!r} is outside 0..{len(choice.options) - 1}")
         position = {choice.name: i for i, choice in enumerate(self.choices)}
         return self._complete(lambda choice: choice.options[indices[position[choice.name]]])
-
-    # -- draws and moves ---------------------------------------------------------------------------------------------
 
     def sample(self, rng: Random) -> Arch:
         """Every active choice drawn independently and uniformly (SPOS, §3.3)."""
@@ -374,10 +373,7 @@ class SearchSpace:
         return self._complete(inherit)
 
     def neighbors(self, arch: Arch) -> list[Arch]:
-        """All architectures one move away: one active choice at another (ordered: adjacent) option, in space order.
-
-        Choices that become active by the move take their first option.
-        """
+        """All architectures with one active choice at another (ordered: adjacent) option; new choices at their first."""
         active = self.active(arch)
         kept = {choice.name: arch[choice.name] for choice in active}
         found = []
@@ -395,11 +391,9 @@ class SearchSpace:
                 yield Arch(values)
                 return
             choice = self.choices[position]
-            off = choice.when is not None and (
-                choice.when[0] in inactive or values[choice.when[0]] not in choice.when[1]
-            )
+            off = choice.off(values, inactive)
+            hidden = inactive | {choice.name} if off else inactive
             for option in choice.options[:1] if off else choice.options:
-                hidden = inactive | {choice.name} if off else inactive
                 yield from extend(position + 1, {**values, choice.name: option}, hidden)
 
         return extend(0, {}, frozenset())
@@ -419,8 +413,6 @@ class SearchSpace:
 
         return math.prod(count(choice) for choice in self.choices if choice.when is None)
 
-    # -- storage -----------------------------------------------------------------------------------------------------
-
     def fix(self, values: Mapping[str, Value]) -> "SearchSpace":
         """The same space with the named choices held at one value each."""
         for name, value in values.items():
@@ -434,14 +426,9 @@ class SearchSpace:
 
     def to_json(self) -> str:
         """The whole space as JSON; ranges stay ranges, normal forms are named with their version."""
-        document = {
-            "name": self.name,
-            "choices": [_choice_to_json(choice) for choice in self.choices],
-            "normal_forms": [
-                {"prefix": prefix, "function": form.function, "version": form.version} for prefix, form in self.forms
-            ],
-        }
-        return json.dumps(document, ensure_ascii=False)
+        choices = [_choice_to_json(choice) for choice in self.choices]
+        forms = [{"prefix": prefix, "function": form.function, "version": form.version} for prefix, form in self.forms]
+        return json.dumps({"name": self.name, "choices": choices, "normal_forms": forms}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "SearchSpace":

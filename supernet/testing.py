@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -122,13 +123,16 @@ def _check_state(state: Any, layout: Layouts, x: Tensor, where: str) -> None:
         return
     if isinstance(layout, Layout):
         tensor, ids = (state.tensor, state.ids) if isinstance(state, Hidden) else (state, layout.ids)
-        assert isinstance(tensor, Tensor), f"{where} the layout announces one tensor, the state is {type(state).__name__}"
+        assert isinstance(tensor, Tensor), (
+            f"{where} the layout announces one tensor, the state is {type(state).__name__}"
+        )
         assert tuple(ids) == layout.ids, f"{where} the layout announces the states {layout.ids}, there are {ids}"
         assert tensor.shape[1] == layout.channels, (
             f"{where} the layout announces {layout.channels} channels, there are {tensor.shape[1]}"
         )
         for real, whole in zip(tensor.shape[2:], x.shape[2:], strict=False):
-            assert layout.stride and abs(real - whole / layout.stride) < 1, (
+            expected = whole / layout.stride if layout.stride else 0
+            assert abs(real - expected) < 1, (
                 f"{where} the layout announces stride {layout.stride}, a side of {whole} became {real}"
             )
         return
@@ -177,7 +181,7 @@ def check_used(subnet: nn.Module, x: Tensor) -> None:
 def check_expressions(subnet: nn.Module) -> None:
     """A module rebuilt from its constructor expression has the same state-dict keys and shapes."""
     names = {type(part).__name__: type(part) for part in subnet.modules()}
-    rebuilt = eval(expression(subnet), {"nn": nn, "torch": torch, **names})
+    rebuilt = eval(expression(subnet), {"nn": nn, "torch": torch, "OrderedDict": OrderedDict, **names})
     shapes = {name: tensor.shape for name, tensor in subnet.state_dict().items()}
     again = {name: tensor.shape for name, tensor in rebuilt.state_dict().items()}
     assert again == shapes, f"the constructor expression builds another network: {_difference(again, shapes)}"
@@ -210,4 +214,5 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
-    return ", ".join(sorted(set(one.items()) ^ set(other.items()), key=str)[0][0] for _ in range(1))
+    """The name of the first tensor that only one of them has, or that has another shape."""
+    return min(name for name, _ in set(one.items()) ^ set(other.items()))

@@ -106,13 +106,11 @@ def train_standalone(network: nn.Module, data: Splits, config: Train, **options:
     return train_supernet(Chain("standalone", [("network", network)]), data, config, **options)
 
 
-def _prepare(
-    chain: Chain, data: Splits, config: Train, sampler: ArchSampler, shift: int, flip: bool
-) -> _Loop:
+def _prepare(chain: Chain, data: Splits, config: Train, sampler: ArchSampler, shift: int, flip: bool) -> _Loop:
     from timm.optim import create_optimizer_v2
     from timm.scheduler import CosineLRScheduler
 
-    chain.to(config.device, memory_format=_memory_format(config)).train()
+    chain.to(config.device).to(memory_format=_memory_format(config)).train()
     optimizer = create_optimizer_v2(
         chain, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
@@ -256,5 +254,7 @@ def _restore(loop: _Loop, state: Mapping[str, Any], path: Path) -> None:
         loop.chain.load_state_dict(state["model"])
         loop.optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"the checkpoint {path} belongs to another network or optimizer; give another folder") from error
+        raise InputError(
+            f"the checkpoint {path} belongs to another network or optimizer; give another folder"
+        ) from error
     loop.step, loop.history, loop.sums = state["step"], list(state["history"]), dict(state["sums"])

@@ -39,7 +39,7 @@ def chain(*, num_classes: int = 5, input_size: int = 16, in_channels: int = 3, p
     return Chain("toy-chain", steps, input_shape=(in_channels, input_size, input_size))
 
 
-# -- loose ends ----------------------------------------------------------------------------------------------------------
+# -- loose ends -------------------------------------------------------------------------------------------------------
 
 OPS = ("conv1", "conv3", "pool")
 NODES = 3
@@ -84,7 +84,9 @@ class LooseConv(Searchable):
 class PlainCell(nn.Module):
     """Nodes that each apply one op to one earlier state; `outputs` are concatenated."""
 
-    def __init__(self, squeeze: nn.Module, ops: nn.ModuleList, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    def __init__(
+        self, squeeze: nn.Module, ops: nn.ModuleList, inputs: tuple[int, ...], outputs: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.squeeze, self.ops, self.inputs, self.outputs = squeeze, ops, inputs, outputs
 
@@ -174,7 +176,7 @@ def loose(*, num_classes: int = 5, input_size: int = 16, in_channels: int = 3, p
     return Chain("toy-loose", steps, input_shape=(in_channels, input_size, input_size))
 
 
-# -- slices --------------------------------------------------------------------------------------------------------------
+# -- slices -----------------------------------------------------------------------------------------------------------
 
 WIDTHS, KERNELS, WIDEST = range(4, 13, 4), (3, 5), 12
 
@@ -200,12 +202,16 @@ def _cut(out: int, before: int, kernel: int, largest: int) -> tuple[slice, ...]:
 
 
 class SlicedBlock(Searchable):
-    """A residual block at its largest; every architecture uses leading channels and central taps of the same tensors."""
+    """A residual block at its largest; architectures use leading channels and central taps of the same tensors."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
         self.full = ResidualBlock(before, WIDEST, WIDEST, max(KERNELS))
-        choices = [Choice("width", WIDTHS, ordered=True), Choice("mid", WIDTHS, ordered=True), Choice("kernel", KERNELS)]
+        choices = [
+            Choice("width", WIDTHS, ordered=True),
+            Choice("mid", WIDTHS, ordered=True),
+            Choice("kernel", KERNELS),
+        ]
         self.space = SearchSpace("sliced-block", choices)
 
     def _cuts(self, arch: Arch, before: int) -> Iterator[tuple[str, tuple[slice, ...]]]:
@@ -289,7 +295,7 @@ def sliced(*, num_classes: int = 5, input_size: int = 16, in_channels: int = 3, 
     return Chain("toy-sliced", steps, input_shape=(in_channels, input_size, input_size))
 
 
-# -- detector ------------------------------------------------------------------------------------------------------------
+# -- detector ---------------------------------------------------------------------------------------------------------
 
 
 class PlainTap(nn.Module):

@@ -54,7 +54,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        return x + self.body(x) if self.residual else self.body(x)
+        out: Tensor = self.body(x)
+        return x + out if self.residual else out
 
 
 class ShuffleUnit(nn.Module):
@@ -132,7 +133,8 @@ class ClassifierHead(nn.Module):
 
     def __init__(self, in_channels: int, classes: int, *, hidden: int, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
-        self.in_channels, self.classes, self.hidden, self.dropout, self.bias = in_channels, classes, hidden, dropout, bias
+        self.in_channels, self.classes = in_channels, classes
+        self.hidden, self.dropout, self.bias = hidden, dropout, bias
         self.out_channels = classes
         self.conv = ConvBNAct(in_channels, hidden)
         self.drop = nn.Dropout(dropout)

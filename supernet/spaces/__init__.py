@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from supernet.errors import InputError, nearest
 
@@ -94,4 +94,4 @@ def create_network(
     with torch.device("meta"):
         chain = _build(space, "standalone", given)
         network = chain.subnet(arch)
-    return realize(network, chain.init, generator)
+    return cast("nn.Sequential", realize(network, chain.init, generator))

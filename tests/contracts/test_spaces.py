@@ -3,8 +3,8 @@
 from functools import partial
 
 import pytest
-
 from grounds import GROUNDS
+
 from supernet import create_supernet
 from supernet.searchable import Chain
 from supernet.testing import check_space

@@ -1,0 +1,34 @@
+"""Architecture search as ask and tell over plain data: no model, no torch, one study file as the only state."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from searchers.evolution import AgingEvolution
+    from searchers.loop import Searcher, search
+    from searchers.random_search import RandomSearch
+    from searchers.study import Study, Trial
+
+_HOME = {
+    "Trial": "searchers.study",
+    "Study": "searchers.study",
+    "Searcher": "searchers.loop",
+    "search": "searchers.loop",
+    "RandomSearch": "searchers.random_search",
+    "AgingEvolution": "searchers.evolution",
+}
+
+__all__ = [
+    "AgingEvolution",
+    "RandomSearch",
+    "Searcher",
+    "Study",
+    "Trial",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'searchers' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)  # PEP 562: a searcher that needs torch loads it alone

@@ -1,0 +1,305 @@
+"""The search loop: ask, evaluate what is new, record, tell; and exact resume by replaying the record."""
+
+import inspect
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Literal, Protocol
+
+from searchers.study import Study, Trial, best_of
+from supernet.errors import InputError, nearest
+from supernet.space import Arch, SearchSpace
+
+Evaluate = Callable[[Sequence[Arch]], Sequence[Mapping[str, float]]]
+"""Normal forms in, one flat mapping of metrics per architecture out, in the same order."""
+
+REPEATS_IN_A_ROW = 1_000
+"""Times the batch size: so many trials without a new network end a search. Aging evolution repeats by chance about one
+trial in twenty (identity) and a little more in a small space; a thousand in a row is a searcher that has converged."""
+
+_TOLD_AT_START = "told_at_start"  # kept beside the settings: trials that a warm start told without asking
+
+_log = logging.getLogger("searchers")
+
+
+class Feasible(Protocol):
+    """Limits on what an architecture may cost."""
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The limits by the name of the cost, as the study records them."""
+
+    def __call__(self, arch: Arch) -> bool:
+        """Whether the architecture is within every limit; the same for all architectures of one network."""
+
+    def explain(self) -> str:
+        """A sentence that names the tightest cost that exists, for the error when nothing fits."""
+
+
+class Searcher(Protocol):
+    """Proposes architectures and learns from their scores.
+
+    Every draw comes from generators of its own, so that the same sequence of `ask` and `tell` gives the same
+    architectures. Every constructor parameter is kept as an attribute of the same name. A searcher with limits has an
+    attribute `feasible` (see `Feasible`) and proposes within it.
+    """
+
+    space: SearchSpace
+    metric: str  # maximised; with a leading minus ("-loss"), that metric is minimised
+
+    def ask(self, n: int) -> list[Arch]:
+        """Up to `n` architectures of the space; none when there is nothing left to propose."""
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """The scored trials of one `ask`; after a warm start, trials that were never asked for."""
+
+
+def search(
+    searcher: Searcher,
+    evaluate: Evaluate,
+    study: Study,
+    *,
+    trials: int,
+    evaluations: int | None = None,
+    batch: int = 1,
+    resume: Literal["exact", "warm"] = "exact",
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Trial:
+    """Searches until a budget is spent or nothing new is left, and says which in `study.ended`.
+
+    An interrupted search goes on when it is called again with a fresh searcher and the same study; the trials are then
+    those of the uninterrupted run, `seconds` aside.
+
+    Args:
+        searcher: a fresh one; what the study holds is replayed through it.
+        evaluate: receives normal forms, each distinct network once per study, up to `batch` at a time.
+        study: where trials are recorded before they are told; budgets count what it already holds.
+        trials: ends the search when so many are told, repeats of a network with its known score included.
+        evaluations: ends the search when so many distinct networks are scored; None for no limit.
+        batch: architectures asked for at a time.
+        resume: `"exact"` replays the record and refuses changed settings; `"warm"` tells the searcher everything
+            recorded in one go, accepts any settings, and does not claim to repeat another run.
+        on_trial: called for every new trial, after it is recorded and told.
+
+    Returns:
+        the best evaluated trial, of equals the earliest.
+
+    Raises:
+        InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results or no
+            finite `searcher.metric`. What was recorded before stays recorded.
+        AssertionError: the searcher asked for what is outside its space or its limits.
+    """
+    _check_arguments(searcher, study, {"trials": trials, "evaluations": evaluations, "batch": batch}, resume)
+    start = _resume(searcher, study, batch, resume)
+    budget = _Budget(
+        trials=trials,
+        evaluations=evaluations,
+        architectures=study.space.size(),
+        repeats=batch * REPEATS_IN_A_ROW,
+        start=start,
+    )
+    study.ended = ""
+    while not (ended := budget.spent(study)):
+        n = min(batch, budget.left(study))
+        asked = _ask(searcher, n)
+        if not asked:
+            ended = f"{type(searcher).__name__} has nothing new to propose after {len(study):,} trials"
+            break
+        told = _scored(asked, evaluate, study, searcher.metric)
+        study.append(told, asked=n)
+        searcher.tell(told)
+        if on_trial is not None:
+            for trial in told:
+                on_trial(trial)
+    study.ended = ended
+    _log.info("search ended: %s", ended)
+    return best_of(_within(searcher, study, start), searcher.metric)
+
+
+def settings_of(searcher: Searcher) -> dict[str, Any]:
+    """What a study compares on resume: the class, and every constructor parameter read from its attribute.
+
+    A space is written as its digest, a `Feasible` as its limits, and what JSON cannot hold as the name of its type.
+    """
+    kind = type(searcher)
+    settings: dict[str, Any] = {"searcher": kind.__name__}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            assert hasattr(searcher, name), f"{kind.__name__} must keep its parameter {name!r} as an attribute"
+            settings[name] = _plain(getattr(searcher, name))
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SearchSpace):
+        return value.digest()
+    if hasattr(value, "limits"):
+        return dict(value.limits)
+    try:
+        return json.loads(json.dumps(value))  # as the study will read it back: tuples become lists
+    except TypeError:
+        return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _check_arguments(searcher: Searcher, study: Study, budgets: Mapping[str, int | None], resume: str) -> None:
+    for name, value in budgets.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} is no budget; give at least 1")
+    if resume not in ("exact", "warm"):
+        raise InputError(f"resume={resume!r} is unknown; {nearest(resume, ('exact', 'warm'))}")
+    if searcher.space.digest() != study.space.digest():
+        raise InputError(
+            f"the searcher is over space {searcher.space.name!r} ({searcher.space.digest()}), but study {study} is of "
+            f"{study.space.name!r} ({study.space.digest()}); build both from the same space"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Budget:
+    """What ends a search: the limits asked for, and the two that keep it from going on for nothing."""
+
+    trials: int
+    evaluations: int | None
+    architectures: int  # of the space
+    repeats: int  # in a row
+    start: int  # trials that a warm start told; their repeats are another search's
+
+    def left(self, study: Study) -> int:
+        """How many architectures may be asked for without exceeding either limit."""
+        trials = self.trials - len(study)
+        return trials if self.evaluations is None else min(trials, self.evaluations - study.evaluations)
+
+    def spent(self, study: Study) -> str:
+        """Why the search is over; empty while it is not."""
+        repeats = min(study.repeats_in_a_row, len(study) - self.start)
+        if len(study) >= self.trials:
+            return f"{len(study):,} trials are told"
+        if self.evaluations is not None and study.evaluations >= self.evaluations:
+            return f"{study.evaluations:,} networks are evaluated"
+        if study.evaluations >= self.architectures:
+            return f"the space is exhausted: all {self.architectures:,} architectures are scored"
+        if repeats >= self.repeats:
+            return f"the last {repeats:,} trials brought no new network ({study.evaluations:,} are scored)"
+        return ""
+
+
+def _within(searcher: Searcher, study: Study, start: int) -> list[Trial]:
+    """The trials within the searcher's limits: all of its own, and what fits of those that a warm start told it."""
+    feasible: Feasible | None = getattr(searcher, "feasible", None)
+    trials = study.trials()
+    return [trial for trial in trials[:start] if feasible is None or feasible(trial.arch)] + trials[start:]
+
+
+# -- one batch -----------------------------------------------------------------------------------------------------
+
+
+def _ask(searcher: Searcher, n: int) -> list[Arch]:
+    asked = searcher.ask(n)
+    feasible: Feasible | None = getattr(searcher, "feasible", None)
+    assert len(asked) <= n, f"{type(searcher).__name__} was asked for {n} architectures and returned {len(asked)}"
+    for arch in asked:
+        assert arch in searcher.space, f"{arch} is not in space {searcher.space.name!r}"
+        assert feasible is None or feasible(arch), f"{arch} is outside the limits {feasible.limits}"
+    return asked
+
+
+def _scored(asked: Sequence[Arch], evaluate: Evaluate, study: Study, metric: str) -> list[Trial]:
+    """The trials of one batch; `evaluate` sees only the networks that neither study nor batch has scored before."""
+    forms = [study.space.normal_form(arch) for arch in asked]
+    new: dict[str, Arch] = {}
+    for form in forms:
+        if study.score_of(form.key) is None:
+            new.setdefault(form.key, form)
+    archs = list(new.values())
+    started = time.perf_counter()
+    scores = _checked(archs, evaluate(archs), metric) if archs else {}
+    seconds = (time.perf_counter() - started) / max(1, len(archs))
+    told: list[Trial] = []
+    for number, (arch, form) in enumerate(zip(asked, forms, strict=True), start=len(study)):
+        repeat = new.pop(form.key, None) is None
+        metrics = scores[form.key] if form.key in scores else study.score_of(form.key)
+        assert metrics is not None
+        told.append(Trial(number, arch, form.key, metrics, repeat, 0.0 if repeat else seconds, study.asks))
+    return told
+
+
+def _checked(
+    archs: Sequence[Arch], results: Sequence[Mapping[str, float]], metric: str
+) -> dict[str, Mapping[str, float]]:
+    """The metrics by key, as plain floats."""
+    if len(results) != len(archs):
+        raise InputError(
+            f"evaluate returned {len(results)} results for {len(archs)} architectures; return one for each"
+        )
+    scores: dict[str, Mapping[str, float]] = {}
+    for arch, result in zip(archs, results, strict=True):
+        if not isinstance(result, Mapping):
+            raise InputError(f"evaluate returned {result!r} for {arch.key}; return a mapping from metric to number")
+        try:
+            scores[arch.key] = {name: float(value) for name, value in result.items()}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"architecture {arch.key} was scored {dict(result)}; metrics are numbers") from error
+        _check_metric(arch.key, scores[arch.key], metric)
+    return scores
+
+
+def _check_metric(key: str, metrics: Mapping[str, float], metric: str) -> None:
+    name = metric.removeprefix("-")
+    if name not in metrics:
+        raise InputError(f"architecture {key} was scored without {name!r}, which is searched; {nearest(name, metrics)}")
+    if not math.isfinite(metrics[name]):
+        raise InputError(f"architecture {key} has {name}={metrics[name]}; evaluate must return finite numbers")
+
+
+# -- resume --------------------------------------------------------------------------------------------------------
+
+
+def _resume(searcher: Searcher, study: Study, batch: int, resume: str) -> int:
+    """Brings a fresh searcher to where the record ends; returns how many trials it was told without being asked."""
+    settings = {**settings_of(searcher), "batch": batch}
+    recorded = study.settings
+    trials = study.trials()
+    start = 0
+    if resume == "warm":
+        start = len(trials)
+        for trial in trials:
+            _check_metric(trial.key, trial.metrics, searcher.metric)
+    elif recorded is not None:
+        start = recorded.pop(_TOLD_AT_START, 0)
+        _check_settings(study, recorded, settings)
+    if start:
+        searcher.tell(trials[:start])
+    _replay(searcher, study, start)
+    if resume == "warm" or recorded is None:
+        study.set_settings({**settings, _TOLD_AT_START: start})
+    return start
+
+
+def _check_settings(study: Study, recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    for name in {**recorded, **settings}:  # the class comes first: another one has other parameters
+        old, new = recorded.get(name, "absent"), settings.get(name, "absent")
+        if old != new:
+            raise InputError(
+                f"study {study} was searched with {name}={old!r}, and now {name}={new!r} is asked for; keep the "
+                'setting, use another study file, or give resume="warm"'
+            )
+
+
+def _replay(searcher: Searcher, study: Study, start: int) -> None:
+    for n, batch in study.batches():
+        if batch[0].number < start:
+            continue
+        asked, recorded = searcher.ask(n), [trial.arch for trial in batch]
+        if asked != recorded:
+            at = next(i for i, (new, old) in enumerate(zip_longest(asked, recorded)) if new != old)
+            new, old = (archs[at].key if at < len(archs) else "nothing" for archs in (asked, recorded))
+            raise InputError(
+                f"replaying trial {batch[0].number + at} of study {study}, {type(searcher).__name__} asks for {new} "
+                f"where the record holds {old}: the searcher is not fresh, or its code has changed; pass a fresh one, "
+                'use another study file, or give resume="warm"'
+            )
+        searcher.tell(batch)

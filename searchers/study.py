@@ -1,0 +1,312 @@
+"""A study: every trial of one search, held in memory and in an SQLite file that outlives a kill."""
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import filelock
+
+from supernet.errors import InputError, nearest
+from supernet.space import Arch, SearchSpace
+
+APPLICATION = 0x4E415354  # "NAST" in the SQLite header: tells a study from any other SQLite file
+VERSION = 1
+PAGE = 4096  # bytes; SQLite reads a last page cut short as if zeros followed, so its length is checked here
+
+_TABLES = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE batches (number INTEGER PRIMARY KEY, asked INTEGER NOT NULL)",
+    "CREATE TABLE trials (number INTEGER PRIMARY KEY, batch INTEGER NOT NULL, key TEXT NOT NULL, arch TEXT NOT NULL,"
+    " metrics TEXT NOT NULL, repeat INTEGER NOT NULL, seconds REAL NOT NULL)",
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One architecture that a searcher asked for, with its score. Two trials are equal if all but `seconds` agrees.
+
+    Attributes:
+        number: position in the study, from 0.
+        arch: the architecture as asked.
+        key: of its normal form; equal keys are the same network.
+        metrics: what the evaluation returned.
+        repeat: the score is that of an earlier trial of the same study; nothing was evaluated.
+        seconds: the trial's share of its batch's evaluation time; 0 for a repeat.
+        batch: number of the `ask` that it came from, from 0.
+    """
+
+    number: int
+    arch: Arch
+    key: str
+    metrics: Mapping[str, float] = field(hash=False)
+    repeat: bool
+    seconds: float = field(compare=False)
+    batch: int
+
+
+def score(trial: Trial, metric: str) -> float:
+    """The value to maximise: the metric, or its negative where `metric` has a leading minus (`"-loss"`).
+
+    Raises:
+        InputError: the trial lacks the metric.
+    """
+    name = metric.removeprefix("-")
+    if name not in trial.metrics:
+        raise InputError(f"trial {trial.number} ({trial.key}) has no metric {name!r}; {nearest(name, trial.metrics)}")
+    value = trial.metrics[name]
+    return -value if metric.startswith("-") else value
+
+
+def best_of(trials: Iterable[Trial], metric: str) -> Trial:
+    """The trial with the highest `score`, of equals the first; trials without a finite value of the metric are skipped.
+
+    Raises:
+        InputError: none has one.
+    """
+    name = metric.removeprefix("-")
+    trials = list(trials)
+    scored = [trial for trial in trials if math.isfinite(trial.metrics.get(name, math.nan))]
+    if not scored:
+        known = sorted({name for trial in trials for name in trial.metrics})
+        hint = nearest(name, known) if known else "there are no trials; search first"
+        raise InputError(f"no trial has a finite {name!r}; {hint}")
+    return max(scored, key=lambda trial: score(trial, metric))
+
+
+class Study:
+    """The record of one search, opened or created; the only state that a search has.
+
+    One process writes a study at a time (a lock on `PATH.lock`). The file is SQLite with a write-ahead log, synced at
+    every batch: a kill or a power cut loses at most the batch in flight. Trials are read once, when the file is opened.
+
+    Args:
+        path: of the file; None keeps the study in memory.
+        space: the space searched; a study belongs to one space.
+
+    Attributes:
+        ended: why the last `search` on this object ended; empty before.
+
+    Raises:
+        InputError: no such folder, no study, a damaged one, one of another space or schema version, or one that is
+            open elsewhere.
+    """
+
+    def __init__(self, path: str | Path | None, space: SearchSpace) -> None:
+        self.path = None if path is None else Path(path)
+        self.space = space
+        self.ended = ""
+        self._trials: list[Trial] = []
+        self._asked: list[int] = []  # per batch: how many were asked for, which may be more than came
+        self._scores: dict[str, Mapping[str, float]] = {}
+        self._settings: dict[str, Any] | None = None
+        self._repeats = 0
+        self._db: sqlite3.Connection | None = None
+        self._lock = None if self.path is None else _locked(self.path)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def __str__(self) -> str:
+        return "in memory" if self.path is None else str(self.path)
+
+    def __len__(self) -> int:
+        """The number of trials."""
+        return len(self._trials)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file and lets other writers in; a second call does nothing."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if self._lock is not None:
+            self._lock.release()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def trials(self) -> list[Trial]:
+        """All trials in the order they were told."""
+        return list(self._trials)
+
+    def batches(self) -> list[tuple[int, list[Trial]]]:
+        """Per `ask`: how many architectures it was asked for, and the trials it led to (never none, maybe fewer)."""
+        found: list[tuple[int, list[Trial]]] = [(asked, []) for asked in self._asked]
+        for trial in self._trials:
+            found[trial.batch][1].append(trial)
+        return found
+
+    @property
+    def asks(self) -> int:
+        """The number of batches; the next one gets this number."""
+        return len(self._asked)
+
+    @property
+    def evaluations(self) -> int:
+        """The number of distinct networks scored."""
+        return len(self._scores)
+
+    @property
+    def repeats_in_a_row(self) -> int:
+        """How many trials at the end of the study scored nothing new."""
+        return self._repeats
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """The settings of the search that wrote the study (a copy); None before the first search."""
+        return None if self._settings is None else dict(self._settings)
+
+    def score_of(self, key: str) -> Mapping[str, float] | None:
+        """The metrics of the network with this normal-form key, None if it has not been scored."""
+        return self._scores.get(key)
+
+    def best(self, metric: str) -> Trial:
+        """The trial with the highest `metric` (with a leading minus: the lowest); of equals, the earliest.
+
+        Raises:
+            InputError: the study is empty, or no trial has a finite value of this metric.
+        """
+        return best_of(self._trials, metric)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def append(self, batch: Sequence[Trial], *, asked: int | None = None) -> None:
+        """Records the trials of one `ask` in one transaction; they are on disk when it returns.
+
+        Args:
+            batch: at least one trial, numbered on from the last; all with the next batch number.
+            asked: how many architectures the searcher was asked for, if more than it returned.
+        """
+        assert batch, "a batch has at least one trial"
+        for number, trial in enumerate(batch, start=len(self._trials)):
+            assert (trial.number, trial.batch) == (number, len(self._asked)), f"{trial} does not follow on"
+        asked = len(batch) if asked is None else asked
+        with self._transaction() as db:
+            db.execute("INSERT INTO batches VALUES (?, ?)", (batch[0].batch, asked))
+            db.executemany("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", map(_row, batch))
+        self._asked.append(asked)
+        for trial in batch:
+            self._note(trial)
+
+    def set_settings(self, settings: Mapping[str, Any]) -> None:
+        """Records the settings of the search, a mapping that JSON can hold, in place of the old ones."""
+        text = json.dumps(settings)
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('settings', ?)", (text,))
+        self._settings = json.loads(text)
+
+    def _note(self, trial: Trial) -> None:
+        self._trials.append(trial)
+        self._scores.setdefault(trial.key, trial.metrics)
+        self._repeats = self._repeats + 1 if trial.repeat else 0
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self._db is None:
+            raise InputError(f"study {self} is closed; open it again with Study(path, space)")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            torn = self.path is not None and _torn(self.path)
+            self._db = sqlite3.connect(self.path or ":memory:", isolation_level=None)
+            if not (torn or self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]):
+                self._create()
+            self._check(torn=torn)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._load()
+        except (sqlite3.Error, KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"{self} is no readable study ({error}); restore it from a copy, or choose another study file"
+            ) from error
+
+    def _create(self) -> None:
+        assert self._db is not None
+        self._db.execute(f"PRAGMA page_size={PAGE}")
+        space = self.space
+        meta = {"version": str(VERSION), "space": space.to_json(), "space_digest": space.digest()}
+        with self._transaction() as db:
+            db.execute(f"PRAGMA application_id={APPLICATION}")
+            for table in _TABLES:
+                db.execute(table)
+            db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+
+    def _check(self, *, torn: bool) -> None:
+        assert self._db is not None
+        if self._db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
+            raise InputError(f"{self} is an SQLite file but no study; choose another study file")
+        damage = "the file is cut short" if torn else self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise sqlite3.DatabaseError(" ".join(damage.split()))
+        meta = dict(self._db.execute("SELECT name, value FROM meta"))
+        if meta["version"] != str(VERSION):
+            raise InputError(
+                f"study {self} has schema version {meta['version']}, but this release reads version {VERSION}; use the "
+                "release that wrote it, or another study file"
+            )
+        if meta["space_digest"] != self.space.digest():
+            raise InputError(
+                f"study {self} is of space {json.loads(meta['space'])['name']!r} ({meta['space_digest']}), not of "
+                f"{self.space.name!r} ({self.space.digest()}); use another study file, or the space it was made with"
+            )
+        self._settings = json.loads(meta["settings"]) if "settings" in meta else None
+
+    def _load(self) -> None:
+        assert self._db is not None
+        self._asked = [row[0] for row in self._db.execute("SELECT asked FROM batches ORDER BY number")]
+        for row in self._db.execute("SELECT * FROM trials ORDER BY number"):
+            number, batch, key, arch, metrics, repeat, seconds = row
+            if number != len(self) or not 0 <= batch < len(self._asked):
+                raise sqlite3.DatabaseError(f"trial {number} of batch {batch} is out of order")
+            self._note(Trial(number, Arch.from_json(arch), key, json.loads(metrics), bool(repeat), seconds, batch))
+
+
+def _row(trial: Trial) -> tuple[int, int, str, str, str, int, float]:
+    arch, metrics = trial.arch.to_json(), json.dumps(dict(trial.metrics))
+    return trial.number, trial.batch, trial.key, arch, metrics, int(trial.repeat), trial.seconds
+
+
+def _torn(path: Path) -> bool:
+    """Whether the file ends within a page; while a log lies beside it, SQLite itself restores the pages in question."""
+    return path.exists() and path.stat().st_size % PAGE != 0 and not Path(f"{path}-wal").exists()
+
+
+def _locked(path: Path) -> filelock.BaseFileLock:
+    """The lock of the study at `path`, held until released or until the process ends, however it ends."""
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for the study {path.name}; create it first")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; a study is a file, for instance {path / 'study.db'}")
+    lock = filelock.FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(
+            f"study {path} is open in another process or study object; wait for it, or use another study file"
+        ) from error
+    except OSError as error:
+        raise InputError(f"study {path} cannot be locked ({error}); choose a folder that can be written") from error
+    return lock

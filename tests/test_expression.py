@@ -1,0 +1,99 @@
+"""A module's constructor expression builds the same module again."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import supernet.blocks.plain
+from supernet.blocks.plain import ClassifierHead, ConvBNAct, InvertedResidual, ShuffleUnit
+from supernet.errors import InputError
+from supernet.expression import expression
+
+PLAIN = [
+    ConvBNAct(3, 8),
+    ConvBNAct(8, 8, kernel=5, stride=2, groups=4, act=False, affine=False),
+    InvertedResidual(8, 8, kernel=3, expansion=2),
+    InvertedResidual(8, 12, kernel=5, expansion=3, stride=2),
+    ShuffleUnit(8, 8, kernel=7, shuffle="interleave"),
+    ShuffleUnit(8, 20, xception=True, stride=2, affine=False),
+    ClassifierHead(8, 5, hidden=16, dropout=0.2, bias=False),
+]
+LAYERS = [
+    nn.Conv2d(4, 8, (3, 5), stride=2, padding=(1, 2), groups=2, bias=False),
+    nn.Conv2d(4, 8, 3, padding="same", padding_mode="reflect"),
+    nn.ConvTranspose2d(4, 8, 2, 2),
+    nn.BatchNorm2d(4, eps=1e-3, momentum=None, affine=False),
+    nn.GroupNorm(2, 4),
+    nn.LayerNorm((4, 5), bias=False),
+    nn.Linear(4, 2),
+    nn.Linear(4, 2, bias=False),
+    nn.ReLU(inplace=True),
+    nn.Hardtanh(-float("inf"), 3.0),
+    nn.MaxPool2d(3, stride=2, padding=1),
+    nn.AvgPool2d(2, count_include_pad=False),
+    nn.AdaptiveAvgPool2d((1, 2)),
+    nn.Dropout(0.3),
+    nn.Identity(),
+    nn.ModuleList([nn.Linear(2, 3)]),
+    nn.ModuleDict({"3x3": nn.Linear(2, 3)}),
+    nn.Sequential(*[nn.Conv2d(100 + i, 100 + i + 1, 3, padding=1) for i in range(6)]),
+    nn.Sequential(nn.Sequential(nn.ReLU(), nn.Flatten(1)), nn.Sequential()),
+]
+
+
+def test_every_plain_class_is_covered() -> None:
+    found = {cls for cls in vars(supernet.blocks.plain).values() if inspect.isclass(cls)}
+    own = {cls for cls in found if cls.__module__ == "supernet.blocks.plain"}
+    assert own == {type(module) for module in PLAIN}
+
+
+@pytest.mark.parametrize("module", PLAIN + LAYERS, ids=lambda module: type(module).__name__)
+def test_expression_builds_the_same_module(module: nn.Module) -> None:
+    text = expression(module)
+    rebuilt = eval(text, {"nn": nn, **vars(supernet.blocks.plain)})
+    assert type(rebuilt) is type(module)
+    assert repr(rebuilt) == repr(module)  # holds every kernel, stride and group
+    shapes, again = ({key: value.shape for key, value in m.state_dict().items()} for m in (module, rebuilt))
+    assert again == shapes
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_expression_reads_like_hand_written_code() -> None:
+    assert expression(nn.Conv2d(3, 8, 3, padding=1, bias=False)) == "nn.Conv2d(3, 8, 3, padding=1, bias=False)"
+    assert expression(nn.BatchNorm2d(8, affine=False)) == "nn.BatchNorm2d(8, affine=False)"
+    assert expression(InvertedResidual(8, 8, kernel=3, expansion=2)) == "InvertedResidual(8, 8, kernel=3, expansion=2)"
+    lines = expression(nn.Sequential(*(ConvBNAct(100, 100, kernel=3, stride=2) for _ in range(3)))).splitlines()
+    assert lines == ["nn.Sequential(", *["    ConvBNAct(100, 100, kernel=3, stride=2),"] * 3, ")"]
+
+
+class Forgetful(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+
+class Holder(nn.Module):
+    def __init__(self, content: object, /, *parts: nn.Module, scale: float = 1.0, **options: int) -> None:
+        super().__init__()
+        self.content, self.scale, self.options = content, scale, options
+        self.parts = nn.ModuleList(parts)
+
+
+def test_expression_of_unusual_signatures() -> None:
+    holder = Holder({"a": [1, (2,)], "b": None}, nn.ReLU(), nn.Linear(1, 2), scale=2.0, depth=3)
+    text = expression(holder)
+    assert text == 'Holder({"a": [1, (2,)], "b": None}, nn.ReLU(), nn.Linear(1, 2), scale=2.0, depth=3)'
+    assert vars(eval(text, globals()))["content"] == holder.content
+    assert expression(Holder(nn.ReLU)) == "Holder(nn.ReLU)"
+    named = nn.Sequential()
+    named.add_module("first", nn.ReLU())
+    assert expression(named) == 'nn.Sequential(OrderedDict({"first": nn.ReLU()}))'
+
+
+def test_expression_refuses_what_it_cannot_see() -> None:
+    with pytest.raises(InputError, match=r"Forgetful .* 'width'"):
+        expression(nn.Sequential(Forgetful(3)))
+    with pytest.raises(InputError, match=r"argument of Holder is of type Tensor"):
+        expression(Holder(torch.zeros(2)))

@@ -1,0 +1,81 @@
+"""What all scripts share: recipes and names from the command line, one-line errors, tables on screen."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from supernet.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+def main(run: Callable[[], None]) -> None:
+    """Run a script; wrong input ends in one line and exit code 2, Ctrl-C in one line and 130."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was done is saved and the same command goes on with it", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """An entry of a table by name. Raises `InputError` with the nearest name."""
+    if name not in table:
+        raise InputError(f"there is no {kind} {name!r}; {nearest(name, table)}")
+    return table[name]
+
+
+def parse(settings: type[T], description: str | None, args: Sequence[str] | None = None) -> T:
+    """A dataclass from typed command-line flags."""
+    return tyro.cli(settings, description=description, args=args)
+
+
+def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path]:
+    """`RECIPE [--field value …] --out FOLDER`: the recipe with every field open to a flag, and the folder."""
+    args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"  {name:24}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.items()]
+        print(f"{description}\n\nusage: {sys.argv[0]} RECIPE [--help] [--field value ...] --out FOLDER\n\nrecipes:")
+        print("\n".join(lines))
+        raise SystemExit(0 if args else 2)
+    recipe = choose("recipe", args[0], recipes)()
+
+    kind = type(recipe)
+
+    def configure(*, out: Path, config: Annotated[kind, tyro.conf.arg(name="")] = recipe) -> tuple[Any, Path]:  # type: ignore[valid-type]
+        """Train by this recipe.
+
+        Args:
+            out: Folder of the run; an interrupted one goes on.
+            config: Every field of the recipe.
+        """
+        return config, out
+
+    return tyro.cli(configure, args=args[1:], prog=f"{Path(sys.argv[0]).name} {args[0]}", description=description)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.0f}"
+    return str(value)

@@ -1,0 +1,100 @@
+"""The whole loop on embedded images: train a supernet, search, retrain winner and controls, export."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import main, parse, print_table
+from recipes import quickstart
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Train, search, retrain and export on scikit-learn's digits; writes summary.json into the run folder."""
+
+    out: Path = Path("runs/quickstart")
+    """Folder of the run; an interrupted one goes on."""
+    trials: int = 100
+    """Trials of each searcher."""
+    max_macs: float = 1.4e6
+    """Limit on multiply-accumulates, for the search and for the random controls."""
+    epochs: int | None = None
+    """Epochs of the supernet, instead of the recipe's."""
+    retrain_epochs: int | None = None
+    """Epochs of every retraining, instead of the recipe's."""
+    seed: int = 0
+    """Of everything."""
+
+
+def run() -> None:
+    args = parse(Quickstart, __doc__)
+    began = time.monotonic()
+
+    import stages
+
+    config = quickstart()
+    train = dataclasses.replace(config.train, seed=args.seed, epochs=args.epochs or config.train.epochs)
+    retrain = dataclasses.replace(config.retrain, seed=args.seed, epochs=args.retrain_epochs or config.retrain.epochs)
+    trained = stages.train_stage(dataclasses.replace(config, train=train, retrain=retrain), args.out)
+    feasible = stages.limits_of(trained, {"macs": args.max_macs})
+    found: dict[str, Any] = {}
+    for name, settings in (("random", {}), ("aging-evolution", {"population_size": "20", "tournament_size": "5"})):
+        searcher = stages.create_searcher(name, trained, feasible, args.seed, settings)
+        found[name] = stages.search_stage(trained, searcher, name, trials=args.trials)
+    winner_of = max(found, key=lambda name: found[name]["score"])
+    winner = trained.supernet.space.normal_form(stages.Arch(found[winner_of]["arch"]))
+    controls = stages.random_feasible(trained, feasible, 3, args.seed)
+    retrained = [stages.retrain_stage(trained, arch, retrain) for arch in (winner, *controls)]
+    folder, parity = stages.export_stage(trained, winner, stages.trained_network(trained, winner, args.seed))
+    summary = {
+        "format": 1,
+        "supernet": stages.supernet_accuracy(trained),
+        "limit": {"macs": args.max_macs},
+        "searchers": found,
+        "winner": {"searcher": winner_of, **retrained[0]},
+        "random_controls": retrained[1:],
+        "comparison": compare([result["test_accuracy"] for result in retrained]),
+        "export": {"folder": str(folder), **parity},
+        "seconds": time.monotonic() - began,
+    }
+    stages.write_json(args.out / "summary.json", summary)
+    show(summary)
+
+
+def compare(accuracies: list[float]) -> dict[str, Any]:
+    """The winner (first) against the random controls (the others)."""
+    import statistics
+
+    winner, controls = accuracies[0], accuracies[1:]
+    mean, deviation = statistics.mean(controls), statistics.stdev(controls)
+    return {"winner": winner, "controls_mean": mean, "controls_deviation": deviation, "n_controls": len(controls),
+            "winner_at_least_mean_minus_deviation": winner >= mean - deviation}  # fmt: skip
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The same figures on screen."""
+    shared, compared = summary["supernet"], summary["comparison"]
+    probe = f"random subnets: {shared['mean']:.4f} ± {shared['deviation']:.4f}, n={shared['n']}"
+    print_table(
+        f"search with shared weights ({probe})",
+        ("searcher", "score", "macs", "params", "evaluations", "seconds"),
+        [(name, *(row[key] for key in ("score", "macs", "params", "evaluations", "seconds")))
+         for name, row in summary["searchers"].items()],
+    )  # fmt: skip
+    rows = [("winner", summary["winner"])] + [(f"random {i}", r) for i, r in enumerate(summary["random_controls"], 1)]
+    print_table(
+        "retrained from scratch, test split", ("network", "accuracy", "macs", "params", "seconds"),
+        [(name, *(row[key] for key in ("test_accuracy", "macs", "params", "seconds"))) for name, row in rows],
+    )  # fmt: skip
+    verdict = "at least" if compared["winner_at_least_mean_minus_deviation"] else "BELOW"
+    bar = f"{compared['controls_mean']:.4f} - {compared['controls_deviation']:.4f}, n={compared['n_controls']}"
+    print(f"winner {compared['winner']:.4f} is {verdict} the controls' mean - 1 s.d. ({bar})")
+    print(f"exported to {summary['export']['folder']}, parity {json.dumps(summary['export']['differences'])}")
+    print(f"{summary['seconds']:.0f} s in all; the same figures are in summary.json")
+
+
+if __name__ == "__main__":
+    main(run)

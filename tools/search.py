@@ -1,0 +1,58 @@
+"""Search a trained supernet: python tools/search.py runs/x --searcher aging-evolution --trials 200 --max-macs 1.4e6"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from common import main, parse, print_table
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search a trained supernet; a search of the same name goes on where it ended."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the trained supernet."""
+    searcher: str = "aging-evolution"
+    """random or aging-evolution."""
+    name: str = ""
+    """Of the search below RUN/search/; the searcher's by default."""
+    trials: int = 200
+    """Ends the search: architectures told, repeats included."""
+    evaluations: int | None = None
+    """Ends the search: distinct networks scored."""
+    batch: int = 1
+    """Architectures asked for at a time."""
+    seed: int = 0
+    """Of the searcher."""
+    max_macs: float | None = None
+    """Limit on multiply-accumulates."""
+    max_params: float | None = None
+    """Limit on parameters."""
+    bn_batches: int = 10
+    """Calibration batches of 64 images per candidate."""
+    settings: tuple[str, ...] = ()
+    """Hyperparameters of the searcher, e.g. population_size=50 tournament_size=10."""
+
+
+def run() -> None:
+    args = parse(Search, __doc__)
+
+    import stages
+
+    opened = stages.open_stage(args.run)
+    feasible = stages.limits_of(opened, {"macs": args.max_macs, "params": args.max_params})
+    searcher = stages.create_searcher(args.searcher, opened, feasible, args.seed, stages.pairs(args.settings))
+    result = stages.search_stage(
+        opened, searcher, args.name or args.searcher, trials=args.trials, evaluations=args.evaluations,
+        batch=args.batch, bn_batches=args.bn_batches,
+    )  # fmt: skip
+    print_table(
+        f"search {args.name or args.searcher}", ("what", "value"), [(k, v) for k, v in result.items() if k != "arch"]
+    )
+    print(stages.Arch(result["arch"]).to_json())
+
+
+if __name__ == "__main__":
+    main(run)

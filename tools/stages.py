@@ -1,0 +1,249 @@
+"""The stages of a run as functions: train a supernet, search it, retrain and export an architecture."""
+
+import inspect
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import searchers
+from searchers import Study, Trial, search
+from supernet import Arch, Chain, create_network, create_supernet
+from supernet.checkpoint import load_weights, open_run, read_json, save_weights, write_json
+from supernet.config import SupernetRun, Train, from_dict
+from supernet.cost import CostTable, Feasible
+from supernet.data import Splits, load
+from supernet.errors import InputError, nearest
+from supernet.evaluate import Recalibrate, SharedWeights, accuracy
+from supernet.export import export
+from supernet.progress import progress
+from supernet.sampling import create_sampler
+from supernet.seeding import derive_seed, generator
+from supernet.train import train_standalone, train_supernet
+
+SEARCHERS = {"random": searchers.RandomSearch, "aging-evolution": searchers.AgingEvolution}
+WEIGHTS, NETWORK = "supernet.safetensors", "network.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained supernet with its data and configuration."""
+
+    folder: Path
+    config: SupernetRun
+    data: Splits
+    supernet: Chain
+    cost: CostTable
+
+    def shared_weights(self, *, bn_batches: int = 10) -> SharedWeights:
+        """The evaluator of this run: scores on the search-validation split."""
+        bn = Recalibrate(bn_batches)
+        return SharedWeights(self.supernet, self.data.calibration, self.data.validation, bn=bn, cost=self.cost)
+
+
+def network_settings(config: SupernetRun, data: Splits) -> dict[str, Any]:
+    """What a builder is told of the data."""
+    return {"num_classes": len(data.classes), "input_size": data.size, "in_channels": data.in_channels}
+
+
+def torch_generator(*parts: object) -> torch.Generator:
+    """A generator of its own for initial weights."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def train_stage(config: SupernetRun, out: Path, *, verbose: bool = True) -> Run:
+    """Train the supernet of a recipe into `out`; a finished run is only loaded, an interrupted one goes on."""
+    with open_run(out, "supernet", config):
+        data = load(config.data)
+        init = torch_generator(config.train.seed, "supernet")
+        supernet = create_supernet(config.space, generator=init, **network_settings(config, data))
+        sampler = create_sampler(config.sampler, supernet.space, config.train.seed)
+        if not (out / WEIGHTS).exists():
+            history = train_supernet(
+                supernet, data, config.train, sampler=sampler, shift=config.data.shift, flip=config.data.flip,
+                state=out / "state.pt", log=out / "events", verbose=verbose,
+            )  # fmt: skip
+            write_json(out / "history.json", {"format": 1, "epochs": history})
+            metadata = {"space": config.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
+            save_weights(out / WEIGHTS, supernet, metadata)
+    return open_stage(out)
+
+
+def open_stage(folder: Path) -> Run:
+    """Load a trained supernet. Raises `InputError` for a folder without one, or one trained on other images."""
+    document = read_json(folder / "run.json")
+    if document.get("kind") != "supernet":
+        raise InputError(f"{folder} holds a {document.get('kind')} run; give the folder of a trained supernet")
+    config = from_dict(SupernetRun, document["config"])
+    data = load(config.data)
+    supernet = create_supernet(config.space, **network_settings(config, data))
+    metadata = load_weights(folder / WEIGHTS, supernet)
+    for name, now in (("space_digest", supernet.space.digest()), ("data_digest", data.digest)):
+        if metadata.get(name) != now:
+            raise InputError(
+                f"{folder} was trained with another {name.split('_')[0]} ({name} {metadata.get(name)}, now {now})"
+            )
+    supernet.eval().to(config.train.device)
+    return Run(folder, config, data, supernet, CostTable(supernet))
+
+
+def limits_of(run: Run, limits: Mapping[str, float | None]) -> Feasible:
+    """The given limits over a run's costs; an impossible one is an error at once."""
+    return Feasible(run.cost, {name: value for name, value in limits.items() if value is not None})
+
+
+def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings: Mapping[str, str]) -> Any:
+    """A searcher by name, with hyperparameters given as text."""
+    if name not in SEARCHERS:
+        raise InputError(f"there is no searcher {name!r}; {nearest(name, SEARCHERS)}")
+    kind = SEARCHERS[name]
+    known = {
+        key: p for key, p in inspect.signature(kind).parameters.items() if key not in ("space", "seed", "feasible")
+    }
+    values = {}
+    for key, text in settings.items():
+        if key not in known:
+            raise InputError(f"searcher {name!r} has no setting {key!r}; {nearest(key, known)}")
+        default = known[key].default
+        try:
+            values[key] = text if isinstance(default, str) else type(default)(json.loads(text))
+        except (ValueError, TypeError):
+            raise InputError(f"{key}={text!r} is no {type(default).__name__}") from None
+    return kind(run.supernet.space, seed=seed, feasible=feasible if feasible.limits else None, **values)
+
+
+def search_stage(
+    run: Run, searcher: Any, name: str, *, trials: int, evaluations: int | None = None, batch: int = 1,
+    bn_batches: int = 10, verbose: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Search a trained supernet; the study in `search/NAME/` goes on where it ended. Returns its summary."""
+    folder = run.folder / "search" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with Study(folder / "study.db", run.supernet.space) as study:
+        with progress(f"search {name}", trials, start=len(study), enabled=verbose) as update:
+            best_score = max((t.metrics["accuracy"] for t in study.trials()), default=0.0)
+
+            def show(trial: Trial) -> None:
+                nonlocal best_score
+                best_score = max(best_score, trial.metrics["accuracy"])
+                update(trial.number + 1, f"best accuracy {best_score:.4f}")
+
+            evaluate = run.shared_weights(bn_batches=bn_batches)
+            best = search(searcher, evaluate, study, trials=trials, evaluations=evaluations, batch=batch, on_trial=show)
+        told = study.trials()
+        return {
+            "arch": dict(best.arch), "key": best.key, "score": best.metrics["accuracy"],
+            "macs": best.metrics["macs"], "params": best.metrics["params"], "trials": len(told),
+            "evaluations": sum(not t.repeat for t in told), "seconds": sum(t.seconds for t in told),
+            "ended": study.ended,
+        }  # fmt: skip
+
+
+def best_arch(run: Run, name: str, metric: str = "accuracy") -> Arch:
+    """The best architecture that a search of this run found."""
+    path = run.folder / "search" / name / "study.db"
+    if not path.exists():
+        raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first, or give --arch")
+    with Study(path, run.supernet.space) as study:
+        return study.best(metric).arch
+
+
+def read_arch(run: Run, text: str) -> Arch:
+    """An architecture of the run's space from JSON text or a file with it (an export's arch.json too)."""
+    if not text.lstrip().startswith("{"):
+        document = read_json(Path(text))
+        text = json.dumps(document.get("values", document))
+    return run.supernet.space.normal_form(run.supernet.space.canonical(Arch.from_json(text)))
+
+
+def random_feasible(run: Run, feasible: Feasible, n: int, seed: int, tries: int = 10_000) -> list[Arch]:
+    """`n` distinct networks drawn uniformly from those within the limits."""
+    rng, space = generator(seed, "controls"), run.supernet.space
+    found: dict[Arch, None] = {}
+    for _ in range(tries):
+        arch = space.normal_form(space.sample(rng))
+        if feasible(arch):
+            found[arch] = None
+        if len(found) == n:
+            return list(found)
+    raise InputError(f"{tries:,} draws gave only {len(found)} of {n} architectures; {feasible.explain()}")
+
+
+def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, verbose: bool = True) -> dict[str, Any]:
+    """Train one architecture as a standalone network, from scratch or from the shared weights; score the test split."""
+    folder = retrain_folder(run, arch, train.seed, shared)
+    with open_run(folder, "retrain", train):
+        result = folder / "result.json"
+        if result.exists():
+            return read_json(result)
+        network = fresh_network(run, arch, train.seed)
+        if shared:
+            network.load_state_dict(run.shared_weights().subnet(arch).state_dict(), strict=False)
+        began = time.monotonic()
+        train_standalone(
+            network, run.data, train, shift=run.config.data.shift, flip=run.config.data.flip,
+            state=folder / "state.pt", log=folder / "events", verbose=verbose,
+        )  # fmt: skip
+        save_weights(folder / NETWORK, network, {"space": run.config.space, "arch": arch.to_json()})
+        document = {
+            "format": 1, "arch": dict(arch), "key": arch.key, "seed": train.seed,
+            "init": "shared" if shared else "scratch",
+            "test_accuracy": accuracy(network, run.data.test.to(train.device)),
+            "validation_accuracy": accuracy(network, run.data.validation.to(train.device)),
+            **run.cost(arch), "seconds": time.monotonic() - began,
+        }  # fmt: skip
+        write_json(result, document)
+        return document
+
+
+def retrain_folder(run: Run, arch: Arch, seed: int, shared: bool = False) -> Path:
+    """Where a retraining lives: one folder per architecture, seed and start."""
+    return run.folder / "retrain" / f"{arch.key}-seed{seed}{'-shared' if shared else ''}"
+
+
+def fresh_network(run: Run, arch: Arch, seed: int) -> nn.Module:
+    """The standalone network of an architecture, initialised from a seed."""
+    settings = network_settings(run.config, run.data)
+    return create_network(run.config.space, arch=arch, generator=torch_generator(seed, "network"), **settings)
+
+
+def trained_network(run: Run, arch: Arch, seed: int, *, inherit: bool = False, shared: bool = False) -> nn.Module:
+    """A retrained network, or with `inherit` the recalibrated subnet of the supernet."""
+    if inherit:
+        return run.shared_weights().subnet(arch)
+    network = fresh_network(run, arch, seed)
+    load_weights(retrain_folder(run, arch, seed, shared) / NETWORK, network)
+    return network.eval()
+
+
+def export_stage(
+    run: Run, arch: Arch, network: nn.Module, *, onnx: bool = False, out: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Write the standalone folder; returns its path and the parity report."""
+    folder = out or run.folder / "export" / arch.key
+    report = export(
+        network, folder, arch=arch, space=run.config.space, preprocess=run.data.preprocess(),
+        in_channels=run.data.in_channels, onnx=onnx,
+    )  # fmt: skip
+    return folder, report
+
+
+def supernet_accuracy(run: Run, archs: int = 16) -> dict[str, float]:
+    """Mean and deviation of the shared-weight accuracy of uniform architectures, search-validation split."""
+    rng, space = generator(run.config.train.seed, "probe"), run.supernet.space
+    scores = [m["accuracy"] for m in run.shared_weights()([space.sample(rng) for _ in range(archs)])]
+    return {"mean": statistics.mean(scores), "deviation": statistics.stdev(scores), "n": archs}
+
+
+def pairs(settings: Sequence[str]) -> dict[str, str]:
+    """`("a=1", …)` as a mapping. Raises `InputError` for anything without an equals sign."""
+    for text in settings:
+        if "=" not in text:
+            raise InputError(f"settings are NAME=VALUE, not {text!r}")
+    return dict(text.split("=", 1) for text in settings)
