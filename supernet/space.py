@@ -373,7 +373,7 @@ class SearchSpace:
         return self._complete(inherit)
 
     def neighbors(self, arch: Arch) -> list[Arch]:
-        """All architectures with one active choice at another (ordered: adjacent) option; new choices at their first."""
+        """All architectures with one active choice at another (ordered: adjacent) option; new ones at their first."""
         active = self.active(arch)
         kept = {choice.name: arch[choice.name] for choice in active}
         found = []
