@@ -71,7 +71,8 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise InputError(
-            f"the checkpoint {path} is truncated or no checkpoint of this project; delete it to train again"
+            f"the checkpoint {path} is truncated or no checkpoint of this project ({type(error).__name__}); "
+            "delete it to train again"
         ) from error
     if not isinstance(state, dict) or "format" not in state:
         raise InputError(f"the checkpoint {path} was not written by this project; give another output folder")
@@ -113,7 +114,7 @@ def environment(device: str) -> dict[str, Any]:
     """What bit-for-bit reproduction depends on."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "device": device if device == "cpu" else torch.cuda.get_device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
     }
@@ -142,10 +143,7 @@ def open_run(folder: Path, kind: str, config: Any) -> Iterator[Path]:
         InputError: the folder holds something else or another run (the first differing setting is named), or another
             process is writing to it.
     """
-    document = json.loads(json.dumps(dataclasses.asdict(config)))
-    path = folder / "run.json"
-    if folder.exists() and not path.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no run; give a new folder")
+    check_run(folder, kind, config)
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock", blocking=False)
     try:
@@ -153,16 +151,23 @@ def open_run(folder: Path, kind: str, config: Any) -> Iterator[Path]:
     except filelock.Timeout:
         raise InputError(f"another process is writing to {folder}; wait for it or give another folder") from None
     try:
-        if path.exists():
-            _same_run(read_json(path), kind, document, folder)
-        else:
-            write_json(path, {"format": FORMAT, "kind": kind, "config": document, "commit": commit()})
+        check_run(folder, kind, config)  # again: another process may have claimed it since
+        if not (folder / "run.json").exists():
+            document = {"format": FORMAT, "kind": kind, "config": dataclasses.asdict(config), "commit": commit()}
+            write_json(folder / "run.json", document)
         yield folder
     finally:
         lock.release()
 
 
-def _same_run(found: Mapping[str, Any], kind: str, document: Mapping[str, Any], folder: Path) -> None:
+def check_run(folder: Path, kind: str, config: Any) -> None:
+    """Whether a folder is free for a run or holds this one, before any work. Raises `InputError` as `open_run` does."""
+    path = folder / "run.json"
+    if not path.exists():
+        if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no run; give a new folder")
+        return
+    found, document = read_json(path), json.loads(json.dumps(dataclasses.asdict(config)))
     if found.get("kind") != kind:
         raise InputError(f"{folder} holds a {found.get('kind')} run, not a {kind} run; give another folder")
     before, now = flatten(found["config"]), flatten(document)

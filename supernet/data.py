@@ -109,7 +109,7 @@ def load(config: Data) -> Splits:
     held = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if held is None:
         return _split(config, pixels, labels, classes, None)
-    test_pixels, test_labels, test_classes = _folder(held, config.size)
+    test_pixels, test_labels, test_classes = _folder(held, config.size, fewest=1)
     unknown = sorted(set(test_classes) - set(classes))
     if unknown:
         raise InputError(f"{held} has the class {unknown[0]!r}, which {root / 'train'} lacks; the classes must agree")
@@ -127,7 +127,7 @@ def _digits(size: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     return (pixels * 255).round().to(torch.uint8), torch.from_numpy(digits.target).long(), tuple("0123456789")
 
 
-def _folder(root: Path, size: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _folder(root: Path, size: int, *, fewest: int = 2) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
@@ -139,7 +139,7 @@ def _folder(root: Path, size: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     ]
     if not files:
         raise InputError(f"{root} holds no images: it needs one folder per class with files such as .jpg or .png")
-    if len({label for _, label in files}) < 2:
+    if len({label for _, label in files}) < fewest:
         raise InputError(f"{root} holds images of one class only, {classes[files[0][1]]!r}; there is nothing to learn")
     pixels = torch.stack([_decode(path, size) for path, _ in files])
     return pixels, torch.tensor([label for _, label in files]), classes

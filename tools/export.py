@@ -35,7 +35,6 @@ def run() -> None:
 
     opened = stages.open_stage(args.run)
     arch = stages.read_arch(opened, args.arch) if args.arch else stages.best_arch(opened, args.search)
-    arch = opened.supernet.space.normal_form(arch)
     network = stages.trained_network(opened, arch, args.seed, inherit=args.inherit)
     folder, report = stages.export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))

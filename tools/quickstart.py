@@ -45,7 +45,7 @@ def run() -> None:
         searcher = stages.create_searcher(name, trained, feasible, args.seed, settings)
         found[name] = stages.search_stage(trained, searcher, name, trials=args.trials)
     winner_of = max(found, key=lambda name: found[name]["score"])
-    winner = trained.supernet.space.normal_form(stages.Arch(found[winner_of]["arch"]))
+    winner = stages.Arch(found[winner_of]["arch"])
     controls = stages.random_feasible(trained, feasible, 3, args.seed)
     retrained = [stages.retrain_stage(trained, arch, retrain) for arch in (winner, *controls)]
     folder, parity = stages.export_stage(trained, winner, stages.trained_network(trained, winner, args.seed))

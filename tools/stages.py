@@ -15,7 +15,7 @@ from torch import nn
 import searchers
 from searchers import Study, Trial, search
 from supernet import Arch, Chain, create_network, create_supernet
-from supernet.checkpoint import load_weights, open_run, read_json, save_weights, write_json
+from supernet.checkpoint import check_run, load_weights, open_run, read_json, save_weights, write_json
 from supernet.config import SupernetRun, Train, from_dict
 from supernet.cost import CostTable, Feasible
 from supernet.data import Splits, load
@@ -59,11 +59,12 @@ def torch_generator(*parts: object) -> torch.Generator:
 
 def train_stage(config: SupernetRun, out: Path, *, verbose: bool = True) -> Run:
     """Train the supernet of a recipe into `out`; a finished run is only loaded, an interrupted one goes on."""
+    check_run(out, "supernet", config)
+    data = load(config.data)  # before the folder is claimed: a run that cannot start leaves nothing behind
+    init = torch_generator(config.train.seed, "supernet")
+    supernet = create_supernet(config.space, generator=init, **network_settings(config, data))
+    sampler = create_sampler(config.sampler, supernet.space, config.train.seed)
     with open_run(out, "supernet", config):
-        data = load(config.data)
-        init = torch_generator(config.train.seed, "supernet")
-        supernet = create_supernet(config.space, generator=init, **network_settings(config, data))
-        sampler = create_sampler(config.sampler, supernet.space, config.train.seed)
         if not (out / WEIGHTS).exists():
             history = train_supernet(
                 supernet, data, config.train, sampler=sampler, shift=config.data.shift, flip=config.data.flip,
@@ -138,7 +139,7 @@ def search_stage(
             best = search(searcher, evaluate, study, trials=trials, evaluations=evaluations, batch=batch, on_trial=show)
         told = study.trials()
         return {
-            "arch": dict(best.arch), "key": best.key, "score": best.metrics["accuracy"],
+            "arch": dict(run.supernet.space.normal_form(best.arch)), "key": best.key, "score": best.metrics["accuracy"],
             "macs": best.metrics["macs"], "params": best.metrics["params"], "trials": len(told),
             "evaluations": sum(not t.repeat for t in told), "seconds": sum(t.seconds for t in told),
             "ended": study.ended,
@@ -151,7 +152,7 @@ def best_arch(run: Run, name: str, metric: str = "accuracy") -> Arch:
     if not path.exists():
         raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first, or give --arch")
     with Study(path, run.supernet.space) as study:
-        return study.best(metric).arch
+        return run.supernet.space.normal_form(study.best(metric).arch)
 
 
 def read_arch(run: Run, text: str) -> Arch:

@@ -1,0 +1,41 @@
+# Every target makes .venv if there is none. PYTHON names the interpreter it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= runs/quickstart
+# One thread per worker: two workers share two cores, and oversubscribed threads are slower than one each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+.PHONY: demo test test-all lint format
+
+demo: .venv/.installed
+	$(BIN)/python tools/quickstart.py --out $(DEMO)
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint .venv/.installed-all
+	$(PYTEST)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/.installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@ .venv/.installed
+
+.venv/.installed-all: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable ".[dev,onnx,optuna]"
+	touch $@ .venv/.installed-dev .venv/.installed

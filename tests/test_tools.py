@@ -1,0 +1,193 @@
+"""The scripts from outside: the whole loop as a user runs it, and wrong input ending in one line and exit code 2."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TOOLS = ROOT / "tools"
+SHORT = ("--data.size", "8", "--train.epochs", "1", "--train.batch", "128", "--retrain.epochs", "1")
+
+
+def script(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run a script as a user does."""
+    command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The same in this process, which saves seconds of imports: (exit code, output, errors)."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.setattr("warnings.showwarning", lambda *args: None)
+
+    def run(name: str, *args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+        spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        code = 0
+        try:
+            module.main(module.run)
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else 1
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A supernet trained for one epoch."""
+    out = tmp_path_factory.mktemp("tools") / "run"
+    done = script("train_supernet", "macro-digits", *SHORT, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "shared-weight accuracy" in done.stdout
+    return out
+
+
+def one_line(result: tuple[int, str, str], *fragments: str) -> None:
+    """Exit code 2, nothing on standard output, and one line that holds all fragments."""
+    code, out, err = result
+    assert code == 2, (out, err)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for fragment in fragments:
+        assert fragment in err
+
+
+@pytest.mark.xdist_group("tools")
+def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    limit = ("--max-macs", "2e6")
+    code, out, err = call(
+        "search", run_folder, "--trials", 12, "--settings", "population_size=4", "tournament_size=2", *limit
+    )
+    assert code == 0, err
+    arch = json.loads(out.strip().splitlines()[-1])
+    assert len(arch) == 8
+    code, again, _ = call(
+        "search", run_folder, "--trials", 12, "--settings", "population_size=4", "tournament_size=2", *limit
+    )
+    assert code == 0
+    assert again.strip().splitlines()[-1] == out.strip().splitlines()[-1]
+    assert call("retrain", run_folder, "--epochs", 2)[0] == 0
+    result = json.loads(next((run_folder / "retrain").glob("*-seed0/result.json")).read_text())
+    assert result["macs"] <= 2e6
+    assert 0 <= result["test_accuracy"] <= 1
+    assert call("retrain", run_folder, "--init", "shared", "--epochs", 1)[0] == 0
+    assert len(list((run_folder / "retrain").iterdir())) == 2
+    code, out, err = call("export", run_folder)
+    assert code == 0, err
+    folder = next((run_folder / "export").iterdir())
+    parity = json.loads((folder / "parity.json").read_text())
+    assert max(parity["differences"].values()) <= 1e-5
+    code, out, err = call("evaluate", run_folder, "--exported", folder)
+    assert code == 0, err
+    assert f"{result['test_accuracy']:.4f}" in out or f"{result['test_accuracy']:,.0f}" in out
+    code, out, err = call("evaluate", run_folder, "--arch", folder / "arch.json")
+    assert code == 0, err
+    assert "accuracy" in out
+
+
+@pytest.mark.xdist_group("tools")
+def test_wrong_names_offer_the_nearest(
+    run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    one_line(call("train_supernet", "macro-digit", "--out", tmp_path), "no recipe 'macro-digit'", "'macro-digits'")
+    space = ("quickstart", "--space", "shufflenet-smal", "--out", tmp_path / "a")
+    one_line(call("train_supernet", *space), "no space 'shufflenet-smal'", "'shufflenet-small'")
+    one_line(call("train_supernet", "quickstart", "--space", "nowhere:build", "--out", tmp_path / "b"), "nowhere:build")
+    one_line(call("train_supernet", "quickstart", "--sampler", "unifrom", "--out", tmp_path / "c"), "'uniform'")
+    one_line(call("search", run_folder, "--searcher", "aging-evolutoin"), "did you mean 'aging-evolution'")
+    one_line(call("search", run_folder, "--settings", "populaton_size=4"), "did you mean 'population_size'")
+    one_line(call("search", run_folder, "--settings", "population_size=many"), "population_size='many' is no int")
+    one_line(call("search", run_folder, "--settings", "population_size"), "NAME=VALUE")
+
+
+@pytest.mark.xdist_group("tools")
+def test_wrong_data_is_named(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    flags = ("spos-images", "--out", tmp_path / "run", "--data.source")
+    one_line(call("train_supernet", *flags, tmp_path / "images"), "holds no images")
+    torch.save(torch.zeros(1), tmp_path / "images" / "cat" / "0.png")
+    one_line(call("train_supernet", *flags, tmp_path / "images"), "one class only, 'cat'")
+    one_line(call("train_supernet", *flags, tmp_path / "nowhere"), "no data set")
+
+
+@pytest.mark.xdist_group("tools")
+def test_an_impossible_limit_names_the_cheapest(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    one_line(call("search", run_folder, "--name", "tight", "--max-macs", "1000"), "macs <= 1,000", "the cheapest has 4")
+    assert not (run_folder / "search" / "tight").exists()
+
+
+@pytest.mark.xdist_group("tools")
+def test_an_arch_of_another_space_is_refused(
+    run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    foreign = json.dumps({"stage1.block0.op": "shuffle3"})
+    one_line(call("evaluate", run_folder, "--arch", foreign), "'shuffle3' is no option", "nasbench-macro")
+    one_line(call("retrain", run_folder, "--arch", "{"), "JSON object")
+    one_line(call("retrain", run_folder, "--arch", tmp_path / "arch.json"), "does not exist")
+    one_line(call("retrain", run_folder, "--search", "never-run"), "no search 'never-run'")
+
+
+@pytest.mark.xdist_group("tools")
+def test_a_changed_study_names_the_setting(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    assert call("search", run_folder, "--searcher", "random", "--name", "mine", "--trials", 3)[0] == 0
+    flags = ("--searcher", "random", "--name", "mine", "--trials", 5)
+    one_line(call("search", run_folder, *flags, "--seed", 1), "seed")
+    one_line(call("search", run_folder, "--searcher", "aging-evolution", "--name", "mine"), "searcher")
+    assert call("search", run_folder, *flags)[0] == 0
+    study = run_folder / "search" / "mine" / "study.db"
+    study.write_bytes(study.read_bytes()[:5000])
+    one_line(call("search", run_folder, *flags), "study.db")
+
+
+@pytest.mark.xdist_group("tools")
+def test_folders_of_other_runs_are_refused(
+    run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    other = ("train_supernet", "macro-digits", *SHORT, "--train.seed", 1, "--out", run_folder)
+    one_line(call(*other), "another run: train.seed is 0 there and 1 here")
+    (tmp_path / "thesis.tex").touch()
+    one_line(call("train_supernet", "quickstart", "--out", tmp_path), "holds no run")
+    one_line(call("search", tmp_path), "run.json does not exist")
+    weights = run_folder / "supernet.safetensors"
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[:1000])
+        one_line(call("search", run_folder), "supernet.safetensors", "truncated")
+    finally:
+        weights.write_bytes(whole)
+
+
+def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    flags = ("--out", out, "--epochs", 2, "--retrain-epochs", 1, "--trials", 8)
+    done = script("quickstart", *flags)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["searchers"]) == {"random", "aging-evolution"}
+    for row in summary["searchers"].values():
+        assert {"arch", "score", "macs", "params", "evaluations", "seconds"} <= row.keys()
+        assert row["macs"] <= summary["limit"]["macs"]
+    assert len(summary["random_controls"]) == 3
+    retrained = [summary["winner"], *summary["random_controls"]]
+    assert len({row["key"] for row in retrained}) >= 3
+    assert all(row["macs"] <= summary["limit"]["macs"] and row["seed"] == 0 for row in retrained)
+    assert max(summary["export"]["differences"].values()) <= 1e-5
+    assert summary["seconds"] > 0
+    assert "retrained from scratch" in done.stdout
+    best = max(summary["searchers"].values(), key=lambda row: row["score"])
+    assert summary["winner"]["key"] == best["key"]
