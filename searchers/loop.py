@@ -76,7 +76,8 @@ def search(
 
     Args:
         searcher: a fresh one; what the study holds is replayed through it.
-        evaluate: receives normal forms, each distinct network once per study, up to `batch` at a time.
+        evaluate: receives normal forms, each distinct network once per study, up to `batch` at a time. What its scores
+            depend on may stand in an attribute `settings` (a mapping), which the study then holds to.
         study: where trials are recorded before they are told; budgets count what it already holds.
         trials: ends the search when so many are told, repeats of a network with its known score included.
         evaluations: ends the search when so many distinct networks are scored; None for no limit.
@@ -94,7 +95,7 @@ def search(
         AssertionError: the searcher asked for what is outside its space or its limits.
     """
     _check_arguments(searcher, study, {"trials": trials, "evaluations": evaluations, "batch": batch}, resume)
-    start = _resume(searcher, study, batch, resume)
+    start = _resume(searcher, study, _settings(searcher, evaluate, batch), resume)
     budget = _Budget(
         trials=trials,
         evaluations=evaluations,
@@ -132,6 +133,12 @@ def settings_of(searcher: Searcher) -> dict[str, Any]:
             assert hasattr(searcher, name), f"{kind.__name__} must keep its parameter {name!r} as an attribute"
             settings[name] = _plain(getattr(searcher, name))
     return settings
+
+
+def _settings(searcher: Searcher, evaluate: Evaluate, batch: int) -> dict[str, Any]:
+    """What must not change within a study: the searcher's parameters, the batch, and what scores depend on."""
+    scoring: Mapping[str, Any] = getattr(evaluate, "settings", {})
+    return {**settings_of(searcher), "batch": batch, **{f"evaluate.{name}": _plain(v) for name, v in scoring.items()}}
 
 
 def _plain(value: Any) -> Any:
@@ -258,9 +265,8 @@ def _check_metric(key: str, metrics: Mapping[str, float], metric: str) -> None:
 # -- resume --------------------------------------------------------------------------------------------------------
 
 
-def _resume(searcher: Searcher, study: Study, batch: int, resume: str) -> int:
+def _resume(searcher: Searcher, study: Study, settings: Mapping[str, Any], resume: str) -> int:
     """Brings a fresh searcher to where the record ends; returns how many trials it was told without being asked."""
-    settings = {**settings_of(searcher), "batch": batch}
     recorded = study.settings
     trials = study.trials()
     start = 0

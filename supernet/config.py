@@ -15,11 +15,11 @@ class Data:
     """Where images come from and how they are split. Splits depend on the seed alone."""
 
     source: str = "digits"
-    """"digits" (embedded: scikit-learn's 1,797 scans) or a folder with one sub-folder of images per class. A folder may
-    hold train/ and test/ (or val/) instead, each with the classes below."""
+    """"digits" (embedded: scikit-learn's 1,797 scans), or a folder with a folder of images per class; it may hold
+    train/ and test/ (or val/) instead, each with the classes below."""
     size: int = 32
     """Height and width in pixels; images of another size are resized once, when they are decoded."""
-    calibration: int = 512
+    calibration: int = 640
     """Images of the training split that recalibrate batch norm before an evaluation."""
     validation: float = 0.2
     """Share of the training images held out to score architectures during the search."""

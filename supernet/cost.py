@@ -10,6 +10,7 @@ output elements of convolutions and linear layers.
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from supernet.errors import InputError, nearest
 from supernet.searchable import Chain, Layouts, Searchable, materialize, step_layout
-from supernet.space import Arch
+from supernet.space import Arch, Value
 
 COSTS = ("macs", "params", "activations")
 MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
@@ -62,7 +63,7 @@ def meta_copy(module: nn.Module) -> Any:
 def _run(module: nn.Module, state: Any) -> tuple[dict[str, int], Any]:
     with torch.no_grad(), _Counter() as counter:
         out = module(state)
-    params = sum(parameter.numel() for parameter in module.parameters())
+    params = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return {"macs": counter.macs, "params": params, "activations": counter.activations}, out
 
 
@@ -83,6 +84,16 @@ class _Entry(NamedTuple):
     cost: dict[str, int]
     state: Any  # meta tensors
     layout: Layouts
+
+
+State = tuple[Layouts, Any]
+"""What a step hands on, as far as costs can tell: its layout and the shapes of its tensors."""
+Edge = tuple[Arch, int, State]
+"""One option of a step: its decisions, its cost, and the state it leads to."""
+
+
+def _state(entry: _Entry) -> State:
+    return entry.layout, _shapes(entry.state)
 
 
 class CostTable:
@@ -113,7 +124,7 @@ class CostTable:
         return total
 
     def _step(self, index: int, arch: Arch, before: _Entry) -> _Entry:
-        key = (index, arch, before.layout, _shapes(before.state))
+        key = (index, arch, _state(before))
         entry = self._entries.get(key)
         if entry is None:
             step = self._chain.blocks[index]
@@ -123,27 +134,55 @@ class CostTable:
             self._entries[key] = entry
         return entry
 
-    def extremes(self, cost: str) -> tuple[int, int] | None:
-        """The smallest and largest `cost` of any architecture, exactly.
-
-        Returns:
-            None where the decisions of a step are shared with another or too many to enumerate.
-        """
+    @cached_property
+    def _graph(self) -> list[dict[State, list[tuple[Arch, _Entry]]]] | None:
+        """Per step and state that can reach it, every option of the step; None if that cannot be enumerated."""
         names = self._chain.step_names
         sizes = [step.space.size() for step in self._chain.blocks if isinstance(step, Searchable)]
         if len(set(names)) < len(names) or any(size > MOST_OPTIONS for size in sizes):
             return None
-        reached = {(): (self._start, 0, 0)}  # what a step hands on -> cheapest and dearest way to it
+        reached, graph = {_state(self._start): self._start}, []
         for index, step in enumerate(self._chain.blocks):
             archs = list(step.space.enumerate()) if isinstance(step, Searchable) else [Arch()]
-            found: dict[Any, tuple[_Entry, int, int]] = {}
-            for before, low, high in reached.values():
-                for entry in (self._step(index, arch, before) for arch in archs):
-                    key = (entry.layout, _shapes(entry.state))
-                    _, least, most = found.get(key, (entry, low + entry.cost[cost], high + entry.cost[cost]))
-                    found[key] = (entry, min(least, low + entry.cost[cost]), max(most, high + entry.cost[cost]))
-            reached = found
-        return min(low for _, low, _ in reached.values()), max(high for _, _, high in reached.values())
+            options = {
+                state: [(arch, self._step(index, arch, before)) for arch in archs] for state, before in reached.items()
+            }
+            reached = {_state(entry): entry for edges in options.values() for _, entry in edges}
+            graph.append(options)
+        return graph
+
+    def edges(self, cost: str) -> list[dict[State, list[Edge]]] | None:
+        """Per step and state that can reach it, per option: `(decisions of the step, cost, state after it)`.
+
+        Returns:
+            None where steps share decisions or have more than `MOST_OPTIONS` options.
+        """
+        if self._graph is None:
+            return None
+        return [
+            {state: [(arch, e.cost[cost], _state(e)) for arch, e in options] for state, options in step.items()}
+            for step in self._graph
+        ]
+
+    def named(self, step: int, arch: Arch) -> dict[str, Value]:
+        """The decisions of a step under their names in the whole space."""
+        prefix = self._chain.step_names[step]
+        return {f"{prefix}.{name}": value for name, value in arch.items()}
+
+    def extremes(self, cost: str) -> tuple[int, int] | None:
+        """The smallest and largest `cost` of any architecture, exactly; None where `edges` has no answer."""
+        steps = self.edges(cost)
+        if steps is None:
+            return None
+        bounds: dict[State, tuple[int, int]] = {_state(self._start): (0, 0)}
+        for edges in steps:
+            found: dict[State, list[tuple[int, int]]] = {}
+            for state, options in edges.items():
+                for _, spent, after in options:
+                    low, high = bounds[state]
+                    found.setdefault(after, []).append((low + spent, high + spent))
+            bounds = {at: (min(low for low, _ in w), max(high for _, high in w)) for at, w in found.items()}
+        return min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
 
 
 def _shapes(state: Any) -> Any:

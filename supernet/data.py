@@ -101,8 +101,10 @@ def load(config: Data) -> Splits:
         pixels, labels, classes = _digits(config.size)
         return _split(config, pixels, labels, classes, None)
     root = Path(config.source)
-    if not root.is_dir():
-        raise InputError(f"there is no data set {config.source!r}: give 'digits' or a folder with one folder per class")
+    if not config.source or not root.is_dir():
+        raise InputError(
+            f"there is no data set {config.source!r}: data.source is 'digits' or a folder with one folder per class"
+        )
     if not (root / "train").is_dir():
         return _split(config, *_folder(root, config.size), None)
     pixels, labels, classes = _folder(root / "train", config.size)

@@ -1,7 +1,9 @@
 """Scores of subnets with shared weights: private copies, recalibrated batch norm, the supernet untouched."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +102,8 @@ class SharedWeights:
         metric: `(network, images, batch) -> metrics`; `classification` by default.
         batch: validation images per forward pass; has no influence on scores except under `BatchStatistics`.
         cost: adds its figures to the metrics, e.g. a `CostTable`.
+        channels_last: run the candidates in channels-last order, which depthwise convolutions on the CPU need to be fast;
+            it changes rounding and nothing else.
     """
 
     def __init__(
@@ -112,11 +116,23 @@ class SharedWeights:
         metric: Callable[[nn.Module, Images, int], Mapping[str, float]] = classification,
         batch: int = 256,
         cost: Callable[[Arch], Mapping[str, float]] | None = None,
+        channels_last: bool = True,
     ) -> None:
         device = next(supernet.parameters()).device
         self.supernet, self.metric, self.batch, self.cost = supernet, metric, batch, cost
         self.bn = Recalibrate() if bn is None else bn
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.calibration, self.validation = calibration.to(device), validation.to(device)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """What scores depend on: weights and images as digests, the policy, the metric. A study compares them."""
+        return {
+            "supernet": _digest(self.supernet.state_dict().values()),
+            "images": _digest(t for part in (self.calibration, self.validation) for t in (part.pixels, part.labels)),
+            "batch norm": str(self.bn),
+            "metric": getattr(self.metric, "__qualname__", type(self.metric).__qualname__),
+        }
 
     def __call__(self, archs: Sequence[Arch]) -> list[Metrics]:
         """One mapping per architecture, in order."""
@@ -130,6 +146,7 @@ class SharedWeights:
     def subnet(self, arch: Arch) -> nn.Module:
         """The standalone copy of one architecture as it is scored: in normal form, eval mode, batch norm per policy."""
         network = self.supernet.subnet(self.supernet.space.normal_form(arch)).eval()
+        network.to(memory_format=self.memory_format)
         if isinstance(self.bn, Recalibrate):
             size = min(self.bn.size, len(self.calibration))
             pairs = zip(range(self.bn.batches), self.calibration.batches(size, drop_last=True), strict=False)
@@ -139,3 +156,11 @@ class SharedWeights:
                 norm.train()
                 norm.momentum = 0.0  # leave the copy's running statistics alone
         return network
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """16 hex digits of SHA-256 over the contents."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]

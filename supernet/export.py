@@ -46,20 +46,20 @@ def export(
     arch: Mapping[str, Any],
     space: str,
     preprocess: Preprocess,
-    in_channels: int = 3,
     onnx: bool = False,
     tolerance: float = 1e-5,
 ) -> dict[str, Any]:
     """Write a standalone folder: `model.py` with `build()`, `load()` and `predict(images)`, weights and graphs.
 
     Args:
-        network: takes (N, in_channels, input_size, input_size), returns a tensor or (nested) tuples, lists or dicts of
-            tensors; logits (N, classes) where `preprocess` names classes. It is not changed: a copy is exported, in
-            eval mode, on the CPU, in float32.
+        network: takes (N, C, input_size, input_size), C the length of `preprocess.mean`; returns a tensor or (nested)
+            tuples, lists or dicts of tensors, logits (N, classes) where `preprocess` names classes. It is not changed:
+            a copy is exported, in eval mode, on the CPU, in float32.
         folder: created, or replaced if it is an export.
         arch: the architecture, and `space` the name of its space; both are only recorded.
         onnx: also write `model.onnx`.
-        tolerance: largest absolute difference of any output of any artefact from the network's own.
+        tolerance: largest difference of any output of any artefact from the network's own: absolute while outputs are
+            within ±1, relative to the largest of them beyond.
 
     Returns:
         the content of parity.json: differences, inputs, tolerance, parameters, required packages, SHA-256 of the files.
@@ -70,7 +70,7 @@ def export(
     """
     folder = Path(folder).absolute()
     _check_replaceable(folder)
-    _check_preprocess(preprocess, in_channels)
+    in_channels = _channels(preprocess)
     if onnx:
         onnx_packages()
     trained = _trained(network)
@@ -88,7 +88,7 @@ def export(
         save_file(_weights(trained), partial / "model.safetensors")
         _save_graphs(trained, partial, shapes[0], onnx=onnx)
         differences = measure(expected, partial, shapes)
-        check_differences(differences, tolerance)
+        check_differences(differences, tolerance, expected)
         files = sorted(path.name for path in partial.iterdir())
         parity = {
             "format": FORMAT,
@@ -115,8 +115,9 @@ def check_parity(network: nn.Module, folder: str | Path, *, tolerance: float = 1
     """
     folder = Path(folder).absolute()
     shapes = [tuple(shape) for shape in _parity(folder)["inputs"]["shapes"]]
-    differences = measure(outputs_of(_trained(network), shapes), folder, shapes)
-    check_differences(differences, tolerance)
+    expected = outputs_of(_trained(network), shapes)
+    differences = measure(expected, folder, shapes)
+    check_differences(differences, tolerance, expected)
     return differences
 
 
@@ -155,15 +156,15 @@ def _trained(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).cpu().float().eval()
 
 
-def _check_preprocess(preprocess: Preprocess, in_channels: int) -> None:
-    if not len(preprocess.mean) == len(preprocess.std) == in_channels:
-        raise InputError(
-            f"preprocess has {len(preprocess.mean)} means and {len(preprocess.std)} deviations for {in_channels} "
-            "channels; give one each per channel"
-        )
+def _channels(preprocess: Preprocess) -> int:
+    """The number of input channels. Raises `InputError` for settings that contradict each other."""
+    if not preprocess.mean or len(preprocess.mean) != len(preprocess.std):
+        found = f"{len(preprocess.mean)} means and {len(preprocess.std)} deviations"
+        raise InputError(f"preprocess has {found}; give one of each per channel")
     modes = ("bilinear", "bicubic", "area", "nearest", "nearest-exact")
     if preprocess.interpolation not in modes:
         raise InputError(f"interpolation is one of {', '.join(modes)}, not {preprocess.interpolation!r}")
+    return len(preprocess.mean)
 
 
 def _check_classes(outputs: Mapping[str, Tensor], preprocess: Preprocess) -> None:

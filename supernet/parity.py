@@ -156,8 +156,13 @@ def _largest(artefact: str, expected: list[dict[str, Tensor]], outputs: list[dic
     return largest.item()
 
 
-def check_differences(differences: Mapping[str, float], tolerance: float) -> None:
-    """Raises `InputError` naming the first artefact that differs by more than `tolerance`."""
+def check_differences(differences: Mapping[str, float], tolerance: float, expected: list[dict[str, Tensor]]) -> None:
+    """Raises `InputError` naming the first artefact that differs by more than `tolerance`.
+
+    Rounding grows with the numbers: beyond ±1 the tolerance is relative to the largest expected output.
+    """
+    largest = max((float(t.abs().max()) for leaves in expected for t in leaves.values() if t.numel()), default=0.0)
+    tolerance *= max(1.0, largest)
     for name, difference in differences.items():
         if not difference <= tolerance:  # NaN fails too
             raise InputError(

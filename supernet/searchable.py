@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from supernet.errors import InputError
-from supernet.space import Arch, Form, SearchSpace, compose
+from supernet.normal_form import Form
+from supernet.space import Arch, SearchSpace, compose
 
 Init = Callable[[nn.Module, torch.Generator | None], None]
 Part = tuple[nn.Parameter, tuple[slice, ...]]
@@ -130,7 +131,8 @@ class Chain(Searchable):
         spaces: dict[str, SearchSpace] = {}
         for step_name, module in steps:
             space = module.space if isinstance(module, Searchable) else SearchSpace(step_name)
-            if spaces.setdefault(step_name, space).choices != space.choices:
+            known = spaces.setdefault(step_name, space)
+            if (known.choices, known.forms) != (space.choices, space.forms):
                 raise InputError(
                     f"the steps named {step_name!r} of {name!r} have different spaces, so they cannot share decisions; "
                     "give them different names"
@@ -170,7 +172,8 @@ class Chain(Searchable):
 
     def materialize(self, arch: Arch, layout: Layouts = None) -> nn.Sequential:
         """An `nn.Sequential` of the materialised steps, with its own weights."""
-        return nn.Sequential(*(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout)))
+        made = nn.Sequential(*(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout)))
+        return made.train(self.training)
 
     def active_parts(self, arch: Arch, layout: Layouts = None) -> Iterator[Part]:
         """The used parameters of all steps in order; ordinary modules are used whole."""
@@ -227,7 +230,7 @@ def plain_layout(module: nn.Module, layout: Layouts) -> Layouts:
     if isinstance(module, _SAME):
         return layout
     channels, stride = getattr(module, "out_channels", None), getattr(module, "stride", 1)
-    if not isinstance(channels, int):
+    if not isinstance(channels, int) or getattr(module, "transposed", False):
         raise InputError(
             f"{type(module).__name__} is a step of a chain and must say what it hands on: give it the attributes "
             "out_channels and stride, or a method out_layout(layout)"
@@ -275,13 +278,21 @@ def realize(network: nn.Module, init: Init, generator: torch.Generator | None = 
         InputError: `init` left a parameter or buffer unset.
     """
     network = network.to_empty(device=torch.get_default_device())
-    tensors = dict(network.state_dict(keep_vars=True))
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    marks = {name: _mark(tensor.dtype) for name, tensor in tensors.items()}
     with torch.no_grad():
-        for tensor in tensors.values():
-            tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
+        for name, tensor in tensors.items():
+            tensor.fill_(marks[name])
     init(network, generator)
     for name, tensor in tensors.items():
-        unset = tensor.isnan() if tensor.is_floating_point() else tensor == torch.iinfo(tensor.dtype).min
-        if unset.any():
+        mark = marks[name]
+        if mark and (tensor.isnan() if mark != mark else tensor == mark).any():
             raise InputError(f"the space's init leaves {name!r} unset; let it initialise every parameter and buffer")
     return network
+
+
+def _mark(dtype: torch.dtype) -> float:
+    """A value that no init sets; 0 for booleans and unsigned integers, which have none to spare."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return float("nan")
+    return torch.iinfo(dtype).min if dtype.is_signed else 0

@@ -5,7 +5,6 @@ prefix, so a network's space is the union of its steps' spaces, and `arch.sub("s
 """
 
 import hashlib
-import importlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,9 +13,9 @@ from random import Random
 from typing import Any
 
 from supernet.errors import InputError, nearest
+from supernet.normal_form import Form, NormalForm
 
 Value = str | int | float | bool
-Form = Callable[["Arch"], Mapping[str, Value]]
 
 
 class Arch(Mapping[str, Value]):
@@ -108,8 +107,14 @@ class Choice:
     ordered: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.options, range):
-            object.__setattr__(self, "options", tuple(self.options))
+        options = self.options
+        if isinstance(options, str) or (self.when is not None and isinstance(self.when[1], str)):
+            raise InputError(f"choice {self.name!r} takes sequences of values, not one string; write ('a', 'b')")
+        if isinstance(options, range) and options:  # one spelling per sequence, so that equal spaces have equal JSON
+            step = options[1] - options[0] if len(options) > 1 else 1
+            object.__setattr__(self, "options", range(options[0], options[-1] + step, step))
+        elif not isinstance(options, range):
+            object.__setattr__(self, "options", tuple(options))
         if self.when is not None:
             object.__setattr__(self, "when", (self.when[0], tuple(self.when[1])))
         if not self.name or self.name.startswith(".") or self.name.endswith("."):
@@ -142,42 +147,6 @@ class Choice:
             return tuple(option for option in self.options if option != value)
         index = self.index(value)
         return tuple(self.options[i] for i in (index - 1, index + 1) if 0 <= i < len(self.options))
-
-
-@dataclass(frozen=True)
-class NormalForm:
-    """A named and versioned map from an architecture to the representative of its network.
-
-    Attributes:
-        function: `"module:name"`, resolved on first use, so that a space restored from JSON finds it again.
-        version: compared with the function's `version` attribute; part of the space's digest.
-    """
-
-    function: str
-    version: int = 1
-
-    @classmethod
-    def of(cls, function: Form) -> "NormalForm":
-        """The reference to a module-level function (its `version` attribute counts, 1 without)."""
-        module, name = function.__module__, getattr(function, "__qualname__", "")
-        if "<" in name or "." in name or not name:
-            raise InputError(f"a normal form must be a function at the top level of a module, not {name or function!r}")
-        return cls(f"{module}:{name}", getattr(function, "version", 1))
-
-    def resolve(self) -> Form:
-        """The function itself. Raises `InputError` if it is gone or has another version."""
-        module, _, name = self.function.partition(":")
-        try:
-            function: Form = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"the normal form {self.function!r} cannot be imported: {error}") from error
-        version = getattr(function, "version", 1)
-        if version != self.version:
-            raise InputError(
-                f"normal form {self.function} is at version {version} here, but the space was written with version "
-                f"{self.version}; use the release that wrote it, or build the space anew"
-            )
-        return function
 
 
 @dataclass(frozen=True, init=False)
@@ -293,8 +262,14 @@ class SearchSpace:
 
         After `fix`, a representative outside the restricted space is not used: `arch` is returned.
         """
-        if not self.forms:
+        values = self.represent(arch) if self.forms else arch
+        try:
+            return self.canonical(values) if self.forms else arch
+        except InputError:
             return arch
+
+    def represent(self, arch: Arch) -> dict[str, Value]:
+        """What the forms make of `arch`, unchecked."""
         functions = self._resolved
         if functions is None:
             functions = [(prefix, form.resolve()) for prefix, form in self.forms]
@@ -305,10 +280,7 @@ class SearchSpace:
             start = f"{prefix}." if prefix else ""
             part = current.sub(prefix) if prefix else current
             values.update({start + name: value for name, value in function(part).items()})
-        try:
-            return self.canonical(values)
-        except InputError:
-            return arch
+        return values
 
     def to_indices(self, arch: Arch) -> tuple[int, ...]:
         """The number of each value among its choice's options, in the order of the space."""
@@ -438,7 +410,9 @@ class SearchSpace:
             choices = [_choice_from_json(item) for item in document["choices"]]
             forms = [(f["prefix"], NormalForm(f["function"], f["version"])) for f in document["normal_forms"]]
             return cls._of(document["name"], choices, forms)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except InputError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"this is not the JSON of a search space ({error!r})") from error
 
     def digest(self) -> str:
@@ -469,6 +443,10 @@ def compose(name: str, parts: Mapping[str, SearchSpace], normal_form: Form | Non
 def _check_condition(space: str, choice: Choice, earlier: Mapping[str, Choice]) -> None:
     assert choice.when is not None
     parent, values = choice.when
+    if not values:
+        raise InputError(
+            f"choice {choice.name!r} of space {space!r} waits for no value of {parent!r}; name one at least"
+        )
     if parent not in earlier:
         raise InputError(
             f"choice {choice.name!r} of space {space!r} depends on {parent!r}, which is not listed before it; "

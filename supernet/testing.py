@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from supernet.cost import CostTable, count
+from supernet.errors import InputError
 from supernet.export import expression
 from supernet.searchable import Chain, Hidden, Layout, Layouts, Searchable, step_layout
 from supernet.space import Arch, SearchSpace
@@ -43,9 +44,11 @@ def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 
     table = CostTable(supernet)
     for arch in dict.fromkeys(drawn):
         try:
+            check_states(supernet, arch, x)
             check_outputs(supernet, arch, x)
             check_layouts(supernet, arch, x)
             check_gradients(supernet, arch, x)
+            check_elements(supernet, arch, x)
             subnet = supernet.subnet(arch)
             check_used(subnet, x)
             check_expressions(subnet)
@@ -81,7 +84,10 @@ def check_values(space: SearchSpace, archs: Sequence[Arch]) -> None:
         assert pickle.loads(pickle.dumps(arch)) == arch, f"{arch} does not survive pickle"
         assert space.from_indices(space.to_indices(arch)) == arch, f"{arch} does not survive its index vector"
         assert space.canonical(arch) == arch, f"{arch} is not canonical"
-        assert normal in space, f"the normal form of {arch} leaves the space"
+        try:
+            space.canonical(space.represent(arch))
+        except InputError as error:
+            raise AssertionError(f"the normal form of {arch} leaves the space: {error}") from error
         assert space.normal_form(normal) == normal, f"the normal form of {arch} is not idempotent"
 
 
@@ -98,6 +104,40 @@ def check_outputs(supernet: Chain, arch: Arch, x: Tensor) -> None:
     storages = {tensor.untyped_storage().data_ptr() for tensor in supernet.state_dict().values()}
     for name, tensor in subnet.state_dict().items():
         assert tensor.untyped_storage().data_ptr() not in storages, f"the subnet's {name} shares storage"
+
+
+def check_states(supernet: Chain, arch: Arch, x: Tensor) -> None:
+    """Every step of the supernet is given what the layout announces; before anything is cut by it."""
+    supernet.eval()
+    state: Any = x
+    with torch.no_grad():
+        for name, (step, sub, layout) in zip(supernet.step_names, supernet.walk(arch), strict=True):
+            _check_state(state, layout, x, f"before step {name!r}")
+            state = step(state, sub) if isinstance(step, Searchable) else step(state)
+
+
+def check_elements(supernet: Chain, arch: Arch, x: Tensor) -> None:
+    """`active_parts` announces no elements that feed nothing.
+
+    The subnet holds just what is used, so equal counts settle it. Otherwise NaN in the last announced channel of each
+    tensor, which must reach the output, finds the culprit.
+    """
+    supernet.eval()
+    masks: dict[nn.Parameter, Tensor] = {}
+    for parameter, index in supernet.active_parts(arch):
+        masks.setdefault(parameter, torch.zeros_like(parameter, dtype=torch.bool))[index] = True
+    if sum(int(mask.sum()) for mask in masks.values()) == sum(p.numel() for p in supernet.subnet(arch).parameters()):
+        return
+    names = {id(parameter): name for name, parameter in supernet.named_parameters()}
+    with torch.no_grad():
+        for parameter, index in supernet.active_parts(arch):
+            used = parameter[index]
+            kept = used.clone()
+            for dim in range(min(used.ndim, 2)):
+                used.select(dim, -1).fill_(float("nan"))
+                reached = any(bool(leaf.isnan().any()) for leaf in _floats(supernet(x, arch)))
+                used.copy_(kept)
+                assert reached, f"active_parts announces elements of {names[id(parameter)]} that feed nothing"
 
 
 def check_layouts(supernet: Chain, arch: Arch, x: Tensor) -> None:

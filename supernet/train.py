@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from supernet.checkpoint import environment, load_state, save_state
 from supernet.config import Train
 from supernet.data import Splits, augment
-from supernet.errors import InputError
+from supernet.errors import InputError, nearest
 from supernet.progress import progress
 from supernet.sampling import ArchSampler, uniform
 from supernet.searchable import Chain, Part
@@ -72,8 +72,7 @@ def train_supernet(
     Raises:
         InputError: a batch larger than the training split, or a checkpoint that is damaged or of another network.
     """
-    if config.batch > len(data.train):
-        raise InputError(f"the batch of {config.batch} is larger than the training split of {len(data.train)} images")
+    check_training(config, data)
     loop = _prepare(supernet, data, config, sampler or uniform(supernet.space, config.seed), shift, flip)
     if state is not None and state.exists():
         _restore(loop, load_state(state), state)
@@ -99,6 +98,29 @@ def train_supernet(
     if writer is not None:
         writer.close()
     return loop.history
+
+
+def check_training(config: Train, data: Splits) -> None:
+    """Whether a training can start, before anything is built.
+
+    Raises:
+        InputError: no epochs or images in a step, a batch larger than the training split, an unknown optimizer, or a
+            device that is not there.
+    """
+    from timm.optim import list_optimizers
+
+    if config.epochs < 1 or config.batch < 1:
+        raise InputError(f"epochs={config.epochs} and batch={config.batch} must be at least 1")
+    if config.batch > len(data.train):
+        raise InputError(f"the batch of {config.batch} is larger than the training split of {len(data.train)} images")
+    if config.optimizer not in list_optimizers():
+        raise InputError(f"timm has no optimizer {config.optimizer!r}; {nearest(config.optimizer, list_optimizers())}")
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"the device {config.device!r} is not there ({str(error).splitlines()[0]}); try 'cpu'"
+        ) from error
 
 
 def train_standalone(network: nn.Module, data: Splits, config: Train, **options: Any) -> list[dict[str, float]]:

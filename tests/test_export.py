@@ -389,8 +389,9 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other than an export"):
         export(Shifted(), tmp_path, **given)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(InputError, match="3 means"):
-        export(Shifted(), tmp_path / "out", in_channels=1, **given)
+    uneven = {**given, "preprocess": Preprocess(8, (0.5, 0.5), (0.25,), ())}
+    with pytest.raises(InputError, match="2 means and 1 deviations"):
+        export(Shifted(), tmp_path / "out", **uneven)
     with pytest.raises(InputError, match="names 10 classes"):
         export(Shifted(), tmp_path / "out", **{**given, "preprocess": PREPROCESS})
     with pytest.raises(InputError, match="fails on images"):

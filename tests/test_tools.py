@@ -67,7 +67,6 @@ def one_line(result: tuple[int, str, str], *fragments: str) -> None:
         assert fragment in err
 
 
-@pytest.mark.xdist_group("tools")
 def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     limit = ("--max-macs", "2e6")
     code, out, err = call(
@@ -100,7 +99,6 @@ def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tu
     assert "accuracy" in out
 
 
-@pytest.mark.xdist_group("tools")
 def test_wrong_names_offer_the_nearest(
     run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
@@ -115,7 +113,6 @@ def test_wrong_names_offer_the_nearest(
     one_line(call("search", run_folder, "--settings", "population_size"), "NAME=VALUE")
 
 
-@pytest.mark.xdist_group("tools")
 def test_wrong_data_is_named(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     (tmp_path / "images" / "cat").mkdir(parents=True)
     flags = ("spos-images", "--out", tmp_path / "run", "--data.source")
@@ -125,28 +122,38 @@ def test_wrong_data_is_named(call: Callable[..., tuple[int, str, str]], tmp_path
     one_line(call("train_supernet", *flags, tmp_path / "nowhere"), "no data set")
 
 
-@pytest.mark.xdist_group("tools")
+def test_a_run_that_cannot_start_claims_no_folder(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("train_supernet", "quickstart", "--out", out)
+    one_line(call(*flags, "--train.batch", 5000), "batch of 5000 is larger than the training split of 1150")
+    one_line(call(*flags, "--train.optimizer", "adamww"), "no optimizer 'adamww'; did you mean 'adamw'")
+    one_line(call(*flags, "--retrain.epochs", 0), "epochs=0")
+    if not torch.cuda.is_available():
+        one_line(call(*flags, "--train.device", "cuda"), "device 'cuda' is not there")
+    one_line(call("train_supernet", "spos-images", "--out", out), "no data set ''")
+    assert not out.exists()
+
+
 def test_an_impossible_limit_names_the_cheapest(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     one_line(call("search", run_folder, "--name", "tight", "--max-macs", "1000"), "macs <= 1,000", "the cheapest has 4")
     assert not (run_folder / "search" / "tight").exists()
 
 
-@pytest.mark.xdist_group("tools")
 def test_an_arch_of_another_space_is_refused(
     run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     foreign = json.dumps({"stage1.block0.op": "shuffle3"})
     one_line(call("evaluate", run_folder, "--arch", foreign), "'shuffle3' is no option", "nasbench-macro")
     one_line(call("retrain", run_folder, "--arch", "{"), "JSON object")
-    one_line(call("retrain", run_folder, "--arch", tmp_path / "arch.json"), "does not exist")
+    one_line(call("retrain", run_folder, "--arch", tmp_path / "arch.json"), "nor a file with one")
     one_line(call("retrain", run_folder, "--search", "never-run"), "no search 'never-run'")
 
 
-@pytest.mark.xdist_group("tools")
 def test_a_changed_study_names_the_setting(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     assert call("search", run_folder, "--searcher", "random", "--name", "mine", "--trials", 3)[0] == 0
     flags = ("--searcher", "random", "--name", "mine", "--trials", 5)
-    one_line(call("search", run_folder, *flags, "--seed", 1), "seed")
+    one_line(call("search", run_folder, *flags, "--seed", 1), "seed=0", "seed=1")
+    one_line(call("search", run_folder, *flags, "--bn-batches", 3), "Recalibrate(batches=10", "Recalibrate(batches=3")
     one_line(call("search", run_folder, "--searcher", "aging-evolution", "--name", "mine"), "searcher")
     assert call("search", run_folder, *flags)[0] == 0
     study = run_folder / "search" / "mine" / "study.db"
@@ -154,7 +161,6 @@ def test_a_changed_study_names_the_setting(run_folder: Path, call: Callable[...,
     one_line(call("search", run_folder, *flags), "study.db")
 
 
-@pytest.mark.xdist_group("tools")
 def test_folders_of_other_runs_are_refused(
     run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
@@ -174,7 +180,7 @@ def test_folders_of_other_runs_are_refused(
 
 def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    flags = ("--out", out, "--epochs", 2, "--retrain-epochs", 1, "--trials", 8)
+    flags = ("--out", out, "--epochs", 1, "--retrain-epochs", 1, "--trials", 4)
     done = script("quickstart", *flags)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())

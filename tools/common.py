@@ -75,7 +75,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 def _cell(value: object) -> str:
     if isinstance(value, float) and not value.is_integer():
-        return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
+        return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,.0f}"
     return str(value)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from common import main, parse, print_table
@@ -20,6 +20,8 @@ class Export:
     """An architecture instead: JSON, or a file with it."""
     seed: int = 0
     """Which retraining."""
+    init: Literal["scratch", "shared"] = "scratch"
+    """Which retraining: from fresh weights, or fine-tuned from the shared ones."""
     inherit: bool = False
     """Export the shared weights with recalibrated batch norm, without retraining."""
     onnx: bool = False
@@ -35,7 +37,7 @@ def run() -> None:
 
     opened = stages.open_stage(args.run)
     arch = stages.read_arch(opened, args.arch) if args.arch else stages.best_arch(opened, args.search)
-    network = stages.trained_network(opened, arch, args.seed, inherit=args.inherit)
+    network = stages.trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
     folder, report = stages.export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))
 

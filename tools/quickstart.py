@@ -17,7 +17,7 @@ class Quickstart:
 
     out: Path = Path("runs/quickstart")
     """Folder of the run; an interrupted one goes on."""
-    trials: int = 100
+    trials: int = 60
     """Trials of each searcher."""
     max_macs: float = 1.4e6
     """Limit on multiply-accumulates, for the search and for the random controls."""
@@ -27,6 +27,8 @@ class Quickstart:
     """Epochs of every retraining, instead of the recipe's."""
     seed: int = 0
     """Of everything."""
+    threads: int = 1
+    """Of torch: more help these small networks little on idle cores and slow them several times on busy ones."""
 
 
 def run() -> None:
@@ -35,6 +37,7 @@ def run() -> None:
 
     import stages
 
+    stages.torch.set_num_threads(args.threads)
     config = quickstart()
     train = dataclasses.replace(config.train, seed=args.seed, epochs=args.epochs or config.train.epochs)
     retrain = dataclasses.replace(config.retrain, seed=args.seed, epochs=args.retrain_epochs or config.retrain.epochs)

@@ -8,8 +8,8 @@ def quickstart() -> SupernetRun:
     return SupernetRun(
         space="shufflenet-small",
         data=Data("digits", size=16, shift=1),
-        train=Train(epochs=60, batch=32, lr=0.2),
-        retrain=Train(epochs=12, batch=32, lr=0.1),
+        train=Train(epochs=50, batch=32, lr=0.2),
+        retrain=Train(epochs=6, batch=32, lr=0.1),
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from common import main, parse, print_table
@@ -32,6 +32,8 @@ class Search:
     """Limit on parameters."""
     bn_batches: int = 10
     """Calibration batches of 64 images per candidate."""
+    resume: Literal["exact", "warm"] = "exact"
+    """Go on with a search of this name only under its settings, or tell this searcher all that it recorded."""
     settings: tuple[str, ...] = ()
     """Hyperparameters of the searcher, e.g. population_size=50 tournament_size=10."""
 
@@ -46,7 +48,7 @@ def run() -> None:
     searcher = stages.create_searcher(args.searcher, opened, feasible, args.seed, stages.pairs(args.settings))
     result = stages.search_stage(
         opened, searcher, args.name or args.searcher, trials=args.trials, evaluations=args.evaluations,
-        batch=args.batch, bn_batches=args.bn_batches,
+        batch=args.batch, bn_batches=args.bn_batches, resume=args.resume,
     )  # fmt: skip
     print_table(
         f"search {args.name or args.searcher}", ("what", "value"), [(k, v) for k, v in result.items() if k != "arch"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from supernet.export import export
 from supernet.progress import progress
 from supernet.sampling import create_sampler
 from supernet.seeding import derive_seed, generator
-from supernet.train import train_standalone, train_supernet
+from supernet.train import check_training, train_standalone, train_supernet
 
 SEARCHERS = {"random": searchers.RandomSearch, "aging-evolution": searchers.AgingEvolution}
 WEIGHTS, NETWORK = "supernet.safetensors", "network.safetensors"
@@ -64,6 +64,8 @@ def train_stage(config: SupernetRun, out: Path, *, verbose: bool = True) -> Run:
     init = torch_generator(config.train.seed, "supernet")
     supernet = create_supernet(config.space, generator=init, **network_settings(config, data))
     sampler = create_sampler(config.sampler, supernet.space, config.train.seed)
+    for training in (config.train, config.retrain):
+        check_training(training, data)
     with open_run(out, "supernet", config):
         if not (out / WEIGHTS).exists():
             history = train_supernet(
@@ -85,11 +87,11 @@ def open_stage(folder: Path) -> Run:
     data = load(config.data)
     supernet = create_supernet(config.space, **network_settings(config, data))
     metadata = load_weights(folder / WEIGHTS, supernet)
-    for name, now in (("space_digest", supernet.space.digest()), ("data_digest", data.digest)):
+    digests = (("space_digest", "space", supernet.space.digest()), ("data_digest", "set of images", data.digest))
+    for name, what, now in digests:
         if metadata.get(name) != now:
-            raise InputError(
-                f"{folder} was trained with another {name.split('_')[0]} ({name} {metadata.get(name)}, now {now})"
-            )
+            found = f"digest {metadata.get(name)}, now {now}"
+            raise InputError(f"{folder} was trained on another {what} ({found}); restore it or train again")
     supernet.eval().to(config.train.device)
     return Run(folder, config, data, supernet, CostTable(supernet))
 
@@ -121,7 +123,7 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
 
 def search_stage(
     run: Run, searcher: Any, name: str, *, trials: int, evaluations: int | None = None, batch: int = 1,
-    bn_batches: int = 10, verbose: bool = True,
+    bn_batches: int = 10, resume: Literal["exact", "warm"] = "exact", verbose: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Search a trained supernet; the study in `search/NAME/` goes on where it ended. Returns its summary."""
     folder = run.folder / "search" / name
@@ -136,7 +138,16 @@ def search_stage(
                 update(trial.number + 1, f"best accuracy {best_score:.4f}")
 
             evaluate = run.shared_weights(bn_batches=bn_batches)
-            best = search(searcher, evaluate, study, trials=trials, evaluations=evaluations, batch=batch, on_trial=show)
+            best = search(
+                searcher,
+                evaluate,
+                study,
+                trials=trials,
+                evaluations=evaluations,
+                batch=batch,
+                resume=resume,
+                on_trial=show,
+            )
         told = study.trials()
         return {
             "arch": dict(run.supernet.space.normal_form(best.arch)), "key": best.key, "score": best.metrics["accuracy"],
@@ -158,6 +169,8 @@ def best_arch(run: Run, name: str, metric: str = "accuracy") -> Arch:
 def read_arch(run: Run, text: str) -> Arch:
     """An architecture of the run's space from JSON text or a file with it (an export's arch.json too)."""
     if not text.lstrip().startswith("{"):
+        if not Path(text).is_file():
+            raise InputError(f"{text!r} is neither the JSON of an architecture nor a file with one")
         document = read_json(Path(text))
         text = json.dumps(document.get("values", document))
     return run.supernet.space.normal_form(run.supernet.space.canonical(Arch.from_json(text)))
@@ -179,6 +192,7 @@ def random_feasible(run: Run, feasible: Feasible, n: int, seed: int, tries: int 
 def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, verbose: bool = True) -> dict[str, Any]:
     """Train one architecture as a standalone network, from scratch or from the shared weights; score the test split."""
     folder = retrain_folder(run, arch, train.seed, shared)
+    check_training(train, run.data)
     with open_run(folder, "retrain", train):
         result = folder / "result.json"
         if result.exists():
@@ -230,7 +244,7 @@ def export_stage(
     folder = out or run.folder / "export" / arch.key
     report = export(
         network, folder, arch=arch, space=run.config.space, preprocess=run.data.preprocess(),
-        in_channels=run.data.in_channels, onnx=onnx,
+        onnx=onnx,
     )  # fmt: skip
     return folder, report
 

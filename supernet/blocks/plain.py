@@ -89,6 +89,10 @@ class ShuffleUnit(nn.Module):
             raise ValueError(f"shuffle is 'parity' or 'interleave', not {shuffle!r}")
         if stride == 1 and (in_channels != out_channels or in_channels % 2):
             raise ValueError(f"a stride-1 unit keeps an even number of channels, not {in_channels} -> {out_channels}")
+        if stride not in (1, 2):
+            raise ValueError(f"stride is 1 or 2, not {stride}")
+        if stride == 2 and out_channels <= in_channels:
+            raise ValueError(f"a stride-2 unit adds channels, not {in_channels} -> {out_channels}")
         self.in_channels, self.out_channels, self.kernel, self.xception = in_channels, out_channels, kernel, xception
         self.stride, self.shuffle, self.affine = stride, shuffle, affine
         mid = out_channels // 2

@@ -27,7 +27,7 @@ def builder(space: str) -> "Callable[..., Chain]":
     Raises:
         InputError: no such space (the nearest name is offered), or the function cannot be imported.
     """
-    if space not in SPACES and ":" not in space:
+    if space not in SPACES and (":" not in space or space[0] in ":."):
         raise InputError(f"there is no space {space!r}; {nearest(space, SPACES)}")
     module, _, name = SPACES.get(space, space).partition(":")
     try:

@@ -1,0 +1,1 @@
+"""Published tables that ship with the package."""

@@ -1,0 +1,197 @@
+"""The documentation keeps its word: examples run, commands parse, links and names lead somewhere."""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from supernet import Chain
+from supernet.blocks.plain import ClassifierHead, ConvBNAct
+from supernet.testing import check_space
+
+ROOT = Path(__file__).parent.parent
+TOOLS = ROOT / "tools"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN_SPACE = ROOT / "docs" / "own_space.md"
+FOLDERS = ("tools", "docs", "tests", "supernet", "searchers", "detection")
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def spans(page: Path) -> list[str]:
+    """The inline code of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def python(*args: object, cwd: Path, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A Python process with one folder on PYTHONPATH."""
+    environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+# -- examples --------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    lines = [line for line in code.splitlines() if line and not line.startswith("from ")]
+    assert len(lines) == 10
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "exported" / "model.py").exists()
+    assert (tmp_path / "exported" / "model.py").is_file()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with the module of the page."""
+    (tmp_path / "own_space.py").write_text(blocks(OWN_SPACE, "python")[0])
+    return tmp_path
+
+
+def test_the_own_space_has_forty_lines_and_keeps_the_contract(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (own / "own_space.py").read_text()
+    assert len(text.splitlines()) <= 40
+    monkeypatch.syspath_prepend(own)
+    monkeypatch.delitem(sys.modules, "own_space", raising=False)
+    supernet: Chain = importlib.import_module("own_space").build()
+    check_space(supernet, archs=4)
+    counted = re.search(r": ([\d *]+) architectures", text)
+    assert counted
+    assert supernet.space.size() == eval(counted[1])
+
+
+def test_the_own_space_trains_under_its_name(own: Path) -> None:
+    out = own / "run"
+    chosen = ("--space", "own_space:build", "--train.epochs", 1, "--train.batch", 128, "--data.size", 8, "--out", out)
+    done = python(TOOLS / "train_supernet.py", "quickstart", *chosen, cwd=ROOT, path=own)
+    assert done.returncode == 0, done.stderr
+    assert (out / "supernet.safetensors").is_file()
+
+
+def test_the_searchable_of_the_page_keeps_the_contract() -> None:
+    scope: dict[str, type] = {}
+    exec(blocks(OWN_SPACE, "python")[1], scope)
+    body = scope["Depth"]([ConvBNAct(8, 12, kernel=3, stride=2), ConvBNAct(12, 12), ConvBNAct(12, 12, kernel=5)])
+    steps = [("stem", ConvBNAct(1, 8, kernel=3)), ("body", body), ("head", ClassifierHead(12, 10, hidden=16))]
+    supernet = Chain("depth", steps, input_shape=(1, 16, 16))
+    assert [choice.name for choice in supernet.space.choices] == ["body.n"]
+    check_space(supernet, archs=3)
+
+
+@every_page
+def test_python_compiles_and_imports_what_exists(page: Path) -> None:
+    for code in blocks(page, "python"):
+        tree = ast.parse(code)
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), str(page), "exec"), {})
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every `python tools/SCRIPT …` of the pages as the script's name and its arguments."""
+    for page in PAGES:
+        lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+        for line in lines + spans(page):
+            words = shlex.split(line, comments=True)
+            at = next((i for i, word in enumerate(words) if word.startswith("tools/")), 0)
+            if at and words[at - 1] == "python":
+                yield Path(words[at]).stem, words[at + 1 :]
+
+
+def script(name: str) -> ModuleType:
+    """A script of `tools/`, imported under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"documented_{name}", TOOLS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("name", "args"), commands(), ids=lambda value: value if isinstance(value, str) else "-")
+def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    module = script(name)
+    if "--help" in args or (name == "train_supernet" and not args):
+        return  # what they print is tested with the scripts
+    if name == "train_supernet":
+        monkeypatch.setattr(sys, "argv", [name, *args])
+        config, out = importlib.import_module("common").parse_recipe(module.RECIPES, "")
+        assert out.parts[0] == "runs"
+        assert dataclasses.is_dataclass(config)
+        return
+    (settings,) = [kind for kind in vars(module).values() if getattr(kind, "__module__", "") == module.__name__
+                   and dataclasses.is_dataclass(kind)]  # fmt: skip
+    parsed = module.parse(settings, None, args)
+    if name == "search":
+        stages = importlib.import_module("stages")
+        known = inspect.signature(stages.SEARCHERS[parsed.searcher]).parameters
+        assert set(stages.pairs(parsed.settings)) <= set(known)
+
+
+def test_commands_are_found() -> None:
+    assert {name for name, _ in commands()} == {"train_supernet", "search", "retrain", "export", "evaluate"}
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set()
+    for page in PAGES:
+        code = "\n".join(blocks(page, "bash") + spans(page))
+        named |= set(re.findall(r"^make (?:[A-Z]+=\S+ )?([a-z-]+)", code, flags=re.MULTILINE))
+    assert named >= {"demo", "test", "test-all", "lint"}
+    assert named <= targets
+
+
+# -- links and names -------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as link targets."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())):
+        assert not target.startswith(("http:", "https:")), f"{target}: the pages need no other site"
+        path = page.parent / target if target else page
+        assert path.exists(), f"{page.name} links to {target}, which does not exist"
+        assert not anchor or anchor in anchors(path), f"{target} has no heading {anchor!r}"
+
+
+@every_page
+def test_named_files_exist(page: Path) -> None:
+    for span in spans(page):
+        if re.fullmatch(rf"(?:{'|'.join(FOLDERS)})/[\w./]*", span):
+            assert (ROOT / span).exists(), f"{page.name} names {span}, which does not exist"
+
+
+def test_the_names_of_the_status_exist() -> None:
+    from supernet import SPACES
+
+    status = (ROOT / "README.md").read_text().partition("## Status")[2].partition("Planned")[0]
+    for name in SPACES:
+        assert f"`{name}`" in status
