@@ -102,8 +102,8 @@ class SharedWeights:
         metric: `(network, images, batch) -> metrics`; `classification` by default.
         batch: validation images per forward pass; has no influence on scores except under `BatchStatistics`.
         cost: adds its figures to the metrics, e.g. a `CostTable`.
-        channels_last: run the candidates in channels-last order, which depthwise convolutions on the CPU need to be fast;
-            it changes rounding and nothing else.
+        channels_last: run the candidates in channels-last order, several times faster for depthwise convolutions on the
+            CPU; it changes rounding and nothing else.
     """
 
     def __init__(

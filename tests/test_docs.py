@@ -49,13 +49,12 @@ def python(*args: object, cwd: Path, path: Path = ROOT) -> subprocess.CompletedP
 # -- examples --------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks(ROOT / "README.md", "python")
     lines = [line for line in code.splitlines() if line and not line.startswith("from ")]
     assert len(lines) == 10
-    done = python("-c", code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "exported" / "model.py").exists()
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
     assert (tmp_path / "exported" / "model.py").is_file()
 
 

@@ -25,7 +25,7 @@ CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 PREPROCESS = Preprocess(input_size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), classes=CLASSES)
 RAW = Preprocess(input_size=8, mean=(0.0,) * 3, std=(1.0,) * 3, classes=())
 Write = Callable[[str, str], ModuleType]
-SPACES: dict[str, dict[str, object]] = {"nasbench-macro": {}, "shufflenet-small": {"depths": (1, 2, 1)}}
+SPACES: dict[str, dict[str, object]] = {"nasbench-macro": {}}
 
 # -- networks of the published spaces --------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ def test_model_py_runs_alone_and_predicts(exports: dict[str, Exported], tmp_path
 
 
 def test_tampering_is_found(exports: dict[str, Exported], tmp_path: Path) -> None:
-    made = exports["shufflenet-small"]
+    made = exports["nasbench-macro"]
     folder = tmp_path / "copy"
     shutil.copytree(made.folder, folder)
     weights = bytearray((folder / "model.safetensors").read_bytes())
@@ -269,7 +269,7 @@ def test_users_code_is_bundled(user: Write, exports: dict[str, Exported], tmp_pa
     network = randomize(module.Heads(4, act="gelu", body=body))
     network.count += 1
     folder = tmp_path / "out"
-    shutil.copytree(exports["shufflenet-small"].folder, folder)  # an earlier export is replaced
+    shutil.copytree(exports["nasbench-macro"].folder, folder)  # an earlier export is replaced
     result = export(network, folder, arch={"op": "mine"}, space="user:heads", preprocess=RAW)
     assert max(result["differences"].values()) <= 1e-5
     assert not list(tmp_path.glob("out.*"))

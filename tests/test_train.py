@@ -31,17 +31,22 @@ from grounds import chain
 from supernet.checkpoint import save_weights
 from supernet.config import Data, Train
 from supernet.data import load
+from supernet.sampling import uniform
 from supernet.train import train_supernet
+
+def tell(step):
+    print(step, flush=True)
+    return uniform(net.space)(step)
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 net = chain(num_classes=10, input_size=8, in_channels=1)
-config = Train(epochs=6, batch=32, lr=0.05, save_seconds=0.0)
+config = Train(epochs=4, batch=32, lr=0.05, save_seconds=0.0)
 state = Path(sys.argv[1])
-print("ready", flush=True)
-train_supernet(net, load(Data(size=8)), config, shift=1, state=state, verbose=False)
+train_supernet(net, load(Data(size=8)), config, sampler=tell, shift=1, state=state, verbose=False)
 save_weights(state.with_name("weights.safetensors"), net, {})
 """
+STEPS = 4 * (1150 // 32)
 
 
 @pytest.fixture(scope="module")
@@ -54,44 +59,41 @@ def toy(**settings: int) -> Chain:
     return GROUNDS["chain"](num_classes=10, input_size=8, in_channels=1, **settings)
 
 
-def run_until_killed(state: Path, seconds: float | None) -> bool:
-    """Start the training script; kill it `seconds` after it began to train. True if it ran to its end."""
+def run_until_killed(state: Path, step: int, delay: float) -> bool:
+    """Run the training script, kill it `delay` seconds after it began `step`. True if it ran to its end before."""
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(state)], env=environment, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return False
-    assert process.returncode == 0
-    return True
+    command = [sys.executable, "-c", SCRIPT, str(state)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= step:
+                time.sleep(delay)
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode in (0, -signal.SIGKILL)
+    return process.returncode == 0
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, kills: int) -> None:
+def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, torn = tmp_path / "whole" / "state.pt", tmp_path / "torn" / "state.pt"
-    began = time.monotonic()
-    assert run_until_killed(whole, None)
-    duration = time.monotonic() - began
+    monkeypatch.setattr(sys, "argv", ["train", str(whole)])
+    threads = torch.get_num_threads()
+    try:
+        exec(SCRIPT, {})
+    finally:
+        torch.set_num_threads(threads)
     rng = random.Random(kills)
-    killed, steps = 0, []
-    while killed < kills:
-        finished = run_until_killed(torn, rng.uniform(0.05, 0.7) * duration / max(kills, 3))
-        if finished:
-            break
-        killed += 1
-        steps.append(load_state(torn)["step"] if torn.exists() else 0)
-    assert killed >= 2, "the training was over before it could be killed twice"
-    assert run_until_killed(torn, None)
-    assert steps[-1] > 0, "no kill came in the middle of the training"
+    for step in sorted(rng.sample(range(3, STEPS - 10), kills)):
+        assert not run_until_killed(torn, step, rng.uniform(0, 0.02))
+        assert 0 < load_state(torn)["step"] < STEPS
+    assert run_until_killed(torn, STEPS, 0.0)
     weights = [(path.parent / "weights.safetensors").read_bytes() for path in (whole, torn)]
     assert weights[0] == weights[1]
     first, second = load_state(whole), load_state(torn)
     assert first["history"] == second["history"]
+    assert first["step"] == second["step"] == STEPS
 
 
 def test_stopping_and_going_on_is_the_uninterrupted_run(digits: Splits, tmp_path: Path) -> None:
