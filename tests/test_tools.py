@@ -178,6 +178,17 @@ def test_folders_of_other_runs_are_refused(
         weights.write_bytes(whole)
 
 
+def test_the_benchmarks_run(call: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = call("benchmark", "oracle", "--seeds", 3)
+    assert code == 0, err
+    means = [float(line.split("│")[2].split("±")[0]) for line in out.splitlines() if "±" in line]
+    assert len(means) == 2
+    assert all(1 <= mean <= 1500 for mean in means)
+    code, out, err = call("benchmark", "memory-order", "--steps", 2)
+    assert code == 0, err
+    assert out.count("│ 2 ") == 3
+
+
 def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     flags = ("--out", out, "--epochs", 1, "--retrain-epochs", 1, "--trials", 4)
