@@ -4,7 +4,7 @@ from supernet.config import Data, SupernetRun, Train
 
 
 def quickstart() -> SupernetRun:
-    """The demo: ShuffleNet choice blocks on the embedded digits, about three minutes on two cores in all."""
+    """The demo: ShuffleNet choice blocks on the embedded digits."""
     return SupernetRun(
         space="shufflenet-small",
         data=Data("digits", size=16, shift=1),
