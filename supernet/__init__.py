@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from supernet.searchable import Bound, Chain, Layout, Searchable
     from supernet.space import Arch, Choice, SearchSpace, compose
-    from supernet.spaces import SPACES, create_network, create_supernet
+    from supernet.spaces import GENOTYPES, SPACES, create_network, create_supernet
 
 __version__ = "0.1.0"
 
@@ -20,11 +20,13 @@ _HOME = {
     "Layout": "supernet.searchable",
     "Bound": "supernet.searchable",
     "SPACES": "supernet.spaces",
+    "GENOTYPES": "supernet.spaces",
     "create_supernet": "supernet.spaces",
     "create_network": "supernet.spaces",
 }
 
 __all__ = [
+    "GENOTYPES",
     "SPACES",
     "Arch",
     "Bound",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from supernet.errors import InputError, nearest
+from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,10 @@ Phase = Literal["supernet", "standalone"]
 SPACES: dict[str, str] = {
     "shufflenet-small": "supernet.spaces.shufflenet:shufflenet_small",
     "nasbench-macro": "supernet.spaces.nasbench_macro:nasbench_macro",
+    "spos": "supernet.spaces.shufflenet:spos",
+    "detnas-300m": "supernet.spaces.shufflenet:detnas_300m",
+    "detnas-1.3g": "supernet.spaces.shufflenet:detnas_1_3g",
+    "detnas-3.8g": "supernet.spaces.shufflenet:detnas_3_8g",
 }
 """Name to builder. A space from outside is named the same way, `"package.module:builder"`."""
 
@@ -69,7 +74,7 @@ def create_supernet(
 def create_network(
     space: str,
     *,
-    arch: Mapping[str, Any],
+    arch: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
     input_size: int | None = None,
     in_channels: int | None = None,
@@ -81,17 +86,23 @@ def create_network(
     The supernet it is cut from exists on the meta device only, so its size costs no memory.
 
     Args:
+        space: as in `create_supernet`, or without `arch` the name of a published network in `GENOTYPES`.
         arch: decision names and values; others as in `create_supernet`.
 
     Raises:
-        InputError: `arch` is no architecture of the space, or the space's `init` leaves a tensor unset.
+        InputError: no such space or published network, `arch` is no architecture of the space, or the space's `init` leaves a tensor unset.
     """
     import torch
 
     from supernet.searchable import realize
 
+    indices: tuple[int, ...] = ()
+    if arch is None:
+        if space not in GENOTYPES:
+            raise InputError(f"there is no published network {space!r}; give arch, or {nearest(space, GENOTYPES)}")
+        space, indices = GENOTYPES[space].space, GENOTYPES[space].indices
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     with torch.device("meta"):
         chain = _build(space, "standalone", given)
-        network = chain.subnet(arch)
+        network = chain.subnet(arch if arch is not None else chain.space.from_indices(indices))
     return cast("nn.Sequential", realize(network, chain.init, generator))

@@ -59,3 +59,66 @@ def shufflenet_small(
     steps += shuffle_stages(stem, widths, depths, shuffle=shuffle, affine=phase == "standalone")
     steps.append(("head", ClassifierHead(widths[-1], num_classes, hidden=head)))
     return Chain("shufflenet-small", steps, input_shape=(in_channels, input_size, input_size))
+
+
+def _imagenet(
+    name: str, widths: Sequence[int], depths: Sequence[int], *, stem: int, num_classes: int, input_size: int,
+    in_channels: int, shuffle: str, affine: bool, dropout: float,
+) -> Chain:  # fmt: skip
+    """The skeleton that SPOS and DetNAS share: stride-2 stem, four stages, 1×1 to 1,024, linear layer without bias."""
+    steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(in_channels, stem, kernel=3, stride=2))]
+    steps += shuffle_stages(stem, widths, depths, shuffle=shuffle, affine=affine)
+    steps.append(("head", ClassifierHead(widths[-1], num_classes, hidden=1024, dropout=dropout, bias=False)))
+    return Chain(name, steps, input_shape=(in_channels, input_size, input_size))
+
+
+def spos(
+    *, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet",
+    shuffle: str = "parity",
+) -> Chain:  # fmt: skip
+    """The SPOS space: 20 blocks of four operations, 4**20 architectures (Guo et al., 2020, Table 1).
+
+    The choice blocks of the supernet carry batch norm without scale and shift, as the released code does; the final
+    network has both, and dropout 0.1.
+    """
+    final = phase == "standalone"
+    return _imagenet(
+        "spos", (64, 160, 320, 640), (4, 4, 8, 4), stem=16, num_classes=num_classes, input_size=input_size,
+        in_channels=in_channels, shuffle=shuffle, affine=final, dropout=0.1 if final else 0.0,
+    )  # fmt: skip
+
+
+def detnas_300m(
+    *, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet",
+    shuffle: str = "interleave", affine: bool = True,
+) -> Chain:  # fmt: skip
+    """The small DetNAS space: 20 blocks of four operations, 4**20 architectures (Chen et al., 2019, Table 1).
+
+    `affine` is that of batch norm in the choice blocks; whether the paper's supernet had it was not published.
+    """
+    return _imagenet(
+        "detnas-300m", (64, 160, 320, 640), (4, 4, 8, 4), stem=16, num_classes=num_classes, input_size=input_size,
+        in_channels=in_channels, shuffle=shuffle, affine=affine or phase == "standalone", dropout=0.0,
+    )  # fmt: skip
+
+
+def detnas_1_3g(
+    *, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet",
+    shuffle: str = "interleave", affine: bool = True,
+) -> Chain:  # fmt: skip
+    """The large DetNAS space: 40 blocks of four operations, 4**40 architectures; `affine` as in `detnas_300m`."""
+    return _imagenet(
+        "detnas-1.3g", (96, 240, 480, 960), (8, 8, 16, 8), stem=48, num_classes=num_classes, input_size=input_size,
+        in_channels=in_channels, shuffle=shuffle, affine=affine or phase == "standalone", dropout=0.0,
+    )  # fmt: skip
+
+
+def detnas_3_8g(
+    *, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet",
+    shuffle: str = "interleave", affine: bool = True,
+) -> Chain:  # fmt: skip
+    """The 1.3G space with stages 1.8 times as wide, the stem set apart; the paper scaled the 1.3G winner to it."""
+    return _imagenet(
+        "detnas-3.8g", (172, 432, 864, 1728), (8, 8, 16, 8), stem=72, num_classes=num_classes, input_size=input_size,
+        in_channels=in_channels, shuffle=shuffle, affine=affine or phase == "standalone", dropout=0.0,
+    )  # fmt: skip

@@ -14,8 +14,21 @@ CASES = {f"ground-{name}": builder for name, builder in GROUNDS.items()} | {
     "shufflenet-small-standalone": partial(
         create_supernet, "shufflenet-small", input_size=16, phase="standalone", shuffle="interleave"
     ),
+    "spos": partial(create_supernet, "spos", num_classes=10, input_size=64),
     "nasbench-macro": partial(create_supernet, "nasbench-macro", input_size=16),
 }
+
+
+SLOW = {
+    f"{name}-published": partial(create_supernet, name)
+    for name in ("spos", "detnas-300m", "detnas-1.3g", "detnas-3.8g")
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW)
+def test_space_keeps_the_contract_at_its_published_size(case: str) -> None:
+    check_space(SLOW[case](), archs=1)
 
 
 @pytest.mark.parametrize("case", CASES)
