@@ -90,7 +90,8 @@ def create_network(
         arch: decision names and values; others as in `create_supernet`.
 
     Raises:
-        InputError: no such space or published network, `arch` is no architecture of the space, or the space's `init` leaves a tensor unset.
+        InputError: no such space or published network, `arch` is no architecture of the space, or the space's `init`
+            leaves a tensor unset.
     """
     import torch
 
