@@ -76,7 +76,8 @@ class SupernetRun:
     retrain: Train = field(default_factory=Train)
     """How a standalone network is trained from scratch."""
     sampler: str = "uniform"
-    """Which architectures a step trains: "uniform" draws one (SPOS)."""
+    """Which architectures a step trains: "uniform" draws one (SPOS), "fair" every option once (FairNAS), "balanced"
+    every option equally often up to one."""
 
 
 @dataclass(frozen=True)
