@@ -97,6 +97,8 @@ def load(config: Data) -> Splits:
         InputError: a missing folder, one without images or with a single class, an unreadable image, or a split that
             would be empty.
     """
+    if config.calibration < 1 or config.size < 1:
+        raise InputError(f"calibration={config.calibration} and size={config.size} must be at least 1")
     if config.source == "digits":
         pixels, labels, classes = _digits(config.size)
         return _split(config, pixels, labels, classes, None)

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -124,13 +123,14 @@ class SharedWeights:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.calibration, self.validation = calibration.to(device), validation.to(device)
 
-    @cached_property
+    @property
     def settings(self) -> dict[str, str]:
         """What scores depend on: weights and images as digests, the policy, the metric. A study compares them."""
         return {
             "supernet": _digest(self.supernet.state_dict().values()),
             "images": _digest(t for part in (self.calibration, self.validation) for t in (part.pixels, part.labels)),
             "batch norm": str(self.bn),
+            "memory format": str(self.memory_format),
             "metric": getattr(self.metric, "__qualname__", type(self.metric).__qualname__),
         }
 

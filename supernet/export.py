@@ -340,9 +340,13 @@ def predict(images: torch.Tensor) -> object:
     if images.dtype is not torch.uint8 or images.dim() not in (3, 4) or images.shape[-3] != mean.numel():
         raise ValueError(f"images are uint8, (N, {mean.numel()}, H, W), not {images.dtype}, {tuple(images.shape)}")
     x = images.reshape(-1, *images.shape[-3:]).float()
-    size, mode = (preprocess["input_size"],) * 2, preprocess["interpolation"]
-    if x.shape[-2:] != size:
-        x = nn.functional.interpolate(x, size, mode=mode, antialias=mode in ("bilinear", "bicubic")).clamp(0, 255)
+    size, mode, sides = preprocess["input_size"], preprocess["interpolation"], x.shape[-2:]
+    if sides != (size, size):  # the shorter side to the size, then the centre, as in training
+        height, width = (size * side // min(sides) for side in sides)
+        antialias = mode in ("bilinear", "bicubic")
+        x = nn.functional.interpolate(x, (height, width), mode=mode, antialias=antialias).clamp(0, 255).round()
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        x = x[..., top : top + size, left : left + size]
     with torch.no_grad():
         outputs = network((x / 255 - mean) / std)
     if not preprocess["classes"]:

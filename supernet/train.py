@@ -1,9 +1,12 @@
 """One training loop for supernets and standalone networks; a standalone network is a chain without decisions."""
 
+import contextlib
 import math
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,24 +83,35 @@ def train_supernet(
     total = per_epoch * config.epochs
     writer = _event_writer(log, loop.step)
     last_save = time.monotonic()
-    with progress("training", total, start=loop.step, enabled=verbose) as update:
-        try:
-            while loop.step < total:
-                _step(loop, per_epoch)
-                if loop.step % per_epoch == 0:
-                    _close_epoch(loop, per_epoch, writer)
-                due = time.monotonic() - last_save >= config.save_seconds
-                if state is not None and (due or loop.step == total):
-                    save_state(state, _snapshot(loop))
-                    last_save = time.monotonic()
-                update(loop.step, _note(loop))
-        except KeyboardInterrupt:
-            if state is not None:
+    with progress("training", total, start=loop.step, enabled=verbose) as update, _deferred_interrupt() as interrupted:
+        while loop.step < total:
+            _step(loop, per_epoch)
+            if loop.step % per_epoch == 0:
+                _close_epoch(loop, per_epoch, writer)
+            due = time.monotonic() - last_save >= config.save_seconds
+            if state is not None and (due or loop.step == total or interrupted.is_set()):
                 save_state(state, _snapshot(loop))
-            raise
+                last_save = time.monotonic()
+            update(loop.step, _note(loop))
+            if interrupted.is_set():
+                raise KeyboardInterrupt
     if writer is not None:
         writer.close()
     return loop.history
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets an event instead of stopping a step half-way, whose checkpoint would not resume identically."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def check_training(config: Train, data: Splits) -> None:

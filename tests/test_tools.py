@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from searchers import Study
+from supernet import create_supernet
+
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "tools"
 SHORT = ("--data.size", "8", "--train.epochs", "1", "--train.batch", "128", "--retrain.epochs", "1")
@@ -93,7 +96,8 @@ def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tu
     assert max(parity["differences"].values()) <= 1e-5
     code, out, err = call("evaluate", run_folder, "--exported", folder)
     assert code == 0, err
-    assert f"{result['test_accuracy']:.4f}" in out or f"{result['test_accuracy']:,.0f}" in out
+    assert result["test_accuracy"] > 0.001
+    assert f"│ {result['test_accuracy']:.4f}" in out
     code, out, err = call("evaluate", run_folder, "--arch", folder / "arch.json")
     assert code == 0, err
     assert "accuracy" in out
@@ -147,6 +151,27 @@ def test_an_arch_of_another_space_is_refused(
     one_line(call("retrain", run_folder, "--arch", "{"), "JSON object")
     one_line(call("retrain", run_folder, "--arch", tmp_path / "arch.json"), "nor a file with one")
     one_line(call("retrain", run_folder, "--search", "never-run"), "no search 'never-run'")
+
+
+def test_the_best_is_by_the_metric_and_limits_of_its_search(
+    run_folder: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    flags = ("--searcher", "random", "--name", "loss", "--trials", 8)
+    assert call("search", run_folder, *flags, "--settings", "metric=-loss")[0] == 0
+    space = create_supernet("nasbench-macro").space
+    with Study(run_folder / "search" / "loss" / "study.db", space) as study:
+        trials = study.trials()
+    best = min(trials, key=lambda trial: trial.metrics["loss"])
+    code, out, err = call("evaluate", run_folder, "--search", "loss")
+    assert code == 0, err
+    assert f"│ {best.metrics['macs']:,.0f}" in out
+    limit = sorted(trial.metrics["macs"] for trial in trials)[3]
+    tight = ("--settings", "metric=-loss", "--max-macs", limit, "--resume", "warm")
+    assert call("search", run_folder, *flags, *tight)[0] == 0  # nothing to add, but now under a limit
+    inside = min((t for t in trials if t.metrics["macs"] <= limit), key=lambda trial: trial.metrics["loss"])
+    code, out, err = call("evaluate", run_folder, "--search", "loss")
+    assert code == 0, err
+    assert f"│ {inside.metrics['macs']:,.0f}" in out
 
 
 def test_a_changed_study_names_the_setting(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:

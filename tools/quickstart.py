@@ -21,10 +21,10 @@ class Quickstart:
     """Trials of each searcher."""
     max_macs: float = 1.4e6
     """Limit on multiply-accumulates, for the search and for the random controls."""
-    epochs: int | None = None
-    """Epochs of the supernet, instead of the recipe's."""
-    retrain_epochs: int | None = None
-    """Epochs of every retraining, instead of the recipe's."""
+    epochs: int = quickstart().train.epochs
+    """Epochs of the supernet."""
+    retrain_epochs: int = quickstart().retrain.epochs
+    """Epochs of every retraining."""
     seed: int = 0
     """Of everything."""
     threads: int = 1
@@ -39,8 +39,8 @@ def run() -> None:
 
     stages.torch.set_num_threads(args.threads)
     config = quickstart()
-    train = dataclasses.replace(config.train, seed=args.seed, epochs=args.epochs or config.train.epochs)
-    retrain = dataclasses.replace(config.retrain, seed=args.seed, epochs=args.retrain_epochs or config.retrain.epochs)
+    train = dataclasses.replace(config.train, seed=args.seed, epochs=args.epochs)
+    retrain = dataclasses.replace(config.retrain, seed=args.seed, epochs=args.retrain_epochs)
     trained = stages.train_stage(dataclasses.replace(config, train=train, retrain=retrain), args.out)
     feasible = stages.limits_of(trained, {"macs": args.max_macs})
     found: dict[str, Any] = {}

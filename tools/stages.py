@@ -14,6 +14,7 @@ from torch import nn
 
 import searchers
 from searchers import Study, Trial, search
+from searchers.study import best_of
 from supernet import Arch, Chain, create_network, create_supernet
 from supernet.checkpoint import check_run, load_weights, open_run, read_json, save_weights, write_json
 from supernet.config import SupernetRun, Train, from_dict
@@ -47,7 +48,7 @@ class Run:
         return SharedWeights(self.supernet, self.data.calibration, self.data.validation, bn=bn, cost=self.cost)
 
 
-def network_settings(config: SupernetRun, data: Splits) -> dict[str, Any]:
+def network_settings(data: Splits) -> dict[str, Any]:
     """What a builder is told of the data."""
     return {"num_classes": len(data.classes), "input_size": data.size, "in_channels": data.in_channels}
 
@@ -62,7 +63,7 @@ def train_stage(config: SupernetRun, out: Path, *, verbose: bool = True) -> Run:
     check_run(out, "supernet", config)
     data = load(config.data)  # before the folder is claimed: a run that cannot start leaves nothing behind
     init = torch_generator(config.train.seed, "supernet")
-    supernet = create_supernet(config.space, generator=init, **network_settings(config, data))
+    supernet = create_supernet(config.space, generator=init, **network_settings(data))
     sampler = create_sampler(config.sampler, supernet.space, config.train.seed)
     for training in (config.train, config.retrain):
         check_training(training, data)
@@ -85,7 +86,7 @@ def open_stage(folder: Path) -> Run:
         raise InputError(f"{folder} holds a {document.get('kind')} run; give the folder of a trained supernet")
     config = from_dict(SupernetRun, document["config"])
     data = load(config.data)
-    supernet = create_supernet(config.space, **network_settings(config, data))
+    supernet = create_supernet(config.space, **network_settings(data))
     metadata = load_weights(folder / WEIGHTS, supernet)
     digests = (("space_digest", "space", supernet.space.digest()), ("data_digest", "set of images", data.digest))
     for name, what, now in digests:
@@ -157,13 +158,16 @@ def search_stage(
         }  # fmt: skip
 
 
-def best_arch(run: Run, name: str, metric: str = "accuracy") -> Arch:
-    """The best architecture that a search of this run found."""
+def best_arch(run: Run, name: str) -> Arch:
+    """The best architecture that a search of this run found, by its own metric and within its own limits."""
     path = run.folder / "search" / name / "study.db"
     if not path.exists():
         raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first, or give --arch")
     with Study(path, run.supernet.space) as study:
-        return run.supernet.space.normal_form(study.best(metric).arch)
+        settings = study.settings or {}
+        feasible = Feasible(run.cost, settings.get("feasible") or {})  # a warm start may have told what is outside
+        best = best_of([t for t in study.trials() if feasible(t.arch)], settings.get("metric", "accuracy"))
+        return run.supernet.space.normal_form(best.arch)
 
 
 def read_arch(run: Run, text: str) -> Arch:
@@ -199,7 +203,9 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             return read_json(result)
         network = fresh_network(run, arch, train.seed)
         if shared:
-            network.load_state_dict(run.shared_weights().subnet(arch).state_dict(), strict=False)
+            inherited = run.shared_weights().subnet(arch).state_dict()
+            extra = network.load_state_dict(inherited, strict=False).unexpected_keys
+            assert not extra, f"the standalone network lacks {extra}"  # it may have more: affine batch norm
         began = time.monotonic()
         train_standalone(
             network, run.data, train, shift=run.config.data.shift, flip=run.config.data.flip,
@@ -224,7 +230,7 @@ def retrain_folder(run: Run, arch: Arch, seed: int, shared: bool = False) -> Pat
 
 def fresh_network(run: Run, arch: Arch, seed: int) -> nn.Module:
     """The standalone network of an architecture, initialised from a seed."""
-    settings = network_settings(run.config, run.data)
+    settings = network_settings(run.data)
     return create_network(run.config.space, arch=arch, generator=torch_generator(seed, "network"), **settings)
 
 

@@ -5,6 +5,7 @@ Every block chooses one of four operations, in this order of index vectors: `shu
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -88,37 +89,32 @@ def spos(
     )  # fmt: skip
 
 
-def detnas_300m(
-    *, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet",
-    shuffle: str = "interleave", affine: bool = True,
+def _detnas(
+    name: str, widths: Sequence[int], depths: Sequence[int], *, stem: int, num_classes: int = 1000,
+    input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet", shuffle: str = "interleave",
+    affine: bool = True,
 ) -> Chain:  # fmt: skip
+    return _imagenet(
+        name, widths, depths, stem=stem, num_classes=num_classes, input_size=input_size, in_channels=in_channels,
+        shuffle=shuffle, affine=affine or phase == "standalone", dropout=0.0,
+    )  # fmt: skip
+
+
+def detnas_300m(**settings: Any) -> Chain:
     """The small DetNAS space: 20 blocks of four operations, 4**20 architectures (Chen et al., 2019, Table 1).
 
-    `affine` is that of batch norm in the choice blocks; whether the paper's supernet had it was not published.
+    Args:
+        settings: num_classes=1000, input_size=224 (pixels), in_channels=3, phase="supernet", shuffle="interleave", and
+            affine=True: of batch norm in the supernet's choice blocks, which was not published.
     """
-    return _imagenet(
-        "detnas-300m", (64, 160, 320, 640), (4, 4, 8, 4), stem=16, num_classes=num_classes, input_size=input_size,
-        in_channels=in_channels, shuffle=shuffle, affine=affine or phase == "standalone", dropout=0.0,
-    )  # fmt: skip
+    return _detnas("detnas-300m", (64, 160, 320, 640), (4, 4, 8, 4), stem=16, **settings)
 
 
-def detnas_1_3g(
-    *, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet",
-    shuffle: str = "interleave", affine: bool = True,
-) -> Chain:  # fmt: skip
-    """The large DetNAS space: 40 blocks of four operations, 4**40 architectures; `affine` as in `detnas_300m`."""
-    return _imagenet(
-        "detnas-1.3g", (96, 240, 480, 960), (8, 8, 16, 8), stem=48, num_classes=num_classes, input_size=input_size,
-        in_channels=in_channels, shuffle=shuffle, affine=affine or phase == "standalone", dropout=0.0,
-    )  # fmt: skip
+def detnas_1_3g(**settings: Any) -> Chain:
+    """The large DetNAS space: 40 blocks of four operations, 4**40 architectures; settings as in `detnas_300m`."""
+    return _detnas("detnas-1.3g", (96, 240, 480, 960), (8, 8, 16, 8), stem=48, **settings)
 
 
-def detnas_3_8g(
-    *, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet",
-    shuffle: str = "interleave", affine: bool = True,
-) -> Chain:  # fmt: skip
+def detnas_3_8g(**settings: Any) -> Chain:
     """The 1.3G space with stages 1.8 times as wide, the stem set apart; the paper scaled the 1.3G winner to it."""
-    return _imagenet(
-        "detnas-3.8g", (172, 432, 864, 1728), (8, 8, 16, 8), stem=72, num_classes=num_classes, input_size=input_size,
-        in_channels=in_channels, shuffle=shuffle, affine=affine or phase == "standalone", dropout=0.0,
-    )  # fmt: skip
+    return _detnas("detnas-3.8g", (172, 432, 864, 1728), (8, 8, 16, 8), stem=72, **settings)
