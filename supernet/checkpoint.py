@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import safetensors
@@ -16,17 +16,22 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from supernet.errors import InputError
+from supernet.errors import InputError, RunError
 
 FORMAT = 1
+METADATA = "supernet"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what is written there replaces `path` at once, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary name beside `path`; what is written there replaces `path` at once, or not at all.
+
+    Raises:
+        RunError: it cannot be written, e.g. because the disk is full; what was at `path` before is intact.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -36,8 +41,15 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors have their own
+        before = "what was saved there before is intact" if path.exists() else "nothing was there before"
+        raise RunError(
+            f"{path} cannot be written ({str(error).splitlines()[0]}); {before}. Make room or give another folder; "
+            "the same command then goes on"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -65,10 +77,18 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         torch.save({"format": FORMAT, **state}, temporary)
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Raises `InputError` if it is truncated, foreign, or of another format."""
+def load_state(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: where it is, and its name in messages.
+        file: read this instead of opening `path`.
+
+    Raises:
+        InputError: it is truncated, foreign, or of another format.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(file or path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise InputError(
             f"the checkpoint {path} is truncated or no checkpoint of this project ({type(error).__name__}); "
@@ -82,10 +102,11 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write a module's parameters and buffers as safetensors, atomically."""
+    """Write a module's parameters and buffers as safetensors, atomically; equal weights give equal files."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format_version": str(FORMAT), **metadata})
+        packed = json.dumps({"format_version": str(FORMAT), **metadata}, sort_keys=True)
+        safetensors.torch.save_file(tensors, temporary, {METADATA: packed})  # of several keys the order would vary
 
 
 def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
@@ -96,7 +117,7 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            metadata: dict[str, str] = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; has the training finished?") from None
@@ -144,7 +165,10 @@ def open_run(folder: Path, kind: str, config: Any) -> Iterator[Path]:
             process is writing to it.
     """
     check_run(folder, kind, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be created ({error.strerror}); give another folder") from error
     lock = filelock.FileLock(folder / ".lock", blocking=False)
     try:
         lock.acquire()
@@ -163,6 +187,9 @@ def open_run(folder: Path, kind: str, config: Any) -> Iterator[Path]:
 def check_run(folder: Path, kind: str, config: Any) -> None:
     """Whether a folder is free for a run or holds this one, before any work. Raises `InputError` as `open_run` does."""
     path = folder / "run.json"
+    nearest_folder = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), folder)
+    if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
+        raise InputError(f"{nearest_folder} cannot be written to; give another folder")
     if not path.exists():
         if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run; give a new folder")

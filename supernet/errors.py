@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read, and the helper that offers the nearest valid name."""
+"""The errors that a user is meant to read, and the helper that offers the nearest valid name."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message names the value and the remedy; tools print it as one line."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on: it diverged, or the disk is full. What it saved before is intact; tools print one line."""
 
 
 def nearest(name: object, valid: Iterable[object]) -> str:
