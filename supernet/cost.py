@@ -9,10 +9,13 @@ output elements of convolutions and linear layers.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +26,13 @@ from supernet.errors import InputError, nearest
 from supernet.searchable import Chain, Layouts, Searchable, materialize, step_layout
 from supernet.space import Arch, Value
 
+if TYPE_CHECKING:
+    from supernet.window import CostWindow
+
 COSTS = ("macs", "params", "activations")
 MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
+TRIES = 10_000  # draws within one limit before the others are taken to leave nothing
+MOST_LISTED = 20_000  # architectures of a space whose costs are listed one by one: 6 s at 0.3 ms each
 
 
 class _Counter(TorchDispatchMode):
@@ -164,6 +172,34 @@ class CostTable:
             for step in self._graph
         ]
 
+    @cached_property
+    def listing(self) -> list[tuple[Arch, dict[str, int]]] | None:
+        """Every architecture with its costs; None for a space of more than `MOST_LISTED`."""
+        return [(arch, self(arch)) for arch in self.space.enumerate()] if self.space.size() <= MOST_LISTED else None
+
+    def by_indices(self, cost: str) -> Callable[[Sequence[int]], int]:
+        """The cost of the architecture with these indices, as a function.
+
+        A lookup per step (microseconds) where no step's cost depends on earlier decisions and no choice on another, and
+        the whole table's way otherwise.
+        """
+        space, steps = self.space, self.edges(cost)
+        nested = any(choice.when is not None for choice in space.choices)
+        if steps is None or nested or any(len(states) > 1 for states in steps):
+            return lambda indices: self(space.from_indices(indices))[cost]
+        place = {choice.name: i for i, choice in enumerate(space.choices)}
+        parts: list[tuple[tuple[int, ...], dict[tuple[int, ...], int]]] = []
+        for number, states in enumerate(steps):
+            known: dict[tuple[int, ...], int] = {}
+            at: tuple[int, ...] = ()
+            for options in states.values():
+                for arch, spent, _ in options:
+                    named = self.named(number, arch)
+                    at = tuple(place[name] for name in named)
+                    known[tuple(space[name].index(value) for name, value in named.items())] = spent
+            parts.append((at, known))
+        return lambda indices: sum(known[tuple([indices[i] for i in at])] for at, known in parts)
+
     def named(self, step: int, arch: Arch) -> dict[str, Value]:
         """The decisions of a step under their names in the whole space."""
         prefix = self._chain.step_names[step]
@@ -199,7 +235,7 @@ class Feasible:
     """Whether an architecture is within limits: the one route for constraints in a search.
 
     Args:
-        cost: gives the costs of an architecture, a `CostTable` or any function like it.
+        cost: gives the costs of an architecture.
         limits: cost name to the largest allowed value, e.g. `{"macs": 3e8}`.
 
     Raises:
@@ -223,14 +259,62 @@ class Feasible:
         """True if every limit holds."""
         if not self.limits:
             return True
-        costs = self.cost(arch)
-        return all(costs[name] <= limit for name, limit in self.limits.items())
+        return self._keeps(self.cost(arch))
+
+    def sample(self, rng: Random) -> Arch:
+        """One architecture, each of those within the limits equally likely.
+
+        With one limit no draw is rejected. With more, draws within the one that the fewest architectures keep are
+        rejected by the others. A space whose costs can be neither counted nor listed (see `CostWindow`) is drawn from
+        by its own `sample` and rejected by all.
+
+        Raises:
+            InputError: nothing fits, or none of `TRIES` draws does.
+        """
+        tightest = min(self._windows, key=lambda window: window.count, default=None)
+        for _ in range(TRIES):
+            arch = self.cost.space.sample(rng) if tightest is None else tightest.sample(rng)
+            if self(arch):
+                return arch
+        drawn = "" if tightest is None else f" with {tightest.cost} <= {tightest.high:,.0f}"
+        raise InputError(f"none of {TRIES:,} architectures{drawn} is within all limits; {self.explain()}")
+
+    def count(self) -> int | None:
+        """The exact number of architectures within the limits.
+
+        Returns:
+            None where two or more limits, or costs that cannot be counted, meet a space too large to be listed.
+        """
+        if not self.limits:
+            return self.cost.space.size()
+        if len(self.limits) == 1 and self.cost.edges(next(iter(self.limits))) is not None:
+            return self._windows[0].count
+        listing = self.cost.listing
+        return None if listing is None else sum(self._keeps(costs) for _, costs in listing)
 
     def explain(self) -> str:
-        """The limits and each cost's range over the space, for the message of a search that finds nothing."""
+        """The limits, each cost's range over the space, and for a single limit how many architectures keep it."""
         parts = []
         for name, limit in self.limits.items():
             extremes = self.cost.extremes(name)
             span = "" if extremes is None else f" (the space spans {extremes[0]:,} to {extremes[1]:,})"
             parts.append(f"{name} <= {limit:,.0f}{span}")
-        return "the limits are " + ", ".join(parts)
+        count = self.count() if len(self.limits) == 1 else None
+        fit = f"; {_short(count)} of {_short(self.cost.space.size())} architectures fit" if count else ""
+        return "the limits are " + ", ".join(parts) + fit
+
+    @cached_property
+    def _windows(self) -> "list[CostWindow]":
+        """The architectures within each limit that can be counted."""
+        # By name, as the package's own lazy exports: the windows are built on this module.
+        window = importlib.import_module("supernet.window").CostWindow
+        countable = [name for name in self.limits if self.cost.edges(name) is not None or self.cost.listing is not None]
+        return [window(self.cost, name, high=self.limits[name]) for name in countable]
+
+    def _keeps(self, costs: Mapping[str, float]) -> bool:
+        return all(costs[name] <= limit for name, limit in self.limits.items())
+
+
+def _short(number: int) -> str:
+    """`6,561` or `1.1e12`."""
+    return f"{number:,}" if number < 10**6 else f"{Decimal(number):.1e}".replace("e+", "e")
