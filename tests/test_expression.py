@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 import supernet.blocks.plain
-from supernet.blocks.plain import ClassifierHead, ConvBNAct, InvertedResidual, ShuffleUnit
+from supernet.blocks.plain import (
+    ClassifierHead,
+    ConvBNAct,
+    GraphCell,
+    InvertedResidual,
+    NormClassifier,
+    PooledResidual,
+    ReLUConvBN,
+    ShuffleUnit,
+)
 from supernet.errors import InputError
 from supernet.expression import expression
 
@@ -18,7 +27,12 @@ PLAIN = [
     InvertedResidual(8, 12, kernel=5, expansion=3, stride=2),
     ShuffleUnit(8, 8, kernel=7, shuffle="interleave"),
     ShuffleUnit(8, 20, xception=True, stride=2, affine=False),
+    ShuffleUnit(8, 8, mid=6),
     ClassifierHead(8, 5, hidden=16, dropout=0.2, bias=False),
+    ReLUConvBN(8, 12, kernel=3, stride=2, affine=False),
+    PooledResidual(4, 8),
+    NormClassifier(8, 5),
+    GraphCell(nn.ModuleList([nn.Identity(), ReLUConvBN(8, 8)]), ((0, 1), (1, 3)), last=3),
 ]
 LAYERS = [
     nn.Conv2d(4, 8, (3, 5), stride=2, padding=(1, 2), groups=2, bias=False),

@@ -16,6 +16,7 @@ ROWS = {
     "detnas-coco-fpn-1.3g": (8_415_168, 1269.2, 10_424_256, 1318.4),
     "detnas-coco-fpn-3.8g": (26_724_356, 3937.8, 29_519_876, 4025.6),
     "spos-a": (None, None, 3_558_464, 322.9),
+    "spos-channels-a": (None, None, 3_432_579, 327.9),
 }
 
 
@@ -42,6 +43,14 @@ def test_networks_of_one_operation(option: int, params: float, macs: float) -> N
     space = create_supernet("detnas-300m", num_classes=2).space
     found = count(create_network("detnas-300m", arch=space.from_indices([option] * 20)), (3, 224, 224))
     assert (round(found["params"] / 1e6, 3), round(found["macs"] / 1e6, 1)) == (params, macs)
+
+
+def test_searched_channels_to_all_known_digits() -> None:
+    network = create_network("spos-channels-a")
+    assert round(count(network, (3, 224, 224))["macs"] / 1e6, 2) == 327.86
+    assert [unit.mid for unit in network[1:-1]] == [  # int(scale · half the output channels)
+        44, 38, 25, 38, 48, 112, 64, 80, 96, 192, 256, 192, 160, 224, 256, 160, 320, 384, 320, 256,
+    ]  # fmt: skip
 
 
 def test_an_unknown_network_offers_the_nearest() -> None:

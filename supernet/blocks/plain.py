@@ -4,6 +4,9 @@ Every class keeps its constructor arguments as attributes of the same names, so 
 written down; see `supernet.export.expression`. `out_channels` and `stride` are read by `supernet.searchable`.
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +70,7 @@ class ShuffleUnit(nn.Module):
     Args:
         kernel: of the depthwise convolutions; 3 for Xception.
         xception: three depthwise-separable convolutions instead of one bottleneck.
+        mid: channels between the layers of the main branch; half of `out_channels` if None.
         shuffle: `"parity"` (even channels pass, odd ones are transformed: the released SPOS weights) or
             `"interleave"` (torchvision's two-group shuffle, then halves: the DetNAS search). Weights trained with one
             are meaningless under the other.
@@ -80,6 +84,7 @@ class ShuffleUnit(nn.Module):
         *,
         kernel: int = 3,
         xception: bool = False,
+        mid: int | None = None,
         stride: int = 1,
         shuffle: str = "parity",
         affine: bool = True,
@@ -93,37 +98,49 @@ class ShuffleUnit(nn.Module):
             raise ValueError(f"stride is 1 or 2, not {stride}")
         if stride == 2 and out_channels <= in_channels:
             raise ValueError(f"a stride-2 unit adds channels, not {in_channels} -> {out_channels}")
+        if mid is not None and mid < 1:
+            raise ValueError(f"mid is at least 1 channel, not {mid}")
         self.in_channels, self.out_channels, self.kernel, self.xception = in_channels, out_channels, kernel, xception
-        self.stride, self.shuffle, self.affine = stride, shuffle, affine
-        mid = out_channels // 2
-        seen = in_channels if stride == 2 else in_channels // 2
-        made = out_channels - seen
+        self.mid, self.stride, self.shuffle, self.affine = mid, stride, shuffle, affine
 
-        def conv(before: int, after: int, act: bool = True) -> ConvBNAct:
-            return ConvBNAct(before, after, act=act, affine=affine)
+        def conv(before: int, after: int) -> ConvBNAct:
+            return ConvBNAct(before, after, affine=affine)
 
         def depthwise(width: int, step: int = 1) -> ConvBNAct:
             return ConvBNAct(width, width, kernel=kernel, stride=step, groups=width, act=False, affine=affine)
 
-        if xception:
-            pairs = [(depthwise(seen, stride), conv(seen, mid)), (depthwise(mid), conv(mid, mid))]
-            parts = [part for pair in pairs for part in pair] + [depthwise(mid), conv(mid, made)]
-        else:
-            parts = [conv(seen, mid), depthwise(mid, stride), conv(mid, made)]
+        widths = self.main_widths(out_channels // 2 if mid is None else mid)
+        first = 0 if xception else 1  # the depthwise layers: every second one
+        parts = []
+        for index, (before, after) in enumerate(pairwise(widths)):
+            if index % 2 == first:
+                parts.append(depthwise(before, stride if index == first else 1))
+            else:
+                parts.append(conv(before, after))
         self.main = nn.Sequential(*parts)
         if stride == 2:
             self.proj = nn.Sequential(depthwise(in_channels, 2), conv(in_channels, in_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+    def main_widths(self, mid: int) -> tuple[int, ...]:
+        """Channels before each layer of the main branch and after the last."""
+        seen = self.in_channels if self.stride == 2 else self.in_channels // 2
+        made = self.out_channels - seen
+        return (seen, seen, mid, mid, mid, mid, made) if self.xception else (seen, mid, mid, made)
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands beside the main branch's output, and what the main branch is given."""
         if self.stride == 2:
-            return torch.cat([self.proj(x), self.main(x)], dim=1)
+            return self.proj(x), x
         n, c, h, w = x.shape
         if self.shuffle == "parity":
             pairs = x.view(n, c // 2, 2, h, w)
-            passed, changed = pairs[:, :, 0], pairs[:, :, 1]
-        else:
-            passed, changed = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).chunk(2, dim=1)
+            return pairs[:, :, 0], pairs[:, :, 1]
+        passed, changed = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).chunk(2, dim=1)
+        return passed, changed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        passed, changed = self.branches(x)
         return torch.cat([passed, self.main(changed)], dim=1)
 
 
@@ -149,3 +166,98 @@ class ClassifierHead(nn.Module):
         pooled = self.conv(x).mean(dim=(2, 3))
         logits: Tensor = self.fc(self.drop(pooled))
         return logits
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, convolution without bias, batch norm: the order inside cells. Padding keeps the size at stride 1.
+
+    Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)), odd kernels.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel: int = 1, stride: int = 1, affine: bool = True
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel, self.stride, self.affine = kernel, stride, affine
+        self.relu = nn.ReLU()  # not in place: other edges read the same input
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, affine=affine)
+
+
+class PooledResidual(nn.Module):
+    """Halves the resolution: two ReLU-conv-BN of kernel 3, plus 2×2 average pooling and a 1×1 convolution.
+
+    The shortcut has no batch norm (between the stages of NAS-Bench-201, Dong & Yang, 2020).
+    """
+
+    stride = 2
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.body = nn.Sequential(
+            ReLUConvBN(in_channels, out_channels, kernel=3, stride=2), ReLUConvBN(out_channels, out_channels, kernel=3)
+        )
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(in_channels, out_channels, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / 2, W / 2); H and W must be even."""
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return out
+
+
+class NormClassifier(nn.Module):
+    """Batch norm, ReLU, global average pooling, linear layer.
+
+    Shapes: (N, in_channels, H, W) to logits (N, classes).
+    """
+
+    stride = 0
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.in_channels, self.classes = in_channels, classes
+        self.out_channels = classes
+        self.bn = nn.BatchNorm2d(in_channels)
+        self.fc = nn.Linear(in_channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits, (N, classes)."""
+        logits: Tensor = self.fc(nn.functional.relu(self.bn(x)).mean(dim=(2, 3)))
+        return logits
+
+
+def sum_nodes(x: Tensor, edges: Iterable[tuple[int, int, nn.Module]], last: int) -> Tensor:
+    """The value of node `last` of a graph in which node 0 is `x` and every other node the sum of its edges.
+
+    Args:
+        edges: `(source, target, module)`, sorted by target, then source; every source but 0 is the target of one.
+
+    Returns:
+        zeros where no edge leads to `last`. They are `x` times zero, so that gradients exist and are zero.
+    """
+    values = {0: x}
+    for source, target, module in edges:
+        value = module(values[source])
+        values[target] = values[target] + value if target in values else value
+    return values[last] if last in values else x * 0
+
+
+class GraphCell(nn.Module):
+    """A cell whose nodes are sums: node 0 is the input, the last node the output.
+
+    Args:
+        ops: one module per edge; all keep the shape.
+        edges: `(source, target)` of each, sorted by target, then source.
+        last: the number of the output node.
+    """
+
+    def __init__(self, ops: nn.ModuleList, edges: tuple[tuple[int, int], ...], *, last: int) -> None:
+        super().__init__()
+        self.ops, self.edges, self.last = ops, edges, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape; zeros where no edge leads to the output."""
+        edges = [(source, target, op) for (source, target), op in zip(self.edges, self.ops, strict=True)]
+        return sum_nodes(x, edges, self.last)

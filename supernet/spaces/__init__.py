@@ -18,7 +18,9 @@ Phase = Literal["supernet", "standalone"]
 SPACES: dict[str, str] = {
     "shufflenet-small": "supernet.spaces.shufflenet:shufflenet_small",
     "nasbench-macro": "supernet.spaces.nasbench_macro:nasbench_macro",
+    "nasbench201": "supernet.spaces.nasbench201:nasbench201",
     "spos": "supernet.spaces.shufflenet:spos",
+    "spos-channels": "supernet.spaces.shufflenet:spos_channels",
     "detnas-300m": "supernet.spaces.shufflenet:detnas_300m",
     "detnas-1.3g": "supernet.spaces.shufflenet:detnas_1_3g",
     "detnas-3.8g": "supernet.spaces.shufflenet:detnas_3_8g",

@@ -4,38 +4,49 @@ Every block chooses one of four operations, in this order of index vectors: `shu
 (ShuffleNet units with that depthwise kernel) and `xception` (three 3×3 depthwise-separable convolutions).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from supernet.blocks.choice import ChoiceBlock
+from supernet.blocks.elastic import ElasticShuffle
 from supernet.blocks.plain import ClassifierHead, ConvBNAct, ShuffleUnit
-from supernet.searchable import Chain
+from supernet.searchable import Chain, Searchable
 from supernet.spaces import Phase
 
+OPERATIONS: dict[str, dict[str, Any]] = {
+    "shuffle3": {"kernel": 3},
+    "shuffle5": {"kernel": 5},
+    "shuffle7": {"kernel": 7},
+    "xception": {"kernel": 3, "xception": True},
+}
+SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
 
-def shuffle_choice(in_channels: int, out_channels: int, *, stride: int, shuffle: str, affine: bool) -> ChoiceBlock:
-    """One block: four units, each with its own projection branch at stride 2."""
 
-    def unit(kernel: int, xception: bool = False) -> ShuffleUnit:
-        return ShuffleUnit(
-            in_channels, out_channels, kernel=kernel, xception=xception, stride=stride, shuffle=shuffle, affine=affine
-        )
+def shuffle_choice(in_channels: int, out_channels: int, **settings: Any) -> ChoiceBlock:
+    """One block: four units, each with its own projection branch at stride 2; settings as of `ShuffleUnit`."""
+    units = {name: ShuffleUnit(in_channels, out_channels, **op, **settings) for name, op in OPERATIONS.items()}
+    return ChoiceBlock(units)
 
-    return ChoiceBlock({"shuffle3": unit(3), "shuffle5": unit(5), "shuffle7": unit(7), "xception": unit(3, True)})
+
+def channel_choice(in_channels: int, out_channels: int, **settings: Any) -> ElasticShuffle:
+    """One block of `spos-channels`: the four units at their widest, int(1.6 · half the output) in the middle."""
+    mids = {scale: int(out_channels // 2 * scale) for scale in SCALES}
+    return ElasticShuffle(in_channels, out_channels, operations=OPERATIONS, mids=mids, **settings)
 
 
 def shuffle_stages(
-    in_channels: int, widths: Sequence[int], depths: Sequence[int], *, shuffle: str, affine: bool
-) -> list[tuple[str, nn.Module]]:
-    """Stages of choice blocks; the first block of each halves the resolution."""
+    in_channels: int, widths: Sequence[int], depths: Sequence[int], *, shuffle: str, affine: bool,
+    block: Callable[..., Searchable] = shuffle_choice,
+) -> list[tuple[str, nn.Module]]:  # fmt: skip
+    """Stages of choice blocks, each made by `block`; the first block of each halves the resolution."""
     steps: list[tuple[str, nn.Module]] = []
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
-        for block in range(depth):
-            stride = 2 if block == 0 else 1
-            choice = shuffle_choice(in_channels, width, stride=stride, shuffle=shuffle, affine=affine)
-            steps.append((f"stage{stage}.block{block}", choice))
+        for number in range(depth):
+            stride = 2 if number == 0 else 1
+            choice = block(in_channels, width, stride=stride, shuffle=shuffle, affine=affine)
+            steps.append((f"stage{stage}.block{number}", choice))
             in_channels = width
     return steps
 
@@ -64,29 +75,48 @@ def shufflenet_small(
 
 def _imagenet(
     name: str, widths: Sequence[int], depths: Sequence[int], *, stem: int, num_classes: int, input_size: int,
-    in_channels: int, shuffle: str, affine: bool, dropout: float,
+    in_channels: int, shuffle: str, affine: bool, dropout: float, block: Callable[..., Searchable] = shuffle_choice,
 ) -> Chain:  # fmt: skip
     """The skeleton that SPOS and DetNAS share: stride-2 stem, four stages, 1×1 to 1,024, linear layer without bias."""
     steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(in_channels, stem, kernel=3, stride=2))]
-    steps += shuffle_stages(stem, widths, depths, shuffle=shuffle, affine=affine)
+    steps += shuffle_stages(stem, widths, depths, shuffle=shuffle, affine=affine, block=block)
     steps.append(("head", ClassifierHead(widths[-1], num_classes, hidden=1024, dropout=dropout, bias=False)))
     return Chain(name, steps, input_shape=(in_channels, input_size, input_size))
 
 
-def spos(
-    *, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet",
-    shuffle: str = "parity",
+def _spos(
+    name: str, block: Callable[..., Searchable], *, num_classes: int = 1000, input_size: int = 224,
+    in_channels: int = 3, phase: Phase = "supernet", shuffle: str = "parity",
 ) -> Chain:  # fmt: skip
+    final = phase == "standalone"
+    return _imagenet(
+        name, (64, 160, 320, 640), (4, 4, 8, 4), stem=16, num_classes=num_classes, input_size=input_size,
+        in_channels=in_channels, shuffle=shuffle, affine=final, dropout=0.1 if final else 0.0, block=block,
+    )  # fmt: skip
+
+
+def spos(**settings: Any) -> Chain:
     """The SPOS space: 20 blocks of four operations, 4**20 architectures (Guo et al., 2020, Table 1).
 
     The choice blocks of the supernet carry batch norm without scale and shift, as the released code does; the final
     network has both, and dropout 0.1.
+
+    Args:
+        settings: num_classes=1000, input_size=224 (pixels), in_channels=3, phase="supernet", shuffle="parity".
     """
-    final = phase == "standalone"
-    return _imagenet(
-        "spos", (64, 160, 320, 640), (4, 4, 8, 4), stem=16, num_classes=num_classes, input_size=input_size,
-        in_channels=in_channels, shuffle=shuffle, affine=final, dropout=0.1 if final else 0.0,
-    )  # fmt: skip
+    return _spos("spos", shuffle_choice, **settings)
+
+
+def spos_channels(**settings: Any) -> Chain:
+    """The SPOS space with searched channels: per block an operation and a scale, 32**20 architectures.
+
+    The decisions of a block are `op`, then `scale`: the main branch has int(scale · half the output channels) channels
+    between its layers, scales 0.2, 0.4 … 1.6. The released code holds one network over these eight scales and no
+    supernet with channels; the paper speaks of ten scales, up to 2.0, and of slices of tensors kept at their widest
+    (Guo et al., 2020, channel number search). Here every operation owns its widest weights and a scale takes their
+    leading channels; batch norm as in `spos`. Settings as in `spos`.
+    """
+    return _spos("spos-channels", channel_choice, **settings)
 
 
 def _detnas(
