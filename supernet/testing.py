@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 from supernet.cost import CostTable, count
 from supernet.errors import InputError
 from supernet.export import expression
+from supernet.optim import step_active
 from supernet.searchable import Chain, Hidden, Layout, Layouts, Searchable, step_layout
 from supernet.space import Arch, SearchSpace
-from supernet.train import step_active
 
 
 def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 2) -> None:

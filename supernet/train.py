@@ -1,12 +1,16 @@
 """One training loop for supernets and standalone networks; a standalone network is a chain without decisions."""
 
 import contextlib
+import copy
+import io
 import math
 import signal
+import statistics
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from supernet.augment import mix
 from supernet.checkpoint import environment, load_state, save_state
-from supernet.config import Train
-from supernet.data import Splits, augment
-from supernet.errors import InputError, nearest
+from supernet.config import Augment, Train
+from supernet.data import Splits, training_batches
+from supernet.distributed import World, convert_sync_bn, current, reduce_gradients, revert_sync_bn
+from supernet.errors import InputError, RunError, nearest
+from supernet.optim import compiled, create_ema, create_optimizer, create_schedule, step_active
 from supernet.progress import progress
 from supernet.sampling import ArchSampler, uniform
-from supernet.searchable import Chain, Part
+from supernet.searchable import Chain
 from supernet.seeding import derive_seed
+from supernet.space import Arch
+
+RECENT = 0.98  # of the mean loss that a spike is measured against
 
 
 @dataclass
@@ -31,14 +41,30 @@ class _Loop:
     chain: Chain
     data: Splits
     config: Train
+    augment: Augment
     sampler: ArchSampler
-    shift: int
-    flip: bool
+    world: World
     optimizer: torch.optim.Optimizer
     schedule: Any
+    ema: Any
+    state: Path | None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "images": 0.0})
+    recent: float | None = None
+    saved: int | None = None
+    pending: tuple[int, Sequence[Arch], Tensor] | None = None
+    stop: bool = False
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch; the last, incomplete batch is left out."""
+        return len(self.data.train) // self.config.batch
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        return self.per_epoch * self.config.epochs
 
 
 def train_supernet(
@@ -47,8 +73,7 @@ def train_supernet(
     config: Train,
     *,
     sampler: ArchSampler | None = None,
-    shift: int = 0,
-    flip: bool = False,
+    augment: Augment | None = None,
     state: Path | None = None,
     log: Path | None = None,
     verbose: bool = True,
@@ -58,14 +83,18 @@ def train_supernet(
     Each step samples architectures, accumulates their gradients and updates once. A parameter (of a sliced tensor: an
     element) that none of them used keeps its value to the bit, whatever momentum and decay say.
 
+    In a process group (`supernet.distributed.process_group`) every process calls this with the same arguments. All take
+    the same architectures and their share of the joint batch; only the gradients of the active parameters are averaged,
+    and only rank 0 writes.
+
     Args:
         supernet: any chain; one without decisions is an ordinary network.
         data: splits; only `train` is used.
         config: recipe of the optimisation.
         sampler: which architectures a step trains; `uniform` by default.
-        shift, flip: augmentation, see `Data`.
+        augment: how training images are varied; not at all by default.
         state: checkpoint file. If it exists, training goes on from it to the identical result (on the CPU, for the same
-            torch build, device and number of threads; a warning says so if they differ).
+            torch build, device, number of threads and processes; a warning says so if they differ).
         log: folder for TensorBoard events.
         verbose: show progress.
 
@@ -73,64 +102,115 @@ def train_supernet(
         per epoch `epoch`, `loss`, `accuracy` (of the sampled paths, in training mode) and `lr`.
 
     Raises:
-        InputError: a batch larger than the training split, or a checkpoint that is damaged or of another network.
+        InputError: see `check_training`; or a checkpoint that is damaged or of another network.
+        RunError: the loss is not finite or has leapt; the step, its architectures and the last checkpoint are named.
     """
-    check_training(config, data)
-    loop = _prepare(supernet, data, config, sampler or uniform(supernet.space, config.seed), shift, flip)
-    if state is not None and state.exists():
-        _restore(loop, load_state(state), state)
-    per_epoch = len(data.train) // config.batch
-    total = per_epoch * config.epochs
-    writer = _event_writer(log, loop.step)
-    last_save = time.monotonic()
-    with progress("training", total, start=loop.step, enabled=verbose) as update, _deferred_interrupt() as interrupted:
-        while loop.step < total:
-            _step(loop, per_epoch)
-            if loop.step % per_epoch == 0:
-                _close_epoch(loop, per_epoch, writer)
-            due = time.monotonic() - last_save >= config.save_seconds
-            if state is not None and (due or loop.step == total or interrupted.is_set()):
-                save_state(state, _snapshot(loop))
-                last_save = time.monotonic()
-            update(loop.step, _note(loop))
-            if interrupted.is_set():
-                raise KeyboardInterrupt
-    if writer is not None:
-        writer.close()
+    augment, world = augment or Augment(), current()
+    check_training(config, data, augment)
+    loop = _prepare(supernet, data, config, augment, sampler or uniform(supernet.space, config.seed), world, state)
+    try:
+        with compiled(supernet, enabled=config.compile):
+            _run(loop, log if world.main else None, verbose and world.main)
+    finally:
+        revert_sync_bn(supernet)
+    if loop.ema is not None:
+        supernet.load_state_dict(loop.ema.module.state_dict())
     return loop.history
 
 
+def _run(loop: _Loop, log: Path | None, verbose: bool) -> None:
+    config = loop.config
+    _restore(loop)
+    feed = training_batches(
+        loop.data.train, loop.augment, batch=config.batch, seed=config.seed, start=loop.step, rank=loop.world.rank,
+        world=loop.world.size,
+    )  # fmt: skip
+    writer = _event_writer(log, loop.step)
+    last_save = time.monotonic()
+    with (
+        contextlib.closing(feed),  # type: ignore[type-var]  # a generator
+        progress("training", loop.total, start=loop.step, enabled=verbose) as update,
+        _deferred_interrupt(loop.world) as interrupted,
+    ):
+        while loop.step < loop.total:
+            _step(loop, *next(feed), interrupted)
+            epoch_ends = loop.step % loop.per_epoch == 0
+            if epoch_ends:
+                _close_epoch(loop, writer)
+            stop = loop.stop or (loop.world.size == 1 and interrupted.is_set())
+            due = time.monotonic() - last_save >= config.save_seconds or loop.step == loop.total or stop
+            if due and (epoch_ends or loop.data.train.exact):  # a stream without positions goes on at an epoch's start
+                _save(loop)
+                last_save = time.monotonic()
+            update(loop.step, _note(loop))
+            if stop:
+                raise KeyboardInterrupt
+    if writer is not None:
+        writer.close()
+
+
 @contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets an event instead of stopping a step half-way, whose checkpoint would not resume identically."""
+def _deferred_interrupt(world: World) -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set an event instead of stopping a step half-way: such a checkpoint would not resume alike.
+
+    Under torchrun SIGTERM ends the process at once: the launcher sends it to start all ranks anew when one has died,
+    and a step would wait for that one.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield interrupted
         return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    handled = (signal.SIGINT, signal.SIGTERM)[: 2 if world.size == 1 else 1]
+    before = [signal.signal(number, lambda *_: interrupted.set()) for number in handled]
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(handled, before, strict=True):
+            signal.signal(number, handler)
 
 
-def check_training(config: Train, data: Splits) -> None:
+def check_training(config: Train, data: Splits, augment: Augment | None = None, world: World | None = None) -> None:
     """Whether a training can start, before anything is built.
 
     Raises:
-        InputError: no epochs or images in a step, a batch larger than the training split, an unknown optimizer, or a
-            device that is not there.
+        InputError: no epochs or images in a step, a batch larger than the training split or not divisible among the
+            processes, an unknown optimizer, a device that is not there, or options that exclude each other.
     """
     from timm.optim import list_optimizers
 
+    augment, world = augment or Augment(), world or current()
     if config.epochs < 1 or config.batch < 1:
         raise InputError(f"epochs={config.epochs} and batch={config.batch} must be at least 1")
     if config.batch > len(data.train):
         raise InputError(f"the batch of {config.batch} is larger than the training split of {len(data.train)} images")
+    if config.batch % world.size:
+        raise InputError(
+            f"the batch of {config.batch} images cannot be divided among {world.size} processes; give a multiple"
+        )
+    mixes = augment.mixup or augment.cutmix
+    if mixes and (config.batch // world.size) % 2:
+        raise InputError(f"mixup and cutmix pair images, but each process has {config.batch // world.size}; give an "
+                         "even number")  # fmt: skip
     if config.optimizer not in list_optimizers():
         raise InputError(f"timm has no optimizer {config.optimizer!r}; {nearest(config.optimizer, list_optimizers())}")
     try:
-        torch.empty(0, device=config.device)
+        create_optimizer(nn.Linear(1, 1), config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"the optimizer {config.optimizer!r} refuses lr={config.lr}, momentum={config.momentum}, "
+            f"weight_decay={config.weight_decay} ({error}); 'sgd' has Nesterov momentum, 'momentum' is without"
+        ) from error
+    for name, value in (
+        ("lr_floor", config.lr_floor),
+        ("ema", config.ema),
+        ("label_smoothing", config.label_smoothing),
+    ):
+        if not 0 <= value < 1:
+            raise InputError(f"{name}={value} must be at least 0 and below 1")
+    if config.sync_bn and torch.device(config.device).type != "cuda":
+        raise InputError(f"sync_bn needs CUDA, the device is {config.device!r}; leave it out, or recalibrate later")
+    try:
+        torch.empty(0, device=world.device(config.device))
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"the device {config.device!r} is not there ({str(error).splitlines()[0]}); try 'cpu'"
@@ -142,103 +222,144 @@ def train_standalone(network: nn.Module, data: Splits, config: Train, **options:
     return train_supernet(Chain("standalone", [("network", network)]), data, config, **options)
 
 
-def _prepare(chain: Chain, data: Splits, config: Train, sampler: ArchSampler, shift: int, flip: bool) -> _Loop:
-    from timm.optim import create_optimizer_v2
-    from timm.scheduler import CosineLRScheduler
+def plan_training(
+    supernet: Chain, data: Splits, config: Train, *, sampler: ArchSampler | None = None, augment: Augment | None = None
+) -> dict[str, float]:
+    """What a training will take, from three of its steps on a copy; writes nothing and leaves the supernet alone.
 
-    chain.to(config.device).to(memory_format=_memory_format(config)).train()
-    optimizer = create_optimizer_v2(
-        chain, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+    Returns:
+        `parameters`; `active_parameters`, the mean over the paths run; `steps`; `seconds_per_step`, the median;
+        `seconds` of the whole training; `peak_bytes` of memory (of the device on CUDA, else of this process), optimizer
+        state of options not yet sampled included; `disk_bytes` of checkpoint and weights, both versions while one
+        replaces the other.
+    """
+    import resource  # not on every system
+
+    augment, chosen = augment or Augment(), sampler or uniform(supernet.space, config.seed)
+    check_training(config, data, augment)
+    chain = copy.deepcopy(supernet)
+    loop = _prepare(chain, data, config, augment, chosen, current(), None)
+    world, seconds, active, device = loop.world, [], [], torch.device(loop.world.device(config.device))
+    feed = training_batches(
+        loop.data.train, augment, batch=config.batch, seed=config.seed, rank=world.rank, world=world.size
     )
-    per_epoch = len(data.train) // config.batch
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=max(per_epoch * config.epochs, 1),
-        warmup_t=round(per_epoch * config.warmup_epochs),
-        warmup_lr_init=config.lr / 10,
-        warmup_prefix=False,
-        t_in_epochs=False,
-    )
-    on_device = Splits(
-        **{part: getattr(data, part).to(config.device) for part in ("train", "calibration", "validation", "test")},
-        classes=data.classes,
-        digest=data.digest,
-    )
-    return _Loop(chain, on_device, config, sampler, shift, flip, optimizer, schedule)
+    with compiled(chain, enabled=config.compile):
+        for step in range(3):
+            began = time.perf_counter()
+            _step(loop, *next(feed), threading.Event())
+            _examine(loop)  # waits for the device
+            seconds.append(time.perf_counter() - began)
+            active += [sum(p.numel() for p in chain.active_parameters(arch)) for arch in chosen(step)]
+    parameters = sum(p.numel() for p in chain.parameters())
+    weights = sum(t.nbytes for t in chain.state_dict().values())
+    moved = {p: sum(t.nbytes for t in s.values() if isinstance(t, Tensor)) for p, s in loop.optimizer.state.items()}
+    per_element = sum(moved.values()) / max(sum(p.numel() for p in moved), 1)
+    still = sum(p.numel() for p in chain.parameters() if p not in moved) * per_element
+    if device.type == "cuda":
+        peak = float(torch.cuda.max_memory_allocated(device))
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    checkpoint = weights * (2 if config.ema else 1) + parameters * per_element
+    return {
+        "parameters": parameters, "active_parameters": statistics.mean(active), "steps": loop.total,
+        "seconds_per_step": statistics.median(seconds), "seconds": statistics.median(seconds) * loop.total,
+        "peak_bytes": peak + still, "disk_bytes": 2 * checkpoint + weights,
+    }  # fmt: skip
 
 
-def _step(loop: _Loop, per_epoch: int) -> None:
-    config, chain, step = loop.config, loop.chain, loop.step
-    images, labels = _batch(loop, per_epoch)
+def _prepare(
+    chain: Chain, data: Splits, config: Train, augment: Augment, sampler: ArchSampler, world: World, state: Path | None
+) -> _Loop:
+    device = world.device(config.device)
+    chain.to(device).to(memory_format=_memory_format(config)).train()
+    if config.sync_bn and world.size > 1:
+        convert_sync_bn(chain)
+    optimizer = create_optimizer(chain, config)
+    optimizer.zero_grad(set_to_none=True)
+    loop = _Loop(
+        chain, data.to(device), config, augment, sampler, world, optimizer, None, create_ema(chain, config), state
+    )
+    loop.schedule = create_schedule(optimizer, config, loop.per_epoch)
+    return loop
+
+
+def _step(loop: _Loop, images: Tensor, labels: Tensor, interrupted: threading.Event) -> None:
+    """One update: every architecture of the step adds its gradients, the active parameters are averaged over ranks."""
+    config, chain, step, rank = loop.config, loop.chain, loop.step, loop.world.rank
     archs = loop.sampler(step)
     loop.schedule.step_update(step)
-    torch.manual_seed(derive_seed(config.seed, "step", step))  # dropout and the like, whatever ran before
-    loop.optimizer.zero_grad(set_to_none=True)
+    images = images.contiguous(memory_format=_memory_format(config))
+    targets = labels
+    if loop.augment.mixup or loop.augment.cutmix:
+        seed = derive_seed(config.seed, "mix", step, rank)
+        classes, smoothing = len(loop.data.classes), config.label_smoothing
+        images, targets = mix(images, labels, loop.augment, classes=classes, smoothing=smoothing, seed=seed)
+    torch.manual_seed(derive_seed(config.seed, "step", step, rank))  # dropout and the like, whatever ran before
+    figures: list[Tensor] = []
     for arch in archs:
-        logits = chain(images, arch)
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
+            logits = chain(images, arch).float()
+        loss = nn.functional.cross_entropy(logits, targets, label_smoothing=0 if targets.ndim > 1 else
+                                           config.label_smoothing)  # fmt: skip
         loss.backward()
-        loop.sums["loss"] += loss.item() * len(labels)
-        loop.sums["correct"] += (logits.argmax(1) == labels).sum().item()
-        loop.sums["images"] += len(labels)
+        figures += [loss.detach(), (logits.detach().argmax(1) == labels).float().mean()]
+        if config.distill and len(figures) == 2:  # the first of a sandwich is the largest; the others follow it
+            targets = logits.detach().softmax(1)
+    parts = [part for arch in archs for part in chain.active_parts(arch)]
+    told = torch.stack([*figures, figures[0].new_tensor(float(interrupted.is_set()))])
+    reduced, _ = reduce_gradients(parts, told)
+    _examine(loop)  # of the step before: reading it here does not make the device wait
+    assert reduced is not None
+    loop.pending = (step, archs, reduced)
     if config.clip:
-        nn.utils.clip_grad_norm_(chain.parameters(), config.clip)
-    step_active(loop.optimizer, [part for arch in archs for part in chain.active_parts(arch)])
+        nn.utils.clip_grad_norm_(list(dict(parts)), config.clip)
+    step_active(loop.optimizer, parts)
+    for parameter, _ in parts:  # no other has a gradient, and a supernet has many
+        parameter.grad = None
     loop.step += 1
+    if loop.ema is not None:
+        loop.ema.update(chain)
 
 
-def _batch(loop: _Loop, per_epoch: int) -> tuple[Tensor, Tensor]:
-    """The images of a step: a function of seed and step alone."""
-    epoch, position = divmod(loop.step, per_epoch)
-    train, config = loop.data.train, loop.config
-    shuffle = torch.Generator().manual_seed(derive_seed(config.seed, "epoch", epoch))
-    order = torch.randperm(len(train), generator=shuffle)
-    index = order[position * config.batch : (position + 1) * config.batch].to(train.labels.device)
-    draws = torch.Generator().manual_seed(derive_seed(config.seed, "augment", loop.step))
-    pixels = augment(train.pixels[index], shift=loop.shift, flip=loop.flip, generator=draws)
-    images = train.normalize(pixels).contiguous(memory_format=_memory_format(config))
-    return images, train.labels[index]
+def _examine(loop: _Loop) -> None:
+    """Book the figures of the last step, the same on every rank; stop if its loss cannot come from learning."""
+    if loop.pending is None:
+        return
+    step, archs, figures = loop.pending
+    loop.pending = None
+    *values, stop = figures.tolist()
+    loop.stop = stop > 0 and loop.world.size > 1
+    images = loop.config.batch
+    for arch, loss, correct in zip(archs, values[::2], values[1::2], strict=True):
+        bound = loop.config.spike * max(loop.recent or 0.0, math.log(max(len(loop.data.classes), 2)))
+        if not math.isfinite(loss) or (loop.config.spike and loss > bound):
+            _diverged(loop, step, arch, loss, bound)
+        loop.recent = loss if loop.recent is None else RECENT * loop.recent + (1 - RECENT) * loss
+        loop.sums["loss"] += loss * images
+        loop.sums["correct"] += correct * images
+        loop.sums["images"] += images
+
+
+def _diverged(loop: _Loop, step: int, arch: Arch, loss: float, bound: float) -> None:
+    what = "is not finite" if not math.isfinite(loss) else f"exceeds {bound:.3g}, {loop.config.spike:g} times the usual"
+    kept = (
+        f"the last good checkpoint, {loop.state} after step {loop.saved}, is kept" if loop.saved else "none was saved"
+    )
+    raise RunError(
+        f"the loss {loss:.4g} of step {step} {what}; it trained {arch.to_json()}; {kept}. "
+        "A lower --train.lr, --train.clip or a longer warm-up may help, in another folder"
+    )
 
 
 def _memory_format(config: Train) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
-def step_active(optimizer: torch.optim.Optimizer, parts: Iterable[Part]) -> None:
-    """`optimizer.step()` that leaves alone the elements outside `parts` of partly used parameters.
-
-    Parameters without a gradient are skipped by the optimizer itself. For a sliced one, decay and momentum would also
-    move the elements that no architecture of the step used; those and their optimizer state are put back.
-
-    Args:
-        optimizer: any that keeps element-wise state in tensors of the parameter's shape.
-        parts: of all architectures of the step; the union counts.
-    """
-    parts = list(parts)
-    whole = {id(parameter) for parameter, index in parts if index == ()}
-    masks: dict[nn.Parameter, Tensor] = {}
-    for parameter, index in parts:
-        if id(parameter) not in whole:
-            masks.setdefault(parameter, torch.zeros_like(parameter, dtype=torch.bool))[index] = True
-    before = {parameter: (parameter.detach().clone(), _element_state(optimizer, parameter)) for parameter in masks}
-    optimizer.step()
-    with torch.no_grad():
-        for parameter, (value, states) in before.items():
-            parameter.copy_(torch.where(masks[parameter], parameter, value))
-            for name, now in optimizer.state[parameter].items():
-                if isinstance(now, Tensor) and now.shape == parameter.shape:
-                    now.copy_(torch.where(masks[parameter], now, states.get(name, torch.zeros_like(now))))
-
-
-def _element_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    state: Mapping[str, Any] = optimizer.state.get(parameter, {})
-    return {k: v.clone() for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
-
-
-def _close_epoch(loop: _Loop, per_epoch: int, writer: Any) -> None:
+def _close_epoch(loop: _Loop, writer: Any) -> None:
+    _examine(loop)
     images = max(loop.sums["images"], 1.0)
     row = {
-        "epoch": loop.step // per_epoch,
+        "epoch": loop.step // loop.per_epoch,
         "loss": loop.sums["loss"] / images,
         "accuracy": loop.sums["correct"] / images,
         "lr": loop.optimizer.param_groups[0]["lr"],
@@ -253,8 +374,7 @@ def _close_epoch(loop: _Loop, per_epoch: int, writer: Any) -> None:
 def _note(loop: _Loop) -> str:
     if not loop.sums["images"]:
         return f"loss {loop.history[-1]['loss']:.3f}" if loop.history else ""
-    loss = loop.sums["loss"] / loop.sums["images"]
-    return f"loss {loss:.3f}" if math.isfinite(loss) else "loss is not finite"
+    return f"loss {loop.sums['loss'] / loop.sums['images']:.3f}"
 
 
 def _event_writer(log: Path | None, step: int) -> Any:
@@ -265,32 +385,54 @@ def _event_writer(log: Path | None, step: int) -> Any:
     return SummaryWriter(str(log), purge_step=step)  # type: ignore[no-untyped-call]
 
 
+def _save(loop: _Loop) -> None:
+    _examine(loop)  # a step that went wrong is never saved
+    if loop.state is not None and loop.world.main:
+        save_state(loop.state, _snapshot(loop))
+        loop.saved = loop.step
+
+
 def _snapshot(loop: _Loop) -> dict[str, Any]:
     return {
         "step": loop.step,
         "model": loop.chain.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
+        "ema": None if loop.ema is None else loop.ema.module.state_dict(),
         "history": loop.history,
         "sums": loop.sums,
+        "recent": loop.recent,
         "data": loop.data.digest,
-        "environment": environment(loop.config.device),
+        "environment": _environment(loop),
     }
 
 
-def _restore(loop: _Loop, state: Mapping[str, Any], path: Path) -> None:
+def _environment(loop: _Loop) -> dict[str, Any]:
+    return environment(loop.world.device(loop.config.device)) | {"processes": loop.world.size}
+
+
+def _restore(loop: _Loop) -> None:
+    """Go on from the checkpoint, if there is one; rank 0 reads it for all."""
+    path, world = loop.state, loop.world
+    raw = path.read_bytes() if path is not None and world.main and path.exists() else b""
+    raw = world.from_main(raw)
+    if not raw or path is None:
+        return
+    state = load_state(path, io.BytesIO(raw))
     if state.get("data") != loop.data.digest:
         raise InputError(f"{path} was trained on other images than these; restore the data or give another folder")
-    now = environment(loop.config.device)
-    before = state["environment"]
+    now, before = _environment(loop), state["environment"]
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
-    if changed:
+    if changed and world.main:
         text = f"going on from {path} under {', '.join(changed)}: results will not be bit-identical"
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=4)
     try:
         loop.chain.load_state_dict(state["model"])
         loop.optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        if loop.ema is not None:
+            loop.ema.module.load_state_dict(state.get("ema"))
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"the checkpoint {path} belongs to another network or optimizer; give another folder"
         ) from error
     loop.step, loop.history, loop.sums = state["step"], list(state["history"]), dict(state["sums"])
+    loop.recent, loop.saved = state.get("recent"), state["step"]

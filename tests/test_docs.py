@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 
+import searchers
 from supernet import Chain
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.testing import check_space
@@ -145,7 +146,7 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
     parsed = module.parse(settings, None, args)
     if name == "search":
         stages = importlib.import_module("stages")
-        known = inspect.signature(stages.SEARCHERS[parsed.searcher]).parameters
+        known = inspect.signature(getattr(searchers, stages.SEARCHERS[parsed.searcher])).parameters
         assert set(stages.pairs(parsed.settings)) <= set(known)
 
 

@@ -18,8 +18,9 @@ from supernet.checkpoint import load_state
 from supernet.config import Data, Train
 from supernet.data import Splits, load
 from supernet.errors import InputError
+from supernet.optim import step_active
 from supernet.sampling import create_sampler, uniform
-from supernet.train import step_active, train_standalone, train_supernet
+from supernet.train import train_standalone, train_supernet
 
 CONFIG = Train(epochs=2, batch=128, lr=0.05, save_seconds=0.0)
 
@@ -29,7 +30,7 @@ from pathlib import Path
 import torch
 from grounds import chain
 from supernet.checkpoint import save_weights
-from supernet.config import Data, Train
+from supernet.config import Augment, Data, Train
 from supernet.data import load
 from supernet.sampling import uniform
 from supernet.train import train_supernet
@@ -43,7 +44,7 @@ torch.manual_seed(0)
 net = chain(num_classes=10, input_size=8, in_channels=1)
 config = Train(epochs=4, batch=32, lr=0.05, save_seconds=0.0)
 state = Path(sys.argv[1])
-train_supernet(net, load(Data(size=8)), config, sampler=tell, shift=1, state=state, verbose=False)
+train_supernet(net, load(Data(size=8)), config, sampler=tell, augment=Augment(shift=1), state=state, verbose=False)
 save_weights(state.with_name("weights.safetensors"), net, {})
 """
 STEPS = 4 * (1150 // 32)

@@ -1,5 +1,6 @@
 """What all scripts share: recipes and names from the command line, one-line errors, tables on screen."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,22 +9,28 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from supernet.errors import InputError, nearest
+from supernet.errors import InputError, RunError, nearest
 
 T = TypeVar("T")
 
 
 def main(run: Callable[[], None]) -> None:
-    """Run a script; wrong input ends in one line and exit code 2, Ctrl-C in one line and 130."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    """Run a script; wrong input ends in one line and exit code 2, a run that cannot go on in 1, Ctrl-C in 130."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {rank()}{message}", file=sys.stderr)
     try:
         run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except (InputError, RunError) as error:
+        print(f"error: {rank()}{error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     except KeyboardInterrupt:
         print("interrupted; what was done is saved and the same command goes on with it", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def rank() -> str:
+    """Which process of a torchrun speaks; nothing for the first, or the only one."""
+    number = os.environ.get("RANK", "0")
+    return "" if number == "0" else f"(rank {number}) "
 
 
 def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
@@ -38,8 +45,8 @@ def parse(settings: type[T], description: str | None, args: Sequence[str] | None
     return tyro.cli(settings, description=description, args=args)
 
 
-def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path]:
-    """`RECIPE [--field value …] --out FOLDER`: the recipe with every field open to a flag, and the folder."""
+def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path, bool]:
+    """`RECIPE [--field value …] --out FOLDER [--plan]`: the recipe with every field open to a flag, folder, plan."""
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         lines = [f"  {name:24}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.items()]
@@ -50,14 +57,20 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
 
     kind = type(recipe)
 
-    def configure(*, out: Path, config: Annotated[kind, tyro.conf.arg(name="")] = recipe) -> tuple[Any, Path]:  # type: ignore[valid-type]
+    def configure(
+        *,
+        out: Path,
+        plan: bool = False,
+        config: Annotated[kind, tyro.conf.arg(name="")] = recipe,  # type: ignore[valid-type]
+    ) -> tuple[Any, Path, bool]:
         """Train by this recipe.
 
         Args:
             out: Folder of the run; an interrupted one goes on.
+            plan: Only say what it would take: parameters, memory, time, disk.
             config: Every field of the recipe.
         """
-        return config, out
+        return config, out, plan
 
     return tyro.cli(configure, args=args[1:], prog=f"{Path(sys.argv[0]).name} {args[0]}", description=description)
 

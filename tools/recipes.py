@@ -1,13 +1,16 @@
 """Recipes: functions that return a complete configuration. No torch here, so that `--help` is instant."""
 
-from supernet.config import Data, SupernetRun, Train
+from supernet.config import Augment, Data, SupernetRun, Train, Window
+
+CIFAR = Augment(shift=4, flip=True)
+IMAGENET = Augment(scale=0.08, flip=True, color_jitter=0.4)
 
 
 def quickstart() -> SupernetRun:
     """The demo: ShuffleNet choice blocks on the embedded digits."""
     return SupernetRun(
         space="shufflenet-small",
-        data=Data("digits", size=16, shift=1),
+        data=Data("digits", size=16, augment=Augment(shift=1)),
         train=Train(epochs=50, batch=32, lr=0.2),
         retrain=Train(epochs=6, batch=32, lr=0.1),
     )
@@ -17,7 +20,7 @@ def macro_digits() -> SupernetRun:
     """The NAS-Bench-Macro space on the embedded digits."""
     return SupernetRun(
         space="nasbench-macro",
-        data=Data("digits", size=16, shift=1),
+        data=Data("digits", size=16, augment=Augment(shift=1)),
         train=Train(epochs=60, batch=32, lr=0.1),
         retrain=Train(epochs=12, batch=32, lr=0.1),
     )
@@ -27,10 +30,72 @@ def spos_images() -> SupernetRun:
     """Uniform single-path training (Guo et al., 2020) on a folder of images: give --data.source."""
     return SupernetRun(
         space="shufflenet-small",
-        data=Data("", size=32, shift=4, flip=True, calibration=2048, validation=0.1),
+        data=Data("", size=32, augment=CIFAR, calibration=2048, validation=0.1),
         train=Train(epochs=100, batch=128, lr=0.2, label_smoothing=0.1),
         retrain=Train(epochs=50, batch=128, lr=0.1, label_smoothing=0.1),
     )
 
 
-RECIPES = {"quickstart": quickstart, "macro-digits": macro_digits, "spos-images": spos_images}
+def _cifar10(space: str, train: Train, retrain: Train) -> SupernetRun:
+    data = Data("cifar10", size=32, augment=CIFAR, calibration=2048, validation=0.1)
+    return SupernetRun(space=space, data=data, train=train, retrain=retrain)
+
+
+def macro_cifar10() -> SupernetRun:
+    """The NAS-Bench-Macro space on CIFAR-10, single path; its own supernet recipe was not published."""
+    train = Train(epochs=120, batch=256, lr=0.2)
+    return _cifar10("nasbench-macro", train, Train(epochs=50, batch=256, lr=0.1))
+
+
+def spos_cifar10() -> SupernetRun:
+    """The SPOS block on CIFAR-10, uniform single path (Guo et al., 2020)."""
+    train = Train(epochs=300, batch=256, lr=0.4, schedule="linear", weight_decay=4e-5, label_smoothing=0.1)
+    return _cifar10("shufflenet-small", train, Train(epochs=300, batch=256, lr=0.1, label_smoothing=0.1))
+
+
+def nasbench201_cifar10() -> SupernetRun:
+    """NAS-Bench-201 on CIFAR-10; winners are retrained by the benchmark's recipe (Dong & Yang, 2020, Table 1)."""
+    train = Train(epochs=250, batch=256, lr=0.1, clip=5.0)
+    return _cifar10("nasbench201", train, Train(epochs=200, batch=256, lr=0.1, warmup_epochs=0.0))
+
+
+def _imagenet(space: str, steps: int) -> SupernetRun:
+    """The supernet recipe that SPOS and DetNAS share: batch 1,024, rate 0.5 falling linearly, 1,251 steps an epoch."""
+    train = Train(
+        epochs=round(steps / 1251), batch=1024, lr=0.5, schedule="linear", weight_decay=4e-5, warmup_epochs=0.0,
+        label_smoothing=0.1, device="cuda", bf16=True,
+    )  # fmt: skip
+    return SupernetRun(
+        space=space,
+        data=Data(
+            "", stream=True, workers=8, size=224, augment=IMAGENET, calibration=25_600, validation=50_000 / 1_281_167
+        ),
+        train=train,
+        retrain=Train(
+            epochs=240, batch=1024, lr=0.5, schedule="linear", weight_decay=4e-5, warmup_epochs=0.0,
+            label_smoothing=0.1, device="cuda", bf16=True,
+        ),
+        window=Window(low=290e6, high=360e6, bin=10e6),
+    )  # fmt: skip
+
+
+def spos_imagenet() -> SupernetRun:
+    """SPOS on ImageNet (Guo et al., 2020): paths of 290 to 360 M MACs, 150,000 steps; give --data.source."""
+    return _imagenet("spos", 150_000)
+
+
+def detnas_imagenet() -> SupernetRun:
+    """Pre-training of the DetNAS supernet (Chen et al., 2019): 300,000 steps; give --data.source."""
+    return _imagenet("detnas-300m", 300_000)
+
+
+RECIPES = {
+    "quickstart": quickstart,
+    "macro-digits": macro_digits,
+    "spos-images": spos_images,
+    "macro-cifar10": macro_cifar10,
+    "spos-cifar10": spos_cifar10,
+    "nasbench201-cifar10": nasbench201_cifar10,
+    "spos-imagenet": spos_imagenet,
+    "detnas-imagenet": detnas_imagenet,
+}

@@ -34,11 +34,16 @@ def run() -> None:
 
     import stages
 
+    from supernet.distributed import process_group
+
     opened = stages.open_stage(args.run)
     arch = stages.read_arch(opened, args.arch) if args.arch else stages.best_arch(opened, args.search)
     changed = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
     train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changed)
-    result = stages.retrain_stage(opened, arch, train, shared=args.init == "shared")
+    with process_group(train.device) as world:
+        result = stages.retrain_stage(opened, arch, train, shared=args.init == "shared")
+    if not world.main:
+        return
     print_table("retrained", ("what", "value"), [(k, v) for k, v in result.items() if k not in ("arch", "format")])
 
 

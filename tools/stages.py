@@ -1,10 +1,12 @@
 """The stages of a run as functions: train a supernet, search it, retrain and export an architecture."""
 
+import datetime
 import inspect
 import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +22,16 @@ from supernet.checkpoint import check_run, load_weights, open_run, read_json, sa
 from supernet.config import SupernetRun, Train, from_dict
 from supernet.cost import CostTable, Feasible
 from supernet.data import Splits, load
+from supernet.distributed import current
 from supernet.errors import InputError, nearest
 from supernet.evaluate import Recalibrate, SharedWeights, accuracy
 from supernet.export import export
 from supernet.progress import progress
-from supernet.sampling import create_sampler
+from supernet.sampling import ArchSampler, create_sampler
 from supernet.seeding import derive_seed, generator
-from supernet.train import check_training, train_standalone, train_supernet
+from supernet.train import check_training, plan_training, train_standalone, train_supernet
 
-SEARCHERS = {"random": searchers.RandomSearch, "aging-evolution": searchers.AgingEvolution}
+SEARCHERS = {"random": "RandomSearch", "aging-evolution": "AgingEvolution"}  # names in the package `searchers`
 WEIGHTS, NETWORK = "supernet.safetensors", "network.safetensors"
 
 
@@ -60,23 +63,57 @@ def torch_generator(*parts: object) -> torch.Generator:
 
 def train_stage(config: SupernetRun, out: Path, *, verbose: bool = True) -> Run:
     """Train the supernet of a recipe into `out`; a finished run is only loaded, an interrupted one goes on."""
-    check_run(out, "supernet", config)
-    data = load(config.data)  # before the folder is claimed: a run that cannot start leaves nothing behind
-    init = torch_generator(config.train.seed, "supernet")
-    supernet = create_supernet(config.space, generator=init, **network_settings(data))
-    sampler = create_sampler(config.sampler, supernet.space, config.train.seed)
-    for training in (config.train, config.retrain):
-        check_training(training, data)
-    with open_run(out, "supernet", config):
-        if not (out / WEIGHTS).exists():
+    world = current()
+    if world.main:
+        check_run(out, "supernet", config)
+    data, supernet, sampler = supernet_parts(config)  # a run that cannot start leaves no folder behind
+    with open_run(out, "supernet", config) if world.main else nullcontext():
+        if not world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
             history = train_supernet(
-                supernet, data, config.train, sampler=sampler, shift=config.data.shift, flip=config.data.flip,
+                supernet, data, config.train, sampler=sampler, augment=config.data.augment,
                 state=out / "state.pt", log=out / "events", verbose=verbose,
             )  # fmt: skip
-            write_json(out / "history.json", {"format": 1, "epochs": history})
-            metadata = {"space": config.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
-            save_weights(out / WEIGHTS, supernet, metadata)
+            if world.main:
+                write_json(out / "history.json", {"format": 1, "epochs": history})
+                metadata = {"space": config.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
+                save_weights(out / WEIGHTS, supernet, metadata)
+        world.barrier()
     return open_stage(out)
+
+
+def plan_stage(config: SupernetRun) -> list[tuple[str, str]]:
+    """What a training will take, as rows to print; writes nothing."""
+    data, supernet, sampler = supernet_parts(config)
+    plan = plan_training(supernet, data, config.train, sampler=sampler, augment=config.data.augment)
+    eta, mib = datetime.timedelta(seconds=round(plan["seconds"])), 2**20
+    return [
+        ("parameters", f"{plan['parameters']:,.0f}, {plan['active_parameters']:,.0f} in a path"),
+        ("peak memory", f"{plan['peak_bytes'] / mib:,.0f} MiB"),
+        ("time per step", f"{plan['seconds_per_step'] * 1000:,.1f} ms"),
+        ("time in all", f"{eta} for {plan['steps']:,.0f} steps"),
+        ("disk", f"{plan['disk_bytes'] / mib:,.1f} MiB"),
+    ]
+
+
+def supernet_parts(config: SupernetRun) -> tuple[Splits, Chain, ArchSampler]:
+    """Data, fresh supernet and sampler of a recipe, everything checked that can be before work begins."""
+    world = current()
+    if config.data.download and not world.main:
+        world.barrier()  # rank 0 fetches
+    data = load(config.data)
+    if config.data.download and world.main:
+        world.barrier()
+    init = torch_generator(config.train.seed, "supernet")
+    supernet = create_supernet(config.space, generator=init, **network_settings(data))
+    if config.train.distill and config.sampler != "sandwich":
+        raise InputError(f"train.distill follows the largest path of the sampler 'sandwich', not of {config.sampler!r}")
+    sampler = create_sampler(
+        config.sampler, supernet.space, config.train.seed, table=CostTable(supernet), window=config.window,
+        random_paths=config.random_paths,
+    )  # fmt: skip
+    for training in (config.train, config.retrain):
+        check_training(training, data, config.data.augment)
+    return data, supernet, sampler
 
 
 def open_stage(folder: Path) -> Run:
@@ -106,7 +143,7 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
     """A searcher by name, with hyperparameters given as text."""
     if name not in SEARCHERS:
         raise InputError(f"there is no searcher {name!r}; {nearest(name, SEARCHERS)}")
-    kind = SEARCHERS[name]
+    kind = getattr(searchers, SEARCHERS[name])
     known = {
         key: p for key, p in inspect.signature(kind).parameters.items() if key not in ("space", "seed", "feasible")
     }
@@ -197,9 +234,10 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
     """Train one architecture as a standalone network, from scratch or from the shared weights; score the test split."""
     folder = retrain_folder(run, arch, train.seed, shared)
     check_training(train, run.data)
-    with open_run(folder, "retrain", train):
+    world = current()
+    with open_run(folder, "retrain", train) if world.main else nullcontext():
         result = folder / "result.json"
-        if result.exists():
+        if world.from_main(b"done" if result.exists() else b""):
             return read_json(result)
         network = fresh_network(run, arch, train.seed)
         if shared:
@@ -208,9 +246,12 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             assert not extra, f"the standalone network lacks {extra}"  # it may have more: affine batch norm
         began = time.monotonic()
         train_standalone(
-            network, run.data, train, shift=run.config.data.shift, flip=run.config.data.flip,
+            network, run.data, train, augment=run.config.data.augment,
             state=folder / "state.pt", log=folder / "events", verbose=verbose,
         )  # fmt: skip
+        if not world.main:
+            world.barrier()  # until rank 0 has written the result
+            return read_json(result)
         save_weights(folder / NETWORK, network, {"space": run.config.space, "arch": arch.to_json()})
         document = {
             "format": 1, "arch": dict(arch), "key": arch.key, "seed": train.seed,
@@ -220,6 +261,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             **run.cost(arch), "seconds": time.monotonic() - began,
         }  # fmt: skip
         write_json(result, document)
+        world.barrier()
         return document
 
 

@@ -5,12 +5,22 @@ from recipes import RECIPES
 
 
 def run() -> None:
-    config, out = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
+    config, out, plan = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
 
     import stages
 
-    trained = stages.train_stage(config, out)
-    found = stages.supernet_accuracy(trained)
+    from supernet.distributed import process_group
+
+    with process_group(config.train.device) as world:
+        if plan:
+            figures = stages.plan_stage(config)
+            if world.main:
+                print_table("plan, from three steps", ("what", "value"), figures)
+            return
+        trained = stages.train_stage(config, out)
+        if not world.main:
+            return
+        found = stages.supernet_accuracy(trained)
     accuracy = f"{found['mean']:.4f} ± {found['deviation']:.4f} over {found['n']} random subnets"
     rows = [("space", trained.supernet.space.name), ("architectures", trained.supernet.space.size()),
             ("shared-weight accuracy", accuracy),

@@ -1,0 +1,289 @@
+"""Options of the training loop: schedules, averaged weights, precision, compilation, distillation, mixing, guards."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from grounds import GROUNDS
+from torch import nn
+
+from supernet import Arch, Chain
+from supernet.checkpoint import load_state
+from supernet.config import Augment, Data, Train
+from supernet.cost import CostTable
+from supernet.data import Splits, load, training_batches
+from supernet.errors import InputError, RunError
+from supernet.optim import compiled, create_optimizer, create_schedule
+from supernet.sampling import ArchSampler, create_sampler, uniform
+from supernet.train import check_training, plan_training, train_supernet
+
+CONFIG = Train(epochs=2, batch=230, lr=0.05)  # 5 steps per epoch
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load(Data(size=8))
+
+
+def toy(ground: str = "chain") -> Chain:
+    torch.manual_seed(0)
+    return GROUNDS[ground](num_classes=10, input_size=8, in_channels=1)
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+# -- optimisation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"),
+    [
+        ("cosine", lambda t: 0.5 * (1 + math.cos(math.pi * t)), 0),
+        ("linear", lambda t: 1 - t, 0),
+        ("constant", lambda t: 1, 1),
+    ],
+)
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+def test_schedules_follow_their_formula_down_to_the_floor(
+    schedule: str, middle: Callable[[float], float], end: float, floor: float
+) -> None:
+    config = Train(epochs=4, lr=0.2, schedule=schedule, lr_floor=floor, warmup_epochs=1.0)  # type: ignore[arg-type]
+    optimizer = create_optimizer(nn.Linear(2, 2), config)
+    steps = create_schedule(optimizer, config, 25)
+    rates = []
+    for step in range(101):
+        steps.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[10] == pytest.approx(0.02 + 0.18 * 10 / 25)
+    for step in (25, 50, 99):
+        assert rates[step] == pytest.approx(0.2 * (floor + (1 - floor) * middle(step / 100)))
+    assert rates[100] == pytest.approx(0.2 * max(floor, end))
+
+
+def test_biases_and_batch_norm_are_not_decayed() -> None:
+    net = toy()
+    groups = create_optimizer(net, Train(weight_decay=0.1)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {decay[id(p)] for p in net.parameters() if p.ndim == 1} == {0.0}
+    assert {decay[id(p)] for p in net.parameters() if p.ndim > 1} == {0.1}
+
+
+def test_averaged_weights_are_the_result_and_resume_exactly(digits: Splits, tmp_path: Path) -> None:
+    config = replace(CONFIG, ema=0.8, save_seconds=0.0)
+    seen: list[torch.Tensor] = []
+    net = toy()
+
+    def watched(step: int) -> tuple[Arch, ...]:
+        seen.append(weights(net))
+        return uniform(net.space)(step)
+
+    train_supernet(net, digits, config, sampler=watched, state=tmp_path / "state.pt", verbose=False)
+    raw = load_state(tmp_path / "state.pt")["model"]
+    last = torch.cat([raw[name].flatten() for name, _ in net.named_parameters()])
+    average = seen[0]
+    for now in [*seen[1:], last]:
+        average = 0.8 * average + 0.2 * now
+    torch.testing.assert_close(weights(net), average)
+    assert not torch.allclose(weights(net), last, atol=1e-4)
+    parted, half = toy(), tmp_path / "half.pt"
+    with pytest.raises(Stop):
+        train_supernet(parted, digits, config, sampler=stopping(uniform(parted.space), 6), state=half, verbose=False)
+    assert load_state(half)["step"] == 6
+    resumed = toy()
+    train_supernet(resumed, digits, config, state=half, verbose=False)
+    assert torch.equal(weights(resumed), weights(net))
+
+
+class Stop(Exception):
+    """A user's own exception, in the middle of a training."""
+
+
+def stopping(sampler: ArchSampler, at: int) -> ArchSampler:
+    def sample(step: int) -> tuple[Arch, ...]:
+        if step == at:
+            raise Stop
+        return sampler(step)
+
+    return sample
+
+
+def test_clipping_bounds_the_step(digits: Splits) -> None:
+    for clip, bound in ((0.0, None), (1e-3, 1e-3)):
+        net, config = (
+            toy(),
+            Train(
+                epochs=1,
+                batch=1150,
+                lr=1.0,
+                optimizer="momentum",
+                momentum=0.0,
+                weight_decay=0.0,
+                warmup_epochs=0,
+                clip=clip,
+            ),
+        )
+        before = weights(net)
+        train_supernet(net, digits, config, verbose=False)
+        moved = float((weights(net) - before).norm())
+        assert moved > 0.1 if bound is None else moved == pytest.approx(bound, rel=1e-3)
+
+
+def test_bfloat16_computes_coarsely_and_keeps_float32_weights(digits: Splits) -> None:
+    nets = [toy(), toy()]
+    losses = [
+        train_supernet(net, digits, replace(CONFIG, bf16=bf16), verbose=False)[-1]["loss"]
+        for net, bf16 in zip(nets, (False, True), strict=True)
+    ]
+    assert all(p.dtype is torch.float32 for p in nets[1].parameters())
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_serve_every_path_and_learn_the_same(digits: Splits) -> None:
+    """30 s: a compiler of C++ runs once per candidate block, not once per path."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    eager, fast = toy(), toy()
+    keys = list(fast.state_dict())
+    train_supernet(eager, digits, CONFIG, verbose=False)
+    train_supernet(fast, digits, replace(CONFIG, compile=True), verbose=False)
+    blocks = 2 + sum(
+        1 for step in fast.blocks for child in getattr(step, "options", {}).values() if any(child.parameters())
+    )
+    assert 0 < counters["stats"]["unique_graphs"] <= blocks
+    assert list(fast.state_dict()) == keys
+    assert weights(fast).sub(weights(eager)).abs().max() < 1e-3
+    with compiled(fast):
+        assert fast.blocks[0]._compiled_call_impl is not None
+    assert fast.blocks[0]._compiled_call_impl is None
+
+
+# -- what a step learns from ------------------------------------------------------------------------------------------
+
+
+def test_in_place_distillation_follows_the_largest(digits: Splits) -> None:
+    """One step against gradients written by hand: labels for the first path, its predictions for the others."""
+    net, by_hand = toy("sliced"), toy("sliced")
+    sampler = create_sampler("sandwich", net.space, 3, table=CostTable(net), random_paths=1)
+    config = Train(
+        epochs=1,
+        batch=len(digits.train),
+        optimizer="momentum",
+        lr=0.1,
+        momentum=0.0,
+        weight_decay=0.0,
+        warmup_epochs=0,
+        distill=True,
+        channels_last=False,
+    )
+    train_supernet(net, digits, config, sampler=sampler, verbose=False)
+    images, labels = next(training_batches(digits.train, Augment(), batch=config.batch, seed=0))
+    first, *others = sampler(0)
+    assert len(others) == 2
+    by_hand.train()
+    logits = by_hand(images, first)
+    nn.functional.cross_entropy(logits, labels).backward()
+    soft = logits.detach().softmax(1)
+    for arch in others:
+        (-(soft * by_hand(images, arch).log_softmax(1)).sum(1).mean()).backward()
+    for (name, learned), parameter in zip(net.named_parameters(), by_hand.parameters(), strict=True):
+        wanted = parameter.detach() - (0 if parameter.grad is None else 0.1 * parameter.grad)
+        torch.testing.assert_close(learned.detach(), wanted, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_mixing_changes_what_is_learnt_and_is_seeded(digits: Splits) -> None:
+    nets = [toy() for _ in range(3)]
+    for net, augment in zip(nets, (Augment(), Augment(mixup=0.5), Augment(mixup=0.5)), strict=True):
+        random.seed(len(nets))  # the caller's generators must not matter
+        torch.manual_seed(random.randrange(100))
+        train_supernet(net, digits, CONFIG, augment=augment, verbose=False)
+    plain, mixed, again = map(weights, nets)
+    assert torch.equal(mixed, again)
+    assert not torch.allclose(plain, mixed, atol=1e-3)
+
+
+# -- guards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factor", "what"), [(math.nan, "is not finite"), (1e4, "10 times the usual")])
+def test_a_loss_that_leaps_stops_before_anything_is_overwritten(
+    digits: Splits, tmp_path: Path, factor: float, what: str
+) -> None:
+    net, state = toy(), tmp_path / "state.pt"
+
+    def poisoned(step: int) -> tuple[Arch, ...]:
+        if step == 7:
+            with torch.no_grad():
+                net.blocks[-1].fc.weight.mul_(factor)  # type: ignore[union-attr, operator]
+        return uniform(net.space)(step)
+
+    config = replace(CONFIG, save_seconds=0.0)
+    with pytest.raises(RunError, match=what) as error:
+        train_supernet(net, digits, config, sampler=poisoned, state=state, verbose=False)
+    assert "of step 7" in str(error.value)
+    assert uniform(net.space)(7)[0].to_json() in str(error.value)
+    assert f"{state} after step 7" in str(error.value)
+    kept = load_state(state)
+    assert kept["step"] == 7  # steps 0 to 6
+    assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+    resumed, whole = toy(), toy()
+    train_supernet(resumed, digits, config, state=state, verbose=False)
+    train_supernet(whole, digits, config, verbose=False)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_the_bound_on_leaps_can_be_turned_off(digits: Splits) -> None:
+    config = Train(epochs=1, batch=230, lr=500.0, warmup_epochs=0, weight_decay=0.0)
+    with pytest.raises(RunError, match=r"times the usual|not finite"):
+        train_supernet(toy(), digits, config, verbose=False)
+    history = train_supernet(toy(), digits, replace(config, lr=20.0, spike=0.0), verbose=False)
+    assert history[-1]["loss"] > math.log(10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_floor": 1.5}, "lr_floor=1.5"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"sync_bn": True}, "sync_bn needs CUDA"),
+        ({"optimizer": "sgdd"}, "no optimizer 'sgdd'"),
+        ({"device": "cuda:7"}, "not there"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"momentum": 0.0}, "'momentum' is without"),
+        ({"lr": -1.0}, "refuses lr=-1.0"),
+    ],
+)
+def test_wrong_settings_are_named(digits: Splits, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_training(replace(CONFIG, **settings), digits)  # type: ignore[arg-type]
+
+
+def test_mixing_needs_pairs(digits: Splits) -> None:
+    with pytest.raises(InputError, match="each process has 31"):
+        check_training(replace(CONFIG, batch=31), digits, Augment(mixup=0.2))
+
+
+# -- planning ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_counts_and_leaves_the_supernet_alone(digits: Splits, tmp_path: Path) -> None:
+    net = toy()
+    before = weights(net)
+    plan = plan_training(net, digits, CONFIG)
+    assert torch.equal(weights(net), before)
+    assert plan["parameters"] == len(before)
+    sizes = [sum(p.numel() for p in net.active_parameters(uniform(net.space)(step)[0])) for step in range(3)]
+    assert plan["active_parameters"] == pytest.approx(sum(sizes) / 3)
+    assert plan["steps"] == 10
+    state = tmp_path / "state.pt"
+    train_supernet(net, digits, CONFIG, sampler=create_sampler("balanced", net.space), state=state, verbose=False)
+    assert state.stat().st_size < plan["disk_bytes"] < 4 * state.stat().st_size
