@@ -196,6 +196,39 @@ class Chain(Searchable):
         return self.materialize(self.space.canonical(arch))
 
 
+MOST_REMEMBERED = 4096  # entries of a PartsMemo: choices have dozens, shared cells may have thousands
+
+
+class PartsMemo:
+    """`chain.active_parts(arch)` for a training loop: each step's part is found once per (decisions, input layout).
+
+    It holds as long as the chain keeps its modules and parameters: a device must have been chosen before.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._known: dict[tuple[int, Arch, Layouts], tuple[list[Part], Layouts]] = {}
+
+    def __call__(self, arch: Arch) -> list[Part]:
+        """The used parameters of all steps in order."""
+        parts: list[Part] = []
+        layout: Layouts = self._chain.input_layout
+        last = len(self._chain.blocks) - 1
+        for index, name in enumerate(self._chain.step_names):
+            key = (index, arch.sub(name), layout)
+            found = self._known.get(key)
+            if found is None:
+                step, sub, before = self._chain.blocks[index], key[1], layout
+                used = step.active_parts(sub, before) if isinstance(step, Searchable) else parameters_of([step])
+                found = (list(used), None if index == last else step_layout(step, sub, before))
+                if len(self._known) >= MOST_REMEMBERED:
+                    self._known.clear()
+                self._known[key] = found
+            parts += found[0]
+            layout = found[1]
+        return parts
+
+
 def step_layout(step: nn.Module, arch: Arch, layout: Layouts) -> Layouts:
     """The layout that any step, searchable or ordinary, hands on."""
     return step.out_layout(arch, layout) if isinstance(step, Searchable) else plain_layout(step, layout)

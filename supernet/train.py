@@ -27,7 +27,7 @@ from supernet.errors import InputError, RunError, nearest
 from supernet.optim import compiled, create_ema, create_optimizer, create_schedule, step_active
 from supernet.progress import progress
 from supernet.sampling import ArchSampler, uniform
-from supernet.searchable import Chain
+from supernet.searchable import Chain, PartsMemo
 from supernet.seeding import derive_seed
 from supernet.space import Arch
 
@@ -47,6 +47,7 @@ class _Loop:
     optimizer: torch.optim.Optimizer
     schedule: Any
     ema: Any
+    parts: PartsMemo
     state: Path | None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -277,7 +278,17 @@ def _prepare(
     optimizer = create_optimizer(chain, config)
     optimizer.zero_grad(set_to_none=True)
     loop = _Loop(
-        chain, data.to(device), config, augment, sampler, world, optimizer, None, create_ema(chain, config), state
+        chain,
+        data.to(device),
+        config,
+        augment,
+        sampler,
+        world,
+        optimizer,
+        None,
+        create_ema(chain, config),
+        PartsMemo(chain),
+        state,
     )
     loop.schedule = create_schedule(optimizer, config, loop.per_epoch)
     return loop
@@ -305,7 +316,7 @@ def _step(loop: _Loop, images: Tensor, labels: Tensor, interrupted: threading.Ev
         figures += [loss.detach(), (logits.detach().argmax(1) == labels).float().mean()]
         if config.distill and len(figures) == 2:  # the first of a sandwich is the largest; the others follow it
             targets = logits.detach().softmax(1)
-    parts = [part for arch in archs for part in chain.active_parts(arch)]
+    parts = [part for arch in archs for part in loop.parts(arch)]
     told = torch.stack([*figures, figures[0].new_tensor(float(interrupted.is_set()))])
     reduced, _ = reduce_gradients(parts, told)
     _examine(loop)  # of the step before: reading it here does not make the device wait

@@ -103,6 +103,35 @@ def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tu
     assert "accuracy" in out
 
 
+def test_a_plan_is_printed_and_nothing_written(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, out, err = call("train_supernet", "macro-digits", *SHORT, "--out", tmp_path / "run", "--plan")
+    assert code == 0, err
+    for what in ("parameters", "peak memory", "time per step", "for 8 steps", "disk"):
+        assert what in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_takes_options_of_every_kind(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, _, err = call(
+        "train_supernet", "quickstart", *SHORT, "--out", tmp_path / "run", "--sampler", "sandwich", "--train.distill",
+        "--window.high", "1e6", "--random-paths", "1", "--train.schedule", "linear", "--train.lr-floor", "0.05",
+        "--train.optimizer", "adamw", "--train.lr", "0.001", "--train.ema", "0.9", "--train.bf16",
+        "--data.augment.cutmix", "1.0",
+    )  # fmt: skip
+    assert code == 0, err
+    assert (tmp_path / "run" / "supernet.safetensors").exists()
+
+
+def test_what_a_training_cannot_do_is_refused(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    one_line(call("train_supernet", "quickstart", *out, "--train.distill"), "'sandwich'", "'uniform'")
+    one_line(call("train_supernet", "quickstart", *out, "--window.high", "10"), "no architecture", "between 0 and 10")
+    one_line(call("train_supernet", "quickstart", *out, "--data.augment.scale", "0"), "augment.scale=0")
+    one_line(call("train_supernet", "macro-cifar10", *out, "--data.root", tmp_path / "no"), "--data.download")
+    one_line(call("train_supernet", "spos-imagenet", *out), "there is no data set ''")
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_names_offer_the_nearest(
     run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
