@@ -18,6 +18,7 @@ import pytest
 import searchers
 from supernet import Chain
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
+from supernet.config import Data
 from supernet.testing import check_space
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +58,18 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert (tmp_path / "exported" / "model.py").is_file()
+
+
+def test_the_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from supernet.data import load
+
+    own_data, training = blocks(ROOT / "docs" / "train.md", "python")
+    (tmp_path / "scans.py").write_text(own_data)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert len(load(Data("scans:scans", size=8)).train) == 256
+    exec(training, {})
+    assert (tmp_path / "state.pt").is_file()
 
 
 @pytest.fixture
@@ -137,7 +150,7 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
         return  # what they print is tested with the scripts
     if name == "train_supernet":
         monkeypatch.setattr(sys, "argv", [name, *args])
-        config, out = importlib.import_module("common").parse_recipe(module.RECIPES, "")
+        config, out, _ = importlib.import_module("common").parse_recipe(module.RECIPES, "")
         assert out.parts[0] == "runs"
         assert dataclasses.is_dataclass(config)
         return
