@@ -110,14 +110,19 @@ class CostTable:
     Args:
         supernet: only its shapes are kept.
         input_shape: (C, H, W); the supernet's own by default.
+
+    Attributes:
+        costs: their names.
     """
+
+    costs: tuple[str, ...] = COSTS
 
     def __init__(self, supernet: Chain, input_shape: Sequence[int] | None = None) -> None:
         self.space = supernet.space
         self.input_shape = tuple(input_shape or supernet.input_shape)
         self._chain: Chain = meta_copy(supernet).eval()
         self._start = _Entry(
-            dict.fromkeys(COSTS, 0), torch.empty(1, *self.input_shape, device="meta"), supernet.input_layout
+            dict.fromkeys(self.costs, 0), torch.empty(1, *self.input_shape, device="meta"), supernet.input_layout
         )
         self._entries: dict[tuple[Any, ...], _Entry] = {}
 
@@ -127,16 +132,20 @@ class CostTable:
         total = dict(entry.cost)
         for index, name in enumerate(self._chain.step_names):
             entry = self._step(index, arch.sub(name), entry)
-            for cost in COSTS:
+            for cost in self.costs:
                 total[cost] += entry.cost[cost]
         return total
+
+    def _measure(self, module: nn.Module, state: Any) -> tuple[dict[str, int], Any]:
+        """The costs of one materialised step on the meta device for a state, and what it hands on."""
+        return _run(module, state)
 
     def _step(self, index: int, arch: Arch, before: _Entry) -> _Entry:
         key = (index, arch, _state(before))
         entry = self._entries.get(key)
         if entry is None:
             step = self._chain.blocks[index]
-            cost, state = _run(materialize(step, arch, before.layout).eval(), before.state)
+            cost, state = self._measure(materialize(step, arch, before.layout).eval(), before.state)
             last = index == len(self._chain.blocks) - 1
             entry = _Entry(cost, state, None if last else step_layout(step, arch, before.layout))
             self._entries[key] = entry
@@ -246,8 +255,8 @@ class Feasible:
         self.cost = cost
         self.limits = dict(limits)
         for name, limit in limits.items():
-            if name not in COSTS:
-                raise InputError(f"there is no cost {name!r}; {nearest(name, COSTS)}")
+            if name not in cost.costs:
+                raise InputError(f"there is no cost {name!r}; {nearest(name, cost.costs)}")
             extremes = cost.extremes(name)
             if extremes is not None and limit < extremes[0]:
                 raise InputError(

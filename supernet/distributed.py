@@ -45,18 +45,44 @@ class World:
         """The payload of rank 0, on every rank; what the others give is ignored."""
         if self.size == 1:
             return payload
-        device = self.device("cuda") if dist.get_backend() == "nccl" else "cpu"
-        own = torch.frombuffer(bytearray(payload + b"."), dtype=torch.uint8)  # torch makes none from an empty buffer
-        length = torch.tensor([len(own)], device=device)
+        own = _packed(payload)
+        length = torch.tensor([len(own)], device=self._wire)
         dist.broadcast(length, src=0)
-        data = own.to(device) if self.main else torch.empty(int(length.item()), dtype=torch.uint8, device=device)
+        data = own.to(self._wire) if self.main else torch.empty(int(length), dtype=torch.uint8, device=self._wire)
         dist.broadcast(data, src=0)
-        return data.cpu().numpy().tobytes()[:-1]
+        return _unpacked(data)
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """The payloads of all ranks in order, on every rank."""
+        if self.size == 1:
+            return [payload]
+        own = _packed(payload)
+        lengths = [torch.empty(1, dtype=torch.int64, device=self._wire) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(own)], device=self._wire))
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8, device=self._wire)
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [_unpacked(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
+
+    @property
+    def _wire(self) -> str:
+        """Where tensors must be to travel."""
+        return self.device("cuda") if dist.get_backend() == "nccl" else "cpu"
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
+
+
+def _packed(payload: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(payload + b"."), dtype=torch.uint8)  # torch makes none from an empty buffer
+
+
+def _unpacked(data: Tensor) -> bytes:
+    return data.cpu().numpy().tobytes()[:-1]
 
 
 ALONE = World()

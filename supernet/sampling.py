@@ -169,8 +169,9 @@ def create_sampler(
 def _limits(space: SearchSpace, table: CostTable | None, window: Window) -> tuple[float, float] | None:
     """The bounds of a window, checked; None where it has none."""
     assert table is None or table.space == space, f"the table is of {table.space.name!r}, not of {space.name!r}"
-    if window.cost not in COSTS:
-        raise InputError(f"there is no cost {window.cost!r}; {nearest(window.cost, COSTS)}")
+    costs = COSTS if table is None else table.costs
+    if window.cost not in costs:
+        raise InputError(f"there is no cost {window.cost!r}; {nearest(window.cost, costs)}")
     if window.bin is not None and (window.low is None or window.high is None):
         raise InputError("bins lie between the bounds of a window: give window.low and window.high with window.bin")
     if window.low is None and window.high is None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.cost import COSTS, MOST_LISTED, MOST_OPTIONS, CostTable, Edge, State
+from supernet.cost import MOST_LISTED, MOST_OPTIONS, CostTable, Edge, State
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
@@ -227,8 +227,8 @@ class CostWindow:
     """
 
     def __init__(self, table: CostTable, cost: str, low: float = 0, high: float = math.inf) -> None:
-        if cost not in COSTS:
-            raise InputError(f"there is no cost {cost!r}; {nearest(cost, COSTS)}")
+        if cost not in table.costs:
+            raise InputError(f"there is no cost {cost!r}; {nearest(cost, table.costs)}")
         self.table, self.cost, self.low, self.high = table, cost, low, high
         whole = self._whole()
         self._inside = whole.within(low, high)
