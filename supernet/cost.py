@@ -88,7 +88,9 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     return _run(meta_copy(module).eval(), torch.empty(1, *input_shape, device="meta"))[0]
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """A step's costs and what it hands on."""
+
     cost: dict[str, int]
     state: Any  # meta tensors
     layout: Layouts
@@ -100,8 +102,8 @@ Edge = tuple[Arch, int, State]
 """One option of a step: its decisions, its cost, and the state it leads to."""
 
 
-def _state(entry: _Entry) -> State:
-    return entry.layout, _shapes(entry.state)
+def _state(entry: Entry) -> State:
+    return entry.layout, shapes(entry.state)
 
 
 class CostTable:
@@ -121,10 +123,10 @@ class CostTable:
         self.space = supernet.space
         self.input_shape = tuple(input_shape or supernet.input_shape)
         self._chain: Chain = meta_copy(supernet).eval()
-        self._start = _Entry(
+        self._start = Entry(
             dict.fromkeys(self.costs, 0), torch.empty(1, *self.input_shape, device="meta"), supernet.input_layout
         )
-        self._entries: dict[tuple[Any, ...], _Entry] = {}
+        self._entries: dict[tuple[Any, ...], Entry] = {}
 
     def __call__(self, arch: Arch) -> dict[str, int]:
         """`macs`, `params`, `activations` of one architecture."""
@@ -136,23 +138,19 @@ class CostTable:
                 total[cost] += entry.cost[cost]
         return total
 
-    def _measure(self, module: nn.Module, state: Any) -> tuple[dict[str, int], Any]:
-        """The costs of one materialised step on the meta device for a state, and what it hands on."""
-        return _run(module, state)
-
-    def _step(self, index: int, arch: Arch, before: _Entry) -> _Entry:
+    def _step(self, index: int, arch: Arch, before: Entry) -> Entry:
         key = (index, arch, _state(before))
         entry = self._entries.get(key)
         if entry is None:
             step = self._chain.blocks[index]
-            cost, state = self._measure(materialize(step, arch, before.layout).eval(), before.state)
+            cost, state = _run(materialize(step, arch, before.layout).eval(), before.state)
             last = index == len(self._chain.blocks) - 1
-            entry = _Entry(cost, state, None if last else step_layout(step, arch, before.layout))
+            entry = Entry(cost, state, None if last else step_layout(step, arch, before.layout))
             self._entries[key] = entry
         return entry
 
     @cached_property
-    def _graph(self) -> list[dict[State, list[tuple[Arch, _Entry]]]] | None:
+    def _graph(self) -> list[dict[State, list[tuple[Arch, Entry]]]] | None:
         """Per step and state that can reach it, every option of the step; None if that cannot be enumerated."""
         names = self._chain.step_names
         sizes = [step.space.size() for step in self._chain.blocks if isinstance(step, Searchable)]
@@ -230,13 +228,14 @@ class CostTable:
         return min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
 
 
-def _shapes(state: Any) -> Any:
+def shapes(state: Any) -> Any:
+    """The shapes of a state's tensors, nested as it is."""
     if isinstance(state, Tensor):
         return tuple(state.shape)
     if isinstance(state, Mapping):
-        return tuple((name, _shapes(part)) for name, part in state.items())
+        return tuple((name, shapes(part)) for name, part in state.items())
     if isinstance(state, tuple | list):
-        return tuple(map(_shapes, state))
+        return tuple(map(shapes, state))
     return tree_map(lambda leaf: leaf, state)
 
 

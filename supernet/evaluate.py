@@ -1,18 +1,32 @@
-"""Scores of subnets with shared weights: private copies, recalibrated batch norm, the supernet untouched."""
+"""Scores of subnets with shared weights: private statistics, recalibrated batch norm, the supernet untouched."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from supernet.data import Images
+from supernet.distributed import revert_sync_bn
+from supernet.errors import InputError
+from supernet.prefix import BudgetExceeded, PrefixSharing, Trie, norms_of, use_batch_statistics, version
+from supernet.scores import Bits, Score, ScoreCache
 from supernet.searchable import Chain
 from supernet.space import Arch
 
 Metrics = dict[str, float]
+Record = Callable[[Arch, Score], None]
+
+GROUP = 64
+"""Architectures in a trie: a longer request is sorted and cut, so that scores are kept as it goes on; what two pieces
+have in common runs twice, which is little beside what the architectures of one piece share."""
+
+
+# -- batch norm -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -30,19 +44,19 @@ class Recalibrate:
     """Replace running statistics by the mean over calibration batches of exactly this subnet.
 
     Attributes:
-        batches: how many; fewer if the calibration images run out.
-        size: images per batch.
+        batches: how many, at least 1; fewer if the calibration images run out.
+        size: images per batch, at least 1.
     """
 
     batches: int = 10
     size: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batches < 1 or self.size < 1:
+            raise InputError(f"{self}: batches and size are at least 1; to use what training left, choose Inherit()")
+
 
 BatchNormPolicy = Inherit | BatchStatistics | Recalibrate
-
-
-def _norms(module: nn.Module) -> list[_BatchNorm]:
-    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
 
 
 @torch.no_grad()
@@ -57,7 +71,7 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor]) -> None:
         batches: normalised images, (N, C, H, W) each, of equal N.
     """
     module.eval()
-    norms = _norms(module)
+    norms = norms_of(module)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -70,15 +84,78 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.eval()
 
 
-@torch.no_grad()
-def classification(network: nn.Module, images: Images, batch: int) -> Metrics:
-    """Accuracy (0..1) and mean cross-entropy of a classifier over a whole set, `network` in its present mode."""
-    correct, loss = 0, 0.0
-    for x, y in images.batches(batch):
-        logits = network(x)
-        correct += int((logits.argmax(1) == y).sum())
-        loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
-    return {"accuracy": correct / len(images), "loss": loss / len(images)}
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+
+class BatchMetric:
+    """A metric that is put together from batches of outputs; subclass it for one that shares prefixes in full.
+
+    Any callable `(network, images, batch) -> metrics` is a metric. Because it runs the network itself, candidates then
+    share calibration alone. One that says what it takes from a batch of outputs is handed outputs of shared prefixes:
+
+        class TopFive(BatchMetric):
+            name = "top-five"
+
+            def of_batch(self, outputs, labels):
+                return (outputs.topk(5).indices == labels[:, None]).any(1)
+
+            def combine(self, parts):
+                return {"top-five": float(torch.cat(list(parts)).double().mean())}
+
+    Attributes:
+        name: what studies and caches know it by; it tells metrics, and one metric's settings, apart.
+    """
+
+    name = ""
+
+    def of_batch(self, outputs: Any, labels: Tensor) -> Any:
+        """What is kept of a batch: small, for it is held for all candidates at a time.
+
+        Args:
+            outputs: what the network's last step hands on; for classifiers logits, (N, classes).
+            labels: int64, (N,).
+        """
+        raise NotImplementedError
+
+    def combine(self, parts: Sequence[Any]) -> Metrics:
+        """The metrics, from what `of_batch` kept of every batch in order."""
+        raise NotImplementedError
+
+    def correct(self, parts: Sequence[Any]) -> Bits | None:
+        """Per image whether the network is right, (N,), for paired tests; None if the metric knows no such thing."""
+        return None
+
+    @torch.no_grad()
+    def __call__(self, network: nn.Module, images: Images, batch: int) -> Metrics:
+        """The metrics of a network over a whole set, in its present mode."""
+        return self.combine([self.of_batch(network(x), y) for x, y in images.batches(batch)])
+
+
+class Classification(BatchMetric):
+    """Accuracy (0..1) and mean cross-entropy of a classifier."""
+
+    name = "classification"
+
+    def of_batch(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Which images are right, (N,), and the summed cross-entropy."""
+        return outputs.argmax(1) == labels, nn.functional.cross_entropy(outputs, labels, reduction="sum")
+
+    def combine(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
+        """Means over all images."""
+        images = sum(len(correct) for correct, _ in parts)
+        right, loss = sum(int(correct.sum()) for correct, _ in parts), sum(float(loss) for _, loss in parts)
+        return {"accuracy": right / images, "loss": loss / images}
+
+    def correct(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Bits:
+        """Per image whether the largest logit is that of its label."""
+        found: Bits = torch.cat([correct for correct, _ in parts]).cpu().numpy()
+        return found
+
+
+classification = Classification()
+"""`classification(network, images, batch)`: accuracy and loss of a classifier, `network` in its present mode."""
+
+Metric = Callable[[nn.Module, Images, int], Mapping[str, float]]
 
 
 def accuracy(network: nn.Module, images: Images, batch: int = 256) -> float:
@@ -87,22 +164,43 @@ def accuracy(network: nn.Module, images: Images, batch: int = 256) -> float:
     return classification(network, images, batch)["accuracy"]
 
 
+# -- candidates -------------------------------------------------------------------------------------------------------
+
+
 class SharedWeights:
     """Scores architectures with a supernet's weights: `SharedWeights(...)(archs) -> list of metrics`.
 
-    Every candidate is a private copy, so the supernet is bit-identical afterwards and scores do not depend on what was
-    scored before. All candidates see the same calibration and validation images in the same order.
+    Every candidate has batch-norm statistics of its own, so the supernet is bit-identical afterwards and scores do not
+    depend on what is scored before or beside. All candidates see the same calibration and validation images in the same
+    order. What the candidates of one call have in common from the input on is calibrated and run once, with the same
+    bits as one by one (`PrefixSharing`); a network asked for twice is scored once.
+
+    The weights may change between calls in any way that torch counts (optimisers, `load_state_dict`); after writing
+    through `.data`, make a new evaluator.
 
     Args:
         supernet: trained; its device is used.
         calibration: images from the training split.
         validation: held-out images for the score.
         bn: what batch norm normalises with.
-        metric: `(network, images, batch) -> metrics`; `classification` by default.
+        metric: `(network, images, batch) -> metrics`; `classification` by default. See `BatchMetric` for what shares
+            the validation pass too.
         batch: validation images per forward pass; has no influence on scores except under `BatchStatistics`.
         cost: adds its figures to the metrics, e.g. a `CostTable`.
         channels_last: run the candidates in channels-last order, several times faster for depthwise convolutions on the
             CPU; it changes rounding and nothing else.
+        share: evaluate common prefixes once; off, one by one, as it is where a single batch exceeds the budget.
+        memory: bytes of activations held for sharing; more batches at a time are run where they fit. Copies of weights
+            may take as much again.
+        cache: looked up first, and every new score is kept there at once, costs aside.
+
+    Attributes:
+        steps_asked: steps of all networks scored so far, as one by one would run them; without repeats and cache hits.
+        steps_run: steps that were run for them.
+        hits: networks whose score came from the cache.
+
+    Raises:
+        InputError: a cache with a metric that has no name of its own (see `BatchMetric.name`).
     """
 
     def __init__(
@@ -112,50 +210,166 @@ class SharedWeights:
         validation: Images,
         *,
         bn: BatchNormPolicy | None = None,
-        metric: Callable[[nn.Module, Images, int], Mapping[str, float]] = classification,
+        metric: Metric = classification,
         batch: int = 256,
         cost: Callable[[Arch], Mapping[str, float]] | None = None,
         channels_last: bool = True,
+        share: bool = True,
+        memory: int = 2**30,
+        cache: ScoreCache | None = None,
     ) -> None:
         device = next(supernet.parameters()).device
         self.supernet, self.metric, self.batch, self.cost = supernet, metric, batch, cost
         self.bn = Recalibrate() if bn is None else bn
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.calibration, self.validation = calibration.to(device), validation.to(device)
+        self.share, self.cache = share, cache
+        self.steps_asked = self.steps_run = self.hits = 0
+        if cache is not None and ("<" in _name(metric) or _name(metric) in ("", "partial")):
+            raise InputError(f"scores of {metric!r} cannot be cached: give it an attribute `name` that is its own")
+        self._images = _digest(
+            t for part in (self.calibration, self.validation) for t in (part.pixels, part.labels, part.mean, part.std)
+        )
+        self._state: tuple[object, ...] = ()
+        self._weights = ""
+        self._prefixes = PrefixSharing(
+            supernet,
+            memory_format=self.memory_format,
+            memory=memory,
+            batch_statistics=isinstance(self.bn, BatchStatistics),
+        )
 
     @property
     def settings(self) -> dict[str, str]:
         """What scores depend on: weights and images as digests, the policy, the metric. A study compares them."""
+        self._refresh()
+        if not self._weights:
+            self._weights = _digest(self.supernet.state_dict().values())
         return {
-            "supernet": _digest(self.supernet.state_dict().values()),
-            "images": _digest(t for part in (self.calibration, self.validation) for t in (part.pixels, part.labels)),
+            "supernet": self._weights,
+            "images": self._images,
             "batch norm": str(self.bn),
+            "batch": str(self.batch),
             "memory format": str(self.memory_format),
-            "metric": getattr(self.metric, "__qualname__", type(self.metric).__qualname__),
+            "metric": _name(self.metric),
         }
 
-    def __call__(self, archs: Sequence[Arch]) -> list[Metrics]:
-        """One mapping per architecture, in order."""
-        return [self._score(arch) for arch in archs]
+    @property
+    def context(self) -> dict[str, str]:
+        """What the cache files scores under: the settings and the space's digest."""
+        return {**self.settings, "space": self.supernet.space.digest()}
 
-    def _score(self, arch: Arch) -> Metrics:
-        network = self.subnet(arch)
-        metrics = dict(self.metric(network, self.validation, self.batch))
-        return metrics | (dict(self.cost(arch)) if self.cost is not None else {})
+    @property
+    def held_bytes(self) -> int:
+        """The most bytes of activations that were held for sharing at a time."""
+        return self._prefixes.peak
+
+    def __call__(self, archs: Sequence[Arch]) -> list[Metrics]:
+        """One mapping per architecture, in order.
+
+        Raises:
+            InputError: an architecture of another space, or a cache that cannot be read or written.
+        """
+        self._refresh()
+        space = self.supernet.space
+        forms = [space.canonical(space.normal_form(arch)) for arch in archs]
+        context = self.context if self.cache is not None else {}
+        scores: dict[Arch, Score] = {}
+        for form in dict.fromkeys(forms):
+            known = self.cache.get(context, form.key) if self.cache is not None else None
+            if known is not None:
+                scores[form] = known
+                self.hits += 1
+        new = sorted((form for form in dict.fromkeys(forms) if form not in scores), key=space.to_indices)
+
+        def record(form: Arch, score: Score) -> None:
+            scores[form] = score
+            if self.cache is not None:
+                self.cache.put(context, form, score)
+
+        for start in range(0, len(new), GROUP):
+            self._evaluate(new[start : start + GROUP], record)
+        costs = [dict(self.cost(arch)) if self.cost is not None else {} for arch in archs]
+        return [{**scores[form].metrics, **cost} for form, cost in zip(forms, costs, strict=True)]
 
     def subnet(self, arch: Arch) -> nn.Module:
         """The standalone copy of one architecture as it is scored: in normal form, eval mode, batch norm per policy."""
-        network = self.supernet.subnet(self.supernet.space.normal_form(arch)).eval()
+        network = revert_sync_bn(self.supernet.subnet(self.supernet.space.normal_form(arch))).eval()
         network.to(memory_format=self.memory_format)
         if isinstance(self.bn, Recalibrate):
-            size = min(self.bn.size, len(self.calibration))
-            pairs = zip(range(self.bn.batches), self.calibration.batches(size, drop_last=True), strict=False)
-            recalibrate_bn(network, (images for _, (images, _) in pairs))
+            recalibrate_bn(network, self._calibration_batches())
         elif isinstance(self.bn, BatchStatistics):
-            for norm in _norms(network):
-                norm.train()
-                norm.momentum = 0.0  # leave the copy's running statistics alone
+            for norm in norms_of(network):
+                use_batch_statistics(norm)
         return network
+
+    def _calibration_batches(self) -> Iterator[Tensor]:
+        assert isinstance(self.bn, Recalibrate)
+        size = min(self.bn.size, len(self.calibration))
+        return (x for x, _ in islice(self.calibration.batches(size, drop_last=True), self.bn.batches))
+
+    def _evaluate(self, archs: Sequence[Arch], record: Record) -> None:
+        """Score canonical, distinct architectures and record each score as soon as it is there."""
+        asked = len(archs) * len(self.supernet.blocks)
+        self.steps_asked += asked
+        if self.share:
+            trie = Trie(self.supernet, archs)
+            try:
+                self._shared(trie, archs, record)
+            except BudgetExceeded:
+                self.share = False
+                warnings.warn(
+                    f"one batch takes more than memory={self._prefixes.memory:,} bytes of activations: architectures "
+                    "are scored one by one from here on; give a larger memory or a smaller batch",
+                    stacklevel=3,
+                )
+            else:
+                self.steps_run += trie.size
+                return
+        self.steps_run += asked
+        for arch in archs:
+            record(arch, self._score(self.subnet(arch)))
+
+    def _shared(self, trie: Trie, archs: Sequence[Arch], record: Record) -> None:
+        if isinstance(self.bn, Recalibrate):
+            self._prefixes.calibrate(trie, self._calibration_batches())
+        metric = self.metric
+        if not isinstance(metric, BatchMetric):
+            for number, arch in enumerate(archs):
+                record(arch, self._score(self._prefixes.network(trie, number)))
+            return
+        batches = -(-len(self.validation) // self.batch)
+        labels = self.validation.labels.split(self.batch)
+        parts: list[list[Any]] = [[] for _ in archs]
+
+        def visit(number: int, outputs: Any) -> None:
+            mine = parts[number]
+            mine.append(metric.of_batch(outputs, labels[len(mine)]))
+            if len(mine) == batches:
+                record(archs[number], Score(metric.combine(mine), metric.correct(mine)))
+
+        self._prefixes.outputs(trie, (x for x, _ in self.validation.batches(self.batch)), visit)
+
+    def _score(self, network: nn.Module) -> Score:
+        if not isinstance(self.metric, BatchMetric):
+            return Score(dict(self.metric(network, self.validation, self.batch)))
+        with torch.no_grad():
+            parts = [self.metric.of_batch(network(x), y) for x, y in self.validation.batches(self.batch)]
+        return Score(dict(self.metric.combine(parts)), self.metric.correct(parts))
+
+    def _refresh(self) -> None:
+        """Forget what was derived from weights that are no longer the supernet's."""
+        tensors = (*self.supernet.parameters(), *self.supernet.buffers())
+        state = tuple((tensor.data_ptr(), version(tensor)) for tensor in tensors)
+        if state != self._state:
+            self._state, self._weights = state, ""
+            self._prefixes.forget()
+
+
+def _name(metric: Metric) -> str:
+    """What a metric is known by: its own name, or that of its function or class."""
+    own: str = getattr(metric, "name", "") or getattr(metric, "__qualname__", type(metric).__qualname__)
+    return own
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

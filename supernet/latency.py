@@ -1,7 +1,10 @@
 """Measured latency as a cost: a table of timed steps, and how far their sum is from timing whole networks."""
 
+import json
+import platform
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -10,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
 
-from supernet.cost import COSTS, CostTable
-from supernet.searchable import Chain
+from supernet.checkpoint import environment
+from supernet.cost import COSTS, CostTable, Entry, shapes
+from supernet.errors import InputError
+from supernet.searchable import Chain, materialize
 from supernet.space import Arch
 
 
@@ -30,6 +35,10 @@ class LatencyTable(CostTable):
         device: where it is timed.
         seconds: of timing per entry.
         channels_last: memory order of images and weights.
+        file: keeps what was measured, one line of JSON per entry, so that a resumed search meets the same figures.
+
+    Raises:
+        InputError: `file` was measured under other settings or on another machine.
     """
 
     costs = (*COSTS, "latency")
@@ -43,14 +52,56 @@ class LatencyTable(CostTable):
         device: str = "cpu",
         seconds: float = 0.05,
         channels_last: bool = True,
+        file: Path | None = None,
     ) -> None:
         super().__init__(supernet, input_shape)
-        self.batch, self.device, self.seconds = batch, device, seconds
+        self.batch, self.device, self.seconds, self.file = batch, device, seconds, file
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._start.cost["latency"] = 0
+        self._timed: dict[str, int] = {}
+        if file is not None:
+            self._read(file)
 
-    def _measure(self, module: nn.Module, state: Any) -> tuple[dict[str, int], Any]:
-        cost, after = super()._measure(module, state)
-        return {**cost, "latency": self._time(module, state)}, after
+    def _step(self, index: int, arch: Arch, before: Entry) -> Entry:
+        entry = super()._step(index, arch, before)
+        if "latency" not in entry.cost:
+            name = f"{index} {arch.to_json()} {shapes(before.state)} {before.layout}"
+            if name not in self._timed:
+                module = materialize(self._chain.blocks[index], arch, before.layout).eval()
+                self._timed[name] = self._time(module, before.state)
+                self._note({"step": name, "microseconds": self._timed[name]})
+            entry.cost["latency"] = self._timed[name]
+        return entry
+
+    def _read(self, file: Path) -> None:
+        settings = {**environment(self.device), "batch": self.batch, "shape": list(self.input_shape),
+                    "processor": platform.processor() or platform.machine(), "space": self.space.digest(),
+                    "channels_last": self.memory_format is torch.channels_last}  # fmt: skip
+        if not file.exists():
+            self._note({"settings": settings})
+            return
+        text = file.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            with file.open("a", encoding="utf-8") as open_file:
+                open_file.write("\n")  # what a killed writer began stays a line of its own
+        lines = text.splitlines()
+        try:
+            first, *entries = (json.loads(line) for line in lines if line.endswith("}"))  # a killed writer's is cut
+            known = first["settings"]
+            self._timed = {entry["step"]: int(entry["microseconds"]) for entry in entries}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} holds no latencies of this project; delete it to measure anew") from error
+        for name, value in settings.items():
+            if known.get(name) != value:
+                raise InputError(
+                    f"{file} was measured with {name} {known.get(name)!r}, and now it is {value!r}; restore that, or "
+                    "delete the file to measure anew"
+                )
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def end_to_end(self, arch: Arch) -> int:
         """Microseconds of the whole network, timed anew."""

@@ -19,19 +19,27 @@ class ParallelEvaluator:
 
     Rank 0 calls it like the evaluator that it wraps, and `close` at the end; every other rank calls `serve`, which
     returns then. Neighbours in index order go to one process, so that shared prefixes stay together; the shares are
-    balanced by `cost`.
+    balanced by a cost.
 
     Args:
         evaluate: the evaluator of each process, over the same supernet and images.
         space: of the architectures.
         world: the process group.
-        cost: predicted cost of scoring an architecture, such as its MACs; all equal if None.
+        costs: an architecture's costs, which rank 0 adds to its scores.
+        balance: the one of them that says how long scoring takes; all take equally long if None.
     """
 
     def __init__(
-        self, evaluate: Evaluate, space: SearchSpace, world: World, *, cost: Callable[[Arch], float] | None = None
+        self,
+        evaluate: Evaluate,
+        space: SearchSpace,
+        world: World,
+        *,
+        costs: Callable[[Arch], Metrics] | None = None,
+        balance: str | None = None,
     ) -> None:
-        self.evaluate, self.space, self.world, self.cost = evaluate, space, world, cost
+        assert balance is None or costs is not None
+        self.evaluate, self.space, self.world, self.costs, self.balance = evaluate, space, world, costs, balance
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -53,7 +61,7 @@ class ParallelEvaluator:
         answers = self._answers(shares[0])
         found: list[Metrics | None] = [None] * len(archs)
         for i, answer in zip(order, itertools.chain(*answers), strict=True):
-            found[i] = answer
+            found[i] = answer if answer is None or self.costs is None else {**answer, **self.costs(archs[i])}
         return found
 
     def serve(self) -> None:
@@ -82,8 +90,11 @@ class ParallelEvaluator:
 
     def _shares(self, archs: Sequence[Arch]) -> list[list[Arch]]:
         """Consecutive pieces of about equal cost, one per rank."""
-        spent = list(itertools.accumulate(self.cost(arch) if self.cost is not None else 1.0 for arch in archs))
+        spent = list(itertools.accumulate(map(self._weight, archs)))
         total = spent[-1] if spent else 0.0
         cuts = [bisect.bisect_left(spent, total * rank / self.world.size) for rank in range(1, self.world.size)]
         bounds = [0, *(min(cut + 1, len(archs)) if total else 0 for cut in cuts), len(archs)]
         return [list(archs[start:stop]) for start, stop in itertools.pairwise(bounds)]
+
+    def _weight(self, arch: Arch) -> float:
+        return 1.0 if self.costs is None or self.balance is None else self.costs(arch)[self.balance]

@@ -1,16 +1,18 @@
 """Scores with shared weights: recalibrated statistics, order-independent, and the supernet untouched."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from grounds import GROUNDS
 from torch import nn
 
-from supernet import Chain
+from supernet import Arch, Chain
 from supernet.config import Data, Train
 from supernet.cost import CostTable
 from supernet.data import Splits, load
+from supernet.errors import InputError
 from supernet.evaluate import BatchStatistics, Inherit, Recalibrate, SharedWeights, accuracy, recalibrate_bn
 from supernet.train import train_supernet
 
@@ -89,6 +91,34 @@ def test_the_batch_of_the_validation_pass_does_not_change_scores(trained: Chain,
     ]
     assert rows[0]["accuracy"] == rows[1]["accuracy"]
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
+
+
+def test_settings_name_what_scores_depend_on(trained: Chain, digits: Splits) -> None:
+    def settings(**given: Any) -> dict[str, str]:
+        return SharedWeights(trained, digits.calibration, **{"validation": digits.validation, **given}).settings
+
+    base = settings()
+    assert base["metric"] == "classification"
+    assert settings(share=False, memory=10**6, cost=CostTable(trained)) == base
+    for name, given in (
+        ("batch norm", {"bn": Recalibrate(3)}),
+        ("batch", {"batch": 64}),
+        ("memory format", {"channels_last": False}),
+        ("metric", {"metric": lambda network, images, batch: {"accuracy": 0.0}}),
+        ("images", {"validation": digits.test}),
+    ):
+        assert {key for key, value in settings(**given).items() if value != base[key]} == {name}
+
+
+@pytest.mark.parametrize("given", [(0, 64), (10, 0)])
+def test_a_recalibration_needs_images(given: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        Recalibrate(*given)
+
+
+def test_an_architecture_of_another_space_is_refused(trained: Chain, digits: Splits) -> None:
+    with pytest.raises(InputError, match="conv9"):
+        SharedWeights(trained, digits.calibration, digits.validation)([Arch({"a.op": "conv9"})])
 
 
 def test_accuracy_counts_correct_images(digits: Splits) -> None:

@@ -1,6 +1,7 @@
 """Measured latency as a cost: consistent within a table, exact limits over it, far apart for far sizes."""
 
 import random
+from pathlib import Path
 
 import pytest
 from grounds import GROUNDS
@@ -40,6 +41,21 @@ def test_limits_and_windows_on_latency_are_exact(table: LatencyTable) -> None:
         Feasible(table, {"latencies": 1})
     with pytest.raises(InputError, match="no cost 'latency'"):
         Feasible(CostTable(GROUNDS["chain"]()), {"latency": 1})
+
+
+def test_a_resumed_search_meets_the_measured_figures(tmp_path: Path) -> None:
+    file = tmp_path / "latency.jsonl"
+    first = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
+    times = {arch: first(arch)["latency"] for arch in first.space.enumerate()}
+    with file.open("a") as torn:
+        torn.write('{"step": "cut off by a kil')
+    again = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
+    assert {arch: again(arch)["latency"] for arch in again.space.enumerate()} == times
+    with pytest.raises(InputError, match="measured with batch 1, and now it is 8"):
+        LatencyTable(GROUNDS["chain"](), batch=8, file=file)
+    file.write_text("nonsense}\n")
+    with pytest.raises(InputError, match="holds no latencies"):
+        LatencyTable(GROUNDS["chain"](), file=file)
 
 
 def test_small_and_large_networks_are_told_apart_and_the_error_is_reported() -> None:

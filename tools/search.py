@@ -15,7 +15,7 @@ class Search:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
     searcher: str = "aging-evolution"
-    """random or aging-evolution."""
+    """random, aging-evolution, top-k-evolution, detnas, spos (its published settings), local-search or optuna."""
     name: str = ""
     """Of the search below RUN/search/; the searcher's by default."""
     trials: int = 200
@@ -30,6 +30,10 @@ class Search:
     """Limit on multiply-accumulates."""
     max_params: float | None = None
     """Limit on parameters."""
+    max_latency: float | None = None
+    """Limit on measured latency of a forward pass, in milliseconds."""
+    latency_batch: int = 1
+    """Images per timed forward pass."""
     bn_batches: int = 10
     """Calibration batches of 64 images per candidate."""
     resume: Literal["exact", "warm"] = "exact"
@@ -43,16 +47,29 @@ def run() -> None:
 
     import stages
 
-    opened = stages.open_stage(args.run)
-    feasible = stages.limits_of(opened, {"macs": args.max_macs, "params": args.max_params})
-    searcher = stages.create_searcher(args.searcher, opened, feasible, args.seed, stages.pairs(args.settings))
-    result = stages.search_stage(
-        opened, searcher, args.name or args.searcher, trials=args.trials, evaluations=args.evaluations,
-        batch=args.batch, bn_batches=args.bn_batches, resume=args.resume,
-    )  # fmt: skip
-    print_table(
-        f"search {args.name or args.searcher}", ("what", "value"), [(k, v) for k, v in result.items() if k != "arch"]
-    )
+    from supernet.distributed import process_group
+
+    with process_group(stages.config_of(args.run).train.device) as world:
+        opened = stages.open_stage(args.run)
+        limits = {"macs": args.max_macs, "params": args.max_params}
+        if args.max_latency is not None and world.main:
+            opened = stages.timed(opened, args.latency_batch)
+            limits["latency"] = 1000 * args.max_latency
+        feasible = stages.limits_of(opened, limits)
+        searcher = stages.create_searcher(args.searcher, opened, feasible, args.seed, stages.pairs(args.settings))
+        result = stages.search_stage(
+            opened, searcher, args.name or args.searcher, trials=args.trials, evaluations=args.evaluations,
+            batch=args.batch, bn_batches=args.bn_batches, resume=args.resume,
+        )  # fmt: skip
+    if not world.main:
+        return
+    cheapest, front = result.pop("cheapest_tied"), result.pop("front")
+    result["cheapest of these, MACs"] = cheapest["macs"]
+    rows = [(name.replace("tied", "not told from the best by its images"), value) for name, value in result.items()]
+    print_table(f"search {args.name or args.searcher}", ("what", "value"), [row for row in rows if row[0] != "arch"])
+    columns = ("score", "macs", "params")
+    lines = [(*(row[name] for name in columns), stages.Arch(row["arch"]).key) for row in front]
+    print_table("Pareto front", (*columns, "architecture"), lines)
     print(stages.Arch(result["arch"]).to_json())
 
 

@@ -1,8 +1,10 @@
 """The stages of a run as functions: train a supernet, search it, retrain and export an architecture."""
 
+import dataclasses
 import datetime
 import inspect
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,8 @@ from torch import nn
 
 import searchers
 from searchers import Study, Trial, search
-from searchers.study import best_of
+from searchers.pareto import pareto_front
+from searchers.study import best_of, score
 from supernet import Arch, Chain, create_network, create_supernet
 from supernet.checkpoint import check_run, load_weights, open_run, read_json, save_weights, write_json
 from supernet.config import SupernetRun, Train, from_dict
@@ -26,12 +29,24 @@ from supernet.distributed import current
 from supernet.errors import InputError, nearest
 from supernet.evaluate import Recalibrate, SharedWeights, accuracy
 from supernet.export import export
+from supernet.latency import LatencyTable
+from supernet.parallel import ParallelEvaluator
 from supernet.progress import progress
 from supernet.sampling import ArchSampler, create_sampler
+from supernet.scores import ScoreCache, tied_with_best
 from supernet.seeding import derive_seed, generator
 from supernet.train import check_training, plan_training, train_standalone, train_supernet
 
-SEARCHERS = {"random": "RandomSearch", "aging-evolution": "AgingEvolution"}  # names in the package `searchers`
+SEARCHERS = {
+    "random": "RandomSearch",
+    "aging-evolution": "AgingEvolution",
+    "top-k-evolution": "TopKEvolution",
+    "detnas": "TopKEvolution.detnas",
+    "spos": "TopKEvolution.spos",
+    "local-search": "LocalSearch",
+    "optuna": "OptunaSearcher",
+}
+"""Name to what makes the searcher, in the package `searchers`."""
 WEIGHTS, NETWORK = "supernet.safetensors", "network.safetensors"
 
 
@@ -45,10 +60,12 @@ class Run:
     supernet: Chain
     cost: CostTable
 
-    def shared_weights(self, *, bn_batches: int = 10) -> SharedWeights:
-        """The evaluator of this run: scores on the search-validation split."""
-        bn = Recalibrate(bn_batches)
-        return SharedWeights(self.supernet, self.data.calibration, self.data.validation, bn=bn, cost=self.cost)
+    def shared_weights(self, *, bn_batches: int = 10, costs: bool = True) -> SharedWeights:
+        """The evaluator of this run: scores on the search-validation split, each kept in `scores.db`."""
+        data, bn, cache = self.data, Recalibrate(bn_batches), ScoreCache(self.folder / "scores.db")
+        return SharedWeights(
+            self.supernet, data.calibration, data.validation, bn=bn, cost=self.cost if costs else None, cache=cache
+        )
 
 
 def network_settings(data: Splits) -> dict[str, Any]:
@@ -116,12 +133,17 @@ def supernet_parts(config: SupernetRun) -> tuple[Splits, Chain, ArchSampler]:
     return data, supernet, sampler
 
 
-def open_stage(folder: Path) -> Run:
-    """Load a trained supernet. Raises `InputError` for a folder without one, or one trained on other images."""
+def config_of(folder: Path) -> SupernetRun:
+    """The recipe of a run. Raises `InputError` for a folder without a supernet."""
     document = read_json(folder / "run.json")
     if document.get("kind") != "supernet":
         raise InputError(f"{folder} holds a {document.get('kind')} run; give the folder of a trained supernet")
-    config = from_dict(SupernetRun, document["config"])
+    return from_dict(SupernetRun, document["config"])
+
+
+def open_stage(folder: Path) -> Run:
+    """Load a trained supernet. Raises `InputError` for a folder without one, or one trained on other images."""
+    config = config_of(folder)
     data = load(config.data)
     supernet = create_supernet(config.space, **network_settings(data))
     metadata = load_weights(folder / WEIGHTS, supernet)
@@ -139,13 +161,21 @@ def limits_of(run: Run, limits: Mapping[str, float | None]) -> Feasible:
     return Feasible(run.cost, {name: value for name, value in limits.items() if value is not None})
 
 
+def timed(run: Run, batch: int = 1) -> Run:
+    """The run with measured latency among its costs, kept in its folder."""
+    file = run.folder / f"latency-{batch}.jsonl"
+    table = LatencyTable(run.supernet, batch=batch, device=run.config.train.device, file=file)
+    return dataclasses.replace(run, cost=table)
+
+
 def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings: Mapping[str, str]) -> Any:
     """A searcher by name, with hyperparameters given as text."""
     if name not in SEARCHERS:
         raise InputError(f"there is no searcher {name!r}; {nearest(name, SEARCHERS)}")
-    kind = getattr(searchers, SEARCHERS[name])
+    kind, _, preset = SEARCHERS[name].partition(".")
+    make = getattr(searchers, kind)
     known = {
-        key: p for key, p in inspect.signature(kind).parameters.items() if key not in ("space", "seed", "feasible")
+        key: p for key, p in inspect.signature(make).parameters.items() if key not in ("space", "seed", "feasible")
     }
     values = {}
     for key, text in settings.items():
@@ -156,43 +186,78 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
             values[key] = text if isinstance(default, str) else type(default)(json.loads(text))
         except (ValueError, TypeError):
             raise InputError(f"{key}={text!r} is no {type(default).__name__}") from None
-    return kind(run.supernet.space, seed=seed, feasible=feasible if feasible.limits else None, **values)
+    make = getattr(make, preset) if preset else make
+    return make(run.supernet.space, seed=seed, feasible=feasible if feasible.limits else None, **values)
 
 
 def search_stage(
     run: Run, searcher: Any, name: str, *, trials: int, evaluations: int | None = None, batch: int = 1,
     bn_batches: int = 10, resume: Literal["exact", "warm"] = "exact", verbose: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Search a trained supernet; the study in `search/NAME/` goes on where it ended. Returns its summary."""
+    """Search a trained supernet; the study in `search/NAME/` goes on where it ended. Returns its summary.
+
+    In a process group all ranks score, and only rank 0 searches; the others return an empty summary.
+    """
+    world = current()
+    evaluate = run.shared_weights(bn_batches=bn_batches, costs=world.size == 1)
+    shared = ParallelEvaluator(evaluate, run.supernet.space, world, costs=run.cost, balance="macs")
+    if not world.main:
+        shared.serve()
+        return {}
     folder = run.folder / "search" / name
     folder.mkdir(parents=True, exist_ok=True)
-    with Study(folder / "study.db", run.supernet.space) as study:
-        with progress(f"search {name}", trials, start=len(study), enabled=verbose) as update:
-            best_score = max((t.metrics["accuracy"] for t in study.trials()), default=0.0)
+    scorer = shared if world.size > 1 else evaluate
+    try:
+        with Study(folder / "study.db", run.supernet.space) as study:
+            with progress(f"search {name}", trials, start=len(study), enabled=verbose) as update:
+                show = _shown(study, searcher.metric, evaluate, update)
+                best = search(
+                    searcher, scorer, study, trials=trials, evaluations=evaluations, batch=batch, resume=resume,
+                    on_trial=show,
+                )  # fmt: skip
+            return _summary(run, study, best, searcher.metric, evaluate)
+    finally:
+        shared.close()
 
-            def show(trial: Trial) -> None:
-                nonlocal best_score
-                best_score = max(best_score, trial.metrics["accuracy"])
-                update(trial.number + 1, f"best accuracy {best_score:.4f}")
 
-            evaluate = run.shared_weights(bn_batches=bn_batches)
-            best = search(
-                searcher,
-                evaluate,
-                study,
-                trials=trials,
-                evaluations=evaluations,
-                batch=batch,
-                resume=resume,
-                on_trial=show,
-            )
-        told = study.trials()
-        return {
-            "arch": dict(run.supernet.space.normal_form(best.arch)), "key": best.key, "score": best.metrics["accuracy"],
-            "macs": best.metrics["macs"], "params": best.metrics["params"], "trials": len(told),
-            "evaluations": sum(not t.repeat for t in told), "seconds": sum(t.seconds for t in told),
-            "ended": study.ended,
-        }  # fmt: skip
+def _shown(study: Study, metric: str, evaluate: SharedWeights, update: Any) -> Any:
+    """What the progress bar says after each trial."""
+    known = [t for t in study.trials() if not t.failed]
+    best = max((score(t, metric) for t in known), default=-math.inf)
+    began, first = time.monotonic(), len(study)
+
+    def show(trial: Trial) -> None:
+        nonlocal best
+        best = best if trial.failed else max(best, score(trial, metric))
+        rate = (trial.number + 1 - first) / max(time.monotonic() - began, 1e-9)
+        update(trial.number + 1, f"best {metric} {abs(best):.4f}, {rate:.1f} trials/s, {evaluate.hits} from the cache")
+
+    return show
+
+
+def _summary(run: Run, study: Study, best: Trial, metric: str, evaluate: SharedWeights) -> dict[str, Any]:
+    """The best, the Pareto front of score and MACs, and what cannot be told from the best by its images."""
+    space, told = run.supernet.space, study.trials()
+    scored = [t for t in told if not t.failed and not t.repeat]
+    summary = {
+        "arch": dict(space.normal_form(best.arch)), "key": best.key, "score": best.metrics[metric.removeprefix("-")],
+        "macs": best.metrics["macs"], "params": best.metrics["params"], "trials": len(told),
+        "evaluations": sum(not t.repeat for t in told), "failed": sum(bool(t.failed) for t in told),
+        "seconds": sum(t.seconds for t in told), "ended": study.ended,
+        "front": [
+            {"arch": dict(space.normal_form(t.arch)), "score": t.metrics[metric.removeprefix("-")],
+             "macs": t.metrics["macs"], "params": t.metrics["params"]}
+            for t in pareto_front(scored, (metric, "-macs"))
+        ],
+    }  # fmt: skip
+    if evaluate.cache is not None:
+        forms = [space.normal_form(t.arch) for t in scored]
+        cheapest, *others = tied_with_best(
+            evaluate.cache, evaluate.context, archs=forms, cost=lambda arch: run.cost(arch)["macs"]
+        )
+        summary["tied"] = 1 + len(others)
+        summary["cheapest_tied"] = {"arch": dict(cheapest), "macs": run.cost(cheapest)["macs"]}
+    return summary
 
 
 def best_arch(run: Run, name: str) -> Arch:
