@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from searchers.evolution import AgingEvolution
+    from searchers.local_search import LocalSearch
     from searchers.loop import Searcher, search
+    from searchers.optuna_adapter import OptunaSearcher
     from searchers.random_search import RandomSearch
     from searchers.study import Study, Trial
+    from searchers.topk import TopKEvolution
 
 _HOME = {
     "Trial": "searchers.study",
@@ -16,13 +19,19 @@ _HOME = {
     "search": "searchers.loop",
     "RandomSearch": "searchers.random_search",
     "AgingEvolution": "searchers.evolution",
+    "TopKEvolution": "searchers.topk",
+    "LocalSearch": "searchers.local_search",
+    "OptunaSearcher": "searchers.optuna_adapter",
 }
 
 __all__ = [
     "AgingEvolution",
+    "LocalSearch",
+    "OptunaSearcher",
     "RandomSearch",
     "Searcher",
     "Study",
+    "TopKEvolution",
     "Trial",
     "search",
 ]

@@ -11,11 +11,11 @@ from itertools import zip_longest
 from typing import Any, Literal, Protocol
 
 from searchers.study import Study, Trial, best_of
-from supernet.errors import InputError, nearest
+from supernet.errors import InputError, RunError, nearest
 from supernet.space import Arch, SearchSpace
 
-Evaluate = Callable[[Sequence[Arch]], Sequence[Mapping[str, float]]]
-"""Normal forms in, one flat mapping of metrics per architecture out, in the same order."""
+Evaluate = Callable[[Sequence[Arch]], Sequence[Mapping[str, float] | None]]
+"""Normal forms in, one flat mapping of metrics per architecture out, in the same order; None where one failed."""
 
 REPEATS_IN_A_ROW = 1_000
 """Times the batch size: so many trials without a new network end a search. Aging evolution repeats by chance about one
@@ -27,7 +27,10 @@ _log = logging.getLogger("searchers")
 
 
 class Feasible(Protocol):
-    """Limits on what an architecture may cost."""
+    """Limits on what an architecture may cost.
+
+    It may have `sample(rng) -> Arch`, a uniform draw within the limits; searchers reject draws of the space otherwise.
+    """
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -55,7 +58,10 @@ class Searcher(Protocol):
         """Up to `n` architectures of the space; none when there is nothing left to propose."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The scored trials of one `ask`; after a warm start, trials that were never asked for."""
+        """The trials of one `ask`; after a warm start, trials that were never asked for.
+
+        A trial with a reason in `failed` has no metrics: it is no parent, and not worth proposing again.
+        """
 
 
 def search(
@@ -66,6 +72,7 @@ def search(
     trials: int,
     evaluations: int | None = None,
     batch: int = 1,
+    max_failures: int = 20,
     resume: Literal["exact", "warm"] = "exact",
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Trial:
@@ -74,14 +81,19 @@ def search(
     An interrupted search goes on when it is called again with a fresh searcher and the same study; the trials are then
     those of the uninterrupted run, `seconds` aside.
 
+    What raises when evaluated, or gives None or no finite value of the metric, becomes a failed trial with its reason;
+    the search goes on and does not evaluate it again. Where a batch raises, its members are evaluated one by one.
+
     Args:
         searcher: a fresh one; what the study holds is replayed through it.
         evaluate: receives normal forms, each distinct network once per study, up to `batch` at a time. What its scores
             depend on may stand in an attribute `settings` (a mapping), which the study then holds to.
         study: where trials are recorded before they are told; budgets count what it already holds.
         trials: ends the search when so many are told, repeats of a network with its known score included.
-        evaluations: ends the search when so many distinct networks are scored; None for no limit.
+        evaluations: ends the search when so many distinct networks are evaluated; None for no limit.
         batch: architectures asked for at a time.
+        max_failures: evaluations in a row that fail and end the search with an error; 1 tolerates none. The batch in
+            which it happens is not recorded, so that it is evaluated anew once the cause is repaired.
         resume: `"exact"` replays the record and refuses changed settings; `"warm"` tells the searcher everything
             recorded in one go, accepts any settings, and does not claim to repeat another run.
         on_trial: called for every new trial, after it is recorded and told.
@@ -90,11 +102,13 @@ def search(
         the best evaluated trial, of equals the earliest.
 
     Raises:
-        InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results or no
-            finite `searcher.metric`. What was recorded before stays recorded.
+        InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results, or
+            metrics that are no numbers or lack `searcher.metric`. What was recorded before stays recorded.
+        RunError: `max_failures` evaluations in a row failed; the message holds their reasons.
         AssertionError: the searcher asked for what is outside its space or its limits.
     """
-    _check_arguments(searcher, study, {"trials": trials, "evaluations": evaluations, "batch": batch}, resume)
+    numbers = {"trials": trials, "evaluations": evaluations, "batch": batch, "max_failures": max_failures}
+    _check_arguments(searcher, study, numbers, resume)
     start = _resume(searcher, study, _settings(searcher, evaluate, batch), resume)
     budget = _Budget(
         trials=trials,
@@ -103,6 +117,7 @@ def search(
         repeats=batch * REPEATS_IN_A_ROW,
         start=start,
     )
+    scorer = _Scorer(evaluate, searcher.metric, max_failures=max_failures)
     study.ended = ""
     while not (ended := budget.spent(study)):
         n = min(batch, budget.left(study))
@@ -110,7 +125,7 @@ def search(
         if not asked:
             ended = f"{type(searcher).__name__} has nothing new to propose after {len(study):,} trials"
             break
-        told = _scored(asked, evaluate, study, searcher.metric)
+        told = _told(asked, scorer, study)
         study.append(told, asked=n)
         searcher.tell(told)
         if on_trial is not None:
@@ -152,10 +167,10 @@ def _plain(value: Any) -> Any:
         return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def _check_arguments(searcher: Searcher, study: Study, budgets: Mapping[str, int | None], resume: str) -> None:
-    for name, value in budgets.items():
+def _check_arguments(searcher: Searcher, study: Study, numbers: Mapping[str, int | None], resume: str) -> None:
+    for name, value in numbers.items():
         if value is not None and value < 1:
-            raise InputError(f"{name}={value} is no budget; give at least 1")
+            raise InputError(f"{name}={value} is too small; give at least 1")
     if resume not in ("exact", "warm"):
         raise InputError(f"resume={resume!r} is unknown; {nearest(resume, ('exact', 'warm'))}")
     if searcher.space.digest() != study.space.digest():
@@ -188,9 +203,9 @@ class _Budget:
         if self.evaluations is not None and study.evaluations >= self.evaluations:
             return f"{study.evaluations:,} networks are evaluated"
         if study.evaluations >= self.architectures:
-            return f"the space is exhausted: all {self.architectures:,} architectures are scored"
+            return f"the space is exhausted: all {self.architectures:,} architectures are evaluated"
         if repeats >= self.repeats:
-            return f"the last {repeats:,} trials brought no new network ({study.evaluations:,} are scored)"
+            return f"the last {repeats:,} trials brought no new network ({study.evaluations:,} are evaluated)"
         return ""
 
 
@@ -214,52 +229,96 @@ def _ask(searcher: Searcher, n: int) -> list[Arch]:
     return asked
 
 
-def _scored(asked: Sequence[Arch], evaluate: Evaluate, study: Study, metric: str) -> list[Trial]:
-    """The trials of one batch; `evaluate` sees only the networks that neither study nor batch has scored before."""
+def _told(asked: Sequence[Arch], scorer: "_Scorer", study: Study) -> list[Trial]:
+    """The trials of one batch; only networks that neither study nor batch has evaluated before are evaluated."""
     forms = [study.space.normal_form(arch) for arch in asked]
     new: dict[str, Arch] = {}
     for form in forms:
-        if study.score_of(form.key) is None:
+        if study.first_of(form.key) is None:
             new.setdefault(form.key, form)
-    archs = list(new.values())
     started = time.perf_counter()
-    scores = _checked(archs, evaluate(archs), metric) if archs else {}
-    seconds = (time.perf_counter() - started) / max(1, len(archs))
+    outcomes = dict(zip(new, scorer(list(new.values())), strict=True))
+    seconds = (time.perf_counter() - started) / max(1, len(new))
     told: list[Trial] = []
     for number, (arch, form) in enumerate(zip(asked, forms, strict=True), start=len(study)):
         repeat = new.pop(form.key, None) is None
-        metrics = scores[form.key] if form.key in scores else study.score_of(form.key)
-        assert metrics is not None
-        told.append(Trial(number, arch, form.key, metrics, repeat, 0.0 if repeat else seconds, study.asks))
+        first = study.first_of(form.key)
+        metrics, failed = outcomes[form.key] if first is None else (first.metrics, first.failed)
+        told.append(Trial(number, arch, form.key, metrics, repeat, 0.0 if repeat else seconds, study.asks, failed))
     return told
 
 
-def _checked(
-    archs: Sequence[Arch], results: Sequence[Mapping[str, float]], metric: str
-) -> dict[str, Mapping[str, float]]:
-    """The metrics by key, as plain floats."""
-    if len(results) != len(archs):
-        raise InputError(
-            f"evaluate returned {len(results)} results for {len(archs)} architectures; return one for each"
-        )
-    scores: dict[str, Mapping[str, float]] = {}
-    for arch, result in zip(archs, results, strict=True):
+Outcome = tuple[Mapping[str, float], str]
+"""Metrics and an empty reason, or no metrics and the reason of the failure."""
+
+
+class _Scorer:
+    """Evaluates, tells failures from scores, and gives up after too many failures in a row."""
+
+    def __init__(self, evaluate: Evaluate, metric: str, *, max_failures: int) -> None:
+        self._evaluate = evaluate
+        self._metric = metric
+        self._max_failures = max_failures
+        self._reasons: list[str] = []  # of the failures in a row
+
+    def __call__(self, archs: Sequence[Arch]) -> list[Outcome]:
+        raised: Exception | None = None
+        results: Sequence[Mapping[str, float] | None] = [None] * len(archs)
+        try:
+            results = self._evaluate(archs) if archs else []
+        except Exception as error:
+            raised = error
+            traceback = _log.isEnabledFor(logging.DEBUG)
+            _log.warning("evaluating %d architectures raised %s", len(archs), _reason(error), exc_info=traceback)
+        if raised is not None and len(archs) > 1:
+            return [outcome for arch in archs for outcome in self([arch])]
+        if len(results) != len(archs):
+            raise InputError(
+                f"evaluate returned {len(results)} results for {len(archs)} architectures; return one for each"
+            )
+        outcomes = [
+            self._outcome(arch, result) if raised is None else ({}, _reason(raised))
+            for arch, result in zip(archs, results, strict=True)
+        ]
+        self._count(outcomes, archs, cause=raised)
+        return outcomes
+
+    def _outcome(self, arch: Arch, result: Mapping[str, float] | None) -> Outcome:
+        """The metrics as plain floats."""
+        if result is None:
+            return {}, "evaluate returned None"
         if not isinstance(result, Mapping):
             raise InputError(f"evaluate returned {result!r} for {arch.key}; return a mapping from metric to number")
         try:
-            scores[arch.key] = {name: float(value) for name, value in result.items()}
+            metrics = {name: float(value) for name, value in result.items()}
         except (TypeError, ValueError) as error:
             raise InputError(f"architecture {arch.key} was scored {dict(result)}; metrics are numbers") from error
-        _check_metric(arch.key, scores[arch.key], metric)
-    return scores
+        value = _searched(arch.key, metrics, self._metric)
+        if not math.isfinite(value):
+            return {}, f"evaluate returned {self._metric.removeprefix('-')}={value}"
+        return metrics, ""
+
+    def _count(self, outcomes: Sequence[Outcome], archs: Sequence[Arch], *, cause: Exception | None) -> None:
+        for arch, (_, reason) in zip(archs, outcomes, strict=True):
+            self._reasons = [*self._reasons, f"{arch.key}: {reason}"] if reason else []
+            if len(self._reasons) >= self._max_failures:
+                raise RunError(
+                    f"{len(self._reasons)} evaluations in a row failed ({'; '.join(self._reasons[-3:])}); what was "
+                    "recorded before is intact: repair the evaluation and search again, or raise max_failures"
+                ) from cause
 
 
-def _check_metric(key: str, metrics: Mapping[str, float], metric: str) -> None:
+def _reason(error: Exception) -> str:
+    """One line of at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _searched(key: str, metrics: Mapping[str, float], metric: str) -> float:
+    """The value of the searched metric."""
     name = metric.removeprefix("-")
     if name not in metrics:
         raise InputError(f"architecture {key} was scored without {name!r}, which is searched; {nearest(name, metrics)}")
-    if not math.isfinite(metrics[name]):
-        raise InputError(f"architecture {key} has {name}={metrics[name]}; evaluate must return finite numbers")
+    return metrics[name]
 
 
 # -- resume --------------------------------------------------------------------------------------------------------
@@ -273,7 +332,10 @@ def _resume(searcher: Searcher, study: Study, settings: Mapping[str, Any], resum
     if resume == "warm":
         start = len(trials)
         for trial in trials:
-            _check_metric(trial.key, trial.metrics, searcher.metric)
+            if not trial.failed and not math.isfinite(_searched(trial.key, trial.metrics, searcher.metric)):
+                raise InputError(
+                    f"trial {trial.number} of study {study} has no finite {searcher.metric!r} to learn from"
+                )
     elif recorded is not None:
         start = recorded.pop(_TOLD_AT_START, 0)
         _check_settings(study, recorded, settings)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from searchers.loop import Feasible
-from searchers.proposals import TRIES, nothing_fits
+from searchers.proposals import Visited
 from searchers.study import Trial
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
@@ -13,8 +13,8 @@ class RandomSearch:
     """Uniform draws from the space, each network at most once.
 
     Uniform over architectures: a network that several of them describe is as much likelier to come early. After
-    `proposals.TRIES` draws without a new network it returns what it has, and finally nothing: the space, or the part of
-    it within the limits, is then exhausted or nearly so.
+    `proposals.TRIES` draws (fewer in a small space) without a new network it returns what it has, and finally nothing:
+    the space, or the part of it within the limits, is then exhausted or nearly so.
 
     Args:
         space: to draw from.
@@ -30,27 +30,19 @@ class RandomSearch:
         self.seed = seed
         self.metric = metric
         self.feasible = feasible
-        self._seen: set[str] = set()
+        self._visited = Visited(space, feasible)
 
     def ask(self, n: int) -> list[Arch]:
         """Up to `n` networks not asked for before. Raises `InputError` if the limits exclude every draw."""
         found: list[Arch] = []
         while len(found) < n and (arch := self._unseen()) is not None:
-            self._seen.add(self.space.normal_form(arch).key)
             found.append(arch)
         return found
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Trials that were not asked for (a warm start) will not be asked for either."""
-        self._seen.update(trial.key for trial in trials)
+        self._visited.tell(trials)
 
     def _unseen(self) -> Arch | None:
-        rng = generator("random search", self.seed, len(self._seen))  # a stream per proposal: no state but the keys
-        for _ in range(TRIES):
-            arch = self.space.sample(rng)
-            new = self.space.normal_form(arch).key not in self._seen
-            if new and (self.feasible is None or self.feasible(arch)):
-                return arch
-        if self.feasible is not None and not self._seen:
-            raise nothing_fits(self.feasible, TRIES)
-        return None
+        rng = generator("random search", self.seed, len(self._visited))  # a stream per proposal: no state but the keys
+        return self._visited.sample(rng)

@@ -3,6 +3,7 @@
 import json
 import math
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +17,15 @@ from supernet.errors import InputError, nearest
 from supernet.space import Arch, SearchSpace
 
 APPLICATION = 0x4E415354  # "NAST" in the SQLite header: tells a study from any other SQLite file
-VERSION = 1
+VERSION = 2  # 1 had no column `failed`
+SYNC_SECONDS = 1.0  # a sync takes 0.2 to 4 ms, ten times what a trial of a tabulated search does
 PAGE = 4096  # bytes; SQLite reads a last page cut short as if zeros followed, so its length is checked here
 
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE batches (number INTEGER PRIMARY KEY, asked INTEGER NOT NULL)",
     "CREATE TABLE trials (number INTEGER PRIMARY KEY, batch INTEGER NOT NULL, key TEXT NOT NULL, arch TEXT NOT NULL,"
-    " metrics TEXT NOT NULL, repeat INTEGER NOT NULL, seconds REAL NOT NULL)",
+    " metrics TEXT NOT NULL, repeat INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL DEFAULT '')",
 )
 
 
@@ -35,10 +37,11 @@ class Trial:
         number: position in the study, from 0.
         arch: the architecture as asked.
         key: of its normal form; equal keys are the same network.
-        metrics: what the evaluation returned.
-        repeat: the score is that of an earlier trial of the same study; nothing was evaluated.
+        metrics: what the evaluation returned; empty if it failed.
+        repeat: the score (or failure) is that of an earlier trial of the same study; nothing was evaluated.
         seconds: the trial's share of its batch's evaluation time; 0 for a repeat.
         batch: number of the `ask` that it came from, from 0.
+        failed: why there is no score; empty for a scored trial.
     """
 
     number: int
@@ -48,14 +51,17 @@ class Trial:
     repeat: bool
     seconds: float = field(compare=False)
     batch: int
+    failed: str = ""
 
 
 def score(trial: Trial, metric: str) -> float:
     """The value to maximise: the metric, or its negative where `metric` has a leading minus (`"-loss"`).
 
     Raises:
-        InputError: the trial lacks the metric.
+        InputError: the trial failed, or lacks the metric.
     """
+    if trial.failed:
+        raise InputError(f"trial {trial.number} ({trial.key}) failed and has no score: {trial.failed}")
     name = metric.removeprefix("-")
     if name not in trial.metrics:
         raise InputError(f"trial {trial.number} ({trial.key}) has no metric {name!r}; {nearest(name, trial.metrics)}")
@@ -74,7 +80,9 @@ def best_of(trials: Iterable[Trial], metric: str) -> Trial:
     scored = [trial for trial in trials if math.isfinite(trial.metrics.get(name, math.nan))]
     if not scored:
         known = sorted({name for trial in trials for name in trial.metrics})
-        hint = nearest(name, known) if known else "there are no trials; search first"
+        failures = [trial.failed for trial in trials if trial.failed]
+        none = f"all failed, the last with: {failures[-1]}" if failures else "there are no trials; search first"
+        hint = nearest(name, known) if known else none
         raise InputError(f"no trial has a finite {name!r}; {hint}")
     return max(scored, key=lambda trial: score(trial, metric))
 
@@ -82,8 +90,10 @@ def best_of(trials: Iterable[Trial], metric: str) -> Trial:
 class Study:
     """The record of one search, opened or created; the only state that a search has.
 
-    One process writes a study at a time (a lock on `PATH.lock`). The file is SQLite with a write-ahead log, synced at
-    every batch: a kill or a power cut loses at most the batch in flight. Trials are read once, when the file is opened.
+    One process writes a study at a time (a lock on `PATH.lock`). The file is SQLite with a write-ahead log: a kill
+    loses at most the batch in flight. The log is synced to disk with the first batch after `SYNC_SECONDS`, so that a
+    power cut loses no more than the batches of the last second; a search that goes on from there evaluates them again,
+    to the same result. Trials are read once, when the file is opened.
 
     Args:
         path: of the file; None keeps the study in memory.
@@ -103,9 +113,10 @@ class Study:
         self.ended = ""
         self._trials: list[Trial] = []
         self._asked: list[int] = []  # per batch: how many were asked for, which may be more than came
-        self._scores: dict[str, Mapping[str, float]] = {}
+        self._first: dict[str, Trial] = {}  # per network, the trial that evaluated it
         self._settings: dict[str, Any] | None = None
         self._repeats = 0
+        self._synced = -math.inf
         self._db: sqlite3.Connection | None = None
         self._lock = None if self.path is None else _locked(self.path)
         try:
@@ -157,12 +168,12 @@ class Study:
 
     @property
     def evaluations(self) -> int:
-        """The number of distinct networks scored."""
-        return len(self._scores)
+        """The number of distinct networks evaluated, those that failed included."""
+        return len(self._first)
 
     @property
     def repeats_in_a_row(self) -> int:
-        """How many trials at the end of the study scored nothing new."""
+        """How many trials at the end of the study evaluated nothing new."""
         return self._repeats
 
     @property
@@ -172,7 +183,12 @@ class Study:
 
     def score_of(self, key: str) -> Mapping[str, float] | None:
         """The metrics of the network with this normal-form key, None if it has not been scored."""
-        return self._scores.get(key)
+        first = self._first.get(key)
+        return None if first is None or first.failed else first.metrics
+
+    def first_of(self, key: str) -> Trial | None:
+        """The trial that evaluated the network with this normal-form key, scored or failed; None if there is none."""
+        return self._first.get(key)
 
     def best(self, metric: str) -> Trial:
         """The trial with the highest `metric` (with a leading minus: the lowest); of equals, the earliest.
@@ -197,7 +213,7 @@ class Study:
         asked = len(batch) if asked is None else asked
         with self._transaction() as db:
             db.execute("INSERT INTO batches VALUES (?, ?)", (batch[0].batch, asked))
-            db.executemany("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", map(_row, batch))
+            db.executemany("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, batch))
         self._asked.append(asked)
         for trial in batch:
             self._note(trial)
@@ -211,13 +227,16 @@ class Study:
 
     def _note(self, trial: Trial) -> None:
         self._trials.append(trial)
-        self._scores.setdefault(trial.key, trial.metrics)
+        self._first.setdefault(trial.key, trial)
         self._repeats = self._repeats + 1 if trial.repeat else 0
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         if self._db is None:
             raise InputError(f"study {self} is closed; open it again with Study(path, space)")
+        sync = time.monotonic() - self._synced >= SYNC_SECONDS
+        if sync:
+            self._db.execute("PRAGMA synchronous=FULL")  # of the whole log, earlier transactions included
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
@@ -225,6 +244,9 @@ class Study:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+        if sync:
+            self._synced = time.monotonic()
+            self._db.execute("PRAGMA synchronous=NORMAL")
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -236,7 +258,6 @@ class Study:
                 self._create()
             self._check(torn=torn)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
             self._load()
         except (sqlite3.Error, KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise InputError(
@@ -262,7 +283,7 @@ class Study:
         if damage != "ok":
             raise sqlite3.DatabaseError(" ".join(damage.split()))
         meta = dict(self._db.execute("SELECT name, value FROM meta"))
-        if meta["version"] != str(VERSION):
+        if meta["version"] not in ("1", str(VERSION)):
             raise InputError(
                 f"study {self} has schema version {meta['version']}, but this release reads version {VERSION}; use the "
                 "release that wrote it, or another study file"
@@ -273,20 +294,25 @@ class Study:
                 f"{self.space.name!r} ({self.space.digest()}); use another study file, or the space it was made with"
             )
         self._settings = json.loads(meta["settings"]) if "settings" in meta else None
+        if meta["version"] == "1":
+            with self._transaction() as db:
+                db.execute("ALTER TABLE trials ADD COLUMN failed TEXT NOT NULL DEFAULT ''")
+                db.execute("UPDATE meta SET value = ? WHERE name = 'version'", (str(VERSION),))
 
     def _load(self) -> None:
         assert self._db is not None
         self._asked = [row[0] for row in self._db.execute("SELECT asked FROM batches ORDER BY number")]
         for row in self._db.execute("SELECT * FROM trials ORDER BY number"):
-            number, batch, key, arch, metrics, repeat, seconds = row
+            number, batch, key, text, metrics, repeat, seconds, failed = row
             if number != len(self) or not 0 <= batch < len(self._asked):
                 raise sqlite3.DatabaseError(f"trial {number} of batch {batch} is out of order")
-            self._note(Trial(number, Arch.from_json(arch), key, json.loads(metrics), bool(repeat), seconds, batch))
+            arch = Arch.from_json(text)
+            self._note(Trial(number, arch, key, json.loads(metrics), bool(repeat), seconds, batch, failed))
 
 
-def _row(trial: Trial) -> tuple[int, int, str, str, str, int, float]:
+def _row(trial: Trial) -> tuple[int, int, str, str, str, int, float, str]:
     arch, metrics = trial.arch.to_json(), json.dumps(dict(trial.metrics))
-    return trial.number, trial.batch, trial.key, arch, metrics, int(trial.repeat), trial.seconds
+    return trial.number, trial.batch, trial.key, arch, metrics, int(trial.repeat), trial.seconds, trial.failed
 
 
 def _torn(path: Path) -> bool:

@@ -153,7 +153,7 @@ class ScoreCache:
         if not torn and not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             self._create(self._db)
         if self._db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
-            raise InputError(f"{self.path} is an SQLite file but no evaluation cache; choose another file")
+            raise InputError(f"{self.path} is no evaluation cache, or a scrap of one; choose another file")
         damage = "the file is cut short" if torn else self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
             raise sqlite3.DatabaseError(damage)

@@ -1,10 +1,11 @@
 """What the tests of the searchers share: small spaces, deterministic scores, and evaluators that keep count."""
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from searchers import AgingEvolution, RandomSearch, Searcher, Trial
+from searchers import AgingEvolution, LocalSearch, OptunaSearcher, RandomSearch, Searcher, TopKEvolution, Trial
 from supernet.space import Arch, Choice, SearchSpace, Value
 
 OPS = ("skip", "k3", "k5")
@@ -68,10 +69,78 @@ def small_evolution(space: SearchSpace, **settings: object) -> AgingEvolution:
     return AgingEvolution(space, **{"population_size": 10, "tournament_size": 4, **settings})  # type: ignore[arg-type]
 
 
-MAKERS: dict[str, Make] = {"random": RandomSearch, "evolution": small_evolution}
+def small_topk(space: SearchSpace, **settings: object) -> TopKEvolution:
+    """Top-k evolution of several generations within a short test."""
+    sizes = {"population_size": 12, "parents": 4, "mutants": 5, "crossovers": 4}
+    return TopKEvolution(space, **{**sizes, **settings})  # type: ignore[arg-type]
+
+
+def one_point(space: SearchSpace, **settings: object) -> TopKEvolution:
+    """The other crossover, and generations without random networks."""
+    return small_topk(space, crossover="one-point", crossovers=7, **settings)
+
+
+def non_aging(space: SearchSpace, **settings: object) -> AgingEvolution:
+    """The control of aging evolution."""
+    return small_evolution(space, aging=False, **settings)
+
+
+def optuna_nsga2(space: SearchSpace, **settings: object) -> OptunaSearcher:
+    """The adapter over a sampler that learns and is fast; TPE takes milliseconds for a proposal."""
+    options = {"population_size": 8}
+    return OptunaSearcher(space, sampler="NSGAIISampler", options=options, **settings)  # type: ignore[arg-type]
+
+
+OURS: dict[str, Make] = {
+    "random": RandomSearch,
+    "evolution": small_evolution,
+    "non-aging": non_aging,
+    "topk": small_topk,
+    "one-point": one_point,
+    "local": LocalSearch,
+}
+MAKERS: dict[str, Make] = OURS | ({"optuna": optuna_nsga2} if importlib.util.find_spec("optuna") else {})
+REPEAT = {"evolution", "non-aging"}  # those that may propose a network again
 
 
 def trial(number: int, arch: Arch, accuracy: float, *, space: SearchSpace | None = None) -> Trial:
     """A trial of its own batch, as a search would tell it."""
     key = arch.key if space is None else space.normal_form(arch).key
     return Trial(number, arch, key, {"accuracy": accuracy}, False, 0.0, number)
+
+
+OP3 = ("x", "y", "z")
+CONDITIONAL = SearchSpace(
+    "conditional",
+    [
+        Choice("depth", (1, 2, 3), ordered=True),
+        Choice("a", OP3),
+        Choice("b", OP3, when=("depth", (2, 3))),
+        Choice("c", range(40), when=("depth", (3,))),
+        Choice("c.scale", (0.5, 1.0, 2.0), when=("c", tuple(range(0, 40, 2))), ordered=True),
+    ],
+)
+"""Decisions two conditions deep, a range, scales, and values that are no strings."""
+
+SPACES = {"chain": chain_space(), "conditional": CONDITIONAL}
+"""One with a normal form, one with conditions."""
+
+
+@dataclass(frozen=True)
+class Cheap:
+    """Limits over any space: at most `limits["changed"]` decisions of the normal form are not at their first option."""
+
+    space: SearchSpace
+    limits: Mapping[str, float]
+
+    def __call__(self, arch: Arch) -> bool:
+        form = self.space.normal_form(arch)
+        return sum(form[c.name] != c.options[0] for c in self.space.choices) <= self.limits["changed"]
+
+    def explain(self) -> str:
+        """The sentence that the error should hold."""
+        return "the smallest is 0"
+
+
+LIMITS = {"chain": Cheap(SPACES["chain"], {"changed": 5}), "conditional": Cheap(CONDITIONAL, {"changed": 3})}
+"""63 of 127 networks and 264 of 732."""

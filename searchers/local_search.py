@@ -1,0 +1,88 @@
+"""Local search: climb to the first better neighbour, start anew where there is none."""
+
+from collections.abc import Sequence
+
+from searchers.loop import Feasible
+from searchers.proposals import Visited
+from searchers.study import Trial, score
+from supernet.seeding import generator
+from supernet.space import Arch, SearchSpace
+
+
+class LocalSearch:
+    """Query-until-better hill climbing with restarts (White et al., UAI 2021, "Exploring the loss landscape in NAS").
+
+    From a random network, its neighbours (one decision changed) are evaluated in random order until one is better;
+    that one is the next centre. Where none is, the climb is over and the next starts at a random network that was not
+    evaluated before. No network is proposed twice: a neighbour whose score is known is moved to if it is better, and
+    passed over if not.
+
+    Any number may be asked for at a time. What exceeds the neighbours left is random, and the best of a batch that is
+    better than the centre becomes the next centre. When `TRIES` random draws bring nothing new, fewer are returned than
+    asked for, and finally none.
+
+    Args:
+        space: to search.
+        seed: of its draws.
+        metric: to maximise; with a leading minus, to minimise.
+        feasible: limits that every proposal keeps; None for none.
+    """
+
+    def __init__(
+        self, space: SearchSpace, *, seed: int = 0, metric: str = "accuracy", feasible: Feasible | None = None
+    ) -> None:
+        self.space = space
+        self.seed = seed
+        self.metric = metric
+        self.feasible = feasible
+        self._rng = generator("local search", seed)
+        self._visited = Visited(space, feasible)
+        self._known: dict[str, tuple[float, Arch]] = {}  # per network, its score and an architecture of it
+        self._centre: tuple[float, Arch] | None = None
+        self._neighbours: list[Arch] = []  # of the centre, not looked at yet
+        self._starts: set[str] = set()  # random networks asked for and not told yet
+
+    def ask(self, n: int) -> list[Arch]:
+        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
+        found: list[Arch] = []
+        while len(found) < n:
+            arch = self._neighbour()
+            arch = self._start() if arch is None else arch  # an Arch without decisions is falsy
+            if arch is None:
+                break
+            found.append(arch)
+        return found
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Moves to the best of the trials if it is better than the centre; what failed is only never proposed again."""
+        self._visited.tell(trials)
+        legal = [t for t in trials if not t.failed and (self.feasible is None or self.feasible(t.arch))]
+        told = {trial.key: (score(trial, self.metric), trial.arch) for trial in legal}
+        self._known.update(told)
+        starts, self._starts = [told[key] for key in told if key in self._starts], set()
+        if self._centre is None or any(value > self._centre[0] for value, _ in told.values()):
+            self._move(list(told.values()))
+        elif not self._neighbours:
+            self._move(starts)  # the centre is a local optimum
+
+    def _move(self, candidates: Sequence[tuple[float, Arch]]) -> None:
+        self._centre = max(candidates, key=lambda candidate: candidate[0], default=None)
+        self._neighbours = [] if self._centre is None else self.space.neighbors(self._centre[1])
+        self._rng.shuffle(self._neighbours)
+
+    def _neighbour(self) -> Arch | None:
+        """The next neighbour that was never proposed; a known one that is better than the centre is moved to."""
+        while self._neighbours:
+            arch = self._neighbours.pop()
+            known = self._known.get(self.space.normal_form(arch).key)
+            if known is not None and self._centre is not None and known[0] > self._centre[0]:
+                self._move([known])
+            elif known is None and self._visited.admit(arch):
+                return arch
+        return None
+
+    def _start(self) -> Arch | None:
+        arch = self._visited.sample(self._rng)
+        if arch is not None:
+            self._starts.add(self.space.normal_form(arch).key)
+        return arch

@@ -1,0 +1,164 @@
+"""Generational evolution from the best of all history: the searcher of SPOS and DetNAS."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any, Literal, Self, get_args
+
+from searchers.loop import Feasible
+from searchers.proposals import Visited
+from searchers.study import Trial, score
+from supernet.errors import InputError, nearest
+from supernet.seeding import generator
+from supernet.space import Arch, SearchSpace, Value
+
+Crossover = Literal["uniform", "one-point"]
+
+CHILD_TRIES = 10
+"""Per mutant or crossover, as in the released code of SPOS (`max_iters = 10 * m`)."""
+
+
+class TopKEvolution:
+    """Evolution over a supernet (SPOS: Guo et al., ECCV 2020, Algorithm 1; DetNAS: Chen et al., NeurIPS 2019, § 3.2.3).
+
+    The first generation is random. Each later one has `mutants` mutations and `crossovers` crossovers of random parents
+    among the `parents` best networks of all history, and is filled up with random ones. Only networks not proposed
+    before are legal; each child has `CHILD_TRIES` tries to be one, and a random network takes the place of one that
+    fails (released code instead retries for ever, or leaves the generation short). When `TRIES` random draws bring
+    nothing new, fewer are returned than asked for, and finally none.
+
+    Any number may be asked for at a time: the generation is bred when its first member is asked for, from what is told
+    by then. The published schedule is a batch that divides `population_size`.
+
+    Args:
+        space: to search.
+        seed: of its draws.
+        metric: to maximise; with a leading minus, to minimise.
+        feasible: limits that every proposal keeps; None for none.
+        population_size: of a generation.
+        parents: how many of the best networks so far breed (k, "top 10").
+        mutants: per generation.
+        crossovers: per generation.
+        mutation: probability that an active decision is drawn anew, the old value included.
+        crossover: "uniform" (each decision from either parent, as published) or "one-point" (those before a cut from
+            one, the others from the other).
+
+    Raises:
+        InputError: sizes that do not fit together, a probability outside [0, 1], or an unknown crossover.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        seed: int = 0,
+        metric: str = "accuracy",
+        feasible: Feasible | None = None,
+        population_size: int = 50,
+        parents: int = 10,
+        mutants: int = 20,
+        crossovers: int = 20,
+        mutation: float = 0.1,
+        crossover: Crossover = "uniform",
+    ) -> None:
+        for name, size, least in (("parents", parents, 1), ("mutants", mutants, 0), ("crossovers", crossovers, 0)):
+            if size < least:
+                raise InputError(f"{name}={size} is too small; give at least {least}")
+        if population_size < max(1, mutants + crossovers):
+            raise InputError(
+                f"population_size={population_size} has no room for {mutants} mutants and {crossovers} crossovers"
+            )
+        if not 0 <= mutation <= 1:
+            raise InputError(f"mutation={mutation} is no probability; give a number from 0 to 1")
+        if crossover not in get_args(Crossover):
+            raise InputError(f"crossover={crossover!r} is unknown; {nearest(crossover, get_args(Crossover))}")
+        self.space = space
+        self.seed = seed
+        self.metric = metric
+        self.feasible = feasible
+        self.population_size = population_size
+        self.parents = parents
+        self.mutants = mutants
+        self.crossovers = crossovers
+        self.mutation = mutation
+        self.crossover: Crossover = crossover
+        self._rng = generator("top-k evolution", seed)
+        self._visited = Visited(space, feasible)
+        self._best: list[Trial] = []  # distinct networks, the best first
+        self._generation: deque[Callable[[], Arch | None]] = deque()
+
+    @classmethod
+    def detnas(cls, space: SearchSpace, **settings: Any) -> Self:
+        """The released settings of DetNAS: 20 mutants, 20 crossovers and 10 random networks in each of 20 generations.
+
+        Its limit is 300 million MACs of the backbone; `settings` may hold anything that the constructor takes.
+        """
+        return cls(space, **{"population_size": 50, "parents": 10, "mutants": 20, "crossovers": 20, **settings})
+
+    @classmethod
+    def spos(cls, space: SearchSpace, **settings: Any) -> Self:
+        """The settings of SPOS: 25 mutants and 25 crossovers in each of 20 generations; its limit is 330 million MACs.
+
+        `settings` may hold anything that the constructor takes.
+        """
+        return cls(space, **{"population_size": 50, "parents": 10, "mutants": 25, "crossovers": 25, **settings})
+
+    def ask(self, n: int) -> list[Arch]:
+        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
+        found: list[Arch] = []
+        while len(found) < n:
+            if not self._generation:
+                self._generation.extend(self._next_generation())
+            arch = self._generation.popleft()()
+            arch = self._visited.sample(self._rng) if arch is None else arch
+            if arch is None:
+                break
+            found.append(arch)
+        return found
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Merges the trials into the best; failed ones and those outside the limits are only never proposed again."""
+        self._visited.tell(trials)
+        known = {trial.key for trial in self._best}
+        for trial in trials:
+            legal = not trial.failed and (self.feasible is None or self.feasible(trial.arch))
+            if legal and trial.key not in known:
+                known.add(trial.key)
+                self._best.append(trial)
+        self._best.sort(key=lambda trial: -score(trial, self.metric))  # stable: of equals the earlier stays ahead
+        del self._best[self.parents :]
+
+    def _next_generation(self) -> list[Callable[[], Arch | None]]:
+        """How each member of the next generation is drawn."""
+        parents = list(self._best)
+        if not parents:
+            return [self._random] * self.population_size
+        random = self.population_size - self.mutants - self.crossovers
+        mutants = [lambda: self._child(lambda: self._mutant(parents))] * self.mutants
+        crossovers = [lambda: self._child(lambda: self._crossed(parents))] * self.crossovers
+        return [*mutants, *crossovers, *[self._random] * random]
+
+    def _random(self) -> Arch | None:
+        return self._visited.sample(self._rng)
+
+    def _child(self, draw: Callable[[], Arch]) -> Arch | None:
+        return self._visited.claim(draw, tries=CHILD_TRIES)
+
+    def _mutant(self, parents: Sequence[Trial]) -> Arch:
+        return self.space.mutate(self._rng.choice(parents).arch, self._rng, self.mutation)
+
+    def _crossed(self, parents: Sequence[Trial]) -> Arch:
+        first, second = self._rng.choice(parents).arch, self._rng.choice(parents).arch  # the same one, as released
+        cross = self.space.crossover if self.crossover == "uniform" else self._one_point
+        return cross(first, second, self._rng)
+
+    def _one_point(self, first: Arch, second: Arch, rng: Random) -> Arch:
+        """Decisions before a random cut from `first`, the others from `second`; if inactive there, from the other."""
+        active = [{choice.name for choice in self.space.active(parent)} for parent in (first, second)]
+        cut = rng.randint(1, max(1, len(self.space) - 1))
+        values: dict[str, Value] = {}
+        for position, choice in enumerate(self.space.choices):
+            sides = (0, 1) if position < cut else (1, 0)
+            held = [(first, second)[side][choice.name] for side in sides if choice.name in active[side]]
+            values[choice.name] = held[0] if held else choice.draw(rng)
+        return self.space.canonical(values)

@@ -1,0 +1,192 @@
+"""Evaluations that fail: the trial says why, the search goes on, and not for ever."""
+
+import logging
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from searcher_cases import MAKERS, OURS, Counter, chain_space, noise
+
+from searchers import RandomSearch, Study, Trial, search
+from searchers.study import score
+from supernet.errors import InputError, RunError
+from supernet.space import Arch
+
+SPACE = chain_space()
+NAN, INF = float("nan"), float("inf")
+
+
+def bad(arch: Arch) -> bool:
+    """About one network in eight, `SPACE`'s all-k5 one among them."""
+    return arch["layer0"] == "k5" and arch["layer1"] == "k5"
+
+
+class Fragile:
+    """Raises where a bad architecture is in the batch, or returns `result` for it."""
+
+    def __init__(self, result: Mapping[str, float] | Exception | None) -> None:
+        self.result = result
+        self.calls: list[list[Arch]] = []
+
+    def __call__(self, archs: Sequence[Arch]) -> list[Mapping[str, float] | None]:
+        self.calls.append(list(archs))
+        if isinstance(self.result, Exception) and any(map(bad, archs)):
+            raise self.result
+        scores: list[Mapping[str, float] | None] = []
+        for arch in archs:
+            scores.append(
+                self.result if bad(arch) and not isinstance(self.result, Exception) else {"accuracy": noise(arch)}
+            )
+        return scores
+
+
+FAILURES = [
+    (RuntimeError("CUDA out\nof memory"), "RuntimeError: CUDA out of memory"),
+    (None, "evaluate returned None"),
+    ({"accuracy": NAN}, "evaluate returned accuracy=nan"),
+    ({"accuracy": INF, "loss": 0.5}, "evaluate returned accuracy=inf"),
+]
+
+
+@pytest.mark.parametrize(("result", "reason"), FAILURES, ids=["raises", "none", "nan", "inf"])
+@pytest.mark.parametrize("batch", [1, 7])
+def test_the_trial_is_marked_with_its_reason_and_the_search_goes_on(
+    result: Mapping[str, float] | Exception | None, reason: str, batch: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "study.db"
+    with Study(path, SPACE) as study:
+        best = search(RandomSearch(SPACE), Fragile(result), study, trials=60, batch=batch)
+        trials = study.trials()
+    assert len(trials) == 60
+    failed = [trial for trial in trials if trial.failed]
+    assert 3 < len(failed) < 30
+    for trial in trials:
+        fails = bad(SPACE.normal_form(trial.arch))
+        assert (trial.failed, dict(trial.metrics)) == (
+            (reason, {}) if fails else ("", {"accuracy": noise(SPACE.normal_form(trial.arch))})
+        )
+    assert best == max((t for t in trials if not t.failed), key=lambda t: t.metrics["accuracy"])
+    with Study(path, SPACE) as study:
+        assert study.trials() == trials
+        assert study.score_of(failed[0].key) is None
+        assert study.first_of(failed[0].key) == failed[0]
+        assert study.evaluations == 60
+
+
+def test_only_the_culprit_of_a_batch_fails() -> None:
+    evaluate = Fragile(ValueError("bad layer"))
+    with Study(None, SPACE) as study:
+        search(RandomSearch(SPACE), evaluate, study, trials=20, batch=20)
+        assert [len(call) for call in evaluate.calls] == [20] + [1] * 20
+        assert [bool(trial.failed) for trial in study.trials()] == [bad(arch) for arch in evaluate.calls[0]]
+        assert any(trial.failed for trial in study.trials())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_failed_is_not_evaluated_again_and_breeds_nothing(name: str) -> None:
+    evaluate = Fragile(None)
+    with Study(None, SPACE) as study:
+        search(MAKERS[name](SPACE), evaluate, study, trials=80, batch=4)
+        shown = [arch for call in evaluate.calls for arch in call]
+        assert len(set(shown)) == len(shown)
+        told = [trial for trial in study.trials() if trial.failed]
+        assert told
+        assert all(bad(SPACE.normal_form(trial.arch)) for trial in told)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_resumed_search_with_failures_is_the_uninterrupted_one(name: str) -> None:
+    def run(*budgets: int) -> list[Trial]:
+        with Study(None, SPACE) as study:
+            for trials in budgets:
+                search(MAKERS[name](SPACE), Fragile(RuntimeError("no")), study, trials=trials, batch=3)
+            return study.trials()
+
+    assert run(9, 12, 30, 60) == run(60)
+
+
+def test_failures_in_a_row_end_the_search_with_their_reasons(caplog: pytest.LogCaptureFixture) -> None:
+    good = Counter()
+
+    def breaks(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
+        if len(good.calls) == 5:
+            raise OSError("the disk is gone")
+        return good(archs)
+
+    with Study(None, SPACE) as study, caplog.at_level(logging.WARNING, logger="searchers"):
+        with pytest.raises(RunError) as caught:
+            search(RandomSearch(SPACE), breaks, study, trials=100, max_failures=4)
+        assert "4 evaluations in a row failed" in str(caught.value)
+        assert "OSError: the disk is gone" in str(caught.value)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert "the disk is gone" in caplog.text
+        assert [bool(t.failed) for t in study.trials()] == [False] * 5 + [True] * 3
+        search(RandomSearch(SPACE), Counter(), study, trials=100, max_failures=4)  # repaired
+        assert [bool(t.failed) for t in study.trials()] == [False] * 5 + [True] * 3 + [False] * 92
+
+
+def test_a_dead_evaluator_stops_within_the_batch_and_records_none_of_it() -> None:
+    calls: list[int] = []
+
+    def dead(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
+        calls.append(len(archs))
+        raise RuntimeError("no device")
+
+    with Study(None, SPACE) as study:
+        with pytest.raises(RunError, match=r"20 evaluations in a row failed .*no device"):
+            search(RandomSearch(SPACE), dead, study, trials=100, batch=50)
+        assert calls == [50] + [1] * 20
+        assert len(study) == 0
+        search(RandomSearch(SPACE), Counter(), study, trials=100, batch=50)
+        assert not any(trial.failed for trial in study.trials())
+
+
+def test_scattered_failures_do_not_add_up() -> None:
+    with Study(None, SPACE) as study:
+        search(RandomSearch(SPACE), Fragile(None), study, trials=120, max_failures=6)
+        assert sum(bool(trial.failed) for trial in study.trials()) > 6
+
+
+def test_no_failure_is_tolerated_where_one_is_the_limit() -> None:
+    with Study(None, SPACE) as study, pytest.raises(RunError, match="1 evaluations in a row failed"):
+        search(RandomSearch(SPACE), Fragile(None), study, trials=120, max_failures=1)
+    with Study(None, SPACE) as study, pytest.raises(InputError, match="max_failures=0"):
+        search(RandomSearch(SPACE), Fragile(None), study, trials=120, max_failures=0)
+
+
+def test_ctrl_c_is_no_failure() -> None:
+    with Study(None, SPACE) as study:
+        with pytest.raises(KeyboardInterrupt):
+            search(RandomSearch(SPACE), Counter(fail_at=3), study, trials=10)
+        assert len(study) == 3
+
+
+def test_when_everything_failed_the_last_reason_is_the_answer() -> None:
+    with Study(None, SPACE) as study:
+        with pytest.raises(InputError, match="all failed, the last with: evaluate returned None"):
+            search(RandomSearch(SPACE), lambda archs: [None for _ in archs], study, trials=9)
+        with pytest.raises(InputError, match=r"trial 0 .* failed and has no score: evaluate returned None"):
+            score(study.trials()[0], "accuracy")
+
+
+def test_failed_trials_of_a_warm_start_need_no_score() -> None:
+    with Study(None, SPACE) as study:
+        search(RandomSearch(SPACE), Fragile(None), study, trials=30)
+        for name in MAKERS:
+            search(MAKERS[name](SPACE), Fragile(None), study, trials=len(study) + 5, resume="warm")
+
+
+def test_a_study_of_the_version_before_is_read_and_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with Study(path, SPACE) as study:
+        search(RandomSearch(SPACE), Counter(), study, trials=9)
+        trials = study.trials()
+    with sqlite3.connect(path) as database:
+        database.execute("ALTER TABLE trials DROP COLUMN failed")
+        database.execute("UPDATE meta SET value = '1' WHERE name = 'version'")
+    for total in (60, 70):
+        with Study(path, SPACE) as study:
+            search(RandomSearch(SPACE), Fragile(None), study, trials=total)
+            assert study.trials()[:9] == trials
+            assert any(trial.failed for trial in study.trials())

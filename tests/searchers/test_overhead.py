@@ -1,0 +1,48 @@
+"""What a trial costs besides its evaluation: the searcher, the loop and the study on disk together."""
+
+import time
+from pathlib import Path
+
+import pytest
+from searcher_cases import OURS
+
+from searchers import Study, Trial, search
+from searchers.testing import evaluate
+from supernet.space import Choice, SearchSpace
+
+SPACE = SearchSpace("twenty", [Choice(f"block{i}", ("k3", "k5", "k7", "xception")) for i in range(20)])
+
+
+def clock(name: str, trials: int, *, path: Path | None = None) -> list[float]:
+    """Processor seconds at each trial of one search; the stand-in's own time, the same for all, is part of it."""
+    times: list[float] = []
+
+    def note(_: Trial) -> None:
+        times.append(time.process_time())
+
+    with Study(path, SPACE) as study:
+        search(OURS[name](SPACE), evaluate, study, trials=trials, on_trial=note)
+        assert len(study) == trials
+    return times
+
+
+@pytest.mark.parametrize("name", ["evolution", "topk", "local"])
+def test_a_late_trial_costs_what_an_early_one_does(name: str) -> None:
+    """The median of ten slices of 100 trials each, so that a pause of the machine counts once."""
+
+    def median(times: list[float]) -> float:
+        slices = [times[i + 100] - times[i] for i in range(0, len(times) - 100, 100)]
+        return sorted(slices)[len(slices) // 2]
+
+    times = clock(name, 5_000)
+    assert median(times[-1_000:]) < 2 * median(times[500:1_500])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["random", "evolution", "non-aging", "topk", "local"])
+def test_a_hundred_thousand_trials_cost_a_millisecond_each(name: str, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    times = clock(name, 100_000, path=tmp_path / "study.db")
+    wall = (time.perf_counter() - started) / 100_000
+    print(f"{name}: {1e3 * wall:.3f} ms a trial, of the last 1,000 {times[-1] - times[-1_001]:.3f} ms (processor)")
+    assert wall < 2e-3  # a busy machine; 1 ms is what an idle one is held to
