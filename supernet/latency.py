@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torch.utils.benchmark import Timer
 
 from supernet.checkpoint import environment
 from supernet.cost import COSTS, CostTable, Entry, shapes
@@ -128,6 +127,8 @@ class LatencyTable(CostTable):
 
     def _time(self, module: nn.Module, state: Any) -> int:
         """Median microseconds of a module that is built on the meta device; values have no influence on the time."""
+        from torch.utils.benchmark import Timer  # its import warns where there is no CUDA
+
         real = module.to_empty(device=self.device).to(memory_format=self.memory_format)
         with torch.no_grad():
             for tensor in (*real.parameters(), *real.buffers()):

@@ -233,14 +233,28 @@ def test_folders_of_other_runs_are_refused(
 
 
 def test_the_benchmarks_run(call: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, err = call("benchmark", "oracle", "--seeds", 3)
+    code, out, err = call("benchmark", "oracle", "--seeds", 3, "--optuna-seeds", 0, "--batches", 10)
     assert code == 0, err
-    means = [float(line.split("│")[2].split("±")[0]) for line in out.splitlines() if "±" in line]
-    assert len(means) == 2
-    assert all(1 <= mean <= 1500 for mean in means)
+    means = [float(line.split("│")[3].split("±")[0]) for line in out.splitlines() if "±" in line]
+    assert len(means) == 7
+    assert all(1 <= mean <= 3969 for mean in means)
     code, out, err = call("benchmark", "memory-order", "--steps", 2)
     assert code == 0, err
     assert out.count("│ 2 ") == 3
+    code, out, err = call("benchmark_training", "engine", "--size", 8, "--paths", 2, "--steps", 2, "--batch", 256)
+    assert code == 0, err
+    assert "nasbench201" in out
+
+
+def test_the_scoring_benchmarks_run(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    sizes = ("--images", 40, "--calibration", 1)
+    code, out, err = call("benchmark_scoring", "prefix", run_folder, "--trials", 30, "--generation", 10, *sizes)
+    assert code == 0, err
+    assert out.count("crossover") == 2
+    code, out, err = call("benchmark_scoring", "bn", run_folder, "--networks", 5, "--images", 40)
+    assert code == 0, err
+    assert "Inherit()" in out
+    assert "Recalibrate(batches=50" in out
 
 
 def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:

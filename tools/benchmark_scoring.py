@@ -11,8 +11,8 @@ from common import main, print_table
 
 
 def prefix(
-    run: tyro.conf.Positional[Path], trials: int = 1000, generation: int = 50, images: int = 1000, calibration: int = 4, usual: int = 20,
-    folder: Path | None = None, threads: int = 1,
+    run: tyro.conf.Positional[Path], trials: int = 1000, generation: int = 50, images: int = 1000,
+    calibration: int = 4, usual: int = 20, folder: Path | None = None, threads: int = 1,
 ) -> None:  # fmt: skip
     """Scoring the generations of a top-k evolution with shared prefixes, one by one, and the usual way.
 
@@ -42,7 +42,10 @@ def prefix(
             SharedWeights(opened.supernet, opened.data.calibration, part, bn=Recalibrate(calibration), share=share)
             for share in (True, False)
         ]
-        evolution = TopKEvolution(space, population_size=generation, crossover=crossover)
+        evolution = TopKEvolution(
+            space, population_size=generation, mutants=2 * generation // 5, crossovers=2 * generation // 5,
+            parents=generation // 5, crossover=crossover,
+        )  # fmt: skip
         study = Study(None, space)
         search(evolution, sides[0], study, trials=trials, batch=generation)
         late = [t for t in study.trials() if t.number >= trials // 2 and not t.repeat]
