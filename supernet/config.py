@@ -90,6 +90,8 @@ class Train:
     """Linear warm-up from a tenth of the learning rate."""
     label_smoothing: float = 0.0
     """Of the cross-entropy."""
+    auxiliary: float = 0.4
+    """Weight of the loss of an auxiliary head, in spaces that have one (NASNet)."""
     distill: bool = False
     """In-place distillation (BigNAS): all architectures of a step but the first learn from the predictions of the
     first instead of the labels. For the sampler "sandwich", whose first is the largest."""

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from supernet.augment import mix
+from supernet.blocks.nasnet import Output
 from supernet.checkpoint import environment, load_state, save_state
 from supernet.config import Augment, Train
 from supernet.data import Splits, training_batches
 from supernet.distributed import World, convert_sync_bn, current, reduce_gradients, revert_sync_bn
 from supernet.errors import InputError, RunError, nearest
+from supernet.monitor import Monitor
 from supernet.optim import compiled, create_ema, create_optimizer, create_schedule, step_active
 from supernet.progress import progress
 from supernet.sampling import ArchSampler, uniform
@@ -48,6 +50,8 @@ class _Loop:
     schedule: Any
     ema: Any
     parts: PartsMemo
+    scheduled: list[Any]  # modules whose behaviour follows the progress of the training, such as drop path
+    monitor: Monitor | None
     state: Path | None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -77,6 +81,7 @@ def train_supernet(
     augment: Augment | None = None,
     state: Path | None = None,
     log: Path | None = None,
+    monitor: Monitor | None = None,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
     """Train the shared weights in place.
@@ -97,6 +102,7 @@ def train_supernet(
         state: checkpoint file. If it exists, training goes on from it to the identical result (on the CPU, for the same
             torch build, device, number of threads and processes; a warning says so if they differ).
         log: folder for TensorBoard events.
+        monitor: watches the health of the shared weights.
         verbose: show progress.
 
     Returns:
@@ -109,6 +115,9 @@ def train_supernet(
     augment, world = augment or Augment(), current()
     check_training(config, data, augment)
     loop = _prepare(supernet, data, config, augment, sampler or uniform(supernet.space, config.seed), world, state)
+    loop.monitor = monitor
+    if monitor is not None:
+        monitor.begin(loop.total)
     try:
         with compiled(supernet, enabled=config.compile):
             _run(loop, log if world.main else None, verbose and world.main)
@@ -288,6 +297,8 @@ def _prepare(
         None,
         create_ema(chain, config),
         PartsMemo(chain),
+        [module for module in chain.modules() if hasattr(module, "set_progress")],
+        None,
         state,
     )
     loop.schedule = create_schedule(optimizer, config, loop.per_epoch)
@@ -306,13 +317,16 @@ def _step(loop: _Loop, images: Tensor, labels: Tensor, interrupted: threading.Ev
         classes, smoothing = len(loop.data.classes), config.label_smoothing
         images, targets = mix(images, labels, loop.augment, classes=classes, smoothing=smoothing, seed=seed)
     torch.manual_seed(derive_seed(config.seed, "step", step, rank))  # dropout and the like, whatever ran before
+    for module in loop.scheduled:
+        module.set_progress(step / loop.total)
     figures: list[Tensor] = []
     for arch in archs:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
-            logits = chain(images, arch).float()
-        loss = nn.functional.cross_entropy(logits, targets, label_smoothing=0 if targets.ndim > 1 else
-                                           config.label_smoothing)  # fmt: skip
-        loss.backward()
+            out = chain(images, arch)
+        logits = (out.logits if isinstance(out, Output) else out).float()
+        loss = _loss(config, logits, targets)
+        extra = config.auxiliary * _loss(config, out.aux.float(), targets) if isinstance(out, Output) else 0.0
+        (loss + extra).backward()
         figures += [loss.detach(), (logits.detach().argmax(1) == labels).float().mean()]
         if config.distill and len(figures) == 2:  # the first of a sandwich is the largest; the others follow it
             targets = logits.detach().softmax(1)
@@ -322,6 +336,8 @@ def _step(loop: _Loop, images: Tensor, labels: Tensor, interrupted: threading.Ev
     _examine(loop)  # of the step before: reading it here does not make the device wait
     assert reduced is not None
     loop.pending = (step, archs, reduced)
+    if loop.monitor is not None:
+        loop.monitor.gradients(step, archs)
     if config.clip:
         nn.utils.clip_grad_norm_(list(dict(parts)), config.clip)
     step_active(loop.optimizer, parts)
@@ -330,6 +346,12 @@ def _step(loop: _Loop, images: Tensor, labels: Tensor, interrupted: threading.Ev
     loop.step += 1
     if loop.ema is not None:
         loop.ema.update(chain)
+
+
+def _loss(config: Train, logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with labels, smoothed, or with soft targets, (N, classes)."""
+    smoothing = config.label_smoothing if targets.ndim == 1 else 0.0
+    return nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
 def _examine(loop: _Loop) -> None:
@@ -341,6 +363,8 @@ def _examine(loop: _Loop) -> None:
     *values, stop = figures.tolist()
     loop.stop = stop > 0 and loop.world.size > 1
     images = loop.config.batch
+    if loop.monitor is not None:
+        loop.monitor.losses(step, archs, values[::2])
     for arch, loss, correct in zip(archs, values[::2], values[1::2], strict=True):
         bound = loop.config.spike * max(loop.recent or 0.0, math.log(max(len(loop.data.classes), 2)))
         if not math.isfinite(loss) or (loop.config.spike and loss > bound):
@@ -377,9 +401,12 @@ def _close_epoch(loop: _Loop, writer: Any) -> None:
     }
     loop.history.append(row)
     loop.sums.update(loss=0.0, correct=0.0, images=0.0)
+    scalars = {f"train/{name}": row[name] for name in ("loss", "accuracy", "lr")}
+    if loop.monitor is not None:
+        scalars |= loop.monitor.close_epoch(loop.step)
     if writer is not None:
-        for name in ("loss", "accuracy", "lr"):
-            writer.add_scalar(f"train/{name}", row[name], loop.step)
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, loop.step)
 
 
 def _note(loop: _Loop) -> str:
@@ -412,6 +439,7 @@ def _snapshot(loop: _Loop) -> dict[str, Any]:
         "history": loop.history,
         "sums": loop.sums,
         "recent": loop.recent,
+        "monitor": None if loop.monitor is None else loop.monitor.state_dict(),
         "data": loop.data.digest,
         "environment": _environment(loop),
     }
@@ -447,3 +475,5 @@ def _restore(loop: _Loop) -> None:
         ) from error
     loop.step, loop.history, loop.sums = state["step"], list(state["history"]), dict(state["sums"])
     loop.recent, loop.saved = state.get("recent"), state["step"]
+    if loop.monitor is not None:
+        loop.monitor.load_state_dict(state.get("monitor"))

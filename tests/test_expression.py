@@ -6,7 +6,20 @@ import pytest
 import torch
 from torch import nn
 
+import supernet.blocks.nasnet
 import supernet.blocks.plain
+from supernet.blocks.nasnet import (
+    AuxiliaryHead,
+    BlockCell,
+    CellClassifier,
+    CellStem,
+    ConvNorm,
+    DropPath,
+    FactorizedReduction,
+    SamePad2d,
+    SamePool2d,
+    Separable,
+)
 from supernet.blocks.plain import (
     ClassifierHead,
     ConvBNAct,
@@ -34,6 +47,25 @@ PLAIN = [
     NormClassifier(8, 5),
     GraphCell(nn.ModuleList([nn.Identity(), ReLUConvBN(8, 8)]), ((0, 1), (1, 3)), last=3),
 ]
+CELLS = [
+    DropPath(0.7),
+    SamePad2d((1, 7), (1, 2)),
+    ConvNorm(4, 8),
+    ConvNorm(4, 8, kernel=(1, 7), stride=(1, 2), relu=False, eps=1e-3, momentum=3e-4),
+    Separable(4, 8, kernel=5, stride=2),
+    Separable(4, 8, kernel=3, dilation=2, eps=1e-3),
+    SamePool2d("max", kernel=2, stride=2),
+    SamePool2d("avg", stride=2, count_padding=True),
+    FactorizedReduction(4, 7, relu=False),
+    BlockCell(
+        ConvNorm(6, 4), nn.Identity(), nn.ModuleList([nn.Identity(), Separable(6, 4, kernel=3)]), inputs=(0, 1),
+        outputs=(1, 2), joins=nn.ModuleDict({"0": ConvNorm(8, 4)}),
+        output_fits=nn.ModuleDict({"1": ConvNorm(6, 4, relu=False)}), keep_previous=True, keep=0.5, undropped=(0,),
+    ),
+    CellStem(3, 8, stride=2),
+    CellClassifier(8, 5, dropout=0.5),
+    AuxiliaryHead(8, 5, size=(8, 8), hidden=(4, 6)),
+]  # fmt: skip
 LAYERS = [
     nn.Conv2d(4, 8, (3, 5), stride=2, padding=(1, 2), groups=2, bias=False),
     nn.Conv2d(4, 8, 3, padding="same", padding_mode="reflect"),
@@ -61,12 +93,17 @@ def test_every_plain_class_is_covered() -> None:
     found = {cls for cls in vars(supernet.blocks.plain).values() if inspect.isclass(cls)}
     own = {cls for cls in found if cls.__module__ == "supernet.blocks.plain"}
     assert own == {type(module) for module in PLAIN}
+    found = {
+        cls for cls in vars(supernet.blocks.nasnet).values() if inspect.isclass(cls) and issubclass(cls, nn.Module)
+    }
+    own = {cls for cls in found if cls.__module__ == "supernet.blocks.nasnet"}
+    assert own == {type(module) for module in CELLS}
 
 
-@pytest.mark.parametrize("module", PLAIN + LAYERS, ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize("module", PLAIN + CELLS + LAYERS, ids=lambda module: type(module).__name__)
 def test_expression_builds_the_same_module(module: nn.Module) -> None:
     text = expression(module)
-    rebuilt = eval(text, {"nn": nn, **vars(supernet.blocks.plain)})
+    rebuilt = eval(text, {"nn": nn, **vars(supernet.blocks.plain), **vars(supernet.blocks.nasnet)})
     assert type(rebuilt) is type(module)
     assert repr(rebuilt) == repr(module)  # holds every kernel, stride and group
     shapes, again = ({key: value.shape for key, value in m.state_dict().items()} for m in (module, rebuilt))

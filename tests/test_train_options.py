@@ -12,11 +12,13 @@ from grounds import GROUNDS
 from torch import nn
 
 from supernet import Arch, Chain
+from supernet.blocks.nasnet import Output
 from supernet.checkpoint import load_state
 from supernet.config import Augment, Data, Train
 from supernet.cost import CostTable
 from supernet.data import Splits, load, training_batches
 from supernet.errors import InputError, RunError
+from supernet.monitor import Monitor
 from supernet.optim import compiled, create_optimizer, create_schedule
 from supernet.sampling import ArchSampler, create_sampler, uniform
 from supernet.train import check_training, plan_training, train_supernet
@@ -287,3 +289,64 @@ def test_a_plan_counts_and_leaves_the_supernet_alone(digits: Splits, tmp_path: P
     state = tmp_path / "state.pt"
     train_supernet(net, digits, CONFIG, sampler=create_sampler("balanced", net.space), state=state, verbose=False)
     assert state.stat().st_size < plan["disk_bytes"] < 4 * state.stat().st_size
+
+
+# -- schedules and auxiliary heads inside networks ---------------------------------------------------------------------
+
+
+class TwoHeads(nn.Module):
+    """A head with an auxiliary one in training, which notes how far the training is."""
+
+    stride = 0
+    out_channels = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.side = nn.Linear(64, 10), nn.Linear(64, 10)
+        self.seen: list[float] = []
+
+    def set_progress(self, t: float) -> None:
+        self.seen.append(t)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | Output:
+        flat = x.flatten(1)
+        return Output(self.main(flat), self.side(flat)) if self.training else self.main(flat)
+
+
+@pytest.mark.parametrize("weight", [0.4, 0.0])
+def test_an_auxiliary_head_trains_alongside_with_its_weight(digits: Splits, weight: float) -> None:
+    torch.manual_seed(0)
+    head = TwoHeads()
+    chain = Chain("two-heads", [("head", head)], input_shape=(1, 8, 8))
+    before = {name: parameter.detach().clone() for name, parameter in chain.named_parameters()}
+    config = Train(
+        epochs=1, batch=len(digits.train), optimizer="momentum", lr=0.1, momentum=0.0, weight_decay=0.0,
+        warmup_epochs=0, auxiliary=weight,
+    )  # fmt: skip
+    train_supernet(chain, digits, config, verbose=False)
+    images, labels = next(training_batches(digits.train, Augment(), batch=config.batch, seed=0))
+    for side, share in (("main", 1.0), ("side", weight)):
+        w, b = (before[f"blocks.0.{side}.{name}"].requires_grad_() for name in ("weight", "bias"))
+        loss = share * nn.functional.cross_entropy(images.flatten(1) @ w.T + b, labels)
+        (gradient,) = torch.autograd.grad(loss, w)
+        torch.testing.assert_close(getattr(head, side).weight.detach(), w.detach() - 0.1 * gradient)
+
+
+def test_networks_are_told_how_far_the_training_is(digits: Splits) -> None:
+    head = TwoHeads()
+    train_supernet(Chain("two-heads", [("head", head)], input_shape=(1, 8, 8)), digits, CONFIG, verbose=False)
+    assert head.seen == [step / 10 for step in range(10)]
+
+
+def test_the_health_of_a_training_is_resumed_with_it(digits: Splits, tmp_path: Path) -> None:
+    whole, parted, resumed = toy(), toy(), toy()
+    watch = Monitor(whole)
+    train_supernet(whole, digits, CONFIG, monitor=watch, verbose=False)
+    state, config = tmp_path / "state.pt", replace(CONFIG, save_seconds=0.0)
+    sampler = stopping(uniform(parted.space), 6)
+    with pytest.raises(Stop):
+        train_supernet(parted, digits, config, sampler=sampler, monitor=Monitor(parted), state=state, verbose=False)
+    again = Monitor(resumed)
+    train_supernet(resumed, digits, config, monitor=again, state=state, verbose=False)
+    assert again.report() == watch.report()
+    assert sum(watch.report()["visits"]["a.op"].values()) == 10

@@ -3,15 +3,21 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from common import main, parse, print_table
 
+from supernet.errors import InputError
+
 
 @dataclass(frozen=True)
 class Retrain:
-    """Train one architecture as a standalone network by the recipe of the run, and report its test accuracy."""
+    """Train one architecture as a standalone network by the recipe of the run, and report its test accuracy.
+
+    With --top and --random: the best networks of a search beside random ones within the same limits, and whether the
+    search beat them.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
@@ -27,24 +33,52 @@ class Retrain:
     """Instead of the recipe's."""
     lr: float | None = None
     """Instead of the recipe's."""
+    top: int = 0
+    """Compare this many of the search's best networks …"""
+    random: int = 0
+    """… with this many random ones within its limits."""
+    seeds: int = 1
+    """Trainings of each network in the comparison, from --seed on; the same for all."""
 
 
 def run() -> None:
     args = parse(Retrain, __doc__)
+    compare = bool(args.top or args.random)
+    if compare and (min(args.top, args.random, args.seeds) < 1 or args.arch or args.init != "scratch"):
+        raise InputError("a comparison takes --top and --random of at least 1, --seeds too, and no --arch or --init")
 
     import stages
 
     from supernet.distributed import process_group
 
     opened = stages.open_stage(args.run)
-    arch = stages.read_arch(opened, args.arch) if args.arch else stages.best_arch(opened, args.search)
     changed = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
     train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changed)
     with process_group(train.device) as world:
-        result = stages.retrain_stage(opened, arch, train, shared=args.init == "shared")
+        if compare:
+            sizes = {"top": args.top, "random": args.random, "seeds": args.seeds}
+            result = stages.control_stage(opened, args.search, train, **sizes, verbose=world.main)
+        else:
+            arch = stages.read_arch(opened, args.arch) if args.arch else stages.best_arch(opened, args.search)
+            result = stages.retrain_stage(opened, arch, train, shared=args.init == "shared")
     if not world.main:
         return
+    if compare:
+        show(result)
+        return
     print_table("retrained", ("what", "value"), [(k, v) for k, v in result.items() if k not in ("arch", "format")])
+
+
+def show(result: dict[str, Any]) -> None:
+    """The comparison on screen."""
+    limits = ", ".join(f"{name} <= {limit:,.0f}" for name, limit in result["limits"].items()) or "no limits"
+    rows = [
+        (arm, row["key"], row["macs"], ", ".join("failed" if a is None else f"{a:.4f}" for a in row["test_accuracy"]))
+        for arm in ("top", "random")
+        for row in result[arm]
+    ]
+    print_table(f"retrained by one recipe, {limits}", ("arm", "network", "macs", "test accuracy per seed"), rows)
+    print(result["verdict"])
 
 
 if __name__ == "__main__":

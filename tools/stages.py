@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,12 +27,14 @@ from supernet.config import SupernetRun, Train, from_dict
 from supernet.cost import CostTable, Feasible
 from supernet.data import Splits, load
 from supernet.distributed import current
-from supernet.errors import InputError, nearest
+from supernet.errors import InputError, RunError, nearest
 from supernet.evaluate import Recalibrate, SharedWeights, accuracy
 from supernet.export import export
 from supernet.latency import LatencyTable
+from supernet.monitor import Monitor
 from supernet.parallel import ParallelEvaluator
 from supernet.progress import progress
+from supernet.ranking import Difference, json_safe, paired, welch
 from supernet.sampling import ArchSampler, create_sampler
 from supernet.scores import ScoreCache, tied_with_best
 from supernet.seeding import derive_seed, generator
@@ -86,12 +89,13 @@ def train_stage(config: SupernetRun, out: Path, *, verbose: bool = True) -> Run:
     data, supernet, sampler = supernet_parts(config)  # a run that cannot start leaves no folder behind
     with open_run(out, "supernet", config) if world.main else nullcontext():
         if not world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
+            monitor = Monitor(supernet)
             history = train_supernet(
                 supernet, data, config.train, sampler=sampler, augment=config.data.augment,
-                state=out / "state.pt", log=out / "events", verbose=verbose,
+                state=out / "state.pt", log=out / "events", monitor=monitor, verbose=verbose,
             )  # fmt: skip
             if world.main:
-                write_json(out / "history.json", {"format": 1, "epochs": history})
+                write_json(out / "history.json", {"format": 1, "epochs": history, "health": monitor.report()})
                 metadata = {"space": config.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
                 save_weights(out / WEIGHTS, supernet, metadata)
         world.barrier()
@@ -183,7 +187,8 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
             raise InputError(f"searcher {name!r} has no setting {key!r}; {nearest(key, known)}")
         default = known[key].default
         try:
-            values[key] = text if isinstance(default, str) else type(default)(json.loads(text))
+            loaded = text if isinstance(default, str) else json.loads(text)
+            values[key] = loaded if default is None or isinstance(default, str) else type(default)(loaded)
         except (ValueError, TypeError):
             raise InputError(f"{key}={text!r} is no {type(default).__name__}") from None
     make = getattr(make, preset) if preset else make
@@ -348,6 +353,107 @@ def trained_network(run: Run, arch: Arch, seed: int, *, inherit: bool = False, s
     network = fresh_network(run, arch, seed)
     load_weights(retrain_folder(run, arch, seed, shared) / NETWORK, network)
     return network.eval()
+
+
+def shared_scores(
+    run: Run, archs: Sequence[Arch], *, bn_batches: int = 10, weights: Path | None = None, verbose: bool = True
+) -> dict[Arch, dict[str, float]]:
+    """Shared-weight metrics of many networks; with `weights`, those of another run's or checkpoint's supernet."""
+    if weights is not None:
+        other = create_supernet(run.config.space, **network_settings(run.data))
+        load_weights(weights / WEIGHTS if weights.is_dir() else weights, other)
+        run = dataclasses.replace(run, supernet=other.eval().to(run.config.train.device))
+    evaluate, found = run.shared_weights(bn_batches=bn_batches, costs=False), dict[Arch, dict[str, float]]()
+    with progress("scoring", len(archs), enabled=verbose) as update:
+        for start in range(0, len(archs), 64):
+            group = archs[start : start + 64]
+            found |= zip(group, evaluate(group), strict=True)
+            update(len(found), f"{evaluate.hits} from the cache")
+    return found
+
+
+def true_accuracies(
+    run: Run, archs: Sequence[Arch], train: Train, *, seeds: int = 1, verbose: bool = True
+) -> dict[Arch, tuple[float | None, ...]]:
+    """Test accuracies of retrainings per seed from `train.seed` on, None where one failed; those done are only read."""
+    found: dict[Arch, tuple[float | None, ...]] = {}
+    with progress("retraining", len(archs), enabled=verbose) as update:
+        for arch in archs:
+            found[arch] = tuple(
+                _accuracy(run, arch, dataclasses.replace(train, seed=train.seed + number)) for number in range(seeds)
+            )
+            update(len(found), "")
+    return found
+
+
+def _accuracy(run: Run, arch: Arch, train: Train) -> float | None:
+    try:
+        return float(retrain_stage(run, arch, train, verbose=False)["test_accuracy"])
+    except RunError as error:
+        warnings.warn(f"{arch.key}, seed {train.seed}: {error}", stacklevel=2)
+        return None
+
+
+def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
+    """The `n` best distinct networks of a search, by its own metric and within its own limits, and those limits."""
+    path = run.folder / "search" / name / "study.db"
+    if not path.exists():
+        raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first")
+    with Study(path, run.supernet.space) as study:
+        settings, trials = study.settings or {}, study.trials()
+    metric = settings.get("metric", "accuracy")
+    feasible = Feasible(run.cost, settings.get("feasible") or {})
+    scored = {t.key: t for t in trials if not t.failed and feasible(t.arch) and math.isfinite(score(t, metric))}
+    if len(scored) < n:
+        raise InputError(f"the search {name!r} scored {len(scored)} networks, not {n}; search on, or take fewer")
+    best = sorted(scored.values(), key=lambda t: (-score(t, metric), t.number))[:n]
+    return [run.supernet.space.normal_form(trial.arch) for trial in best], feasible
+
+
+def control_stage(
+    run: Run, search: str, train: Train, *, top: int, random: int, seeds: int = 1, verbose: bool = True
+) -> dict[str, Any]:
+    """Retrain the best of a search and random networks within its limits, by one recipe and the same seeds."""
+    best, feasible = searched_top(run, search, top)
+    spare = random_feasible(run, feasible, random + top, train.seed)  # of which the search may have found some
+    controls = [arch for arch in spare if arch not in best][:random]
+    found = true_accuracies(run, [*best, *controls], train, seeds=seeds, verbose=verbose)
+    arms = {"top": best, "random": controls}
+    kept = {arm: [found[a] for a in archs if None not in found[a]] for arm, archs in arms.items()}
+    failed = [a.key for a in found if None in found[a]]
+    if not kept["top"] or not kept["random"]:
+        raise RunError(f"nothing to compare: the retrainings of {', '.join(failed)} failed; a lower --lr may help")
+    means = {arm: [statistics.fmean(v for v in runs if v is not None) for runs in rows] for arm, rows in kept.items()}
+    per_seed = {
+        arm: [statistics.fmean(row[i] or 0.0 for row in rows) for i in range(seeds)] for arm, rows in kept.items()
+    }
+    over_networks, over_seeds = welch(means["top"], means["random"]), paired(per_seed["top"], per_seed["random"])
+    document = {
+        "format": 1, "search": search, "limits": feasible.limits, "recipe": dataclasses.asdict(train), "seeds": seeds,
+        **{arm: [{"arch": dict(a), "key": a.key, "macs": run.cost(a)["macs"], "test_accuracy": list(found[a])}
+                 for a in archs] for arm, archs in arms.items()},
+        "failed": failed, "over_networks": dataclasses.asdict(over_networks),
+        "over_seeds": dataclasses.asdict(over_seeds), "verdict": _compared(over_networks, failed),
+    }  # fmt: skip
+    (run.folder / "fidelity").mkdir(exist_ok=True)
+    write_json(run.folder / "fidelity" / f"control-{search}.json", json_safe(document))
+    return document
+
+
+def _compared(difference: Difference, failed: Sequence[str]) -> str:
+    """Whether the search beat random, in words."""
+    mean, (top, random) = difference.mean, difference.sizes
+    if math.isnan(mean.low):
+        word = "cannot be told from chance: a mean needs two networks at least"
+    elif mean.low > 0:
+        word = "the search beat random"
+    else:
+        word = "the search lost to random" if mean.high < 0 else "no difference is shown"
+    seen = "" if math.isnan(difference.detectable) else (
+        f"; with power 0.8 it could have seen {difference.detectable:.4f} or more"
+    )  # fmt: skip
+    lost = f"; failed and left out: {', '.join(failed)}" if failed else ""
+    return f"{word}: {top} searched less {random} random networks, accuracy {mean}{seen}{lost}"
 
 
 def export_stage(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from supernet.errors import InputError, nearest
 from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
+from supernet.spaces.genotypes import NETWORKS as NETWORKS
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,14 @@ SPACES: dict[str, str] = {
     "detnas-300m": "supernet.spaces.shufflenet:detnas_300m",
     "detnas-1.3g": "supernet.spaces.shufflenet:detnas_1_3g",
     "detnas-3.8g": "supernet.spaces.shufflenet:detnas_3_8g",
+    "nasnet-cifar": "supernet.spaces.nasnet:nasnet_cifar",
+    "nasnet-imagenet": "supernet.spaces.nasnet:nasnet_imagenet",
+    "nasnet-small": "supernet.spaces.nasnet:nasnet_small",
+    "pnasnet-cifar": "supernet.spaces.nasnet:pnasnet_cifar",
+    "pnasnet-imagenet": "supernet.spaces.nasnet:pnasnet_imagenet",
+    "pnasnet-small": "supernet.spaces.nasnet:pnasnet_small",
+    "amoebanet-cifar": "supernet.spaces.nasnet:amoebanet_cifar",
+    "amoebanet-imagenet": "supernet.spaces.nasnet:amoebanet_imagenet",
 }
 """Name to builder. A space from outside is named the same way, `"package.module:builder"`."""
 
@@ -88,8 +97,8 @@ def create_network(
     The supernet it is cut from exists on the meta device only, so its size costs no memory.
 
     Args:
-        space: as in `create_supernet`, or without `arch` the name of a published network in `GENOTYPES`.
-        arch: decision names and values; others as in `create_supernet`.
+        space: as in `create_supernet`, or without `arch` the name of a published network in `GENOTYPES` or `NETWORKS`.
+        arch: decision names and values; others as in `create_supernet`, those of a published network where None.
 
     Raises:
         InputError: no such space or published network, `arch` is no architecture of the space, or the space's `init`
@@ -99,13 +108,24 @@ def create_network(
 
     from supernet.searchable import realize
 
-    indices: tuple[int, ...] = ()
-    if arch is None:
-        if space not in GENOTYPES:
-            raise InputError(f"there is no published network {space!r}; give arch, or {nearest(space, GENOTYPES)}")
-        space, indices = GENOTYPES[space].space, GENOTYPES[space].indices
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     with torch.device("meta"):
-        chain = _build(space, "standalone", given)
-        network = chain.subnet(arch if arch is not None else chain.space.from_indices(indices))
+        chain, chosen = _published(space, given) if arch is None else (_build(space, "standalone", given), arch)
+        network = chain.subnet(chosen)
     return cast("nn.Sequential", realize(network, chain.init, generator))
+
+
+def _published(name: str, given: Mapping[str, Any]) -> "tuple[Chain, Mapping[str, Any]]":
+    """The chain that a published network is cut from, and its architecture there."""
+    if name in NETWORKS:
+        from supernet.spaces.cells import CELLS, arch_of
+
+        network = NETWORKS[name]
+        own = {key: value for key, value in given.items() if value is not None}
+        chain = _build(network.space, "standalone", {**network.settings, **own})
+        return chain, arch_of(CELLS[network.cells], chain.space)
+    if name not in GENOTYPES:
+        known = [*GENOTYPES, *NETWORKS]
+        raise InputError(f"there is no published network {name!r}; give arch, or {nearest(name, known)}")
+    chain = _build(GENOTYPES[name].space, "standalone", given)
+    return chain, chain.space.from_indices(GENOTYPES[name].indices)

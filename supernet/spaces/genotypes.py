@@ -1,6 +1,8 @@
 """Published architectures by name: the space they are points of, and one option number per decision."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,21 @@ class Genotype:
     space: str
     indices: tuple[int, ...]
     source: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A published network of cells.
+
+    Attributes:
+        space: name in `SPACES`.
+        cells: name in `supernet.spaces.cells.CELLS`.
+        settings: of the space's builder, where they differ from its own.
+    """
+
+    space: str
+    cells: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _tokens(text: str) -> tuple[int, ...]:
@@ -60,3 +77,34 @@ GENOTYPES: dict[str, Genotype] = {
         "SinglePathOneShot code, block and channel search",
     ),
 }
+
+_LARGE_IMAGES = {"input_size": 331, "repeats": 6}
+
+NETWORKS: dict[str, Network] = {
+    "nasnet-a-mobile": Network("nasnet-imagenet", "nasnet-a"),
+    "nasnet-a-large": Network(
+        "nasnet-imagenet",
+        "nasnet-a",
+        {**_LARGE_IMAGES, "filters": 168, "stem": 96, "skip_reduction": True, "keep": 0.7},
+    ),
+    "nasnet-a-cifar": Network("nasnet-cifar", "nasnet-a"),
+    "pnasnet-5-mobile": Network("pnasnet-imagenet", "pnasnet-5"),
+    "pnasnet-5-large": Network(
+        "pnasnet-imagenet", "pnasnet-5", {"input_size": 331, "repeats": 4, "filters": 216, "stem": 96, "keep": 0.6}
+    ),
+    "pnasnet-5-cifar": Network("pnasnet-cifar", "pnasnet-5"),
+    "amoebanet-a-mobile": Network("amoebanet-imagenet", "amoebanet-a"),
+    "amoebanet-a-190": Network("amoebanet-imagenet", "amoebanet-a", {**_LARGE_IMAGES, "filters": 190, "keep": 0.7}),
+    "amoebanet-a-448": Network("amoebanet-imagenet", "amoebanet-a", {**_LARGE_IMAGES, "filters": 448, "keep": 0.7}),
+    "amoebanet-a-cifar-32": Network("amoebanet-cifar", "amoebanet-a", {"filters": 32}),
+    "amoebanet-a-cifar-36": Network("amoebanet-cifar", "amoebanet-a"),
+    "amoebanet-b-mobile": Network("amoebanet-imagenet", "amoebanet-b", {"filters": 62, "repeats": 3}),
+    "amoebanet-b-512": Network(
+        "amoebanet-imagenet", "amoebanet-b", {"filters": 512, "repeats": 6, "input_size": 480, "keep": 0.7}
+    ),
+    "amoebanet-c-mobile": Network("amoebanet-imagenet", "amoebanet-c"),
+    "amoebanet-c-228": Network("amoebanet-imagenet", "amoebanet-c", {**_LARGE_IMAGES, "filters": 228, "keep": 0.7}),
+    "amoebanet-d-256": Network("amoebanet-imagenet", "amoebanet-d", {"filters": 256, "repeats": 6}),
+    "enas-micro-cifar": Network("nasnet-cifar", "enas-micro", {"filters": 36, "repeats": 5}),  # on NASNet's skeleton
+}
+"""The published networks of cells; each builds as `create_network(name)`."""

@@ -21,13 +21,46 @@ CASES = {f"ground-{name}": builder for name, builder in GROUNDS.items()} | {
     "nasbench201-standalone": partial(
         create_supernet, "nasbench201", cells=1, channels=8, input_size=16, phase="standalone"
     ),
+    "nasnet-small": partial(create_supernet, "nasnet-small", filters=4, input_size=8, blocks=2),
+    "nasnet-small-1": partial(create_supernet, "nasnet-small", filters=4, input_size=8, blocks=1),
+    "nasnet-small-standalone": partial(
+        create_supernet,
+        "nasnet-small",
+        filters=4,
+        input_size=24,
+        blocks=2,
+        phase="standalone",
+        keep=0.5,
+        dropout=0.5,
+        auxiliary=True,
+        auxiliary_channels=(4, 6),
+        skip_reduction=True,
+    ),
+    "nasnet-imagenet": partial(
+        create_supernet, "nasnet-imagenet", filters=9, repeats=1, input_size=33, num_classes=5, blocks=1
+    ),
+    "pnasnet-small": partial(create_supernet, "pnasnet-small", filters=4, input_size=8),
+    "pnasnet-imagenet": partial(
+        create_supernet, "pnasnet-imagenet", filters=9, repeats=1, input_size=33, num_classes=5, blocks=2
+    ),
+    "amoebanet-cifar": partial(create_supernet, "amoebanet-cifar", filters=4, repeats=1, input_size=8, blocks=3),
 }
 ARCHS = {"spos-channels": 2}  # half a second each
+ARCHS |= {name: 2 for name in CASES if name.startswith(("nasnet", "pnasnet", "amoebanet"))}
 
 
 SLOW = {
     f"{name}-published": partial(create_supernet, name)
     for name in ("nasbench201", "spos", "spos-channels", "detnas-300m", "detnas-1.3g", "detnas-3.8g")
+}
+SLOW |= {  # at 225 pixels: the stem has no padding, so that it makes 111 of 224, a whole pixel less than half
+    f"{name}-published": partial(create_supernet, f"{name}-imagenet", input_size=225)
+    for name in ("nasnet", "pnasnet", "amoebanet")
+}
+SLOW |= {
+    f"{name}-{blocks}-blocks": partial(create_supernet, name, filters=4, input_size=8, repeats=2, blocks=blocks)
+    for name in ("nasnet-cifar", "pnasnet-cifar", "amoebanet-cifar")
+    for blocks in (1, 3, 5)
 }
 
 

@@ -1,0 +1,203 @@
+"""Calibrated ranking: a few stand-alone trainings from the shared top correct what shared weights get wrong throughout.
+
+Weight sharing is biased and not only noisy: an option that trains slowly inside the supernet, or depth itself, is
+marked down in every architecture that has it. Such errors are nearly additive in the decisions, so that a handful of
+true accuracies shows them: a ridge regression on one-hot decisions with the shared score as its prior (cheap scores as
+input of a model-based predictor: White et al., 2021, §5).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supernet.errors import InputError
+from supernet.space import Arch, SearchSpace
+
+Floats = NDArray[np.float64]
+Label = Callable[[Sequence[Arch]], Sequence[float | None]]
+"""Trains architectures on their own and returns their accuracies; None for a training that failed."""
+
+PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, math.inf)  # infinite: no correction at all
+FLOOR = 0.1  # least slope of truth on score, in ratios of their deviations: a few labels must not turn the score round
+FEWEST = 3  # labels, for a slope, an intercept and one degree of freedom
+
+
+def one_hot(space: SearchSpace, archs: Sequence[Arch]) -> Floats:
+    """The decisions of the architectures' normal forms, (architectures, options of all choices); 0 where inactive."""
+    starts = np.cumsum([0, *(len(choice.options) for choice in space.choices)])
+    place = {choice.name: int(start) for choice, start in zip(space.choices, starts, strict=False)}
+    features = np.zeros((len(archs), int(starts[-1])))
+    for row, arch in enumerate(archs):
+        form = space.normal_form(arch)
+        for choice in space.active(form):
+            features[row, place[choice.name] + choice.index(form[choice.name])] = 1.0
+    return features
+
+
+# -- ridge ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """`slope · prior + intercept + weights · (features - center)`.
+
+    Attributes:
+        penalty: on the squared weights, in units of the noise's variance; slope and intercept are free.
+    """
+
+    slope: float
+    intercept: float
+    weights: Floats
+    center: Floats
+    penalty: float
+
+    def __call__(self, features: Floats, prior: Floats | None = None) -> Floats:
+        """Predictions, one per row."""
+        base = self.intercept + (0.0 if prior is None else self.slope * prior)
+        return np.asarray(base + (features - self.center) @ self.weights, float)
+
+
+def fit_ridge(features: Floats, truth: Floats, *, prior: Floats | None = None, penalty: float | None = 1.0) -> Ridge:
+    """Generalised least squares with weights as random effects: `n × n` algebra, whatever the number of features.
+
+    Args:
+        features: (n, features).
+        truth: (n,).
+        prior: a score that the weights correct, (n,); without one, the features alone predict.
+        penalty: of the weights; None for the one of `PENALTIES` with the least leave-one-out error.
+    """
+    if penalty is None:
+        errors = [_leave_one_out(features, truth, prior, value) for value in PENALTIES]
+        penalty = PENALTIES[int(np.argmin(errors))]
+    center = features.mean(0)
+    inverse, fixed = _parts(features, prior, penalty)
+    free = np.linalg.pinv(fixed.T @ inverse @ fixed) @ fixed.T @ inverse @ truth
+    slope = float(free[1]) if prior is not None else 0.0
+    if prior is not None and prior.std() > 0:
+        least = FLOOR * float(truth.std() / prior.std())
+        if slope < least:
+            slope = least
+            rest = truth - slope * prior
+            free = np.array([float((inverse @ rest).sum() / inverse.sum()), slope])
+    residual = truth - fixed @ free
+    weights = np.zeros(features.shape[1])
+    if math.isfinite(penalty):
+        weights = (features - center).T @ (inverse @ residual) / penalty
+    return Ridge(slope, float(free[0]), weights, center, penalty)
+
+
+def _parts(features: Floats, prior: Floats | None, penalty: float) -> tuple[Floats, Floats]:
+    """The inverse covariance of the labels up to a factor, and the columns that are not penalised."""
+    centered = features - features.mean(0)
+    covariance = np.eye(len(features)) + (centered @ centered.T / penalty if math.isfinite(penalty) else 0.0)
+    ones = np.ones(len(features))
+    fixed = ones[:, None] if prior is None else np.stack([ones, prior], 1)
+    return np.linalg.inv(covariance), fixed
+
+
+def _leave_one_out(features: Floats, truth: Floats, prior: Floats | None, penalty: float) -> float:
+    """Mean squared error on labels left out one at a time, in closed form (Craven & Wahba, 1979)."""
+    inverse, fixed = _parts(features, prior, penalty)
+    project = inverse - inverse @ fixed @ np.linalg.pinv(fixed.T @ inverse @ fixed) @ fixed.T @ inverse
+    diagonal = np.diag(project)
+    if (diagonal < 1e-9).any():  # a label that alone decides a free coefficient
+        return math.inf
+    return float(np.mean((project @ truth / diagonal) ** 2))
+
+
+# -- ranking ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A corrected ranking.
+
+    Attributes:
+        scores: what the truth is expected to be, for every candidate with a shared score.
+        labels: the true values that were asked for, in the order they were.
+        failed: candidates whose stand-alone training failed; they used up a label each.
+        unscored: candidates without a finite shared score; they are not ranked.
+        model: None if too few trainings succeeded, and then `scores` are the shared ones.
+    """
+
+    scores: dict[Arch, float]
+    labels: dict[Arch, float]
+    failed: tuple[Arch, ...]
+    unscored: tuple[Arch, ...]
+    model: Ridge | None
+
+    @property
+    def pick(self) -> Arch:
+        """The candidate with the highest corrected score."""
+        return max(self.scores, key=self.scores.__getitem__)
+
+
+def calibrated_ranking(
+    scores: Mapping[Arch, float | None],
+    label: Label,
+    *,
+    space: SearchSpace,
+    labels: int = 20,
+    rounds: int = 4,
+    penalty: float | None = 1.0,
+) -> Calibration:
+    """Correct shared scores by true accuracies of the candidates that look best.
+
+    The budget is spent in rounds. Each labels the best candidates not yet labelled, by the shared score at first and by
+    the corrected one afterwards, so that a bias which fills the first round is seen and left behind. Only what `label`
+    returns for those is used.
+
+    Args:
+        scores: shared score of each candidate, higher is better; candidates within a user's limits.
+        label: asked `rounds` times, each candidate at most once.
+        space: of the candidates.
+        labels: stand-alone trainings to spend, at least 3; as many as there are candidates, at most.
+        rounds: at least 1.
+        penalty: see `fit_ridge`. None lets the labels choose, which keeps the ranking far from the top when the scores
+            are hardly biased, and corrects less of the top when they are.
+
+    Raises:
+        InputError: too few labels or rounds, or no candidate with a finite score.
+    """
+    if labels < FEWEST or rounds < 1:
+        raise InputError(f"labels={labels} and rounds={rounds}: give at least {FEWEST} labels and one round")
+    known = {arch: float(s) for arch, s in scores.items() if s is not None and math.isfinite(s)}
+    if not known:
+        raise InputError(f"none of {len(scores)} candidates has a finite shared score; there is nothing to calibrate")
+    archs, prior = list(known), np.array(list(known.values()))
+    features = one_hot(space, archs)
+    current, model = prior, None
+    asked: list[int] = []
+    told: dict[int, float] = {}
+    for size in _sizes(min(labels, len(archs)), rounds):
+        seen = set(asked)
+        chosen = [int(i) for i in np.argsort(-current, kind="stable") if i not in seen][:size]
+        asked += chosen
+        values = label([archs[i] for i in chosen])
+        if len(values) != len(chosen):
+            raise InputError(f"{len(chosen)} labels were asked for and {len(values)} came; give None for a failure")
+        told.update({i: float(v) for i, v in zip(chosen, values, strict=True) if v is not None and math.isfinite(v)})
+        if len(told) >= FEWEST:
+            index = np.array(list(told))
+            truth = np.array(list(told.values()))
+            model = fit_ridge(features[index], truth, prior=prior[index], penalty=penalty)
+            current = model(features, prior)
+    return Calibration(
+        dict(zip(archs, current.tolist(), strict=True)),
+        {archs[i]: value for i, value in told.items()},
+        tuple(archs[i] for i in asked if i not in told),
+        tuple(arch for arch in scores if arch not in known),
+        model,
+    )
+
+
+def _sizes(labels: int, rounds: int) -> list[int]:
+    """Labels per round: as even as possible, the first at least `FEWEST`."""
+    first = min(labels, max(FEWEST, -(-labels // rounds)))
+    rest, later = labels - first, rounds - 1
+    if later == 0:
+        return [labels]
+    return [first, *(size for i in range(later) if (size := rest // later + (i < rest % later)))]

@@ -1,0 +1,305 @@
+"""Pictures of architectures: cells laid out as in the papers' figures, chains as a list of steps. No torch.
+
+A cell is read from the bottom: its two inputs, above them every block as two operations and what joins them, at the top
+the concatenation. The lines that leave a state have its colour, so that a block's operands can be told at a glance.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from supernet.blocks.cell_graph import ADD, CellGraph
+from supernet.errors import InputError
+from supernet.space import Arch
+
+Point = tuple[float, float]
+
+COLOURS = ("#444444", "#888888", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
+INPUT, OPERATION, JOIN, OUTPUT = "#dddddd", "#fff2b3", "#cfe8cf", "#cfdcf2"
+OP_WIDTH, OP_HEIGHT, GAP, LANE, RISE, MARGIN = 96.0, 26.0, 12.0, 26.0, 62.0, 24.0
+BLOCK_WIDTH, BLOCK_HEIGHT = 2 * OP_WIDTH + GAP, 2 * OP_HEIGHT + 16.0
+
+
+@dataclass(frozen=True)
+class Box:
+    """A labelled rectangle; (x, y) is its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
+    fill: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve that leaves and arrives vertically."""
+
+    start: Point
+    end: Point
+    colour: str = COLOURS[0]
+
+
+@dataclass(frozen=True)
+class Label:
+    """A line of text, centred at a point."""
+
+    at: Point
+    text: str
+
+
+@dataclass
+class Picture:
+    """Shapes on a canvas; later ones lie above."""
+
+    width: float = 0.0
+    height: float = 0.0
+    shapes: list[Box | Line | Label] = field(default_factory=list)
+
+    def beside(self, other: "Picture") -> "Picture":
+        """Both in a row, on one bottom line."""
+        height = max(self.height, other.height)
+        joined = Picture(self.width + other.width, height)
+        for part, right in ((self, 0.0), (other, self.width)):
+            joined.shapes += [_moved(shape, right, height - part.height) for shape in part.shapes]
+        return joined
+
+    def save(self, path: Path) -> None:
+        """Write the picture as `.svg`, or as `.png` at twice its size.
+
+        Raises:
+            InputError: another kind of file.
+        """
+        if path.suffix == ".svg":
+            path.write_text(self.svg(), encoding="utf-8")
+        elif path.suffix == ".png":
+            _save_png(self, path)
+        else:
+            raise InputError(f"pictures are .svg or .png, not {path.name!r}")
+
+    def svg(self) -> str:
+        """The picture as SVG."""
+        size = f'width="{self.width:.0f}" height="{self.height:.0f}" viewBox="0 0 {self.width:.0f} {self.height:.0f}"'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
+        background = '<rect width="100%" height="100%" fill="white"/>'
+        return "\n".join([head, background, *map(_svg, self.shapes), "</svg>", ""])
+
+
+def _moved(shape: Box | Line | Label, right: float, down: float) -> Box | Line | Label:
+    def at(point: Point) -> Point:
+        return point[0] + right, point[1] + down
+
+    if isinstance(shape, Box):
+        return Box(*at((shape.x, shape.y)), shape.width, shape.height, shape.text, shape.fill)
+    if isinstance(shape, Line):
+        return Line(at(shape.start), at(shape.end), shape.colour)
+    return Label(at(shape.at), shape.text)
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+
+
+def label_of(op: str) -> str:
+    """An operation's name as papers write it: `sep5` is sep 5×5."""
+    match = re.fullmatch(r"(avg|max|sep|dilsep|conv|dil|neckdil|neck)([\dx_]+)", op)
+    if match is None:
+        return op
+    kind, sizes = match[1].replace("dil", "dil "), match[2].split("_")
+    if match[1] == "neckdil":
+        sizes = [sizes[0], f"rate {sizes[1]}"]
+    kernels = [size.replace("x", "×") if not size.isdigit() else f"{size}×{size}" for size in sizes]
+    return " ".join([kind.strip(), *kernels])
+
+
+def draw_cell(graph: CellGraph, *, title: str = "", inputs: Sequence[str] = ("h[i]", "h[i-1]")) -> Picture:
+    """A cell from its inputs at the bottom to the concatenation of its outputs at the top.
+
+    Args:
+        inputs: what states 0 and 1 are called.
+    """
+    levels = [0, 0]
+    for block in graph.blocks:
+        levels.append(1 + max(levels[block.left], levels[block.right]))
+    top = max(levels) + 1
+    rows = _rows(graph, levels, top)
+    widths = [sum(_width(kind, level) for kind, _ in row) + GAP * (len(row) - 1) for level, row in enumerate(rows)]
+    picture = Picture(max([*widths, 240.0]) + 2 * MARGIN, 0.0)
+    picture.height = 2 * MARGIN + 20 + 2 * OP_HEIGHT - BLOCK_HEIGHT + top * (BLOCK_HEIGHT + RISE)
+    columns: list[dict[int, float]] = []  # per level the middle of what carries each state
+    for level in range(top):
+        columns.append(_placed(rows[level], graph, columns, level, picture.width))
+        for kind, state in rows[level]:
+            _draw_node(picture, graph, (kind, state, level), columns, inputs)
+    y = _floor(picture, top)
+    left, right = MARGIN, picture.width - MARGIN
+    picture.shapes.append(Box(left, y - OP_HEIGHT, right - left, OP_HEIGHT, "concat → h[i+1]", OUTPUT))
+    for state in graph.outputs:
+        middle = columns[top - 1][state]
+        picture.shapes.append(Line((middle, _ceiling(picture, top - 1)), (middle, y), _colour(state)))
+    picture.shapes.append(Label((picture.width / 2, MARGIN), title))
+    return picture
+
+
+def _rows(graph: CellGraph, levels: Sequence[int], top: int) -> list[list[tuple[str, int]]]:
+    """Per level the states made there, and lanes of those that are read further up."""
+    rows: list[list[tuple[str, int]]] = [[("input", 1), ("input", 0)], *([] for _ in range(top - 1))]
+    for state, level in enumerate(levels):
+        readers = [levels[n + 2] for n, block in enumerate(graph.blocks) if state in (block.left, block.right)]
+        last = max([top] * (state in graph.outputs) + readers)
+        if state > 1:
+            rows[level].append(("block", state))
+        for between in range(level + 1, last):
+            rows[between].append(("lane", state))
+    return rows
+
+
+def _width(kind: str, level: int) -> float:
+    return LANE if kind == "lane" else BLOCK_WIDTH if level else OP_WIDTH
+
+
+def _placed(
+    row: list[tuple[str, int]], graph: CellGraph, columns: Sequence[Mapping[int, float]], level: int, width: float
+) -> dict[int, float]:
+    """The middle of every node of a level, sorted by where its operands come from."""
+
+    def wish(node: tuple[str, int]) -> float:
+        kind, state = node
+        if kind == "lane":
+            return columns[level - 1][state]
+        block = graph.blocks[state - 2]
+        return (columns[level - 1][block.left] + columns[level - 1][block.right]) / 2
+
+    row[:] = sorted(row, key=wish) if level else row
+    gap = GAP if level else BLOCK_WIDTH
+    x = (width - sum(_width(kind, level) for kind, _ in row) - gap * (len(row) - 1)) / 2
+    found = {}
+    for kind, state in row:
+        found[state] = x + _width(kind, level) / 2
+        x += _width(kind, level) + gap
+    return found
+
+
+def _floor(picture: Picture, level: int) -> float:
+    """The lower edge of a level."""
+    raised = level * (BLOCK_HEIGHT + RISE) - (BLOCK_HEIGHT - OP_HEIGHT if level else 0.0)
+    return picture.height - MARGIN - raised
+
+
+def _ceiling(picture: Picture, level: int) -> float:
+    return _floor(picture, level) - (BLOCK_HEIGHT if level else OP_HEIGHT)
+
+
+def _colour(state: int) -> str:
+    return COLOURS[state % len(COLOURS)]
+
+
+def _draw_node(
+    picture: Picture, graph: CellGraph, node: tuple[str, int, int], columns: Sequence[Mapping[int, float]],
+    inputs: Sequence[str],
+) -> None:  # fmt: skip
+    kind, state, level = node
+    x, floor, ceiling = columns[level][state], _floor(picture, level), _ceiling(picture, level)
+    shapes = picture.shapes
+    if kind == "input":
+        shapes.append(Box(x - OP_WIDTH / 2, ceiling, OP_WIDTH, OP_HEIGHT, f"{state}: {inputs[state]}", INPUT))
+        return
+    below = _ceiling(picture, level - 1)
+    if kind == "lane":
+        shapes.append(Line((columns[level - 1][state], below), (x, floor), _colour(state)))
+        shapes.append(Line((x, floor), (x, ceiling), _colour(state)))
+        return
+    block = graph.blocks[state - 2]
+    operands = [(block.left, block.left_op), (block.right, block.right_op)]
+    operands.sort(key=lambda operand: columns[level - 1][operand[0]])  # stable: left first where one state feeds both
+    for side, (source, op) in zip((-1, 1), operands, strict=True):
+        middle = x + side * (OP_WIDTH + GAP) / 2
+        shapes.append(Line((columns[level - 1][source], below), (middle, floor), _colour(source)))
+        shapes.append(Line((middle, floor - OP_HEIGHT), (x, ceiling + OP_HEIGHT)))
+        shapes.append(Box(middle - OP_WIDTH / 2, floor - OP_HEIGHT, OP_WIDTH, OP_HEIGHT, label_of(op), OPERATION))
+    text = f"{state}: {'add' if block.combine == ADD else 'concat'}"
+    shapes.append(Box(x - OP_WIDTH / 2, ceiling, OP_WIDTH, OP_HEIGHT, text, JOIN))
+
+
+def draw_cells(cells: Mapping[str, CellGraph], *, title: str = "") -> Picture:
+    """All cells of a network side by side."""
+    pictures = [draw_cell(graph, title=f"{title} · {name}" if title else name) for name, graph in cells.items()]
+    picture = pictures[0]
+    for other in pictures[1:]:
+        picture = picture.beside(other)
+    return picture
+
+
+# -- chains -----------------------------------------------------------------------------------------------------------
+
+
+def draw_chain(arch: Arch, *, title: str = "", rows: int = 12) -> Picture:
+    """The steps that an architecture decides, from top to bottom in columns of `rows`."""
+    steps: dict[str, list[str]] = {}
+    for name, value in arch.items():
+        step, _, decision = name.rpartition(".")
+        steps.setdefault(step or name, []).append(str(value) if decision == "op" or not step else f"{decision} {value}")
+    if not steps:
+        raise InputError("the architecture decides nothing, so there is nothing to draw")
+    width, height = 220.0, OP_HEIGHT
+    pitch, columns = height + 14, -(-len(steps) // rows)
+    picture = Picture(MARGIN + columns * (width + MARGIN), 2 * MARGIN + 20 + min(len(steps), rows) * pitch)
+    picture.shapes.append(Label((picture.width / 2, MARGIN), title))
+    for index, (step, values) in enumerate(steps.items()):
+        x, y = MARGIN + index // rows * (width + MARGIN), MARGIN + 20 + index % rows * pitch
+        if index % rows:
+            picture.shapes.append(Line((x + width / 2, y - 14), (x + width / 2, y)))
+        picture.shapes.append(Box(x, y, width, height, f"{step}: {', '.join(values)}", OPERATION))
+    return picture
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _svg(shape: Box | Line | Label) -> str:
+    if isinstance(shape, Line):
+        (x1, y1), (x2, y2) = shape.start, shape.end
+        middle = (y1 + y2) / 2
+        path = f"M{x1:.1f} {y1:.1f} C{x1:.1f} {middle:.1f} {x2:.1f} {middle:.1f} {x2:.1f} {y2:.1f}"
+        return f'<path d="{path}" fill="none" stroke="{shape.colour}" stroke-width="1.6"/>'
+    x, y = shape.at if isinstance(shape, Label) else (shape.x + shape.width / 2, shape.y + shape.height / 2)
+    weight = ' font-weight="bold"' if isinstance(shape, Label) else ""
+    anchor = 'text-anchor="middle" dominant-baseline="central"'
+    text = f'<text x="{x:.1f}" y="{y:.1f}" {anchor}{weight}>{escape(shape.text)}</text>'
+    if isinstance(shape, Label):
+        return text
+    place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" width="{shape.width:.1f}" height="{shape.height:.1f}"'
+    return f'<rect {place} rx="4" fill="{shape.fill}" stroke="#555"/>{text}'
+
+
+def _bezier(line: Line, steps: int = 24) -> Iterable[Point]:
+    """Points of the curve that `_svg` draws."""
+    (x1, y1), (x2, y2) = line.start, line.end
+    middle = (y1 + y2) / 2
+    steps = steps if abs(x2 - x1) > 1 else 1
+    for step in range(steps + 1):
+        t = step / steps
+        first, second, third, last = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3
+        yield x1 * (first + second) + x2 * (third + last), y1 * first + middle * (second + third) + y2 * last
+
+
+def _save_png(picture: Picture, path: Path, scale: int = 2) -> None:
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.new("RGB", (round(picture.width * scale), round(picture.height * scale)), "white")
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(11 * scale)
+    for shape in picture.shapes:
+        if isinstance(shape, Line):
+            points = [(x * scale, y * scale) for x, y in _bezier(shape)]
+            canvas.line(points, fill=shape.colour, width=2 * scale - 1, joint="curve")
+            continue
+        if isinstance(shape, Box):
+            corners = (shape.x, shape.y, shape.x + shape.width, shape.y + shape.height)
+            box = tuple(scale * side for side in corners)
+            canvas.rounded_rectangle(box, radius=4 * scale, fill=shape.fill, outline="#555555", width=scale)  # type: ignore[arg-type]
+        x, y = shape.at if isinstance(shape, Label) else (shape.x + shape.width / 2, shape.y + shape.height / 2)
+        text = shape.text.translate({ord("×"): "x", ord("→"): "->", ord("·"): "-"})  # which its font lacks
+        canvas.text((x * scale, y * scale), text, fill="black", font=font, anchor="mm")
+    image.save(path)

@@ -1,0 +1,282 @@
+"""The cell spaces: NASNet (Zoph et al., 2018), PNASNet (Liu et al., 2018), AmoebaNet (Real et al., 2019).
+
+Each on the two skeletons of the released code. Small images: 3×3 stem, three groups of `repeats` normal cells, the
+filters doubled and the resolution halved between them. ImageNet: stride-2 stem, two reduction cells with a quarter and
+half of the filters, then the same. NASNet and AmoebaNet reduce with a cell of their own (`reduce`) between the groups,
+PNASNet with the first cell of a group, which is the same cell (`cell`) at stride 2.
+
+The decisions of a cell are listed under `cell_space`; cells of one name share them, not their weights.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from supernet.blocks.cell_graph import ADD, CONCAT, cell_space
+from supernet.blocks.cell_ops import AMOEBANET_RELEASED, NASNET_OPS, PNASNET_OPS, cell_op
+from supernet.blocks.loose import LooseAuxiliary, LooseCell, LooseClassifier, Source
+from supernet.blocks.nasnet import CellStem
+from supernet.errors import InputError, nearest
+from supernet.searchable import Chain
+from supernet.space import SearchSpace
+from supernet.spaces import Phase
+from supernet.spaces.memory import check_fits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """What a network is made of beside its cells; the settings of every builder here.
+
+    Attributes:
+        num_classes, input_size, in_channels, phase: as everywhere.
+        imagenet: which of the two skeletons.
+        filters: of the first normal cells.
+        repeats: normal cells per group (N); a group of PNASNet has its reduction among them.
+        stem: channels of the first convolution.
+        blocks: per cell.
+        ops: names of operations, see `cell_op`.
+        combiners: `"add"`, or with `"concat"` a choice per block.
+        chosen: whether consumed states may be chosen as outputs of a cell, as in the published ones.
+        skip_reduction: the cell behind a reduction reads the cell two before the reduction, not the one before it
+            (NASNet-A large; PNASNet has no such cell).
+        keep: probability of an example to pass an operation at the end of training (scheduled drop path); 1 in the
+            supernet phase.
+        keep_by_depth: drop less in early cells.
+        auxiliary: with an auxiliary head at two thirds of the depth, which trains alongside (`Output`).
+        auxiliary_channels: of its two convolutions.
+        dropout: before the linear layer; 0 in the supernet phase.
+        eps, momentum: of batch norm.
+        count_padding: see `SamePool2d`.
+    """
+
+    num_classes: int = 10
+    input_size: int = 32
+    in_channels: int = 3
+    phase: Phase = "supernet"
+    imagenet: bool = False
+    filters: int = 32
+    repeats: int = 6
+    stem: int | None = None
+    blocks: int = 5
+    ops: Sequence[str] = NASNET_OPS
+    combiners: Sequence[str] = (ADD,)
+    chosen: bool = True
+    skip_reduction: bool = False
+    keep: float = 1.0
+    keep_by_depth: bool = True
+    auxiliary: bool = False
+    auxiliary_channels: tuple[int, int] = (128, 768)
+    dropout: float = 0.0
+    eps: float = 1e-5
+    momentum: float = 0.1
+    count_padding: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what no network can be made of."""
+        least = 8 if self.imagenet else 2
+        for name, value, smallest in (
+            ("filters", self.filters, least), ("repeats", self.repeats, 1), ("stem", self.stem_channels, 1),
+            ("input_size", self.input_size, 15 if self.imagenet else 4),
+        ):  # fmt: skip
+            if value < smallest:
+                raise InputError(f"{name}={value} must be at least {smallest}")
+        if not 0 < self.keep <= 1:
+            raise InputError(f"keep={self.keep} must be above 0 and at most 1")
+
+    @property
+    def stem_channels(self) -> int:
+        """32 for ImageNet, three times the filters for small images, unless `stem` says otherwise."""
+        return self.stem or (32 if self.imagenet else int(self.filters * 3.0))
+
+    @property
+    def norm(self) -> dict[str, Any]:
+        """The settings of batch norm."""
+        return {"eps": self.eps, "momentum": self.momentum}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One cell: its step's name, filters, stride, and whether it hands on its older input again."""
+
+    name: str
+    filters: int
+    stride: int = 1
+    keep_previous: bool = False
+
+
+def _places(s: Skeleton, *, single: bool) -> list[_Place]:
+    """The cells in order; `single`: one cell at both strides, the first of a group reduces (PNASNet)."""
+    normal, reduce = ("cell", "cell") if single else ("normal", "reduce")
+    places = [_Place(reduce, s.filters // 4, 2), _Place(reduce, s.filters // 2, 2)] if s.imagenet else []
+    for group in range(3):
+        filters, count = s.filters * 2**group, s.repeats
+        if group:
+            places.append(_Place(reduce, filters, 2, s.skip_reduction))
+            count -= single
+        places += [_Place(normal, filters)] * count
+    return places
+
+
+Op = Callable[[int, str, int, int], nn.Module]
+"""(filters, name, in_channels, stride) to an operation."""
+
+
+def _chain(name: str, s: Skeleton, spaces: dict[str, SearchSpace]) -> Chain:
+    """The supernet, after a look at the memory that it needs."""
+    meta = torch.get_default_device().type == "meta"
+    if not meta:
+        check_fits(name, supernet_parameters(s, spaces))
+    steps = _steps(s, spaces, functools.partial(_op, s), lazy=meta and s.phase == "standalone")  # `create_network`
+    return Chain(name, steps, input_shape=(s.in_channels, s.input_size, s.input_size))
+
+
+def supernet_parameters(s: Skeleton, spaces: dict[str, SearchSpace]) -> int:
+    """The exact number of a supernet's parameters, without building it."""
+    total = 0
+
+    @functools.cache
+    def numel(*place: Any) -> int:
+        return sum(p.numel() for p in _op(s, *place).parameters())
+
+    def counting(filters: int, name: str, in_channels: int, stride: int) -> nn.Module:
+        nonlocal total
+        total += numel(filters, name, in_channels, stride)
+        return nn.Identity()
+
+    with torch.device("meta"):
+        return sum(p.numel() for _, step in _steps(s, spaces, counting) for p in step.parameters()) + total
+
+
+def _op(s: Skeleton, filters: int, name: str, in_channels: int, stride: int) -> nn.Module:
+    return cell_op(name, in_channels, filters, stride=stride, count_padding=s.count_padding, **s.norm)
+
+
+def _steps(s: Skeleton, spaces: dict[str, SearchSpace], op: Op, *, lazy: bool = False) -> list[tuple[str, nn.Module]]:
+    places = _places(s, single=len(spaces) == 1)
+    current, previous = Source(s.stem_channels, 2 if s.imagenet else 1), None
+    steps: list[tuple[str, nn.Module]] = [
+        ("stem", CellStem(s.in_channels, s.stem_channels, stride=current.stride, **s.norm))
+    ]
+    final = s.phase == "standalone"
+    second = max(index for index, place in enumerate(places) if place.stride == 2)  # reduction
+    side = (s.input_size - 3) // 2 + 1 if s.imagenet else s.input_size
+    for index, place in enumerate(places):
+        if index == second and s.auxiliary:  # at two thirds of the depth
+            steps.append(("auxiliary", _auxiliary(s, current, side)))
+        reached = (index + 1) / len(places) if s.keep_by_depth else 1.0
+        cell = LooseCell(
+            current, previous, space=spaces[place.name], filters=place.filters,
+            op=functools.partial(op, place.filters), stride=place.stride, keep_previous=place.keep_previous,
+            keep=1.0 - reached * (1.0 - s.keep) if final else 1.0, lazy=lazy, **s.norm,
+        )  # fmt: skip
+        steps.append((place.name, cell))
+        previous, current = previous if place.keep_previous else current, cell.source
+        side = -(-side // place.stride)
+    steps.append(("head", LooseClassifier(current, s.num_classes, dropout=s.dropout if final else 0.0)))
+    return steps
+
+
+def _auxiliary(s: Skeleton, source: Source, side: int) -> LooseAuxiliary:
+    if side < 5:
+        raise InputError(
+            f"the auxiliary head pools over 5×5 pixels, but reads a map of {side}×{side} at input_size={s.input_size}; "
+            "leave it out, or give larger images"
+        )
+    hidden = s.auxiliary_channels
+    return LooseAuxiliary(source, s.num_classes, size=(side, side), hidden=hidden, **s.norm)
+
+
+def _two_cells(name: str, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> Chain:
+    """A space with a normal and a reduction cell."""
+    s = _skeleton(name, defaults, settings)
+    space = cell_space(s.ops, blocks=s.blocks, combiners=s.combiners, chosen=s.chosen)
+    return _chain(name, s, {"normal": space, "reduce": space})
+
+
+def _one_cell(name: str, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> Chain:
+    """A space with one cell of up to `blocks` blocks."""
+    s = _skeleton(name, defaults, settings)
+    space = cell_space(s.ops, blocks=s.blocks, fewer=True, combiners=s.combiners, chosen=s.chosen)
+    return _chain(name, s, {"cell": space})
+
+
+def _skeleton(name: str, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> Skeleton:
+    known = {each.name for each in fields(Skeleton)} - {"imagenet"}
+    for setting in settings:
+        if setting not in known:
+            raise InputError(f"space {name!r} has no setting {setting!r}; {nearest(setting, sorted(known))}")
+    return Skeleton(**{**defaults, **settings})
+
+
+# -- the spaces -------------------------------------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {"input_size": 32, "filters": 8, "repeats": 1, "in_channels": 3}
+IMAGENET: dict[str, Any] = {
+    "imagenet": True, "num_classes": 1000, "input_size": 224, "dropout": 0.5, "eps": 1e-3, "momentum": 3e-4
+}  # fmt: skip
+NASNET: dict[str, Any] = {"ops": NASNET_OPS, "combiners": (ADD, CONCAT)}
+PNASNET: dict[str, Any] = {"ops": PNASNET_OPS}
+AMOEBANET: dict[str, Any] = {"ops": AMOEBANET_RELEASED, "keep_by_depth": False}
+
+
+def nasnet_cifar(**settings: Any) -> Chain:
+    """NASNet on images of 32 pixels: 18 normal cells, 32 filters, drop path to 0.6 (Zoph et al., 2018).
+
+    Two cells of five blocks with 13 operations and two combiners: 5.2e36 architectures, times the choices of outputs.
+
+    Args:
+        settings: fields of `Skeleton`.
+    """
+    return _two_cells("nasnet-cifar", {**NASNET, "filters": 32, "repeats": 6, "keep": 0.6}, settings)
+
+
+def nasnet_imagenet(**settings: Any) -> Chain:
+    """NASNet at mobile size: 12 normal cells, 44 filters; settings as in `nasnet_cifar`."""
+    return _two_cells("nasnet-imagenet", {**NASNET, **IMAGENET, "filters": 44, "repeats": 4}, settings)
+
+
+def nasnet_small(**settings: Any) -> Chain:
+    """NASNet for digits: 3 normal cells, 8 filters, by default; settings as in `nasnet_cifar`."""
+    return _two_cells("nasnet-small", {**NASNET, **SMALL}, settings)
+
+
+def pnasnet_cifar(**settings: Any) -> Chain:
+    """PNASNet on images of 32 pixels: 9 cells, 48 filters (Liu et al., 2018).
+
+    One cell of one to five blocks with 8 operations: 5.6e14 architectures of five blocks, times the choices of outputs.
+
+    Args:
+        settings: fields of `Skeleton`.
+    """
+    return _one_cell("pnasnet-cifar", {**PNASNET, "filters": 48, "repeats": 3}, settings)
+
+
+def pnasnet_imagenet(**settings: Any) -> Chain:
+    """PNASNet at mobile size: 9 cells, 54 filters; settings as in `pnasnet_cifar`."""
+    return _one_cell("pnasnet-imagenet", {**PNASNET, **IMAGENET, "filters": 54, "repeats": 3}, settings)
+
+
+def pnasnet_small(**settings: Any) -> Chain:
+    """PNASNet for digits: 3 cells, 8 filters, by default; settings as in `pnasnet_cifar`."""
+    return _one_cell("pnasnet-small", {**PNASNET, **SMALL}, settings)
+
+
+def amoebanet_cifar(**settings: Any) -> Chain:
+    """AmoebaNet on images of 32 pixels: 18 normal cells, 36 filters, drop path to 0.7 (Real et al., 2019).
+
+    Two cells of five blocks. The paper searches 8 operations (`AMOEBANET_OPS`, 3.1e29 architectures); by default there
+    are also the three that the released AmoebaNet-B and -D have besides.
+
+    Args:
+        settings: fields of `Skeleton`.
+    """
+    return _two_cells("amoebanet-cifar", {**AMOEBANET, "filters": 36, "repeats": 6, "keep": 0.7}, settings)
+
+
+def amoebanet_imagenet(**settings: Any) -> Chain:
+    """AmoebaNet at mobile size: 12 normal cells, 50 filters; settings as in `amoebanet_cifar`."""
+    return _two_cells("amoebanet-imagenet", {**AMOEBANET, **IMAGENET, "filters": 50, "repeats": 4}, settings)
