@@ -120,7 +120,8 @@ class OptunaSearcher:
 
         def pick(choice: Choice) -> Value:
             if choice.ordered:
-                return choice.options[trial.suggest_int(choice.name, 0, len(choice.options) - 1)]
+                number: int = trial.suggest_int(choice.name, 0, len(choice.options) - 1)
+                return choice.options[number]
             return cast(Value, trial.suggest_categorical(choice.name, tuple(choice.options)))
 
         values: dict[str, Value] = {}
