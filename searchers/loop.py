@@ -104,7 +104,8 @@ def search(
     Raises:
         InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results, or
             metrics that are no numbers or lack `searcher.metric`. What was recorded before stays recorded.
-        RunError: `max_failures` evaluations in a row failed; the message holds their reasons.
+        RunError: `max_failures` evaluations in a row failed, and the message holds their reasons; or the evaluator
+            itself raised one, because it cannot go on.
         AssertionError: the searcher asked for what is outside its space or its limits.
     """
     numbers = {"trials": trials, "evaluations": evaluations, "batch": batch, "max_failures": max_failures}
@@ -266,6 +267,8 @@ class _Scorer:
         results: Sequence[Mapping[str, float] | None] = [None] * len(archs)
         try:
             results = self._evaluate(archs) if archs else []
+        except RunError:  # not the architectures' fault: nothing more can be evaluated
+            raise
         except Exception as error:
             raised = error
             traceback = _log.isEnabledFor(logging.DEBUG)

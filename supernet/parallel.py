@@ -1,9 +1,10 @@
 """Scoring a batch of architectures by all processes of a torchrun; rank 0 alone knows the searcher and its study."""
 
 import bisect
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from supernet.distributed import World
@@ -12,6 +13,17 @@ from supernet.space import Arch, SearchSpace
 
 Metrics = Mapping[str, float]
 Evaluate = Callable[[Sequence[Arch]], Sequence[Metrics | None]]
+
+
+@contextlib.contextmanager
+def _told_apart() -> Iterator[None]:
+    """A connection that breaks is no failure of an architecture: it ends the search, which goes on when restarted."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"a process of the group is gone ({str(error).splitlines()[0]}); what was recorded is kept, start again"
+        ) from error
 
 
 class ParallelEvaluator:
@@ -51,13 +63,16 @@ class ParallelEvaluator:
         """One mapping per architecture, in order; on rank 0.
 
         Raises:
-            RunError: the evaluation raised in a process; its words are repeated. Architectures that were scored before
-                are in the cache, if the evaluator has one.
+            RuntimeError: the evaluation raised in a process; its words are repeated. Architectures that were scored
+                before are in the cache, if the evaluator has one.
+            RunError: a process is gone, so that nothing can be scored any more.
         """
         assert self.world.main, "only rank 0 asks for scores; the others serve"
         order = sorted(range(len(archs)), key=lambda i: self.space.to_indices(archs[i]))
         shares = self._shares([archs[i] for i in order])
-        self.world.from_main(json.dumps([[dict(arch) for arch in share] for share in shares]).encode())
+        message = json.dumps([[dict(arch) for arch in share] for share in shares]).encode()
+        with _told_apart():
+            self.world.from_main(message)
         answers = self._answers(shares[0])
         found: list[Metrics | None] = [None] * len(archs)
         for i, answer in zip(order, itertools.chain(*answers), strict=True):
@@ -71,8 +86,9 @@ class ParallelEvaluator:
             self._answers([Arch(values) for values in shares[self.world.rank]])
 
     def close(self) -> None:
-        """Let the other ranks go; on rank 0."""
-        self.world.from_main(b"")
+        """Let the other ranks go, those that are still there; on rank 0."""
+        with contextlib.suppress(RuntimeError):
+            self.world.from_main(b"")
 
     def _answers(self, share: Sequence[Arch]) -> list[list[Metrics | None]]:
         """Score a share and exchange the answers of all ranks."""
@@ -82,10 +98,12 @@ class ParallelEvaluator:
             mine = {"scores": [m if m is None else {name: float(v) for name, v in m.items()} for m in scores]}
         except Exception as error:  # whatever a user's metric may raise: the other ranks wait for an answer
             mine = {"error": f"{type(error).__name__}: {error}"}
-        answers = [json.loads(answer) for answer in self.world.gather(json.dumps(mine).encode())]
+        with _told_apart():
+            gathered = self.world.gather(json.dumps(mine).encode())
+        answers = [json.loads(answer) for answer in gathered]
         failed = [(rank, answer["error"]) for rank, answer in enumerate(answers) if "error" in answer]
         if failed and self.world.main:
-            raise RunError(f"scoring failed in rank {failed[0][0]}: {failed[0][1]}")
+            raise RuntimeError(f"scoring failed in rank {failed[0][0]}: {failed[0][1]}")
         return [answer.get("scores", []) for answer in answers]
 
     def _shares(self, archs: Sequence[Arch]) -> list[list[Arch]]:

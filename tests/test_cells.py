@@ -331,6 +331,7 @@ def test_a_factorized_reduction_reads_both_diagonals() -> None:
     torch.testing.assert_close(out[1], torch.tensor([[6.0, 8, 0], [16, 18, 0], [0, 0, 0]]))  # the odd filter too
     torch.testing.assert_close(out[2], out[1])
     assert not FactorizedReduction(1, 2).eval()(-x - 1).any()
+    assert part(-x - 1)[0, 0, 0, 0] < 0
 
 
 # -- searched cells ---------------------------------------------------------------------------------------------------
@@ -461,3 +462,4 @@ def test_drop_path_spares_identities_and_the_supernet() -> None:
             dropped = network(x)
             set_progress(network, 0.0)
             assert torch.equal(dropped, network(x)) == (len(undropped) == 2)
+            assert torch.equal(network(x), network(x))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from grounds import GROUNDS
 
-from searchers import Study
+from searchers import RandomSearch, Study, search
 from supernet import create_supernet
 from supernet.cost import CostTable
 from supernet.distributed import World
@@ -121,5 +121,22 @@ def test_alone_it_scores_in_any_order_and_adds_costs() -> None:
     assert [score["accuracy"] for score in scores if score] == [float(int(arch.key, 16) % 97) for arch in archs]
     assert [score["macs"] for score in scores if score] == [table(arch)["macs"] for arch in archs]
     assert calls == [sorted(archs, key=supernet.space.to_indices)]
-    with pytest.raises(RunError, match="rank 0: RuntimeError: out of memory"):
+    with pytest.raises(RuntimeError, match="rank 0: RuntimeError: out of memory") as error:
         ParallelEvaluator(evaluator([], fails=True), supernet.space, World())(archs)
+    assert not isinstance(error.value, RunError)
+
+
+class Broken(World):
+    """A group whose other process has died."""
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_a_broken_group_ends_the_search_and_fails_no_architecture() -> None:
+    space = GROUNDS["chain"]().space
+    study = Study(None, space)
+    parallel = ParallelEvaluator(evaluator([]), space, Broken())
+    with pytest.raises(RunError, match="a process of the group is gone"):
+        search(RandomSearch(space), parallel, study, trials=5, batch=2)
+    assert len(study) == 0
