@@ -164,7 +164,7 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
 
 
 def test_commands_are_found() -> None:
-    assert {name for name, _ in commands()} == {"train_supernet", "search", "retrain", "export", "evaluate"}
+    assert {name for name, _ in commands()} == {"train_supernet", "search", "retrain", "export", "evaluate", "fidelity"}
 
 
 def test_make_targets_exist() -> None:
