@@ -104,8 +104,7 @@ def search(
     Raises:
         InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results, or
             metrics that are no numbers or lack `searcher.metric`. What was recorded before stays recorded.
-        RunError: `max_failures` evaluations in a row failed, and the message holds their reasons; or the evaluator
-            itself raised one, because it cannot go on.
+        RunError: `max_failures` evaluations in a row failed, with their reasons; or the evaluator raised it itself.
         AssertionError: the searcher asked for what is outside its space or its limits.
     """
     numbers = {"trials": trials, "evaluations": evaluations, "batch": batch, "max_failures": max_failures}
