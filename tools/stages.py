@@ -435,8 +435,9 @@ def control_stage(
         "failed": failed, "over_networks": dataclasses.asdict(over_networks),
         "over_seeds": dataclasses.asdict(over_seeds), "verdict": _compared(over_networks, failed),
     }  # fmt: skip
-    (run.folder / "fidelity").mkdir(exist_ok=True)
-    write_json(run.folder / "fidelity" / f"control-{search}.json", json_safe(document))
+    if current().main:
+        (run.folder / "fidelity").mkdir(exist_ok=True)
+        write_json(run.folder / "fidelity" / f"control-{search}.json", json_safe(document))
     return document
 
 
