@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from searchers.loop import Feasible
-from searchers.proposals import Visited
+from searchers.proposals import Visited, up_to
 from searchers.study import Trial, score
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
@@ -44,14 +44,7 @@ class LocalSearch:
 
     def ask(self, n: int) -> list[Arch]:
         """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
-        found: list[Arch] = []
-        while len(found) < n:
-            arch = self._neighbour()
-            arch = self._start() if arch is None else arch  # an Arch without decisions is falsy
-            if arch is None:
-                break
-            found.append(arch)
-        return found
+        return up_to(n, self._neighbour, self._start)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Moves to the best of the trials if it is better than the centre; what failed is only never proposed again."""

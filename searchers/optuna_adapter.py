@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from searchers.loop import Feasible
-from searchers.proposals import Visited
+from searchers.proposals import Visited, up_to
 from searchers.study import Trial, score
 from supernet.errors import InputError, nearest
 from supernet.seeding import derive_seed, generator
@@ -67,14 +67,7 @@ class OptunaSearcher:
 
     def ask(self, n: int) -> list[Arch]:
         """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
-        found: list[Arch] = []
-        while len(found) < n:
-            arch = self._proposal()
-            arch = self._visited.sample(self._rng) if arch is None else arch
-            if arch is None:
-                break
-            found.append(arch)
-        return found
+        return up_to(n, self._proposal, lambda: self._visited.sample(self._rng))
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Tells the sampler; trials that it did not propose are added to its study."""

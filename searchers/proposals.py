@@ -55,6 +55,17 @@ def nothing_fits(feasible: Feasible, tries: int) -> InputError:
     return InputError(f"none of {tries:,} proposals is within the limits{named}; {reason}")
 
 
+def up_to(n: int, *draws: Callable[[], Arch | None]) -> list[Arch]:
+    """`n` architectures, each from the first of the draws that gives one; fewer once none does."""
+    found: list[Arch] = []
+    while len(found) < n:
+        made = next((arch for draw in draws if (arch := draw()) is not None), None)
+        if made is None:
+            break
+        found.append(made)
+    return found
+
+
 class Visited:
     """The networks that a search has seen, by the key of their normal form: what it need not propose again."""
 

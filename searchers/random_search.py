@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from searchers.loop import Feasible
-from searchers.proposals import Visited
+from searchers.proposals import Visited, up_to
 from searchers.study import Trial
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
@@ -34,10 +34,7 @@ class RandomSearch:
 
     def ask(self, n: int) -> list[Arch]:
         """Up to `n` networks not asked for before. Raises `InputError` if the limits exclude every draw."""
-        found: list[Arch] = []
-        while len(found) < n and (arch := self._unseen()) is not None:
-            found.append(arch)
-        return found
+        return up_to(n, self._unseen)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Trials that were not asked for (a warm start) will not be asked for either."""

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any, Literal, Self, get_args
 
 from searchers.loop import Feasible
-from searchers.proposals import Visited
+from searchers.proposals import Visited, up_to
 from searchers.study import Trial, score
 from supernet.errors import InputError, nearest
 from supernet.seeding import generator
@@ -105,16 +105,7 @@ class TopKEvolution:
 
     def ask(self, n: int) -> list[Arch]:
         """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
-        found: list[Arch] = []
-        while len(found) < n:
-            if not self._generation:
-                self._generation.extend(self._next_generation())
-            arch = self._generation.popleft()()
-            arch = self._visited.sample(self._rng) if arch is None else arch
-            if arch is None:
-                break
-            found.append(arch)
-        return found
+        return up_to(n, self._next, lambda: self._visited.sample(self._rng))
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Merges the trials into the best; failed ones and those outside the limits are only never proposed again."""
@@ -127,6 +118,11 @@ class TopKEvolution:
                 self._best.append(trial)
         self._best.sort(key=lambda trial: -score(trial, self.metric))  # stable: of equals the earlier stays ahead
         del self._best[self.parents :]
+
+    def _next(self) -> Arch | None:
+        if not self._generation:
+            self._generation.extend(self._next_generation())
+        return self._generation.popleft()()
 
     def _next_generation(self) -> list[Callable[[], Arch | None]]:
         """How each member of the next generation is drawn."""

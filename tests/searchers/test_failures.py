@@ -174,7 +174,11 @@ def test_failed_trials_of_a_warm_start_need_no_score() -> None:
     with Study(None, SPACE) as study:
         search(RandomSearch(SPACE), Fragile(None), study, trials=30)
         for name in MAKERS:
-            search(MAKERS[name](SPACE), Fragile(None), study, trials=len(study) + 5, resume="warm")
+            before = len(study)
+            assert any(trial.failed for trial in study.trials())
+            best = search(MAKERS[name](SPACE), Fragile(None), study, trials=before + 5, resume="warm")
+            assert before < len(study) <= before + 5
+            assert not best.failed
 
 
 def test_a_study_of_the_version_before_is_read_and_written_on(tmp_path: Path) -> None:
