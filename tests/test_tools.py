@@ -103,6 +103,22 @@ def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tu
     assert "accuracy" in out
 
 
+def test_a_search_under_a_latency_limit_leads_on(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    """What follows a search knows its limits, measured ones too, and a second search meets the same figures."""
+    flags = ("--searcher", "random", "--name", "fast", "--trials", 6, "--max-latency", 1000, "--latency-batch", 2)
+    code, out, err = call("search", run_folder, *flags)
+    assert code == 0, err
+    measured = (run_folder / "latency-2.jsonl").read_bytes()
+    arch = json.loads(out.strip().splitlines()[-1])
+    code, out, err = call("evaluate", run_folder, "--search", "fast")
+    assert code == 0, err
+    code, again, err = call("search", run_folder, *flags)
+    assert code == 0, err
+    assert json.loads(again.strip().splitlines()[-1]) == arch
+    assert (run_folder / "latency-2.jsonl").read_bytes() == measured
+    one_line(call("search", run_folder, "--name", "none", "--max-latency", 1e-6), "no architecture", "latency")
+
+
 def test_a_plan_is_printed_and_nothing_written(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     code, out, err = call("train_supernet", "macro-digits", *SHORT, "--out", tmp_path / "run", "--plan")
     assert code == 0, err

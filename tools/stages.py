@@ -20,7 +20,7 @@ from torch import nn
 import searchers
 from searchers import Study, Trial, search
 from searchers.pareto import pareto_front
-from searchers.study import best_of, score
+from searchers.study import score
 from supernet import Arch, Chain, create_network, create_supernet
 from supernet.checkpoint import check_run, load_weights, open_run, read_json, save_weights, write_json
 from supernet.config import SupernetRun, Train, from_dict
@@ -50,7 +50,7 @@ SEARCHERS = {
     "optuna": "OptunaSearcher",
 }
 """Name to what makes the searcher, in the package `searchers`."""
-WEIGHTS, NETWORK = "supernet.safetensors", "network.safetensors"
+WEIGHTS, NETWORK, COSTS = "supernet.safetensors", "network.safetensors", "costs.json"
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,8 @@ def search_stage(
         return {}
     folder = run.folder / "search" / name
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(run.cost, LatencyTable):
+        write_json(folder / COSTS, {"format": 1, "latency_batch": run.cost.batch})
     scorer = shared if world.size > 1 else evaluate
     try:
         with Study(folder / "study.db", run.supernet.space) as study:
@@ -267,14 +269,28 @@ def _summary(run: Run, study: Study, best: Trial, metric: str, evaluate: SharedW
 
 def best_arch(run: Run, name: str) -> Arch:
     """The best architecture that a search of this run found, by its own metric and within its own limits."""
-    path = run.folder / "search" / name / "study.db"
-    if not path.exists():
+    (best,), _ = searched_top(run, name, 1)
+    return best
+
+
+def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
+    """The `n` best distinct networks of a search, by its own metric and within its own limits, and those limits."""
+    folder = run.folder / "search" / name
+    if not (folder / "study.db").exists():
         raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first, or give --arch")
-    with Study(path, run.supernet.space) as study:
-        settings = study.settings or {}
-        feasible = Feasible(run.cost, settings.get("feasible") or {})  # a warm start may have told what is outside
-        best = best_of([t for t in study.trials() if feasible(t.arch)], settings.get("metric", "accuracy"))
-        return run.supernet.space.normal_form(best.arch)
+    with Study(folder / "study.db", run.supernet.space) as study:
+        settings, trials = study.settings or {}, study.trials()
+    metric, limits = settings.get("metric", "accuracy"), settings.get("feasible") or {}
+    costs = timed(run, read_json(folder / COSTS)["latency_batch"]).cost if "latency" in limits else run.cost
+    feasible = Feasible(costs, limits)  # a warm start may have told what is outside
+    scored: dict[str, Trial] = {}
+    for trial in trials:
+        if not trial.failed and feasible(trial.arch) and math.isfinite(score(trial, metric)):
+            scored.setdefault(trial.key, trial)
+    if len(scored) < n:
+        raise InputError(f"the search {name!r} scored {len(scored)} networks, not {n}; search on, or take fewer")
+    best = sorted(scored.values(), key=lambda t: (-score(t, metric), t.number))[:n]
+    return [run.supernet.space.normal_form(trial.arch) for trial in best], feasible
 
 
 def read_arch(run: Run, text: str) -> Arch:
@@ -392,22 +408,6 @@ def _accuracy(run: Run, arch: Arch, train: Train) -> float | None:
     except RunError as error:
         warnings.warn(f"{arch.key}, seed {train.seed}: {error}", stacklevel=2)
         return None
-
-
-def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
-    """The `n` best distinct networks of a search, by its own metric and within its own limits, and those limits."""
-    path = run.folder / "search" / name / "study.db"
-    if not path.exists():
-        raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first")
-    with Study(path, run.supernet.space) as study:
-        settings, trials = study.settings or {}, study.trials()
-    metric = settings.get("metric", "accuracy")
-    feasible = Feasible(run.cost, settings.get("feasible") or {})
-    scored = {t.key: t for t in trials if not t.failed and feasible(t.arch) and math.isfinite(score(t, metric))}
-    if len(scored) < n:
-        raise InputError(f"the search {name!r} scored {len(scored)} networks, not {n}; search on, or take fewer")
-    best = sorted(scored.values(), key=lambda t: (-score(t, metric), t.number))[:n]
-    return [run.supernet.space.normal_form(trial.arch) for trial in best], feasible
 
 
 def control_stage(
