@@ -62,7 +62,7 @@ def nasbench201_cifar10() -> SupernetRun:
 def _imagenet(space: str, steps: int) -> SupernetRun:
     """The supernet recipe that SPOS and DetNAS share: batch 1,024, rate 0.5 falling linearly, 1,251 steps an epoch."""
     train = Train(
-        epochs=round(steps / 1251), batch=1024, lr=0.5, schedule="linear", weight_decay=4e-5, warmup_epochs=0.0,
+        epochs=round(steps / 1251), batch=1024, optimizer="momentum", lr=0.5, schedule="linear", weight_decay=4e-5, warmup_epochs=0.0,
         label_smoothing=0.1, device="cuda", bf16=True,
     )  # fmt: skip
     return SupernetRun(
@@ -72,7 +72,7 @@ def _imagenet(space: str, steps: int) -> SupernetRun:
         ),
         train=train,
         retrain=Train(
-            epochs=240, batch=1024, lr=0.5, schedule="linear", weight_decay=4e-5, warmup_epochs=0.0,
+            epochs=240, batch=1024, optimizer="momentum", lr=0.5, schedule="linear", weight_decay=4e-5, warmup_epochs=0.0,
             label_smoothing=0.1, device="cuda", bf16=True,
         ),
         window=Window(low=290e6, high=360e6, bin=10e6),
