@@ -59,24 +59,24 @@ def nasbench201_cifar10() -> SupernetRun:
     return _cifar10("nasbench201", train, Train(epochs=200, batch=256, lr=0.1, warmup_epochs=0.0))
 
 
-def _imagenet(space: str, steps: int) -> SupernetRun:
-    """The supernet recipe that SPOS and DetNAS share: batch 1,024, rate 0.5 falling linearly, 1,251 steps an epoch."""
-    train = Train(
-        epochs=round(steps / 1251), batch=1024, optimizer="momentum", lr=0.5, schedule="linear", weight_decay=4e-5, warmup_epochs=0.0,
-        label_smoothing=0.1, device="cuda", bf16=True,
+def _imagenet_training(epochs: int) -> Train:
+    """Batch 1,024, momentum without Nesterov, rate 0.5 falling linearly: supernets and final networks alike."""
+    return Train(
+        epochs=epochs, batch=1024, optimizer="momentum", lr=0.5, schedule="linear", weight_decay=4e-5,
+        warmup_epochs=0.0, label_smoothing=0.1, device="cuda", bf16=True,
     )  # fmt: skip
+
+
+def _imagenet(space: str, steps: int) -> SupernetRun:
+    """The supernet recipe that SPOS and DetNAS share; 1,251 steps are an epoch."""
+    held = 50_000 / 1_281_167
     return SupernetRun(
         space=space,
-        data=Data(
-            "", stream=True, workers=8, size=224, augment=IMAGENET, calibration=25_600, validation=50_000 / 1_281_167
-        ),
-        train=train,
-        retrain=Train(
-            epochs=240, batch=1024, optimizer="momentum", lr=0.5, schedule="linear", weight_decay=4e-5, warmup_epochs=0.0,
-            label_smoothing=0.1, device="cuda", bf16=True,
-        ),
+        data=Data("", stream=True, workers=8, size=224, augment=IMAGENET, calibration=25_600, validation=held),
+        train=_imagenet_training(round(steps / 1251)),
+        retrain=_imagenet_training(240),
         window=Window(low=290e6, high=360e6, bin=10e6),
-    )  # fmt: skip
+    )
 
 
 def spos_imagenet() -> SupernetRun:
