@@ -156,14 +156,17 @@ def test_compiled_blocks_serve_every_path_and_learn_the_same(digits: Splits) -> 
     counters.clear()
     eager, fast = toy(), toy()
     keys = list(fast.state_dict())
-    train_supernet(eager, digits, CONFIG, verbose=False)
+    single = Train(epochs=1, batch=len(digits.train), lr=0.05, warmup_epochs=0)
+    train_supernet(eager, digits, single, verbose=False)
+    train_supernet(fast, digits, replace(single, compile=True), verbose=False)
+    assert float((weights(fast) - weights(eager)).abs().max()) < 1e-4  # rounding: 1.4e-5 after a step, 1e-3 after ten
+    counters.clear()
     train_supernet(fast, digits, replace(CONFIG, compile=True), verbose=False)
     blocks = 2 + sum(
-        1 for step in fast.blocks for child in getattr(step, "options", {}).values() if any(child.parameters())
+        1 for step in fast.blocks for child in getattr(step, "options", {}).values() if list(child.parameters())
     )
     assert 0 < counters["stats"]["unique_graphs"] <= blocks
     assert list(fast.state_dict()) == keys
-    assert weights(fast).sub(weights(eager)).abs().max() < 1e-3
     with compiled(fast):
         assert fast.blocks[0]._compiled_call_impl is not None
     assert fast.blocks[0]._compiled_call_impl is None
