@@ -4,19 +4,28 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 Update = Callable[[int, str], None]
 QUIET_SECONDS = 15.0  # between lines where there is no terminal
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, start: int = 0, enabled: bool = True) -> Iterator[Update]:
+def progress(
+    description: str,
+    total: int,
+    *,
+    start: int = 0,
+    below: Callable[[], Any] | None = None,
+    enabled: bool = True,
+) -> Iterator[Update]:
     """Report long work on standard error.
 
     Args:
         description: what is being done.
         total: units of work in all.
         start: units done before (a resumed run), so that rate and time left are of this run.
+        below: gives what a terminal shows under the bar, anything that rich prints; asked anew as the bar is drawn.
         enabled: say nothing if False.
 
     Yields:
@@ -25,15 +34,16 @@ def progress(description: str, total: int, *, start: int = 0, enabled: bool = Tr
     if not enabled:
         yield lambda done, note: None
     elif sys.stderr.isatty():
-        with _bar(description, total, start) as update:
+        with _bar(description, total, start, below) as update:
             yield update
     else:
         yield _lines(description, total, start)
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int, start: int) -> Iterator[Update]:
-    from rich.console import Console
+def _bar(description: str, total: int, start: int, below: Callable[[], Any] | None) -> Iterator[Update]:
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -44,10 +54,13 @@ def _bar(description: str, total: int, start: int) -> Iterator[Update]:
     )
 
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
-    ) as bar:
-        task = bar.add_task(description, total=total, completed=start, note="")
+    bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    task = bar.add_task(description, total=total, completed=start, note="")
+
+    def shown() -> Group:
+        return Group(bar, below()) if below is not None else Group(bar)
+
+    with Live(get_renderable=shown, console=Console(stderr=True), refresh_per_second=4):
         yield lambda done, note: bar.update(task, completed=done, note=note)
 
 

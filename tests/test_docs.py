@@ -158,8 +158,8 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
                    and dataclasses.is_dataclass(kind)]  # fmt: skip
     parsed = module.parse(settings, None, args)
     if name == "search":
-        stages = importlib.import_module("stages")
-        known = inspect.signature(getattr(searchers, stages.SEARCHERS[parsed.searcher])).parameters
+        stages, searching = importlib.import_module("stages"), importlib.import_module("searching")
+        known = inspect.signature(getattr(searchers, searching.SEARCHERS[parsed.searcher])).parameters
         assert set(stages.pairs(parsed.settings)) <= set(known)
 
 

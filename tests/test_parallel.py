@@ -60,23 +60,36 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks processes up in /proc")
-def test_two_ranks_give_the_study_of_one_also_when_one_is_killed(trained: Path) -> None:
+def test_two_ranks_give_the_study_of_one_also_when_one_and_then_all_are_killed(trained: Path) -> None:
     finish(start("search", trained, "--name", "alone", *SEARCH))
     (trained / "scores.db").unlink()  # so that the second search scores anew
-    process = start("search", trained, "--name", "both", *SEARCH, processes=2)
     study = trained / "search" / "both" / "study.db"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and recorded(study) < 12:
-        time.sleep(0.02)
-    assert 12 <= recorded(study) < TRIALS
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
-    (second,) = [int(pid) for pid, environment in ranks.items() if b"RANK=1" in environment]
+    process = start("search", trained, "--name", "both", *SEARCH, processes=2)
+    wait_for(study, 12)
+    (second,) = [pid for pid, environment in ranks_of(process).items() if b"RANK=1" in environment]
     os.kill(second, signal.SIGKILL)
-    said = finish(process)
+    wait_for(study, recorded(study) + 12)  # restarted by torchrun
+    for pid in (process.pid, *ranks_of(process)):
+        os.kill(pid, signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
     assert "exitcode: -9" in said
+    assert recorded(study) < TRIALS
+    said = finish(start("search", trained, "--name", "both", *SEARCH, processes=2))
     assert trials(trained, "both") == trials(trained, "alone")
     assert "Pareto front" in said
+
+
+def wait_for(study: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and recorded(study) < count:
+        time.sleep(0.02)
+    assert count <= recorded(study) < TRIALS
+
+
+def ranks_of(process: subprocess.Popen[str]) -> dict[int, list[bytes]]:
+    """Process numbers and environments of what torchrun started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return {int(pid): Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
 
 
 def recorded(study: Path) -> int:

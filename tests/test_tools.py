@@ -1,7 +1,9 @@
 """The scripts from outside: the whole loop as a user runs it, and wrong input ending in one line and exit code 2."""
 
+import contextlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +103,33 @@ def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tu
     code, out, err = call("evaluate", run_folder, "--arch", folder / "arch.json")
     assert code == 0, err
     assert "accuracy" in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="opens a pseudo-terminal")
+def test_a_terminal_shows_the_best_so_far(run_folder: Path) -> None:
+    main, terminal = os.openpty()
+    command = [
+        sys.executable,
+        TOOLS / "search.py",
+        run_folder,
+        "--searcher",
+        "random",
+        "--name",
+        "seen",
+        "--trials",
+        "9",
+    ]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    with subprocess.Popen(command, stderr=terminal, stdout=subprocess.DEVNULL, env=environment) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(main, 4096):
+                shown += part
+    os.close(main)
+    assert process.returncode == 0
+    for words in ("best so far", "trials/s", "scores from the cache", "s left", "9/9"):
+        assert words in shown.decode(), shown
 
 
 def test_a_search_under_a_latency_limit_leads_on(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
@@ -271,6 +300,15 @@ def test_the_scoring_benchmarks_run(run_folder: Path, call: Callable[..., tuple[
     assert code == 0, err
     assert "Inherit()" in out
     assert "Recalibrate(batches=50" in out
+    tiny = ("--batches", 1, "--batch", 4, "--networks", 4, "--rounds", 1)
+    code, out, err = call("benchmark_scoring", "rate", "--space", "shufflenet-small", *tiny)
+    assert code == 0, err
+    assert "late in an evolution, one by one" in out
+    code, out, err = call(
+        "benchmark_scoring", "latency", "--spaces", "shufflenet-small", "--networks", 3, "--seconds", 1e-3
+    )
+    assert code == 0, err
+    assert "│ 3 │" in out
 
 
 def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scoring figures of BENCHMARKS.md: python tools/benchmark_scoring.py prefix runs/x, or bn runs/x"""
+"""Scoring figures of BENCHMARKS.md: python tools/benchmark_scoring.py prefix runs/x, bn runs/x, rate, or latency"""
 
 import copy
 import statistics
@@ -146,8 +146,86 @@ def bn(run: tyro.conf.Positional[Path], networks: int = 100, images: int = 1000,
     )
 
 
+def rate(space: str = "spos", size: int = 32, batches: int = 10, batch: int = 32, networks: int = 40,
+         rounds: int = 5, seed: int = 0, threads: int = 1) -> None:  # fmt: skip
+    """Networks per minute of random weights: drawn at random, and children of ten alike parents as late in evolution.
+
+    Args:
+        space: Name of a space.
+        size: Image side in pixels.
+        batches: For batch norm, and as many for the score.
+        batch: Images in each.
+        networks: Of each kind and round.
+        rounds: The kinds and sides take turns.
+        seed: Of the networks and weights.
+        threads: Of torch.
+    """
+    import random
+
+    import torch
+
+    from supernet import create_supernet
+    from supernet.data import Images
+    from supernet.evaluate import Recalibrate, SharedWeights
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    supernet, rng = create_supernet(space, num_classes=10, input_size=size), random.Random(seed)
+    pixels = torch.randint(0, 256, (batches * batch, 3, size, size), dtype=torch.uint8)
+    images = Images(pixels, torch.randint(0, 10, (batches * batch,)), torch.full((3, 1, 1), 0.5), torch.ones(3, 1, 1))
+    rates: dict[str, list[float]] = {}
+    paths = supernet.space
+    for _ in range(rounds):
+        base = paths.sample(rng)
+        parents = [paths.mutate(base, rng, 0.1) for _ in range(10)]
+        late = [paths.mutate(rng.choice(parents), rng, 0.1) for _ in range(networks // 2)]
+        late += [paths.crossover(*rng.sample(parents, 2), rng) for _ in range(networks - networks // 2)]
+        kinds = {
+            "random": [paths.sample(rng) for _ in range(networks)],
+            "late in an evolution": list(dict.fromkeys(late)),
+        }
+        for kind, archs in kinds.items():
+            scores = []
+            for share in (True, False):
+                bn = Recalibrate(batches, batch)
+                evaluate = SharedWeights(supernet, images, images, bn=bn, batch=batch, share=share)
+                seconds, found = timed(evaluate, archs)
+                scores.append(found)
+                side = f"{kind}, {'shared prefixes' if share else 'one by one'}"
+                rates.setdefault(side, []).append(60 * len(archs) / seconds)
+            assert scores[0] == scores[1], "shared prefixes changed a score"
+    rows = [(side, f"{statistics.median(r):.0f}", f"{min(r):.0f} to {max(r):.0f}", len(r)) for side, r in rates.items()]
+    print_table(f"{space} at {size}×{size}, {batches} + {batches} batches of {batch}",
+                ("networks", "per minute, median", "range", "rounds"), rows)  # fmt: skip
+
+
+def latency(spaces: tuple[str, ...] = ("nasbench-macro", "shufflenet-small", "spos"), networks: int = 20,
+            batch: int = 1, seconds: float = 0.1, threads: int = 1) -> None:  # fmt: skip
+    """A sum of measured steps against timing whole networks, at each space's own input size.
+
+    Args:
+        spaces: Names of spaces.
+        networks: Drawn at random.
+        batch: Images per forward pass.
+        seconds: Of timing per entry of the table.
+        threads: Of torch.
+    """
+    import torch
+
+    from supernet import create_supernet
+    from supernet.latency import LatencyTable
+
+    torch.set_num_threads(threads)
+    rows = []
+    for space in spaces:
+        error = LatencyTable(create_supernet(space), batch=batch, seconds=seconds).error(networks)
+        rows.append((space, *(f"{error[name]:.3f}" for name in ("mean", "worst", "bias", "tau")), networks))
+    print_table(f"latency of {batch} images", ("space", "mean error", "worst", "table / timing", "τ", "n"), rows)
+
+
 def run() -> None:
-    tyro.extras.subcommand_cli_from_dict({"prefix": prefix, "bn": bn}, description=__doc__)
+    commands = {"prefix": prefix, "bn": bn, "rate": rate, "latency": latency}
+    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Evaluate:
 def run() -> None:
     args = parse(Evaluate, __doc__)
 
+    import searching
     import stages
 
     from supernet.evaluate import classification
@@ -37,7 +38,7 @@ def run() -> None:
         metrics = classification(load_exported(args.exported), opened.data.test, 256)
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
         return
-    arch = stages.read_arch(opened, args.arch) if args.arch else stages.best_arch(opened, args.search)
+    arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)
     metrics = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
     print_table("shared weights, search-validation split", ("what", "value"), list(metrics.items()))
 

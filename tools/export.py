@@ -33,10 +33,11 @@ class Export:
 def run() -> None:
     args = parse(Export, __doc__)
 
+    import searching
     import stages
 
     opened = stages.open_stage(args.run)
-    arch = stages.read_arch(opened, args.arch) if args.arch else stages.best_arch(opened, args.search)
+    arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)
     network = stages.trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
     folder, report = stages.export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))

@@ -35,6 +35,7 @@ def run() -> None:
     args = parse(Quickstart, __doc__)
     began = time.monotonic()
 
+    import searching
     import stages
 
     stages.torch.set_num_threads(args.threads)
@@ -45,8 +46,8 @@ def run() -> None:
     feasible = stages.limits_of(trained, {"macs": args.max_macs})
     found: dict[str, Any] = {}
     for name, settings in (("random", {}), ("aging-evolution", {"population_size": "20", "tournament_size": "5"})):
-        searcher = stages.create_searcher(name, trained, feasible, args.seed, settings)
-        found[name] = stages.search_stage(trained, searcher, name, trials=args.trials)
+        searcher = searching.create_searcher(name, trained, feasible, args.seed, settings)
+        found[name] = searching.search_stage(trained, searcher, name, trials=args.trials)
     winner_of = max(found, key=lambda name: found[name]["score"])
     winner = stages.Arch(found[winner_of]["arch"])
     controls = stages.random_feasible(trained, feasible, 3, args.seed)

@@ -47,6 +47,7 @@ def run() -> None:
     if compare and (min(args.top, args.random, args.seeds) < 1 or args.arch or args.init != "scratch"):
         raise InputError("a comparison takes --top and --random of at least 1, --seeds too, and no --arch or --init")
 
+    import searching
     import stages
 
     from supernet.distributed import process_group
@@ -57,9 +58,9 @@ def run() -> None:
     with process_group(train.device) as world:
         if compare:
             sizes = {"top": args.top, "random": args.random, "seeds": args.seeds}
-            result = stages.control_stage(opened, args.search, train, **sizes, verbose=world.main)
+            result = searching.control_stage(opened, args.search, train, **sizes, verbose=world.main)
         else:
-            arch = stages.read_arch(opened, args.arch) if args.arch else stages.best_arch(opened, args.search)
+            arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)
             result = stages.retrain_stage(opened, arch, train, shared=args.init == "shared")
     if not world.main:
         return

@@ -45,6 +45,7 @@ class Search:
 def run() -> None:
     args = parse(Search, __doc__)
 
+    import searching
     import stages
 
     from supernet.distributed import process_group
@@ -56,8 +57,8 @@ def run() -> None:
             opened = stages.timed(opened, args.latency_batch)
             limits["latency"] = 1000 * args.max_latency
         feasible = stages.limits_of(opened, limits)
-        searcher = stages.create_searcher(args.searcher, opened, feasible, args.seed, stages.pairs(args.settings))
-        result = stages.search_stage(
+        searcher = searching.create_searcher(args.searcher, opened, feasible, args.seed, stages.pairs(args.settings))
+        result = searching.search_stage(
             opened, searcher, args.name or args.searcher, trials=args.trials, evaluations=args.evaluations,
             batch=args.batch, bn_batches=args.bn_batches, resume=args.resume,
         )  # fmt: skip

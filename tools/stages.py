@@ -2,9 +2,7 @@
 
 import dataclasses
 import datetime
-import inspect
 import json
-import math
 import statistics
 import time
 import warnings
@@ -12,45 +10,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-import searchers
-from searchers import Study, Trial, search
-from searchers.pareto import pareto_front
-from searchers.study import score
 from supernet import Arch, Chain, create_network, create_supernet
 from supernet.checkpoint import check_run, load_weights, open_run, read_json, save_weights, write_json
 from supernet.config import SupernetRun, Train, from_dict
 from supernet.cost import CostTable, Feasible
 from supernet.data import Splits, load
 from supernet.distributed import current
-from supernet.errors import InputError, RunError, nearest
+from supernet.errors import InputError, RunError
 from supernet.evaluate import Recalibrate, SharedWeights, accuracy
 from supernet.export import export
 from supernet.latency import LatencyTable
 from supernet.monitor import Monitor
-from supernet.parallel import ParallelEvaluator
 from supernet.progress import progress
-from supernet.ranking import Difference, json_safe, paired, welch
 from supernet.sampling import ArchSampler, create_sampler
-from supernet.scores import ScoreCache, tied_with_best
+from supernet.scores import ScoreCache
 from supernet.seeding import derive_seed, generator
 from supernet.train import check_training, plan_training, train_standalone, train_supernet
 
-SEARCHERS = {
-    "random": "RandomSearch",
-    "aging-evolution": "AgingEvolution",
-    "top-k-evolution": "TopKEvolution",
-    "detnas": "TopKEvolution.detnas",
-    "spos": "TopKEvolution.spos",
-    "local-search": "LocalSearch",
-    "optuna": "OptunaSearcher",
-}
-"""Name to what makes the searcher, in the package `searchers`."""
-WEIGHTS, NETWORK, COSTS = "supernet.safetensors", "network.safetensors", "costs.json"
+WEIGHTS, NETWORK = "supernet.safetensors", "network.safetensors"
 
 
 @dataclass(frozen=True)
@@ -172,127 +154,6 @@ def timed(run: Run, batch: int = 1) -> Run:
     return dataclasses.replace(run, cost=table)
 
 
-def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings: Mapping[str, str]) -> Any:
-    """A searcher by name, with hyperparameters given as text."""
-    if name not in SEARCHERS:
-        raise InputError(f"there is no searcher {name!r}; {nearest(name, SEARCHERS)}")
-    kind, _, preset = SEARCHERS[name].partition(".")
-    make = getattr(searchers, kind)
-    known = {
-        key: p for key, p in inspect.signature(make).parameters.items() if key not in ("space", "seed", "feasible")
-    }
-    values = {}
-    for key, text in settings.items():
-        if key not in known:
-            raise InputError(f"searcher {name!r} has no setting {key!r}; {nearest(key, known)}")
-        default = known[key].default
-        try:
-            loaded = text if isinstance(default, str) else json.loads(text)
-            values[key] = loaded if default is None or isinstance(default, str) else type(default)(loaded)
-        except (ValueError, TypeError):
-            raise InputError(f"{key}={text!r} is no {type(default).__name__}") from None
-    make = getattr(make, preset) if preset else make
-    return make(run.supernet.space, seed=seed, feasible=feasible if feasible.limits else None, **values)
-
-
-def search_stage(
-    run: Run, searcher: Any, name: str, *, trials: int, evaluations: int | None = None, batch: int = 1,
-    bn_batches: int = 10, resume: Literal["exact", "warm"] = "exact", verbose: bool = True,
-) -> dict[str, Any]:  # fmt: skip
-    """Search a trained supernet; the study in `search/NAME/` goes on where it ended. Returns its summary.
-
-    In a process group all ranks score, and only rank 0 searches; the others return an empty summary.
-    """
-    world = current()
-    evaluate = run.shared_weights(bn_batches=bn_batches, costs=world.size == 1)
-    shared = ParallelEvaluator(evaluate, run.supernet.space, world, costs=run.cost, balance="macs")
-    if not world.main:
-        shared.serve()
-        return {}
-    folder = run.folder / "search" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(run.cost, LatencyTable):
-        write_json(folder / COSTS, {"format": 1, "latency_batch": run.cost.batch})
-    scorer = shared if world.size > 1 else evaluate
-    try:
-        with Study(folder / "study.db", run.supernet.space) as study:
-            with progress(f"search {name}", trials, start=len(study), enabled=verbose) as update:
-                show = _shown(study, searcher.metric, evaluate, update)
-                best = search(
-                    searcher, scorer, study, trials=trials, evaluations=evaluations, batch=batch, resume=resume,
-                    on_trial=show,
-                )  # fmt: skip
-            return _summary(run, study, best, searcher.metric, evaluate)
-    finally:
-        shared.close()
-
-
-def _shown(study: Study, metric: str, evaluate: SharedWeights, update: Any) -> Any:
-    """What the progress bar says after each trial."""
-    known = [t for t in study.trials() if not t.failed]
-    best = max((score(t, metric) for t in known), default=-math.inf)
-    began, first = time.monotonic(), len(study)
-
-    def show(trial: Trial) -> None:
-        nonlocal best
-        best = best if trial.failed else max(best, score(trial, metric))
-        rate = (trial.number + 1 - first) / max(time.monotonic() - began, 1e-9)
-        update(trial.number + 1, f"best {metric} {abs(best):.4f}, {rate:.1f} trials/s, {evaluate.hits} from the cache")
-
-    return show
-
-
-def _summary(run: Run, study: Study, best: Trial, metric: str, evaluate: SharedWeights) -> dict[str, Any]:
-    """The best, the Pareto front of score and MACs, and what cannot be told from the best by its images."""
-    space, told = run.supernet.space, study.trials()
-    scored = [t for t in told if not t.failed and not t.repeat]
-    summary = {
-        "arch": dict(space.normal_form(best.arch)), "key": best.key, "score": best.metrics[metric.removeprefix("-")],
-        "macs": best.metrics["macs"], "params": best.metrics["params"], "trials": len(told),
-        "evaluations": sum(not t.repeat for t in told), "failed": sum(bool(t.failed) for t in told),
-        "seconds": sum(t.seconds for t in told), "ended": study.ended,
-        "front": [
-            {"arch": dict(space.normal_form(t.arch)), "score": t.metrics[metric.removeprefix("-")],
-             "macs": t.metrics["macs"], "params": t.metrics["params"]}
-            for t in pareto_front(scored, (metric, "-macs"))
-        ],
-    }  # fmt: skip
-    if evaluate.cache is not None:
-        forms = [space.normal_form(t.arch) for t in scored]
-        cheapest, *others = tied_with_best(
-            evaluate.cache, evaluate.context, archs=forms, cost=lambda arch: run.cost(arch)["macs"]
-        )
-        summary["tied"] = 1 + len(others)
-        summary["cheapest_tied"] = {"arch": dict(cheapest), "macs": run.cost(cheapest)["macs"]}
-    return summary
-
-
-def best_arch(run: Run, name: str) -> Arch:
-    """The best architecture that a search of this run found, by its own metric and within its own limits."""
-    (best,), _ = searched_top(run, name, 1)
-    return best
-
-
-def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
-    """The `n` best distinct networks of a search, by its own metric and within its own limits, and those limits."""
-    folder = run.folder / "search" / name
-    if not (folder / "study.db").exists():
-        raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first, or give --arch")
-    with Study(folder / "study.db", run.supernet.space) as study:
-        settings, trials = study.settings or {}, study.trials()
-    metric, limits = settings.get("metric", "accuracy"), settings.get("feasible") or {}
-    costs = timed(run, read_json(folder / COSTS)["latency_batch"]).cost if "latency" in limits else run.cost
-    feasible = Feasible(costs, limits)  # a warm start may have told what is outside
-    scored: dict[str, Trial] = {}
-    for trial in trials:
-        if not trial.failed and feasible(trial.arch) and math.isfinite(score(trial, metric)):
-            scored.setdefault(trial.key, trial)
-    if len(scored) < n:
-        raise InputError(f"the search {name!r} scored {len(scored)} networks, not {n}; search on, or take fewer")
-    best = sorted(scored.values(), key=lambda t: (-score(t, metric), t.number))[:n]
-    return [run.supernet.space.normal_form(trial.arch) for trial in best], feasible
-
-
 def read_arch(run: Run, text: str) -> Arch:
     """An architecture of the run's space from JSON text or a file with it (an export's arch.json too)."""
     if not text.lstrip().startswith("{"):
@@ -408,53 +269,6 @@ def _accuracy(run: Run, arch: Arch, train: Train) -> float | None:
     except RunError as error:
         warnings.warn(f"{arch.key}, seed {train.seed}: {error}", stacklevel=2)
         return None
-
-
-def control_stage(
-    run: Run, search: str, train: Train, *, top: int, random: int, seeds: int = 1, verbose: bool = True
-) -> dict[str, Any]:
-    """Retrain the best of a search and random networks within its limits, by one recipe and the same seeds."""
-    best, feasible = searched_top(run, search, top)
-    spare = random_feasible(run, feasible, random + top, train.seed)  # of which the search may have found some
-    controls = [arch for arch in spare if arch not in best][:random]
-    found = true_accuracies(run, [*best, *controls], train, seeds=seeds, verbose=verbose)
-    arms = {"top": best, "random": controls}
-    kept = {arm: [found[a] for a in archs if None not in found[a]] for arm, archs in arms.items()}
-    failed = [a.key for a in found if None in found[a]]
-    if not kept["top"] or not kept["random"]:
-        raise RunError(f"nothing to compare: the retrainings of {', '.join(failed)} failed; a lower --lr may help")
-    means = {arm: [statistics.fmean(v for v in runs if v is not None) for runs in rows] for arm, rows in kept.items()}
-    per_seed = {
-        arm: [statistics.fmean(row[i] or 0.0 for row in rows) for i in range(seeds)] for arm, rows in kept.items()
-    }
-    over_networks, over_seeds = welch(means["top"], means["random"]), paired(per_seed["top"], per_seed["random"])
-    document = {
-        "format": 1, "search": search, "limits": feasible.limits, "recipe": dataclasses.asdict(train), "seeds": seeds,
-        **{arm: [{"arch": dict(a), "key": a.key, "macs": run.cost(a)["macs"], "test_accuracy": list(found[a])}
-                 for a in archs] for arm, archs in arms.items()},
-        "failed": failed, "over_networks": dataclasses.asdict(over_networks),
-        "over_seeds": dataclasses.asdict(over_seeds), "verdict": _compared(over_networks, failed),
-    }  # fmt: skip
-    if current().main:
-        (run.folder / "fidelity").mkdir(exist_ok=True)
-        write_json(run.folder / "fidelity" / f"control-{search}.json", json_safe(document))
-    return document
-
-
-def _compared(difference: Difference, failed: Sequence[str]) -> str:
-    """Whether the search beat random, in words."""
-    mean, (top, random) = difference.mean, difference.sizes
-    if math.isnan(mean.low):
-        word = "cannot be told from chance: a mean needs two networks at least"
-    elif mean.low > 0:
-        word = "the search beat random"
-    else:
-        word = "the search lost to random" if mean.high < 0 else "no difference is shown"
-    seen = "" if math.isnan(difference.detectable) else (
-        f"; with power 0.8 it could have seen {difference.detectable:.4f} or more"
-    )  # fmt: skip
-    lost = f"; failed and left out: {', '.join(failed)}" if failed else ""
-    return f"{word}: {top} searched less {random} random networks, accuracy {mean}{seen}{lost}"
 
 
 def export_stage(
