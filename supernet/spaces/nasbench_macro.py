@@ -6,11 +6,12 @@ import io
 import lzma
 from importlib import resources
 
+import torch
 from torch import nn
 
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct, InvertedResidual
-from supernet.searchable import Chain
+from supernet.searchable import Chain, initialize
 from supernet.space import Arch, Value
 from supernet.spaces import Phase
 
@@ -45,7 +46,19 @@ def nasbench_macro(
             channels = width
     steps.append(("head", ClassifierHead(channels, num_classes, hidden=1280)))
     shape = (in_channels, input_size, input_size)
-    return Chain("nasbench-macro", steps, input_shape=shape, normal_form=identities_last)
+    return Chain("nasbench-macro", steps, input_shape=shape, normal_form=identities_last, init=initialize_residual)
+
+
+def initialize_residual(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """He initialisation, and every residual block starts as the identity: its last batch norm scales by zero.
+
+    A path then starts as shallow as one of identities, whatever it holds (Goyal et al., 2017, section 5.1). Without it
+    the first steps of uniform paths leap, and weights that leapt learn slowly ever after.
+    """
+    initialize(module, generator)
+    for part in module.modules():
+        if isinstance(part, InvertedResidual) and part.residual:
+            nn.init.zeros_(part.body[-1].bn.weight)
 
 
 def _layer(in_channels: int, out_channels: int, *, stride: int) -> ChoiceBlock:

@@ -1,0 +1,60 @@
+"""Configurations of detection data as frozen dataclasses, free of torch, so that `--help` is instant."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DetectionAugment:
+    """How training images and their boxes are varied, each on its own; nothing by default."""
+
+    flip: bool = False
+    """Mirror half of the images."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of a random zoom: above 1 a random part of the image fills its place, below 1 the image gets a border at
+    random (large-scale jitter, Ghiasi et al., 2021: 0.1 to 2)."""
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """Where images with boxes come from and how they are split. Splits depend on the seed alone."""
+
+    source: str = "digits"
+    """"digits" (embedded: scikit-learn's digits on its photographs), or the annotation file of the training images in
+    COCO's layout, such as "coco/annotations/instances_train2017.json"."""
+    images: str = ""
+    """Folder that the file names in `source` are relative to."""
+    validation_source: str = ""
+    """Annotation file of the images that score architectures; if empty, `validation` of the training images do."""
+    validation_images: str = ""
+    """Folder of the images of `validation_source`; if empty, `images`."""
+    test_source: str = ""
+    """Annotation file of the images for the final report; if empty, `test` of the training images are held out."""
+    test_images: str = ""
+    """Folder of the images of `test_source`; if empty, `images`."""
+    size: int = 96
+    """Height and width of what detectors see, in pixels; with `longest` the shorter side."""
+    longest: int = 0
+    """Keep the aspect ratio: the shorter side gets `size` pixels unless the longer one would exceed these (800 and 1333
+    for COCO); 0 stretches every image to a square."""
+    min_side: int = 32
+    """Pixels that both sides of every stored image must have: the largest stride of the backbone at least."""
+    mean: tuple[float, ...] = ()
+    """Per channel on the scale 0..1, of the images that the backbone was trained with; if empty, it is measured on the
+    calibration images."""
+    std: tuple[float, ...] = ()
+    """As `mean`; give both or neither."""
+    compose: tuple[int, int, int] = (800, 200, 200)
+    """Images of "digits" for training, search validation and test."""
+    calibration: int = 200
+    """Images of the training split that recalibrate batch norm before an evaluation."""
+    validation: float = 0.2
+    """Share of the training images held out to score architectures, without a `validation_source`."""
+    test: float = 0.2
+    """Share held out for the final report, without a `test_source`."""
+    memory: int = 2**31
+    """Bytes of decoded images that are kept; a file's images that do not fit are read from disk when they are used."""
+    workers: int = 4
+    """Processes that make training batches; 0 for the training process itself."""
+    augment: DetectionAugment = field(default_factory=DetectionAugment)
+    seed: int = 0
+    """Seed of the splits and of composed images."""
