@@ -1,5 +1,7 @@
 """A trained network as a folder that needs only torch: readable source, weights, `torch.export` and ONNX graphs.
 
+Detectors need torchvision too; their graphs end at the raw outputs of the heads, the rest is in the source.
+
 An export is complete or absent: every artefact is loaded back, in a process where this project cannot be imported, and
 compared with the trained network before the folder gets its name.
 """
@@ -25,7 +27,16 @@ from torch import Tensor, nn
 from supernet.config import Preprocess
 from supernet.errors import InputError
 from supernet.expression import expression, written
-from supernet.parity import SEED, check_differences, measure, one_line, onnx_packages, outputs_of
+from supernet.parity import (
+    SEED,
+    check_differences,
+    leading_part,
+    measure,
+    one_line,
+    onnx_packages,
+    outputs_of,
+    traced_part,
+)
 from supernet.searchable import Bound, Searchable
 from supernet.source import Bundle, bundle, check_copyable
 from supernet.space import Arch
@@ -54,7 +65,10 @@ def export(
     Args:
         network: takes (N, C, input_size, input_size), C the length of `preprocess.mean`; returns a tensor or (nested)
             tuples, lists or dicts of tensors, logits (N, classes) where `preprocess` names classes. It is not changed:
-            a copy is exported, in eval mode, on the CPU, in float32.
+            a copy is exported, in eval mode, on the CPU, in float32. An `nn.Sequential` with a module whose attribute
+            `traceable` is false is a detector: it returns per image a dict of `boxes`, `scores` and `labels`, which
+            count from 1, the graphs hold the modules before, and `finish` in model.py makes detections of what they
+            return.
         folder: created, or replaced if it is an export.
         arch: the architecture, and `space` the name of its space; both are only recorded.
         onnx: also write `model.onnx`.
@@ -75,19 +89,20 @@ def export(
         onnx_packages()
     trained = _trained(network)
     shapes = [(batch, in_channels, preprocess.input_size, preprocess.input_size) for batch in _BATCHES]
-    expected = outputs_of(trained, shapes)
-    _check_classes(expected[0], preprocess)
+    expected, leading = outputs_of(trained, shapes), leading_part(trained)
+    if not leading:
+        _check_classes(expected["model.py"][0], preprocess)
     arch = Arch(arch)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
     title = f"A network of the space {space}, architecture {arch.key}: {parameters:,} parameters."
-    text, requires = _model_source(trained, title, in_channels=in_channels, size=preprocess.input_size)
+    text, requires = _model_source(trained, title, in_channels=in_channels, size=preprocess.input_size, leading=leading)
     with _appearing(folder) as partial:
         (partial / "model.py").write_text(text, encoding="utf-8")
         _write_json(partial / "arch.json", {"space": space, "key": arch.key, "values": dict(arch)})
         _write_json(partial / "preprocess.json", dataclasses.asdict(preprocess))
         save_file(_weights(trained), partial / "model.safetensors")
-        _save_graphs(trained, partial, shapes[0], onnx=onnx)
-        differences = measure(expected, partial, shapes)
+        _save_graphs(traced_part(trained), partial, shapes[0], onnx=onnx)
+        differences = measure(expected, partial, shapes, leading=leading)
         check_differences(differences, tolerance, expected)
         files = sorted(path.name for path in partial.iterdir())
         parity = {
@@ -115,8 +130,9 @@ def check_parity(network: nn.Module, folder: str | Path, *, tolerance: float = 1
     """
     folder = Path(folder).absolute()
     shapes = [tuple(shape) for shape in _parity(folder)["inputs"]["shapes"]]
-    expected = outputs_of(_trained(network), shapes)
-    differences = measure(expected, folder, shapes)
+    trained = _trained(network)
+    expected = outputs_of(trained, shapes)
+    differences = measure(expected, folder, shapes, leading=leading_part(trained))
     check_differences(differences, tolerance, expected)
     return differences
 
@@ -185,17 +201,20 @@ def _weights(trained: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
-def _model_source(trained: nn.Module, title: str, *, in_channels: int, size: int) -> tuple[str, tuple[str, ...]]:
+def _model_source(
+    trained: nn.Module, title: str, *, in_channels: int, size: int, leading: int
+) -> tuple[str, tuple[str, ...]]:
     """The text of model.py, and the packages it needs."""
     call, used = written(trained, indent=4, lead=len("return "))
     imported = {"functools": functools, "json": json, "Path": Path, "torch": torch, "nn": nn}
-    code: Bundle = bundle(used, imported=imported, defined=("build", "load", "predict", "_tensors", "_loaded"))
+    code: Bundle = bundle(used, imported=imported, defined=_DEFINED)
     safe = title.replace("\\", "/").replace('"', "'")
     parts = [
         _HEADER.replace("TITLE", safe).replace("REQUIRES", " and ".join(code.requires)) + code.imports,
         code.definitions,
         _BUILD.replace("SHAPE", f"(N, {in_channels}, {size}, {size})").replace("CALL", call),
         _RUNTIME,
+        _DETECT.replace("LEADING", str(leading)) if leading else _CLASSIFY,
     ]
     return "\n\n\n".join(part for part in parts if part), code.requires
 
@@ -282,6 +301,8 @@ def _sha256(path: Path) -> str:
 
 # -- texts -----------------------------------------------------------------------------------------------------------
 
+_DEFINED = ("build", "load", "predict", "finish", "_tensors", "_loaded", "_scaled")
+
 _HEADER = '''"""TITLE
 
 Needs only REQUIRES. `load()` gives the trained network; `predict(images)` prepares images for it and reads its outputs.
@@ -325,7 +346,15 @@ def _loaded() -> tuple[nn.Module, dict]:
     return load(), json.loads((Path(__file__).parent / "preprocess.json").read_text(encoding="utf-8"))
 
 
-def predict(images: torch.Tensor) -> object:
+def _scaled(x: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """Images, (N, C, H, W) from 0 to 255, of this height and width, in whole numbers again."""
+    if x.shape[-2:] == size:
+        return x
+    antialias = mode in ("bilinear", "bicubic")
+    return nn.functional.interpolate(x, size, mode=mode, antialias=antialias).clamp(0, 255).round()
+'''
+
+_CLASSIFY = '''def predict(images: torch.Tensor) -> object:
     """What the network sees in images.
 
     Args:
@@ -343,8 +372,7 @@ def predict(images: torch.Tensor) -> object:
     size, mode, sides = preprocess["input_size"], preprocess["interpolation"], x.shape[-2:]
     if sides != (size, size):  # the shorter side to the size, then the centre, as in training
         height, width = (size * side // min(sides) for side in sides)
-        antialias = mode in ("bilinear", "bicubic")
-        x = nn.functional.interpolate(x, (height, width), mode=mode, antialias=antialias).clamp(0, 255).round()
+        x = _scaled(x, (height, width), mode)
         top, left = round((height - size) / 2), round((width - size) / 2)
         x = x[..., top : top + size, left : left + size]
     with torch.no_grad():
@@ -355,5 +383,48 @@ def predict(images: torch.Tensor) -> object:
     return [
         [(names[index], probability) for index, probability in zip(indices, values, strict=True)]
         for indices, values in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+    ]
+'''
+
+_DETECT = '''def finish(outputs: object) -> list:
+    """The detections in a batch, of what model.pt2 returns for it."""
+    with torch.no_grad():
+        return _loaded()[0][LEADING:](outputs)
+
+
+def predict(images: torch.Tensor | list[torch.Tensor]) -> list:
+    """What the network finds in images.
+
+    Args:
+        images: uint8, (N, C, H, W) or (C, H, W), or a list of (C, H, W), of any sizes.
+
+    Returns:
+        per image a list of (class name, score, (x1, y1, x2, y2)), the likeliest first, in pixels of the image given;
+        labels in place of names where there are none.
+    """
+    network, preprocess = _loaded()
+    mean, std = (torch.tensor(preprocess[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    size, longest, inputs, scales = preprocess["input_size"], preprocess.get("longest", 0), [], []
+    for image in images[None] if isinstance(images, torch.Tensor) and images.dim() == 3 else images:
+        if image.dtype is not torch.uint8 or image.dim() != 3 or image.shape[0] != mean.numel():
+            raise ValueError(f"an image is uint8, ({mean.numel()}, H, W), not {image.dtype}, {tuple(image.shape)}")
+        sides, target = image.shape[-2:], (size, size)
+        if longest:  # the shorter side to the size, unless the longer one would exceed this
+            factor = min(size / min(sides), longest / max(sides))
+            target = (max(1, round(sides[0] * factor)), max(1, round(sides[1] * factor)))
+        x = _scaled(image[None].float(), target, preprocess["interpolation"])
+        inputs.append(((x / 255 - mean) / std)[0])
+        scales.append(torch.tensor([sides[1] / target[1], sides[0] / target[0]]).repeat(2))
+    with torch.no_grad():
+        found = network(inputs)
+    names = preprocess["classes"]
+    return [
+        [
+            (names[label - 1] if names else label, score, tuple(box))
+            for label, score, box in zip(
+                each["labels"].tolist(), each["scores"].tolist(), (each["boxes"] * scale).tolist(), strict=True
+            )
+        ]
+        for each, scale in zip(found, scales, strict=True)
     ]
 '''

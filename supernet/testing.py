@@ -19,7 +19,7 @@ from supernet.searchable import Chain, Hidden, Layout, Layouts, Searchable, step
 from supernet.space import Arch, SearchSpace
 
 
-def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 2) -> None:
+def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 2, inputs: Any = None) -> None:
     """Assert everything that the rest of the project takes for granted of a supernet.
 
     Weights, batch-norm statistics, scale and shift are randomised first, since their defaults hide mistakes. The
@@ -30,6 +30,7 @@ def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 
         archs: random architectures to check, drawn without repetition where the space has that many.
         seed: of architectures, weights and inputs.
         batch: images per check; at least 2, for batch norm in training mode.
+        inputs: what the supernet is given, its first tensor the images; random images of its input shape where None.
 
     Raises:
         AssertionError: names the broken property and the architecture.
@@ -40,12 +41,13 @@ def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 
     drawn = [space.sample(rng) for _ in range(archs)]
     check_values(space, drawn)
     shape = (batch, *supernet.input_shape)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) if inputs is None else inputs
     table = CostTable(supernet)
     for arch in dict.fromkeys(drawn):
         try:
             check_states(supernet, arch, x)
             check_outputs(supernet, arch, x)
+            check_training(supernet, arch, x)
             check_layouts(supernet, arch, x)
             check_gradients(supernet, arch, x)
             check_elements(supernet, arch, x)
@@ -91,7 +93,7 @@ def check_values(space: SearchSpace, archs: Sequence[Arch]) -> None:
         assert space.normal_form(normal) == normal, f"the normal form of {arch} is not idempotent"
 
 
-def check_outputs(supernet: Chain, arch: Arch, x: Tensor) -> None:
+def check_outputs(supernet: Chain, arch: Arch, x: Any) -> None:
     """Supernet and subnet agree bit for bit in eval mode and share no storage; the normal form computes the same."""
     supernet.eval()
     subnet = supernet.subnet(arch).eval()
@@ -106,7 +108,17 @@ def check_outputs(supernet: Chain, arch: Arch, x: Tensor) -> None:
         assert tensor.untyped_storage().data_ptr() not in storages, f"the subnet's {name} shares storage"
 
 
-def check_states(supernet: Chain, arch: Arch, x: Tensor) -> None:
+def check_training(supernet: Chain, arch: Arch, x: Any) -> None:
+    """In training mode supernet and subnet agree bit for bit under one seed, in outputs or losses."""
+    found = []
+    for network in (copy.deepcopy(supernet).bind(arch), supernet.subnet(arch)):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(network.train()(x))
+    assert _equal(*found), "in training mode supernet(x, arch) differs from supernet.subnet(arch)(x)"
+
+
+def check_states(supernet: Chain, arch: Arch, x: Any) -> None:
     """Every step of the supernet is given what the layout announces; before anything is cut by it."""
     supernet.eval()
     state: Any = x
@@ -116,7 +128,7 @@ def check_states(supernet: Chain, arch: Arch, x: Tensor) -> None:
             state = step(state, sub) if isinstance(step, Searchable) else step(state)
 
 
-def check_elements(supernet: Chain, arch: Arch, x: Tensor) -> None:
+def check_elements(supernet: Chain, arch: Arch, x: Any) -> None:
     """`active_parts` announces no elements that feed nothing.
 
     The subnet holds just what is used, so equal counts settle it. Otherwise NaN in the last announced channel of each
@@ -140,7 +152,7 @@ def check_elements(supernet: Chain, arch: Arch, x: Tensor) -> None:
                 assert reached, f"active_parts announces elements of {names[id(parameter)]} that feed nothing"
 
 
-def check_layouts(supernet: Chain, arch: Arch, x: Tensor) -> None:
+def check_layouts(supernet: Chain, arch: Arch, x: Any) -> None:
     """Every step's state is what its layout announces, in the supernet and in the materialised steps."""
     supernet.eval()
     shared: Any = x
@@ -158,8 +170,8 @@ def check_layouts(supernet: Chain, arch: Arch, x: Tensor) -> None:
     _check_state(shared, step_layout(last, sub, layout), x, "after the last step")
 
 
-def _check_state(state: Any, layout: Layouts, x: Tensor, where: str) -> None:
-    if layout is None:
+def _check_state(state: Any, layout: Layouts, x: Any, where: str) -> None:
+    if layout is None or (state is x and not isinstance(x, Tensor)):  # what is given is the first step's affair
         return
     if isinstance(layout, Layout):
         tensor, ids = (state.tensor, state.ids) if isinstance(state, Hidden) else (state, layout.ids)
@@ -170,7 +182,7 @@ def _check_state(state: Any, layout: Layouts, x: Tensor, where: str) -> None:
         assert tensor.shape[1] == layout.channels, (
             f"{where} the layout announces {layout.channels} channels, there are {tensor.shape[1]}"
         )
-        for real, whole in zip(tensor.shape[2:], x.shape[2:], strict=False):
+        for real, whole in zip(tensor.shape[2:], next(_tensors(x)).shape[2:], strict=False):
             expected = whole / layout.stride if layout.stride else 0
             assert abs(real - expected) < 1, (
                 f"{where} the layout announces stride {layout.stride}, a side of {whole} became {real}"
@@ -182,7 +194,7 @@ def _check_state(state: Any, layout: Layouts, x: Tensor, where: str) -> None:
         _check_state(part, announced, x, where)
 
 
-def check_gradients(supernet: Chain, arch: Arch, x: Tensor) -> None:
+def check_gradients(supernet: Chain, arch: Arch, x: Any) -> None:
     """Gradients reach exactly the active parameters; nothing else moves in a step with momentum and decay."""
     trained = copy.deepcopy(supernet).train()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
@@ -210,7 +222,7 @@ def check_gradients(supernet: Chain, arch: Arch, x: Tensor) -> None:
             assert bool(moved.any()), f"{name} is active but did not move in the optimizer step"
 
 
-def check_used(subnet: nn.Module, x: Tensor) -> None:
+def check_used(subnet: nn.Module, x: Any) -> None:
     """The subnet holds nothing that its output does not depend on."""
     _objective(subnet.train()(x)).backward()
     for name, parameter in subnet.named_parameters():
@@ -227,7 +239,7 @@ def check_expressions(subnet: nn.Module) -> None:
     assert again == shapes, f"the constructor expression builds another network: {_difference(again, shapes)}"
 
 
-def check_memory(supernet: Chain, archs: Sequence[Arch], x: Tensor) -> None:
+def check_memory(supernet: Chain, archs: Sequence[Arch], x: Any) -> None:
     """The forward pass remembers no architecture and writes nothing in eval mode."""
     supernet.eval()
     before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
@@ -245,11 +257,15 @@ def _objective(output: Any) -> Tensor:
 
 
 def _floats(output: Any) -> Iterator[Tensor]:
-    yield from (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    yield from (leaf for leaf in _tensors(output) if leaf.is_floating_point())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    yield from (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 def _equal(one: Any, other: Any) -> bool:
-    first, second = list(_floats(one)), list(_floats(other))
+    first, second = list(_tensors(one)), list(_tensors(other))
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
