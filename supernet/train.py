@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,16 @@ from supernet.space import Arch
 RECENT = 0.98  # of the mean loss that a spike is measured against
 
 
+class Penalty(Protocol):
+    """A function of the weights that a training adds to its loss, and that may end it (MorphNet)."""
+
+    def __call__(self, arch: Arch) -> Tensor:
+        """What is added to the loss of one architecture of a step: a scalar with a gradient."""
+
+    def settled(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Whether the training ends here, asked after every epoch; `penalty` in each row is the value at its end."""
+
+
 @dataclass
 class _Loop:
     """Everything a step reads or writes."""
@@ -53,6 +63,7 @@ class _Loop:
     scheduled: list[Any]  # modules whose behaviour follows the progress of the training, such as drop path
     monitor: Monitor | None
     state: Path | None
+    penalty: Penalty | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "images": 0.0})
@@ -71,6 +82,12 @@ class _Loop:
         """Steps of the whole training."""
         return self.per_epoch * self.config.epochs
 
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left, or the penalty has settled at the end of an epoch."""
+        ends = self.step > 0 and self.step % self.per_epoch == 0
+        return self.step >= self.total or bool(ends and self.penalty and self.penalty.settled(self.history))
+
 
 def train_supernet(
     supernet: Chain,
@@ -82,6 +99,7 @@ def train_supernet(
     state: Path | None = None,
     log: Path | None = None,
     monitor: Monitor | None = None,
+    penalty: Penalty | None = None,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
     """Train the shared weights in place.
@@ -103,10 +121,11 @@ def train_supernet(
             torch build, device, number of threads and processes; a warning says so if they differ).
         log: folder for TensorBoard events.
         monitor: watches the health of the shared weights.
+        penalty: added to the loss of every architecture; may end the training early.
         verbose: show progress.
 
     Returns:
-        per epoch `epoch`, `loss`, `accuracy` (of the sampled paths, in training mode) and `lr`.
+        per epoch `epoch`, `loss`, `accuracy` (of the sampled paths, in training mode), `lr`, and `penalty` if given.
 
     Raises:
         InputError: see `check_training`; or a checkpoint that is damaged or of another network.
@@ -115,7 +134,7 @@ def train_supernet(
     augment, world = augment or Augment(), current()
     check_training(config, data, augment)
     loop = _prepare(supernet, data, config, augment, sampler or uniform(supernet.space, config.seed), world, state)
-    loop.monitor = monitor
+    loop.monitor, loop.penalty = monitor, penalty
     if monitor is not None:
         monitor.begin(loop.total)
     try:
@@ -142,13 +161,13 @@ def _run(loop: _Loop, log: Path | None, verbose: bool) -> None:
         progress("training", loop.total, start=loop.step, enabled=verbose) as update,
         _deferred_interrupt(loop.world) as interrupted,
     ):
-        while loop.step < loop.total:
+        while not loop.finished:
             _step(loop, *next(feed), interrupted)
             epoch_ends = loop.step % loop.per_epoch == 0
             if epoch_ends:
                 _close_epoch(loop, writer)
             stop = loop.stop or (loop.world.size == 1 and interrupted.is_set())
-            due = time.monotonic() - last_save >= config.save_seconds or loop.step == loop.total or stop
+            due = time.monotonic() - last_save >= config.save_seconds or loop.finished or stop
             if due and (epoch_ends or loop.data.train.exact):  # a stream without positions goes on at an epoch's start
                 _save(loop)
                 last_save = time.monotonic()
@@ -286,21 +305,11 @@ def _prepare(
         convert_sync_bn(chain)
     optimizer = create_optimizer(chain, config)
     optimizer.zero_grad(set_to_none=True)
+    scheduled = [module for module in chain.modules() if hasattr(module, "set_progress")]
     loop = _Loop(
-        chain,
-        data.to(device),
-        config,
-        augment,
-        sampler,
-        world,
-        optimizer,
-        None,
-        create_ema(chain, config),
-        PartsMemo(chain),
-        [module for module in chain.modules() if hasattr(module, "set_progress")],
-        None,
-        state,
-    )
+        chain, data.to(device), config, augment, sampler, world, optimizer, None, create_ema(chain, config),
+        PartsMemo(chain), scheduled, None, state,
+    )  # fmt: skip
     loop.schedule = create_schedule(optimizer, config, loop.per_epoch)
     return loop
 
@@ -326,7 +335,8 @@ def _step(loop: _Loop, images: Tensor, labels: Tensor, interrupted: threading.Ev
         logits = (out.logits if isinstance(out, Output) else out).float()
         loss = _loss(config, logits, targets)
         extra = config.auxiliary * _loss(config, out.aux.float(), targets) if isinstance(out, Output) else 0.0
-        (loss + extra).backward()
+        added = loop.penalty(arch) if loop.penalty is not None else 0.0
+        (loss + extra + added).backward()
         figures += [loss.detach(), (logits.detach().argmax(1) == labels).float().mean()]
         if config.distill and len(figures) == 2:  # the first of a sandwich is the largest; the others follow it
             targets = logits.detach().softmax(1)
@@ -399,6 +409,8 @@ def _close_epoch(loop: _Loop, writer: Any) -> None:
         "accuracy": loop.sums["correct"] / images,
         "lr": loop.optimizer.param_groups[0]["lr"],
     }
+    if loop.penalty is not None:
+        row["penalty"] = statistics.fmean(loop.penalty(arch).item() for arch in loop.sampler(loop.step - 1))
     loop.history.append(row)
     loop.sums.update(loss=0.0, correct=0.0, images=0.0)
     scalars = {f"train/{name}": row[name] for name in ("loss", "accuracy", "lr")}

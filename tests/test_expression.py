@@ -23,11 +23,14 @@ from supernet.blocks.nasnet import (
 from supernet.blocks.plain import (
     ClassifierHead,
     ConvBNAct,
+    ConvBNReLU6,
     GraphCell,
     InvertedResidual,
     NormClassifier,
+    PooledClassifier,
     PooledResidual,
     ReLUConvBN,
+    Residual,
     ShuffleUnit,
 )
 from supernet.errors import InputError
@@ -42,6 +45,9 @@ PLAIN = [
     ShuffleUnit(8, 20, xception=True, stride=2, affine=False),
     ShuffleUnit(8, 8, mid=6),
     ClassifierHead(8, 5, hidden=16, dropout=0.2, bias=False),
+    ConvBNReLU6(4, 8, kernel=3, stride=2),
+    Residual(ConvBNAct(4, 4, act=False), nn.Identity(), act=False),
+    PooledClassifier(8, 5, dropout=0.2),
     ReLUConvBN(8, 12, kernel=3, stride=2, affine=False),
     PooledResidual(4, 8),
     NormClassifier(8, 5),

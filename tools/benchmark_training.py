@@ -32,10 +32,14 @@ def seconds_of_steps(network: Any, data: Any, config: Any, augment: Any, *, arch
     return [after - before for before, after in itertools.pairwise(times)][1:]
 
 
-def engine(size: int = 16, batch: int = 64, paths: int = 30, steps: int = 4, threads: int = 1) -> None:
+def engine(
+    spaces: tuple[str, ...] = ("shufflenet-small", "nasbench-macro", "nasbench201"), size: int = 16, batch: int = 64,
+    paths: int = 30, steps: int = 4, threads: int = 1,
+) -> None:  # fmt: skip
     """Time of a supernet's training step over that of the plain network of the same path, the two in turn.
 
     Args:
+        spaces: Their names.
         size: Image side in pixels.
         batch: Images per step.
         paths: Per space.
@@ -53,7 +57,7 @@ def engine(size: int = 16, batch: int = 64, paths: int = 30, steps: int = 4, thr
     torch.set_num_threads(threads)
     data, rows = load(Data(size=size)), []
     config, augment = Train(epochs=steps, batch=batch, lr=1e-3), Augment(shift=1)
-    for space in ("shufflenet-small", "nasbench-macro", "nasbench201"):
+    for space in spaces:
         supernet = create_supernet(space, in_channels=1, input_size=size)
         ratios = []
         for path in range(paths + 1):

@@ -1,20 +1,79 @@
-"""Widths cut from one set of weights: a choice of operations whose middle channels are searched too."""
+"""Widths, kernels and depths cut from one set of weights: leading channels, central taps, first blocks.
+
+Every layer has one slicing, `sliced(tensor, cut)`, which the forward pass, the materialised layer and the announced
+parts share; so they cannot differ.
+"""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from supernet.blocks.plain import ConvBNAct, ShuffleUnit
-from supernet.searchable import Layout, Layouts, Part, Searchable, parameters_of
-from supernet.space import Arch, Choice, SearchSpace
+from supernet.blocks.plain import ConvBNAct, PooledClassifier, Residual, ShuffleUnit
+from supernet.errors import InputError
+from supernet.searchable import Layout, Layouts, Part, Searchable, materialize, parameters_of, step_layout
+from supernet.space import Arch, Choice, SearchSpace, Value, compose
 
 Cut = tuple[slice, ...]
-"""The used output and input channels of a layer; the first entry alone serves what there is per output channel."""
+"""The used output channels, input channels, kernel rows and kernel columns of a layer, as far as they are given.
+Tensors with fewer dimensions take the leading entries: batch norm and bias are cut by the output channels."""
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+def leading(out: int, before: int, *, kernel: int = 0, largest: int = 0) -> Cut:
+    """The leading channels of a layer and, if `kernel` is given, the central taps of its `largest` kernel.
+
+    Args:
+        out, before: channels made and read; a depthwise weight reads 1.
+        kernel, largest: both odd, or both even.
+    """
+    start = (largest - kernel) // 2
+    taps = slice(start, start + kernel)
+    return (slice(out), slice(before), taps, taps) if kernel else (slice(out), slice(before))
+
+
+def sliced(tensor: Tensor, cut: Cut) -> Tensor:
+    """The used elements of one of a layer's parameters or buffers, as a view."""
+    return tensor[cut[: tensor.ndim]]
+
+
+def run_conv(conv: nn.Conv2d, cut: Cut, x: Tensor) -> Tensor:
+    """A convolution with the weights at `cut`; a smaller kernel is padded by as much less, so that it sees the same.
+
+    Args:
+        conv: dense or depthwise, with zero padding.
+        x: (N, channels that `cut` leaves to read, H, W).
+    """
+    weight, padding = sliced(conv.weight, cut), conv.padding
+    lost = [whole - used for whole, used in zip(conv.kernel_size, weight.shape[2:], strict=True)]
+    if any(lost):
+        assert isinstance(padding, tuple)
+        padding = tuple(p - d * n // 2 for p, d, n in zip(padding, conv.dilation, lost, strict=True))
+    groups = conv.groups if conv.groups == 1 else len(weight)  # depthwise
+    bias = None if conv.bias is None else sliced(conv.bias, cut)
+    return functional.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, groups)
+
+
+def run_norm(bn: nn.BatchNorm2d, cut: Cut, x: Tensor) -> Tensor:
+    """Batch norm of the leading channels; in training their running statistics move and no others."""
+    scale, shift = (None, None) if bn.weight is None else (sliced(bn.weight, cut), sliced(bn.bias, cut))
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.momentum is not None
+    mean, variance = sliced(bn.running_mean, cut), sliced(bn.running_var, cut)  # views, so that updates are kept
+    return functional.batch_norm(x, mean, variance, scale, shift, bn.training, bn.momentum, bn.eps)
+
+
+def run_linear(linear: nn.Linear, cut: Cut, x: Tensor) -> Tensor:
+    """A linear layer with the weights at `cut`; `x` is (N, features that `cut` leaves to read)."""
+    bias = None if linear.bias is None else sliced(linear.bias, cut)
+    return functional.linear(x, sliced(linear.weight, cut), bias)
 
 
 def run_sliced(layer: ConvBNAct, cut: Cut, x: Tensor) -> Tensor:
@@ -23,29 +82,40 @@ def run_sliced(layer: ConvBNAct, cut: Cut, x: Tensor) -> Tensor:
     Args:
         x: (N, channels that `cut` leaves to read, H, W).
     """
-    conv, bn, out = layer.conv, layer.bn, cut[0]
-    weight = conv.weight[cut]
-    groups = conv.groups if conv.groups == 1 else len(weight)  # depthwise
-    x = functional.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, groups)
-    scale, shift = (None, None) if bn.weight is None else (bn.weight[out], bn.bias[out])
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    assert bn.momentum is not None
-    mean, variance = bn.running_mean[out], bn.running_var[out]  # views, so that their updates are kept
-    x = functional.batch_norm(x, mean, variance, scale, shift, bn.training, bn.momentum, bn.eps)
-    return functional.relu(x) if layer.act else x
+    x = run_norm(layer.bn, cut, run_conv(layer.conv, cut, x))
+    return layer.relu(x) if layer.act else x
 
 
-def sliced_state(layer: ConvBNAct, cut: Cut) -> dict[str, Tensor]:
-    """Copies of what `run_sliced` reads, named as in the layer's state dict."""
-    return {name: tensor[cut[: tensor.ndim]].clone() for name, tensor in layer.state_dict().items()}
+def sliced_state(layer: nn.Module, cut: Cut) -> dict[str, Tensor]:
+    """Copies of what the layer reads at `cut`, named as in its state dict."""
+    return {name: sliced(tensor, cut).clone() for name, tensor in layer.state_dict().items()}
 
 
-def sliced_parts(layer: ConvBNAct, cut: Cut) -> Iterator[Part]:
-    """The parameters that `run_sliced` reads, with the index of the used elements."""
+def sliced_parts(layer: nn.Module, cut: Cut) -> Iterator[Part]:
+    """The parameters that the layer reads at `cut`, with the index of the used elements."""
     for parameter in layer.parameters():
         index = cut[: parameter.ndim]
-        yield parameter, () if parameter[index].shape == parameter.shape else index
+        yield parameter, () if sliced(parameter, cut).shape == parameter.shape else index
+
+
+def cut_layer(layer: ConvBNAct, cut: Cut, *, act: bool | None = None) -> ConvBNAct:
+    """An ordinary layer with its own copy of the weights at `cut`.
+
+    Args:
+        act: whether an activation follows; as in `layer` if None.
+    """
+    out, before, kernel, _ = sliced(layer.conv.weight, cut).shape
+    depthwise = layer.groups > 1
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+        made = type(layer)(
+            out if depthwise else before, out, kernel=kernel, stride=layer.stride, groups=out if depthwise else 1,
+            act=layer.act if act is None else act, affine=layer.affine,
+        )  # fmt: skip
+    made.load_state_dict(sliced_state(layer, cut), assign=True)
+    return made
+
+
+# -- a choice of units whose middle is searched -----------------------------------------------------------------------
 
 
 class ElasticShuffle(Searchable):
@@ -126,3 +196,271 @@ def _cuts(unit: ShuffleUnit, mid: int) -> Iterator[tuple[ConvBNAct, Cut]]:
     for layer, (before, after) in zip(unit.main, pairwise(unit.main_widths(mid)), strict=True):
         assert isinstance(layer, ConvBNAct)
         yield layer, (slice(after), slice(before if layer.groups == 1 else 1))
+
+
+# -- steps whose channel counts are decisions -------------------------------------------------------------------------
+
+INCOMING = ""
+"""In the place of a decision: the channels that a step is given, however many these are."""
+
+
+class Wire(NamedTuple):
+    """A layer of an elastic step, and the decisions on the channels that it joins.
+
+    Attributes:
+        layer: at its widest.
+        reads, makes: the decisions on the number of its input and output channels; `INCOMING` for those that the step
+            is given, and None for a fixed number.
+        stride: pixels of the step's input per pixel of the layer's output; 0 after global pooling.
+        branch: decisions none of which may be 0 for the layer to exist.
+    """
+
+    layer: ConvBNAct | nn.Linear
+    reads: str
+    makes: str | None
+    stride: int
+    branch: tuple[str, ...] = ()
+
+
+class Elastic(Searchable):
+    """A step that says how its layers join channels: layers that meet in a sum or a depthwise convolution share one."""
+
+    def wires(self) -> list[Wire]:
+        """All layers, each after those that it reads."""
+        raise NotImplementedError
+
+
+def whole_branches(arch: Arch) -> dict[str, Value]:
+    """A branch with one width of 0 is not there, whatever its other widths are: all of them become 0."""
+    gone = any(name.startswith("mid") and value == 0 for name, value in arch.items())
+    return {name: 0 if gone and name.startswith("mid") else value for name, value in arch.items()}
+
+
+class ElasticBlock(Elastic):
+    """Convolutions in a row, with or without a shortcut around them; how many channels each makes is a decision.
+
+    Architectures use the leading channels. Beside a shortcut the widths within the row may be 0: the row is then left
+    out, and what remains is the shortcut. Any other width is at least 1.
+
+    Args:
+        body: the layers at their widest, dense or depthwise.
+        makes: per layer the decision on its output channels; `INCOMING` for as many as the step is given. A depthwise
+            layer makes what it reads, and a row beside `nn.Identity` ends with `INCOMING`. Beside a shortcut the
+            decisions within the row have names that begin with `mid`.
+        shortcut: `nn.Identity`, a projection without activation, or None.
+        act: ReLU after the sum. What the step is given must then have gone through one, if the shortcut is an identity.
+        tail: a module without weights that follows, such as pooling.
+        tail_stride: of `tail`.
+        kernels: sizes to choose from for all layers whose kernel is the largest of them (decision `kernel`); the others
+            take the central taps.
+
+    Raises:
+        InputError: `makes` breaks one of these rules.
+    """
+
+    def __init__(
+        self,
+        body: Sequence[ConvBNAct],
+        makes: Sequence[str],
+        *,
+        shortcut: nn.Module | None = None,
+        act: bool = False,
+        tail: nn.Module | None = None,
+        tail_stride: int = 1,
+        kernels: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.tail = nn.ModuleList(body), shortcut, tail
+        self.makes, self.act, self.tail_stride, self.kernels = tuple(makes), act, tail_stride, tuple(kernels)
+        inner = set(makes[:-1]) - {makes[-1], INCOMING} if shortcut is not None else set()
+        self.branch = tuple(name for name in dict.fromkeys(makes) if name in inner)
+        self._check()
+        choices = []
+        for name in dict.fromkeys(name for name in makes if name != INCOMING):
+            widest = body[makes.index(name)].out_channels
+            choices.append(Choice(name, range(0 if name in inner else 1, widest + 1), ordered=True))
+        if self.kernels:
+            choices.append(Choice("kernel", self.kernels, ordered=True))
+        self.space = SearchSpace("elastic-block", choices, whole_branches if len(inner) > 1 else None)
+
+    @property
+    def _row(self) -> list[tuple[ConvBNAct, str, str]]:
+        """Per layer of the body what it reads and makes."""
+        layers = cast("Iterable[ConvBNAct]", self.body)
+        return list(zip(layers, (INCOMING, *self.makes), self.makes, strict=False))
+
+    def _check(self) -> None:
+        makes = self.makes
+        for layer, reads, made in self._row:
+            if layer.groups not in (1, layer.out_channels) or (layer.groups > 1 and reads != made):
+                raise InputError(
+                    f"a layer of {layer.groups} groups reads {reads!r} and makes {made!r}; give a dense layer, or a "
+                    "depthwise one that makes what it reads"
+                )
+        if len(makes) != len(self.body) or (isinstance(self.shortcut, nn.Identity) and makes[-1] != INCOMING):
+            raise InputError(f"makes={makes} needs a name per layer, and ends with {INCOMING!r} beside an identity")
+        if any(not name.startswith("mid") for name in self.branch):
+            raise InputError(f"the widths within a branch are {self.branch}; give them names that begin with 'mid'")
+
+    def wires(self) -> list[Wire]:
+        """The layers of the row, then the projection."""
+        found, stride = [], 1
+        for layer, reads, made in self._row:
+            stride *= layer.stride
+            found.append(Wire(layer, reads, made, stride, self.branch))
+        if isinstance(self.shortcut, ConvBNAct):
+            found.append(Wire(self.shortcut, INCOMING, self.makes[-1], stride))
+        return found
+
+    def _cuts(self, arch: Arch, before: int) -> tuple[list[tuple[ConvBNAct, Cut]], list[tuple[ConvBNAct, Cut]]]:
+        """The layers of the row (none if it is left out) and of the shortcut, with what they use: said here alone."""
+        widths: dict[str | None, int] = {name: int(value) for name, value in arch.items()}
+        widths[INCOMING] = before
+        largest, kernel = max(self.kernels, default=0), widths.get("kernel", 0)
+        found: tuple[list[tuple[ConvBNAct, Cut]], list[tuple[ConvBNAct, Cut]]] = ([], [])
+        for layer, reads, makes, _, branch in self.wires():
+            if all(widths[name] for name in branch):
+                assert isinstance(layer, ConvBNAct)
+                taps = {"kernel": kernel, "largest": largest} if kernel and layer.kernel == largest else {}
+                cut = leading(widths[makes], widths[reads] if layer.groups == 1 else 1, **taps)
+                found[layer is self.shortcut].append((layer, cut))
+        return found
+
+    def forward(self, state: Tensor, arch: Arch) -> Tensor:
+        """(N, C, H, W) to (N, width of the last layer, H / stride, W / stride)."""
+        body, beside = self._cuts(arch, state.shape[1])
+        x = state
+        for layer, cut in body:
+            x = run_sliced(layer, cut, x)
+        if self.shortcut is not None:
+            other = run_sliced(*beside[0], state) if beside else state
+            x = x + other if body else other
+            x = functional.relu(x) if self.act and (body or beside) else x
+        return x if self.tail is None else self.tail(x)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """A `Residual`, or what is left of it without shortcut or without body; the tail behind it."""
+        assert isinstance(layout, Layout)
+        body, beside = self._cuts(arch, layout.channels)
+        row = [cut_layer(layer, cut) for layer, cut in body]
+        made: nn.Module = row[0] if len(row) == 1 else nn.Sequential(*row)
+        if self.shortcut is not None and body:
+            made = Residual(made, cut_layer(*beside[0]) if beside else nn.Identity(), act=self.act)
+        elif self.shortcut is not None:
+            made = cut_layer(*beside[0], act=self.act) if beside else nn.Identity()
+        return made if self.tail is None else nn.Sequential(made, copy.deepcopy(self.tail))
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
+        """The width of the last layer."""
+        assert isinstance(layout, Layout)
+        last, stride = self.makes[-1], self.wires()[len(self.body) - 1].stride * self.tail_stride
+        return Layout(layout.channels if last == INCOMING else int(arch[last]), layout.stride * stride)
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """The leading channels and central taps of the layers that are there."""
+        assert isinstance(layout, Layout)
+        body, beside = self._cuts(arch, layout.channels)
+        for layer, cut in body + beside:
+            yield from sliced_parts(layer, cut)
+
+
+class ElasticHead(Elastic):
+    """Global average pooling, dropout and a linear layer that reads as many channels as the step is given.
+
+    Args:
+        in_channels: at most.
+        classes: number of logits.
+        dropout: probability, before the linear layer.
+    """
+
+    def __init__(self, in_channels: int, classes: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.full = PooledClassifier(in_channels, classes, dropout=dropout)
+        self.space = SearchSpace("elastic-head")
+
+    def wires(self) -> list[Wire]:
+        """The linear layer."""
+        return [Wire(self.full.fc, INCOMING, None, 0)]
+
+    def _cut(self, before: int) -> Cut:
+        return leading(self.full.classes, before)
+
+    def forward(self, state: Tensor, arch: Arch) -> Tensor:
+        """(N, C, H, W) to logits (N, classes)."""
+        return run_linear(self.full.fc, self._cut(state.shape[1]), self.full.drop(state.mean(dim=(2, 3))))
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
+        """The logits."""
+        return Layout(self.full.classes, 0)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """A `PooledClassifier` of the channels that it is given."""
+        assert isinstance(layout, Layout)
+        with torch.device("meta"):
+            made = PooledClassifier(layout.channels, self.full.classes, dropout=self.full.dropout)
+        made.fc.load_state_dict(sliced_state(self.full.fc, self._cut(layout.channels)), assign=True)
+        return made
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """The leading columns, and the bias."""
+        assert isinstance(layout, Layout)
+        return sliced_parts(self.full.fc, self._cut(layout.channels))
+
+
+class ElasticDepth(Searchable):
+    """The first `depth` of several steps in a row; the others are not touched (once-for-all: Cai et al., 2020).
+
+    The decisions of step i have the prefix `block{i}.` and are active while it is used.
+
+    Args:
+        blocks: steps, searchable or ordinary; each must take what any earlier one hands on.
+        depths: numbers to choose from, ascending.
+
+    Raises:
+        InputError: a depth outside 0 to `len(blocks)`.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], depths: Sequence[int]) -> None:
+        super().__init__()
+        if not depths or not 0 <= min(depths) <= max(depths) <= len(blocks):
+            raise InputError(f"depths={tuple(depths)} are to be chosen from 0 to {len(blocks)}, the number of blocks")
+        self.blocks = nn.ModuleList(blocks)
+        choices = [Choice("depth", tuple(depths), ordered=True)]
+        for index, block in enumerate(blocks):
+            reached = tuple(depth for depth in depths if depth > index)
+            for choice in block.space.choices if isinstance(block, Searchable) and reached else ():
+                parent, values = choice.when or ("", ())
+                when = (f"block{index}.{parent}", values) if choice.when else ("depth", reached)
+                choices.append(Choice(f"block{index}.{choice.name}", choice.options, when, choice.ordered))
+        parts = {f"block{i}": block.space for i, block in enumerate(blocks) if isinstance(block, Searchable)}
+        self.space = SearchSpace._of("elastic-depth", choices, compose("elastic-depth", parts).forms)
+
+    def _used(self, arch: Arch) -> list[tuple[nn.Module, Arch]]:
+        blocks = self.blocks[: int(arch["depth"])]
+        return [(block, arch.sub(f"block{index}")) for index, block in enumerate(blocks)]
+
+    def forward(self, state: Any, arch: Arch) -> Any:
+        """The state after the last step used."""
+        for block, sub in self._used(arch):
+            state = block(state, sub) if isinstance(block, Searchable) else block(state)
+        return state
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
+        """The layout after the last step used."""
+        for block, sub in self._used(arch):
+            layout = step_layout(block, sub, layout)
+        return layout
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """The steps used, in an `nn.Sequential`."""
+        made = []
+        for block, sub in self._used(arch):
+            made.append(materialize(block, sub, layout))
+            layout = step_layout(block, sub, layout)
+        return nn.Sequential(*made)
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """The parts of the steps used."""
+        for block, sub in self._used(arch):
+            yield from block.active_parts(sub, layout) if isinstance(block, Searchable) else parameters_of([block])
+            layout = step_layout(block, sub, layout)

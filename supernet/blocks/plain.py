@@ -261,3 +261,60 @@ class GraphCell(nn.Module):
         """(N, C, H, W) to the same shape; zeros where no edge leads to the output."""
         edges = [(source, target, op) for (source, target), op in zip(self.edges, self.ops, strict=True)]
         return sum_nodes(x, edges, self.last)
+
+
+class ConvBNReLU6(ConvBNAct):
+    """`ConvBNAct` with ReLU6 as its activation (MobileNetV2, Sandler et al., 2018)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+        affine: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel=kernel, stride=stride, groups=groups, act=act, affine=affine)
+        if act:
+            self.relu = nn.ReLU6(inplace=True)  # type: ignore[assignment]
+
+
+class Residual(nn.Module):
+    """The sum of what two modules make of the input, then ReLU unless `act` is off (He et al., 2016).
+
+    Args:
+        body, shortcut: hand on the same shape; neither may write into its input.
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, *, act: bool = True) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.act = body, shortcut, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What body and shortcut hand on, summed."""
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return nn.functional.relu(out) if self.act else out
+
+
+class PooledClassifier(nn.Module):
+    """Global average pooling, dropout, linear layer.
+
+    Shapes: (N, in_channels, H, W) to logits (N, classes).
+    """
+
+    stride = 0
+
+    def __init__(self, in_channels: int, classes: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.in_channels, self.classes, self.dropout = in_channels, classes, dropout
+        self.out_channels = classes
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(in_channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits, (N, classes)."""
+        logits: Tensor = self.fc(self.drop(x.mean(dim=(2, 3))))
+        return logits

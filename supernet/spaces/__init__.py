@@ -33,6 +33,10 @@ SPACES: dict[str, str] = {
     "pnasnet-small": "supernet.spaces.nasnet:pnasnet_small",
     "amoebanet-cifar": "supernet.spaces.nasnet:amoebanet_cifar",
     "amoebanet-imagenet": "supernet.spaces.nasnet:amoebanet_imagenet",
+    "plain-small-widths": "supernet.spaces.widths:plain_small_widths",
+    "resnet-20-widths": "supernet.spaces.widths:resnet_20_widths",
+    "resnet-50-widths": "supernet.spaces.widths:resnet_50_widths",
+    "mobilenetv2-widths": "supernet.spaces.widths:mobilenetv2_widths",
 }
 """Name to builder. A space from outside is named the same way, `"package.module:builder"`."""
 

@@ -58,7 +58,9 @@ def initialize_residual(module: nn.Module, generator: torch.Generator | None = N
     initialize(module, generator)
     for part in module.modules():
         if isinstance(part, InvertedResidual) and part.residual:
-            nn.init.zeros_(part.body[-1].bn.weight)
+            last = part.body[-1]
+            assert isinstance(last, ConvBNAct)
+            nn.init.zeros_(last.bn.weight)
 
 
 def _layer(in_channels: int, out_channels: int, *, stride: int) -> ChoiceBlock:

@@ -44,6 +44,12 @@ CASES = {f"ground-{name}": builder for name, builder in GROUNDS.items()} | {
         create_supernet, "pnasnet-imagenet", filters=9, repeats=1, input_size=33, num_classes=5, blocks=2
     ),
     "amoebanet-cifar": partial(create_supernet, "amoebanet-cifar", filters=4, repeats=1, input_size=8, blocks=3),
+    "plain-small-widths": partial(create_supernet, "plain-small-widths", input_size=8, widths=(4, 6)),
+    "resnet-20-widths": partial(create_supernet, "resnet-20-widths", input_size=8, widths=(4, 6), blocks=2),
+    "resnet-50-widths": partial(create_supernet, "resnet-50-widths", input_size=32, base=4, depths=(1, 2)),
+    "mobilenetv2-widths": partial(
+        create_supernet, "mobilenetv2-widths", input_size=32, stem=6, table=((1, 4, 1, 1), (3, 6, 2, 2)), last=20
+    ),
 }
 ARCHS = {"spos-channels": 2}  # half a second each
 ARCHS |= {name: 2 for name in CASES if name.startswith(("nasnet", "pnasnet", "amoebanet"))}
@@ -52,6 +58,10 @@ ARCHS |= {name: 2 for name in CASES if name.startswith(("nasnet", "pnasnet", "am
 SLOW = {
     f"{name}-published": partial(create_supernet, name)
     for name in ("nasbench201", "spos", "spos-channels", "detnas-300m", "detnas-1.3g", "detnas-3.8g")
+}
+SLOW |= {
+    f"{name}-published": partial(create_supernet, name)
+    for name in ("plain-small-widths", "resnet-20-widths", "resnet-50-widths", "mobilenetv2-widths")
 }
 SLOW |= {  # at 225 pixels: the stem has no padding, so that it makes 111 of 224, a whole pixel less than half
     f"{name}-published": partial(create_supernet, f"{name}-imagenet", input_size=225)

@@ -1,0 +1,372 @@
+"""Known networks whose channel counts are decisions, one per group of layers that must agree (Gordon et al., 2018).
+
+Channels that meet in a sum, a depthwise convolution or a batch norm share one decision (MorphNet, §4.2). Every builder
+takes `headroom`: the largest width of a group over that of the network it is named after, whose widths are
+`WidthChain.seed`. Options go down to single channels; 0 leaves out a residual branch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supernet.blocks.elastic import INCOMING, Elastic, ElasticBlock, ElasticHead, Wire
+from supernet.blocks.plain import ConvBNAct, ConvBNReLU6
+from supernet.errors import InputError
+from supernet.searchable import Chain, Layout
+from supernet.space import Arch
+from supernet.spaces import Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthLayer:
+    """A convolution or linear layer in terms of width groups; costs are functions of the widths.
+
+    Attributes:
+        name: step and number.
+        reads: groups whose channels it reads, concatenated; empty for the image.
+        makes: group of its output channels; empty for a fixed number.
+        inputs, outputs: channels where there is no group.
+        positions: output pixels.
+        taps: kernel height times width.
+        depthwise: every channel has its own kernel.
+        branch: groups none of which may be 0 for the layer to exist.
+        extra: parameters per output channel beside the weights: scale and shift, or a bias.
+    """
+
+    name: str
+    reads: tuple[str, ...] = ()
+    makes: str = ""
+    inputs: int = 0
+    outputs: int = 0
+    positions: int = 1
+    taps: int = 1
+    depthwise: bool = False
+    branch: tuple[str, ...] = ()
+    extra: int = 0
+
+    def ends(self, widths: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Channels read and made: sums of whatever `widths` holds per group (numbers, counts as tensors)."""
+        read = sum((widths[name] for name in self.reads), 0) if self.reads else self.inputs
+        return read, widths[self.makes] if self.makes else self.outputs
+
+    def weights(self, widths: Mapping[str, int]) -> int:
+        """Elements of the weight."""
+        if not all(widths[name] for name in self.branch):
+            return 0
+        read, made = self.ends(widths)
+        return int(self.taps * made * (1 if self.depthwise else read))
+
+    def macs(self, widths: Mapping[str, int]) -> int:
+        """Multiply-accumulates for one image."""
+        return self.positions * self.weights(widths)
+
+    def params(self, widths: Mapping[str, int]) -> int:
+        """Trainable parameters, batch norm and bias included."""
+        there = all(widths[name] for name in self.branch)
+        return self.weights(widths) + self.extra * int(self.ends(widths)[1]) * there
+
+
+class WidthChain(Chain):
+    """A supernet all of whose decisions are widths.
+
+    Args:
+        name, input_shape: as of a `Chain`.
+        steps: elastic ones.
+        seed: the widths of the network that the space is named after.
+
+    Raises:
+        InputError: a step that is not elastic, or a decision that is no width; `seed` outside the space.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        steps: Sequence[tuple[str, nn.Module]],
+        *,
+        seed: Mapping[str, int],
+        input_shape: tuple[int, int, int],
+    ) -> None:
+        super().__init__(name, steps, input_shape=input_shape)
+        groups = {wire.makes for _, wire, _ in self.wires()}
+        other = [choice.name for choice in self.space.choices if choice.name not in groups]
+        if other:
+            raise InputError(f"the decision {other[0]!r} of {name!r} is no width; fix it, or use a Chain")
+        self.seed = self.space.canonical(seed)
+
+    def wires(self) -> Iterator[tuple[str, Wire, int]]:
+        """`(name, wire, stride of its step's input)` of every layer, its groups named as in the space.
+
+        `INCOMING` stands for the channels of the image.
+        """
+        incoming, stride = INCOMING, 1
+        for step_name, step in self.steps:
+            if not isinstance(step, Elastic):
+                raise InputError(
+                    f"step {step_name!r} is a {type(step).__name__}; the steps of a WidthChain are Elastic"
+                )
+            made: str | None = incoming
+            wires = step.wires()
+            for number, wire in enumerate(wires):
+                reads = incoming if wire.reads == INCOMING else f"{step_name}.{wire.reads}"
+                made = wire.makes and f"{step_name}.{wire.makes}"
+                made = incoming if made == INCOMING else made
+                branch = tuple(f"{step_name}.{name}" for name in wire.branch)
+                yield f"{step_name}.{number}", Wire(wire.layer, reads, made, wire.stride, branch), stride
+            incoming = made or INCOMING
+            out = step.out_layout(Arch({c.name: c.options[-1] for c in step.space.choices}), Layout(1, stride))
+            assert isinstance(out, Layout)
+            stride = out.stride
+
+    def layers(self) -> tuple[WidthLayer, ...]:
+        """All layers in order; their costs sum up to those of `CostTable` for a normal form."""
+        found = []
+        for name, wire, before in self.wires():
+            layer, stride = wire.layer, before * wire.stride
+            if isinstance(layer, ConvBNAct):
+                inputs, outputs, depthwise = layer.in_channels, layer.out_channels, layer.groups > 1
+                taps, extra = layer.kernel**2, 2 if layer.affine else 0
+            else:
+                inputs, outputs, depthwise, taps, extra = layer.in_features, layer.out_features, False, 1, 1
+            height, width = (-(-side // stride) if stride else 1 for side in self.input_shape[1:])
+            found.append(
+                WidthLayer(
+                    name=name, reads=(wire.reads,) if wire.reads != INCOMING else (), makes=wire.makes or "",
+                    inputs=inputs, outputs=outputs, positions=height * width, taps=taps, depthwise=depthwise,
+                    branch=wire.branch, extra=extra,
+                )
+            )  # fmt: skip
+        return tuple(found)
+
+    def scales(self, arch: Arch) -> dict[str, list[Tensor]]:
+        """Per group the batch-norm scales of the layers of `arch` that make its channels, (width,) each.
+
+        Empty where no such layer has a batch norm with scale, or the group's width is 0.
+        """
+        found: dict[str, list[Tensor]] = {choice.name: [] for choice in self.space.choices}
+        for _, wire, _ in self.wires():
+            layer, there = wire.layer, all(arch[name] for name in wire.branch)
+            if wire.makes and there and isinstance(layer, ConvBNAct) and layer.affine:
+                found[wire.makes].append(layer.bn.weight[: int(arch[wire.makes])])
+        return found
+
+    @torch.no_grad()
+    def permute(self, orders: Mapping[str, Tensor]) -> None:
+        """Reorder the leading channels of groups in place; an architecture that uses all of them computes the same.
+
+        Args:
+            orders: per group a permutation of 0 to n - 1, (n,): channel i becomes what channel `order[i]` was.
+        """
+        for _, wire, _ in self.wires():
+            layer = wire.layer
+            if wire.makes is not None and wire.makes in orders:
+                for tensor in layer.state_dict().values():
+                    if tensor.ndim:
+                        _reorder(tensor, orders[wire.makes])
+            depthwise = isinstance(layer, ConvBNAct) and layer.groups > 1
+            if wire.reads in orders and not depthwise:
+                weight = layer.conv.weight if isinstance(layer, ConvBNAct) else layer.weight
+                _reorder(weight.transpose(0, 1), orders[wire.reads])
+
+    @torch.no_grad()
+    def renew(self, first: Mapping[str, int]) -> None:
+        """Give the channels of each group from `first` on the initial scale 1 and shift 0 of a batch norm, in place."""
+        for _, wire, _ in self.wires():
+            layer, start = wire.layer, first.get(wire.makes or INCOMING)
+            if start is not None and isinstance(layer, ConvBNAct) and layer.affine:
+                layer.bn.weight[start:] = 1.0
+                layer.bn.bias[start:] = 0.0
+
+
+def _reorder(tensor: Tensor, order: Tensor) -> None:
+    """Permute the leading rows in place."""
+    tensor[: len(order)] = tensor[order]
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+Row = tuple[str, int, dict[str, Any]]
+"""A layer: the decision on its output channels, how many the seed has, and the layer's settings."""
+
+
+class _Builder:
+    """The steps of a chain with the widths of the seed, made at `headroom` times these."""
+
+    def __init__(self, in_channels: int, *, headroom: float, affine: bool, layer: type[ConvBNAct] = ConvBNAct) -> None:
+        if headroom < 1:
+            raise InputError(f"headroom={headroom} leaves no room for the seed; give at least 1")
+        self.headroom, self.affine, self.layer = headroom, affine, layer
+        self.steps: list[tuple[str, nn.Module]] = []
+        self.seed: dict[str, int] = {}
+        self.width = self.widest = in_channels
+
+    def add(self, name: str, rows: Sequence[Row], *, shortcut: bool = False, **settings: Any) -> None:
+        """A block of layers, depthwise where the settings hold `depthwise`.
+
+        Args:
+            shortcut: an identity where the shape is kept; settings hold `project` to have a projection elsewhere.
+        """
+        project = settings.pop("project", False)
+        stride, out, before, body, makes = 1, rows[-1][1], self.widest, [], []
+        for _, _, options in rows:
+            stride *= options.get("stride", 1)
+        keeps = shortcut and stride == 1 and out == self.width
+        for number, (decision, width, options) in enumerate(rows):
+            last = keeps and number == len(rows) - 1
+            made = INCOMING if last else decision
+            widest = self.widest if made == INCOMING else max(width, int(width * self.headroom))
+            given = {key: value for key, value in options.items() if key != "depthwise"}
+            groups = widest if options.get("depthwise") else 1
+            body.append(self.layer(before, widest, groups=groups, affine=self.affine, **given))
+            makes.append(made)
+            before = widest
+            if made != INCOMING:
+                self.seed[f"{name}.{decision}"] = width
+        beside: nn.Module | None = nn.Identity() if keeps else None
+        if shortcut and project and not keeps:
+            beside = self.layer(self.widest, before, stride=stride, act=False, affine=self.affine)
+        self.steps.append((name, ElasticBlock(body, makes, shortcut=beside, **settings)))
+        self.width, self.widest = out, before
+
+    def chain(self, name: str, *, classes: int, input_shape: tuple[int, int, int], dropout: float = 0.0) -> WidthChain:
+        """The steps with a classifier behind them."""
+        steps = [*self.steps, ("head", ElasticHead(self.widest, classes, dropout=dropout))]
+        return WidthChain(name, steps, seed=self.seed, input_shape=input_shape)
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+
+def plain_small_widths(
+    *,
+    num_classes: int = 10,
+    input_size: int = 16,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    headroom: float = 2.0,
+    affine: bool = True,
+    widths: Sequence[int] = (16, 32, 64),
+) -> WidthChain:
+    """Blocks of two 3×3 convolutions without shortcuts, for images of 8 to 64 pixels.
+
+    All blocks but the first halve the resolution. Every layer has a decision of its own, `block{i}.mid` and
+    `block{i}.out`, both from 1.
+    """
+    net = _Builder(in_channels, headroom=headroom, affine=affine)
+    for number, width in enumerate(widths):
+        first: dict[str, Any] = {"kernel": 3, "stride": 2 if number else 1}
+        net.add(f"block{number}", [("mid", width, first), ("out", width, {"kernel": 3})])
+    return net.chain("plain-small-widths", classes=num_classes, input_shape=(in_channels, input_size, input_size))
+
+
+def resnet_20_widths(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    headroom: float = 2.0,
+    affine: bool = True,
+    widths: Sequence[int] = (16, 32, 64),
+    blocks: int = 3,
+) -> WidthChain:
+    """ResNet-20 for CIFAR (He et al., 2016, §4.2), stages of basic blocks of 16, 32 and 64 channels.
+
+    The sums of stage 1 reach back to the stem: `stem.width`; those of a later stage have `stage{s}.block0.out`. Within
+    a block there is `mid`, from 0. Shortcuts that change the shape are projections (option B), since zero-padded ones
+    (option A) would tie the channels of all stages.
+
+    Args:
+        blocks: of each stage; 6 n + 2 layers for n.
+        affine: batch norm with scale and shift, which MorphNet needs.
+    """
+    net = _Builder(in_channels, headroom=headroom, affine=affine)
+    net.add("stem", [("width", widths[0], {"kernel": 3})])
+    for stage, width in enumerate(widths, start=1):
+        for block in range(blocks):
+            stride = 2 if stage > 1 and block == 0 else 1
+            rows: list[Row] = [
+                ("mid", width, {"kernel": 3, "stride": stride}),
+                ("out", width, {"kernel": 3, "act": False}),
+            ]
+            net.add(f"stage{stage}.block{block}", rows, shortcut=True, project=True, act=True)
+    return net.chain("resnet-20-widths", classes=num_classes, input_shape=(in_channels, input_size, input_size))
+
+
+def resnet_50_widths(
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    headroom: float = 2.0,
+    affine: bool = True,
+    base: int = 64,
+    depths: Sequence[int] = (3, 4, 6, 3),
+) -> WidthChain:
+    """ResNet-50 (He et al., 2016, Table 1) with the stride in the 3×3 convolution, as torchvision has it.
+
+    Decisions: `stem.width`; per block `mid1` and `mid2`, from 0; per stage `stage{s}.block0.out`, which its sums share.
+
+    Args:
+        base: channels of the stem; stage s has bottlenecks of base · 2**(s - 1) and four times as many around them.
+        depths: blocks of each stage.
+    """
+    net = _Builder(in_channels, headroom=headroom, affine=affine)
+    pool = nn.MaxPool2d(3, 2, 1)
+    net.add("stem", [("width", base, {"kernel": 7, "stride": 2})], tail=pool, tail_stride=2)
+    for stage, depth in enumerate(depths, start=1):
+        mid = base * 2 ** (stage - 1)
+        for block in range(depth):
+            stride = 2 if stage > 1 and block == 0 else 1
+            middle: dict[str, Any] = {"kernel": 3, "stride": stride}
+            rows: list[Row] = [("mid1", mid, {}), ("mid2", mid, middle), ("out", 4 * mid, {"act": False})]
+            net.add(f"stage{stage}.block{block}", rows, shortcut=True, project=True, act=True)
+    return net.chain("resnet-50-widths", classes=num_classes, input_shape=(in_channels, input_size, input_size))
+
+
+MOBILENETV2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+"""Expansion, channels, blocks, stride of the first: Sandler et al., 2018, Table 2."""
+
+
+def mobilenetv2_widths(
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    headroom: float = 2.0,
+    affine: bool = True,
+    stem: int = 32,
+    table: Sequence[tuple[int, int, int, int]] = MOBILENETV2,
+    last: int = 1280,
+    dropout: float = 0.2,
+) -> WidthChain:
+    """MobileNetV2 (Sandler et al., 2018, Table 2), ReLU6.
+
+    Decisions: `stem.width`, which the depthwise convolution of the first block shares; per block the expanded `mid`,
+    shared by its depthwise convolution, from 0 where a shortcut goes around it and from 1 elsewhere; `out` of the first
+    block of each row, which its sums share; `last.width`.
+    """
+    net = _Builder(in_channels, headroom=headroom, affine=affine, layer=ConvBNReLU6)
+    net.add("stem", [("width", stem, {"kernel": 3, "stride": 2})])
+    for stage, (expansion, width, depth, first) in enumerate(table, start=1):
+        for block in range(depth):
+            middle: dict[str, Any] = {"kernel": 3, "stride": first if block == 0 else 1, "depthwise": True}
+            mid = net.width * expansion
+            expand = [("mid", mid, {}), ("mid", mid, middle)] if expansion > 1 else [(INCOMING, mid, middle)]
+            net.add(f"stage{stage}.block{block}", [*expand, ("out", width, {"act": False})], shortcut=True)
+    net.add("last", [("width", last, {})])
+    shape = (in_channels, input_size, input_size)
+    return net.chain("mobilenetv2-widths", classes=num_classes, input_shape=shape, dropout=dropout)
