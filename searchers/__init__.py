@@ -7,8 +7,12 @@ if TYPE_CHECKING:
     from searchers.evolution import AgingEvolution
     from searchers.local_search import LocalSearch
     from searchers.loop import Searcher, search
+    from searchers.morphnet import MorphNet
     from searchers.optuna_adapter import OptunaSearcher
+    from searchers.pareto import NSGA2, hypervolume, pareto_front
+    from searchers.predictor import PredictorSearch
     from searchers.random_search import RandomSearch
+    from searchers.reinforce import Reinforce
     from searchers.study import Study, Trial
     from searchers.topk import TopKEvolution
 
@@ -21,18 +25,30 @@ _HOME = {
     "AgingEvolution": "searchers.evolution",
     "TopKEvolution": "searchers.topk",
     "LocalSearch": "searchers.local_search",
+    "MorphNet": "searchers.morphnet",
     "OptunaSearcher": "searchers.optuna_adapter",
+    "PredictorSearch": "searchers.predictor",
+    "Reinforce": "searchers.reinforce",
+    "NSGA2": "searchers.pareto",
+    "pareto_front": "searchers.pareto",
+    "hypervolume": "searchers.pareto",
 }
 
 __all__ = [
+    "NSGA2",
     "AgingEvolution",
     "LocalSearch",
+    "MorphNet",
     "OptunaSearcher",
+    "PredictorSearch",
     "RandomSearch",
+    "Reinforce",
     "Searcher",
     "Study",
     "TopKEvolution",
     "Trial",
+    "hypervolume",
+    "pareto_front",
     "search",
 ]
 

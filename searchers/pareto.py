@@ -1,8 +1,21 @@
-"""Fronts of searches with more than one objective."""
+"""Searches with more than one objective: Pareto fronts, their hypervolume, and NSGA-II."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from searchers.loop import Feasible
+from searchers.proposals import CHILD_TRIES, Visited, up_to
 from searchers.study import Trial, score
+from supernet.errors import InputError, nearest
+from supernet.seeding import generator
+from supernet.space import Arch, SearchSpace
+
+MINIMISED = ("macs", "params", "activations", "latency", "loss")
+"""Metrics that nobody means to maximise: as an objective without a minus they are an error."""
+
+Point = Sequence[float]
+"""Values of the objectives, each maximised."""
 
 
 def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
@@ -25,3 +38,264 @@ def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Tri
         if not any(all(a >= b for a, b in zip(other, values, strict=True)) for other, _ in front):
             front.append((values, trial))
     return [trial for _, trial in front]
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """The volume that is at least as good as the reference and at most as good as one of the points (Zitzler, 1999).
+
+    Exact in any number d of objectives: a sweep in O(n log n) for two, slices along the last objective of more, so that
+    d take O(n**(d - 1) log n). Thousands of points in two dimensions and hundreds in three take a second at most.
+
+    Args:
+        points: maximised; those not better than the reference in every objective add nothing.
+        reference: the worst value of each objective that counts.
+
+    Raises:
+        InputError: a point with another number of objectives, or a value that is not a number.
+    """
+    for point in (*points, reference):
+        if len(point) != len(reference) or any(map(math.isnan, point)):
+            raise InputError(f"the point {tuple(point)} does not compare with the reference {tuple(reference)}")
+    above = {tuple(point) for point in points if all(a > b for a, b in zip(point, reference, strict=True))}
+    return _sliced(sorted(above, key=lambda point: -point[-1]), tuple(reference))
+
+
+def _sliced(points: Sequence[tuple[float, ...]], reference: tuple[float, ...]) -> float:
+    """Of points above the reference, the highest in the last objective first."""
+    if len(reference) == 1:
+        return points[0][0] - reference[0] if points else 0.0
+    if len(reference) == 2:
+        return _swept(points, reference)
+    volume = 0.0
+    for number, point in enumerate(points, start=1):
+        floor = points[number][-1] if number < len(points) else reference[-1]
+        if point[-1] > floor:  # between these two heights, the first `number` points reach up
+            below = sorted({p[:-1] for p in points[:number]}, key=lambda p: -p[-1])
+            volume += (point[-1] - floor) * _sliced(below, reference[:-1])
+    return volume
+
+
+def _swept(points: Sequence[tuple[float, ...]], reference: tuple[float, ...]) -> float:
+    """The area: from the highest down, each point adds what it is wider than all before it."""
+    area, widest = 0.0, reference[0]
+    for first, second in points:
+        if first > widest:
+            area += (first - widest) * (second - reference[1])
+            widest = first
+    return area
+
+
+def nondominated_sort(points: Sequence[Point], violations: Sequence[float] | None = None) -> list[list[int]]:
+    """Fast non-dominated sorting (Deb et al., 2002, § III-A) with constrained domination (§ VI-A).
+
+    Args:
+        points: maximised.
+        violations: of the constraints, 0 for none. Who violates less dominates; who violates nothing is compared by
+            the objectives.
+
+    Returns:
+        positions of the points, front by front, in ascending order within each.
+    """
+    broken = [0.0] * len(points) if violations is None else violations
+
+    def dominates(a: int, b: int) -> bool:
+        if broken[a] or broken[b]:
+            return broken[a] < broken[b]
+        pairs = list(zip(points[a], points[b], strict=True))
+        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+    beaten: list[list[int]] = [[] for _ in points]
+    beaters = [0] * len(points)
+    for a in range(len(points)):
+        for b in range(a):
+            for winner, loser in ((a, b), (b, a)):
+                if dominates(winner, loser):
+                    beaten[winner].append(loser)
+                    beaters[loser] += 1
+    fronts = [[i for i, count in enumerate(beaters) if count == 0]]
+    while fronts[-1]:
+        following = []
+        for winner in fronts[-1]:
+            for loser in beaten[winner]:
+                beaters[loser] -= 1
+                if beaters[loser] == 0:
+                    following.append(loser)
+        fronts.append(sorted(following))
+    return fronts[:-1]
+
+
+def crowding_distance(points: Sequence[Point]) -> list[float]:
+    """The perimeter of the box between a point's neighbours on its front, infinite at the ends (§ III-B).
+
+    Each objective counts relative to its range over the points; one in which all are equal does not count.
+    """
+    distance = [0.0] * len(points)
+    for objective in range(len(points[0]) if points else 0):
+        order = sorted(range(len(points)), key=lambda i: points[i][objective])
+        values = [points[i][objective] for i in order]
+        if values[0] == values[-1]:
+            continue
+        distance[order[0]] = distance[order[-1]] = math.inf
+        for place in range(1, len(order) - 1):
+            distance[order[place]] += (values[place + 1] - values[place - 1]) / (values[-1] - values[0])
+    return distance
+
+
+def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
+    """The objectives if they can be meant: two or more metrics, costs with a minus. Raises `InputError` otherwise."""
+    if isinstance(objectives, str) or not all(isinstance(name, str) for name in objectives):
+        raise InputError(f"objectives={objectives!r} are no sequence of names; write ('accuracy', '-macs')")
+    names = [name.removeprefix("-") for name in objectives]
+    if len(set(names)) < max(2, len(names)) or not all(names):
+        raise InputError(f"objectives={tuple(objectives)!r} are not two or more different metrics; name each once")
+    for objective in objectives:
+        if objective in MINIMISED:
+            raise InputError(f"objective {objective!r} would be maximised; write '-{objective}' to minimise it")
+    return tuple(objectives)
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    arch: Arch
+    point: tuple[float, ...]
+    violation: float
+    rank: int = 0
+    distance: float = math.inf
+
+
+class NSGA2:
+    """The elitist genetic algorithm for several objectives (Deb, Pratap, Agarwal & Meyarivan, 2002), § III.
+
+    The first `population_size` networks are random. A child crosses the winners of two binary tournaments (lower front
+    first, then larger crowding distance) and is mutated. When as many children are scored as the population has
+    members, the best of both by front and crowding distance become the next population. Any number may be asked for at
+    a time; the published schedule is a batch of `population_size`.
+
+    Unlike the paper's, children are networks never proposed before: the same one would be scored to the same values.
+    Where `proposals.CHILD_TRIES` children are not, a random new network takes their place. Every proposal keeps the
+    limits. Trials outside, which a warm start may tell, take part by constrained domination: behind all within, ordered
+    by how far they exceed the limits.
+
+    Args:
+        space: to search.
+        seed: of its draws.
+        metric: names the best trial of the search; selection goes by the objectives alone.
+        feasible: limits that every proposal keeps; None for none.
+        objectives: metrics, maximised; with a leading minus, minimised. A trial in which one is not finite is no
+            parent.
+        cost: gives, for an architecture, the objectives that the evaluation does not return, e.g. a `CostTable`.
+        population_size: N of the paper.
+        crossover: probability that a child has two parents.
+        mutation: probability that an active decision is drawn anew, the old value included; None for 1 over the number
+            of decisions.
+
+    Raises:
+        InputError: objectives that cannot be meant, a population below 2, a probability outside [0, 1]; when told, a
+            trial without an objective.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        seed: int = 0,
+        metric: str = "accuracy",
+        feasible: Feasible | None = None,
+        objectives: Sequence[str] = ("accuracy", "-macs"),
+        cost: Callable[[Arch], Mapping[str, float]] | None = None,
+        population_size: int = 100,
+        crossover: float = 0.9,
+        mutation: float | None = None,
+    ) -> None:
+        self.objectives = check_objectives(objectives)
+        if population_size < 2:
+            raise InputError(f"population_size={population_size} is too small; give at least 2")
+        for name, chance in (("crossover", crossover), ("mutation", mutation)):
+            if chance is not None and not 0 <= chance <= 1:
+                raise InputError(f"{name}={chance} is no probability; give a number from 0 to 1")
+        if cost is not None and not callable(cost):
+            raise InputError(f"cost={cost!r} cannot be called; give a function of an architecture, e.g. a CostTable")
+        self.space = space
+        self.seed = seed
+        self.metric = metric
+        self.feasible = feasible
+        self.cost = cost
+        self.population_size = population_size
+        self.crossover = crossover
+        self.mutation = mutation
+        self._rng = generator("NSGA-II", seed)
+        self._visited = Visited(space, feasible)
+        self._told: set[str] = set()
+        self._population: list[_Member] = []
+        self._children: list[_Member] = []  # scored since the last selection; at first the random ones
+
+    def ask(self, n: int) -> list[Arch]:
+        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
+        return up_to(n, self._child, lambda: self._visited.sample(self._rng))
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """The trials become children; failed ones are only never proposed again."""
+        self._visited.tell(trials)
+        for trial in trials:
+            if trial.failed or trial.key in self._told:
+                continue
+            self._told.add(trial.key)
+            member = self._member(trial)
+            if all(map(math.isfinite, member.point)):
+                self._children.append(member)
+            if len(self._children) >= self.population_size:
+                self._population = self._selected([*self._population, *self._children])
+                self._children = []
+
+    def _member(self, trial: Trial) -> _Member:
+        names = [name.removeprefix("-") for name in self.objectives]
+        legal = self.feasible is None or self.feasible(trial.arch)
+        limits: Mapping[str, float] = {} if self.feasible is None or legal else self.feasible.limits
+        values = dict(trial.metrics)
+        if self.cost is not None and not {*names, *limits} <= values.keys():
+            values = {**self.cost(self.space.normal_form(trial.arch)), **values}
+        for name in names:
+            if name not in values:
+                raise InputError(
+                    f"trial {trial.number} ({trial.key}) has no objective {name!r}; {nearest(name, values)}"
+                )
+        signs = [-1.0 if objective.startswith("-") else 1.0 for objective in self.objectives]
+        point = tuple(sign * values[name] for sign, name in zip(signs, names, strict=True))
+        return _Member(trial.arch, point, 0.0 if legal else _excess(values, limits))
+
+    def _selected(self, members: Sequence[_Member]) -> list[_Member]:
+        """The next population, with the front and the crowding distance of each."""
+        kept: list[_Member] = []
+        fronts = nondominated_sort([m.point for m in members], [m.violation for m in members])
+        for rank, front in enumerate(fronts):
+            distances = crowding_distance([members[i].point for i in front])
+            ranked = [
+                _Member(members[i].arch, members[i].point, members[i].violation, rank, distance)
+                for i, distance in zip(front, distances, strict=True)
+            ]
+            ranked.sort(key=lambda member: -member.distance)  # stable: of equals the earlier stays ahead
+            kept += ranked[: self.population_size - len(kept)]
+        return kept
+
+    def _child(self) -> Arch | None:
+        """A new network from the population; None before there is one, or where no child is new."""
+        return self._visited.claim(self._bred, tries=CHILD_TRIES) if self._population else None
+
+    def _bred(self) -> Arch:
+        arch = self._parent().arch
+        if self._rng.random() < self.crossover:
+            arch = self.space.crossover(arch, self._parent().arch, self._rng)
+        chance = 1 / max(1, len(self.space)) if self.mutation is None else self.mutation
+        return self.space.mutate(arch, self._rng, chance)
+
+    def _parent(self) -> _Member:
+        """The winner of a binary tournament by the crowded comparison."""
+        first, second = (self._population[self._rng.randrange(len(self._population))] for _ in range(2))
+        return min(first, second, key=lambda member: (member.rank, -member.distance))
+
+
+def _excess(values: Mapping[str, float], limits: Mapping[str, float]) -> float:
+    """How far the limits are exceeded, each relative to itself; infinite where one that is broken is not known."""
+    over = [(values[name] - limit) / max(abs(limit), 1e-12) for name, limit in limits.items() if name in values]
+    excess = sum(value for value in over if value > 0)
+    return excess if len(over) == len(limits) and excess > 0 else math.inf

@@ -144,5 +144,7 @@ class LatencyTable(CostTable):
     def _filled(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
+        if not leaf.is_meta:  # values, such as the sizes of images, and no activations
+            return leaf.repeat(self.batch, *[1] * (leaf.ndim - 1))
         full = torch.rand(leaf.shape[0] * self.batch, *leaf.shape[1:], device=self.device)
         return full.to(memory_format=self.memory_format) if full.ndim == 4 else full

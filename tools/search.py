@@ -15,7 +15,8 @@ class Search:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
     searcher: str = "aging-evolution"
-    """random, aging-evolution, top-k-evolution, detnas, spos (its published settings), local-search or optuna."""
+    """random, aging-evolution, top-k-evolution, detnas, spos (its published settings), local-search, predictor, nsga2,
+    or optuna."""
     name: str = ""
     """Of the search below RUN/search/; the searcher's by default."""
     trials: int = 200

@@ -35,6 +35,8 @@ SEARCHERS = {
     "detnas": "TopKEvolution.detnas",
     "spos": "TopKEvolution.spos",
     "local-search": "LocalSearch",
+    "predictor": "PredictorSearch",
+    "nsga2": "NSGA2",
     "optuna": "OptunaSearcher",
 }
 """Name to what makes the searcher, in the package `searchers`."""
@@ -61,7 +63,12 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
         except (ValueError, TypeError):
             raise InputError(f"{key}={text!r} is no {type(default).__name__}") from None
     make = getattr(make, preset) if preset else make
-    return make(run.supernet.space, seed=seed, feasible=feasible if feasible.limits else None, **values)
+    searcher = make(run.supernet.space, seed=seed, feasible=feasible if feasible.limits else None, **values)
+    scored = ("accuracy", "loss", *run.cost.costs)
+    for objective in getattr(searcher, "objectives", ()):
+        if objective.removeprefix("-") not in scored:
+            raise InputError(f"objective {objective!r} is not among what is scored; {nearest(objective, scored)}")
+    return searcher
 
 
 def search_stage(

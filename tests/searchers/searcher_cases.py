@@ -5,7 +5,18 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from searchers import AgingEvolution, LocalSearch, OptunaSearcher, RandomSearch, Searcher, TopKEvolution, Trial
+from searchers import (
+    NSGA2,
+    AgingEvolution,
+    LocalSearch,
+    OptunaSearcher,
+    PredictorSearch,
+    RandomSearch,
+    Reinforce,
+    Searcher,
+    TopKEvolution,
+    Trial,
+)
 from supernet.space import Arch, Choice, SearchSpace, Value
 
 OPS = ("skip", "k3", "k5")
@@ -85,6 +96,28 @@ def non_aging(space: SearchSpace, **settings: object) -> AgingEvolution:
     return small_evolution(space, aging=False, **settings)
 
 
+def small_predictor(space: SearchSpace, **settings: object) -> PredictorSearch:
+    """The Gaussian process, which takes some milliseconds for a proposal, from the sixteenth on."""
+    return PredictorSearch(space, **{"initial": 15, **settings})  # type: ignore[arg-type]
+
+
+def small_reinforce(space: SearchSpace, **settings: object) -> Reinforce:
+    """Several updates of a small policy within a short test."""
+    small = {"hidden": 8, "minibatch": 10, "epochs": 2, "learning_rate": 0.002}
+    return Reinforce(space, **{**small, **settings})  # type: ignore[arg-type]
+
+
+def letters(arch: Arch) -> dict[str, float]:
+    """A cost that depends on every decision: the letters and digits of its values."""
+    return {"letters": float(sum(len(str(value)) for value in arch.values()))}
+
+
+def small_nsga2(space: SearchSpace, **settings: object) -> NSGA2:
+    """Several generations within a short test; the second objective is a cost that no evaluation here returns."""
+    objectives = (settings.get("metric", "accuracy"), "-letters")
+    return NSGA2(space, population_size=8, objectives=objectives, cost=letters, **settings)  # type: ignore[arg-type]
+
+
 def optuna_nsga2(space: SearchSpace, **settings: object) -> OptunaSearcher:
     """The adapter over a sampler that learns and is fast; TPE takes milliseconds for a proposal."""
     options = {"population_size": 8}
@@ -98,9 +131,12 @@ OURS: dict[str, Make] = {
     "topk": small_topk,
     "one-point": one_point,
     "local": LocalSearch,
+    "predictor": small_predictor,
+    "nsga2": small_nsga2,
+    "reinforce": small_reinforce,
 }
 MAKERS: dict[str, Make] = OURS | ({"optuna": optuna_nsga2} if importlib.util.find_spec("optuna") else {})
-REPEAT = {"evolution", "non-aging"}  # those that may propose a network again
+REPEAT = {"evolution", "non-aging", "reinforce"}  # those that may propose a network again
 
 
 def trial(number: int, arch: Arch, accuracy: float, *, space: SearchSpace | None = None) -> Trial:
