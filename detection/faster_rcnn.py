@@ -74,7 +74,7 @@ class ConvFCHead(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """One row per region."""
-        if len(regions) == 0:  # batch norm has no statistics of nothing
+        if len(regions) == 0:  # batch norm would count them as a batch in the mean over batches
             return regions.new_zeros(0, self.hidden)
         rows: Tensor = self.layers(regions)
         return rows

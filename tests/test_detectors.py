@@ -13,7 +13,7 @@ from detector_cases import BACKBONE, CLASSES, KINDS, WIDTH, drawn, images, same,
 from torch import nn
 
 import detection
-from detection import DetectorCosts, Labelled, backbone_of, create_detector, load_backbone
+from detection import DetectorCosts, DetectorNetwork, Labelled, backbone_of, create_detector, load_backbone
 from detection.backbone import MapStep, SearchableMapStep, as_backbone
 from detection.detector import Detector
 from detection.inputs import ImageBatch
@@ -28,7 +28,7 @@ from supernet.errors import InputError
 from supernet.evaluate import recalibrate_bn
 from supernet.prefix import PrefixSharing, Trie
 from supernet.spaces import GENOTYPES
-from supernet.testing import check_space, check_training, randomize
+from supernet.testing import check_space, randomize
 
 PUBLISHED = {  # name: parameters and MACs / 1e6 of the backbone at 224×224
     "detnas-coco-fpn-300m": (1_849_664, 288.1),
@@ -101,13 +101,13 @@ class DifferentInTraining(ChoiceBlock):
 
 
 def test_the_contract_covers_training_mode() -> None:
-    """The control of `check_training`."""
+    """The control of the test above."""
     detector = tiny("retinanet", seed=1)
     for step in detector.blocks:
         if isinstance(step, SearchableMapStep):
             step.block.__class__ = DifferentInTraining
     with pytest.raises(AssertionError, match="in training mode"):
-        check_training(detector, drawn(detector), Labelled(images(), targets()))
+        check_space(detector, archs=1, inputs=Labelled(images(), targets()))
 
 
 def test_both_ways_to_give_targets_are_one() -> None:
@@ -180,6 +180,9 @@ def test_weights_come_by_key_from_supernets_subnets_and_files(tmp_path: Path) ->
     load_backbone(from_file, tmp_path / "supernet.safetensors")
     single = tiny("retinanet", arch=arch, phase="supernet")
     load_backbone(single, classifier.subnet(arch))
+    copied = tiny("retinanet", backbone=classifier, arch=arch)
+    assert isinstance(copied, DetectorNetwork)
+    assert all(map(torch.equal, copied[1].state_dict().values(), single[1].state_dict().values()))
     whole = [backbone_of(d).eval()(images(), d.architecture(arch))[0] for d in (from_file, given)]
     alone = backbone_of(single).eval()(images())[0]
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*whole, alone, strict=True))

@@ -20,6 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from detection import DetectorNetwork, Labelled, backbone_of, create_detector, load_backbone
 from detection.backbone import freeze_batch_norm
+from detection.faster_rcnn import ConvFCHead
 from detection.pyramid import Anchors, FeaturePyramid
 from detection.retinanet import RetinaHead
 from supernet import Chain, create_network
@@ -154,14 +155,22 @@ def test_untrained_detectors_survive_boxes_without_area_and_images_without_boxes
             if name.endswith(("bbox_reg", "bbox_pred")):
                 part.bias.fill_(-1e4)  # widths and heights of exp(-1e4), far outside the image
         found = network(images(96, 96))
-        recalibrate_bn(network, [images()])  # batch norm of the box head sees no region
-        assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
     assert [each["boxes"].shape for each in found] == [(0, 4), (0, 4)]
     assert all(each["labels"].dtype == torch.int64 and len(each["scores"]) == 0 for each in found)
     losses = network.train()(images(), [targets()[1]] * 2)
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_a_batch_without_regions_does_not_count_in_calibration() -> None:
+    few, more = (torch.randn(number, 8, 7, 7, generator=torch.Generator().manual_seed(number)) for number in (2, 5))
+    one, other = (ConvFCHead(8, convs=1, hidden=4, norm="batch") for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    recalibrate_bn(one, [few, few[:0], more])
+    recalibrate_bn(other, [few, more])
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    assert one(few[:0]).shape == (0, 4)
 
 
 def _bad_targets(change: Callable[[list[dict[str, Tensor]]], Any]) -> Callable[[], Any]:

@@ -15,8 +15,8 @@ class Search:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
     searcher: str = "aging-evolution"
-    """random, aging-evolution, top-k-evolution, detnas, spos (its published settings), local-search, predictor, nsga2,
-    or optuna."""
+    """random, aging-evolution, top-k-evolution, detnas or spos (its published settings), local-search, predictor,
+    nsga2, reinforce, enas (its published settings), pnas, or optuna."""
     name: str = ""
     """Of the search below RUN/search/; the searcher's by default."""
     trials: int = 200
@@ -69,7 +69,7 @@ def run() -> None:
     result["cheapest of these, MACs"] = cheapest["macs"]
     rows = [(name.replace("tied", "not told from the best by its images"), value) for name, value in result.items()]
     print_table(f"search {args.name or args.searcher}", ("what", "value"), [row for row in rows if row[0] != "arch"])
-    columns = ("score", "macs", "params")
+    columns = [name for name in front[0] if name != "arch"]
     lines = [(*(row[name] for name in columns), stages.Arch(row["arch"]).key) for row in front]
     print_table("Pareto front", (*columns, "architecture"), lines)
     print(stages.Arch(result["arch"]).to_json())

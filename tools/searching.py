@@ -13,7 +13,7 @@ from stages import Run, random_feasible, timed, true_accuracies
 
 import searchers
 from searchers import Study, Trial, search
-from searchers.pareto import pareto_front
+from searchers.pareto import hypervolume, pareto_front
 from searchers.study import score
 from supernet import Arch
 from supernet.checkpoint import read_json, write_json
@@ -37,6 +37,9 @@ SEARCHERS = {
     "local-search": "LocalSearch",
     "predictor": "PredictorSearch",
     "nsga2": "NSGA2",
+    "reinforce": "Reinforce",
+    "enas": "Reinforce.enas",
+    "pnas": "PNAS",
     "optuna": "OptunaSearcher",
 }
 """Name to what makes the searcher, in the package `searchers`."""
@@ -98,7 +101,7 @@ def search_stage(
                     searcher, scorer, study, trials=trials, evaluations=evaluations, batch=batch, resume=resume,
                     on_trial=lambda trial: update(trial.number + 1, shown(trial)),
                 )  # fmt: skip
-            return _summary(run, study, best, searcher.metric, evaluate)
+            return _summary(run, study, best, searcher, evaluate)
     finally:
         shared.close()
 
@@ -145,20 +148,30 @@ class _Shown:
         return table
 
 
-def _summary(run: Run, study: Study, best: Trial, metric: str, evaluate: SharedWeights) -> dict[str, Any]:
-    """The best, the Pareto front of score and MACs, and what cannot be told from the best by its images."""
-    space, told = run.supernet.space, study.trials()
+def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: SharedWeights) -> dict[str, Any]:
+    """The best, the Pareto front and its hypervolume, and what cannot be told from the best by its images.
+
+    The front is of the searcher's objectives, score and MACs by default; the hypervolume is its share of the box
+    between the worst and the best scored value of each objective.
+    """
+    space, told, metric = run.supernet.space, study.trials(), searcher.metric
     scored = [t for t in told if not t.failed and not t.repeat]
+    objectives = getattr(searcher, "objectives", (metric, "-macs"))
+    front = pareto_front(scored, objectives)
+    points = [[score(t, o) for o in objectives] for t in scored]
+    worst, ideal = ([edge(values) for values in zip(*points, strict=True)] for edge in (min, max))
+    shown = dict.fromkeys([*(o.removeprefix("-") for o in objectives), "params"])
+    box = math.prod(high - low for low, high in zip(worst, ideal, strict=True))
+    covered = hypervolume([[score(t, o) for o in objectives] for t in front], worst) / box if box else 1.0
     summary = {
         "arch": dict(space.normal_form(best.arch)), "key": best.key, "score": best.metrics[metric.removeprefix("-")],
         "macs": best.metrics["macs"], "params": best.metrics["params"], "trials": len(told),
         "evaluations": sum(not t.repeat for t in told), "failed": sum(bool(t.failed) for t in told),
         "seconds": sum(t.seconds for t in told), "ended": study.ended,
         "front": [
-            {"arch": dict(space.normal_form(t.arch)), "score": t.metrics[metric.removeprefix("-")],
-             "macs": t.metrics["macs"], "params": t.metrics["params"]}
-            for t in pareto_front(scored, (metric, "-macs"))
+            {"arch": dict(space.normal_form(t.arch)), **{name: t.metrics[name] for name in shown}} for t in front
         ],
+        "hypervolume": covered,
     }  # fmt: skip
     if evaluate.cache is not None:
         forms = [space.normal_form(t.arch) for t in scored]
