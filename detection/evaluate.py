@@ -77,7 +77,7 @@ class GroundTruth:
 
         Args:
             rows: (m, 7): image, label, score, x1, y1, x2, y2 of a detection, in the order in which ties are broken.
-            every: all of `FIGURES`; otherwise `map`, `map50` and `map75` alone, in about 70 % of the time.
+            every: all of `FIGURES`; otherwise `map`, `map50` and `map75` alone, in 70 to 85 % of the time.
         """
         if not self.labels:
             return dict.fromkeys(FIGURES if every else FIGURES[:3], -1.0)

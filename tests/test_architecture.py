@@ -181,7 +181,8 @@ def loaded_by(statement: str) -> set[str]:
         "import supernet.space, supernet.config, supernet.seeding, supernet.errors",
         "import supernet.spaces",
         "import supernet.space, searchers",
-        "from searchers import AgingEvolution, RandomSearch, Study, search",
+        "from searchers import NSGA2, AgingEvolution, PredictorSearch, RandomSearch, Study, search",
+        "import detection, detection.config",
     ],
 )
 def test_light_imports_stay_light(statement: str) -> None:
@@ -193,7 +194,7 @@ def test_a_chain_loads_torch() -> None:
     assert "torch" in loaded_by("import supernet; supernet.Chain")
 
 
-@pytest.mark.parametrize("name", ["supernet", "searchers"])
+@pytest.mark.parametrize("name", ["supernet", "searchers", "detection"])
 def test_public_names_resolve(name: str) -> None:
     module = importlib.import_module(name)
     assert sorted(module.__all__, key=str.lower) == sorted(set(module.__all__), key=str.lower)

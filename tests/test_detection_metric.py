@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import itertools
 import random
@@ -263,3 +264,12 @@ def test_candidates_are_scored_with_shared_weights(
         detections = [network(images)[0] for images, _ in data.batches(1)]
     expected = coco_figures([data.annotations.target(i) for i in range(len(data))], detections)
     assert scores[0] == pytest.approx({name: expected[name] for name in FIGURES[:3]}, abs=1e-6)
+
+
+def test_the_benchmark_agrees_with_coco(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    module = importlib.import_module("benchmark_detection")
+    module.mean_average_precision(images=4, detections=(10,), runs=1)
+    printed = capsys.readouterr().out
+    assert "│ 40 " in printed
+    assert float(printed.split("│")[-2]) < 1e-12
