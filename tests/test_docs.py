@@ -72,6 +72,12 @@ def test_the_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "state.pt").is_file()
 
 
+def test_the_example_of_detection_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(ROOT / "docs" / "detection.md", "python")
+    exec(code, {})
+    assert "Arch(backbone." in capsys.readouterr().out
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """A folder with the module of the page."""
