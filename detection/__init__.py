@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from detection.cost import DetectorCosts
     from detection.detector import Detector, DetectorNetwork, backbone_of
     from detection.inputs import Labelled
+    from detection.nasfpn import create_nasfpn, pyramid_space, read_out, wiring_arch
     from detection.preprocess import DetectorPreprocess
 
 _HOME = {
@@ -21,6 +22,10 @@ _HOME = {
     "DetectorCosts": "detection.cost",
     "DetectorPreprocess": "detection.preprocess",
     "Labelled": "detection.inputs",
+    "create_nasfpn": "detection.nasfpn",
+    "pyramid_space": "detection.nasfpn",
+    "read_out": "detection.nasfpn",
+    "wiring_arch": "detection.nasfpn",
 }
 
 __all__ = [
@@ -32,7 +37,11 @@ __all__ = [
     "Labelled",
     "backbone_of",
     "create_detector",
+    "create_nasfpn",
     "load_backbone",
+    "pyramid_space",
+    "read_out",
+    "wiring_arch",
 ]
 
 

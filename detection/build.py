@@ -21,11 +21,15 @@ DETECTORS: dict[str, tuple[str, int]] = {
 }
 """Name to builder, and how many levels of the backbone it reads by default (C3 to C5, C2 to C5)."""
 
+NECKS: dict[str, dict[str, str]] = {"nasfpn": {"retinanet": "detection.nasfpn:retinanet_nasfpn"}}
+"""Name of a searched neck to the detectors that have it and their builders."""
+
 
 def create_detector(
     kind: str,
     *,
     backbone: str | Chain,
+    neck: str = "fpn",
     num_classes: int = 80,
     image_size: int | tuple[int, int] = 800,
     arch: Mapping[str, Any] | None = None,
@@ -44,6 +48,8 @@ def create_detector(
         backbone: a space in `SPACES`, `"package.module:builder"`, or the name of a published network in `GENOTYPES`,
             which then is the architecture; or a classification supernet, whose modules become part of the detector with
             the weights that they have.
+        neck: "fpn", which decides nothing, or for RetinaNet "nasfpn", which is searched with the backbone, and alone
+            on a published one; `arch` then decides on all that is searched.
         num_classes: without the background; labels are 1 to this.
         image_size: pixels, or height and width, at which costs are counted; images of other sizes are detected too.
         arch: decisions of the detector's space, or of the backbone's.
@@ -63,9 +69,11 @@ def create_detector(
         InputError: an unknown kind, backbone or setting; no architecture of this space; images smaller than the largest
             stride; frozen batch norm in a supernet; a backbone that hands on no maps of fixed shape.
     """
-    single = arch is not None or (isinstance(backbone, str) and backbone in GENOTYPES)
+    published = isinstance(backbone, str) and backbone in GENOTYPES
+    single = arch is not None or (published and neck not in NECKS)
     build = functools.partial(
-        _build, kind, backbone, phase or ("standalone" if single else "supernet"), backbone_settings or {}, arch,
+        _build, kind, backbone, phase or ("standalone" if single or published else "supernet"), backbone_settings or {},
+        arch, neck=neck,
         freeze_bn=freeze_bn and not single, levels=levels, num_classes=num_classes, head_width=head_width,
         image_size=(image_size, image_size) if isinstance(image_size, int) else image_size, **settings,
     )  # fmt: skip
@@ -86,15 +94,23 @@ def create_detector(
 
 def _build(
     kind: str, backbone: str | Chain, phase: Phase, backbone_settings: Mapping[str, Any],
-    arch: Mapping[str, Any] | None, *, freeze_bn: bool, levels: int | None, **settings: Any,
+    arch: Mapping[str, Any] | None, *, neck: str, freeze_bn: bool, levels: int | None, **settings: Any,
 ) -> tuple[Detector, Mapping[str, Any] | None]:  # fmt: skip
     """A searchable detector without initial weights, and the architecture that is wanted of it, if one is."""
     if kind not in DETECTORS:
         raise InputError(f"there is no detector {kind!r}; {nearest(kind, DETECTORS)}")
     home, usual = DETECTORS[kind]
+    if neck != "fpn":
+        if kind not in NECKS.get(neck, {}):
+            known = ["fpn", *(name for name, homes in NECKS.items() if kind in homes)]
+            raise InputError(f"the detector {kind!r} has no neck {neck!r}; {nearest(neck, known)}")
+        home = NECKS[neck][kind]
     module, _, name = home.partition(":")
     make: Callable[..., Detector] = getattr(importlib.import_module(module), name)
-    classifier, chosen = _classifier(backbone, phase, backbone_settings, arch)
+    if neck in NECKS and isinstance(backbone, str) and backbone in GENOTYPES:
+        classifier, chosen = _published(backbone, phase, backbone_settings), arch
+    else:
+        classifier, chosen = _classifier(backbone, phase, backbone_settings, arch)
     if freeze_bn:
         check_frozen(classifier, [], freeze=True)
     body = as_backbone(classifier, levels=usual if levels is None else levels)
@@ -125,3 +141,10 @@ def _classifier(
     genotype = GENOTYPES[backbone]
     chain = builder(genotype.space)(phase=phase, **settings)
     return chain, chain.space.from_indices(genotype.indices)
+
+
+def _published(name: str, phase: Phase, settings: Mapping[str, Any]) -> Chain:
+    """A published classification network as a chain without decisions."""
+    chain, arch = _classifier(name, phase, settings, None)
+    steps = zip(chain.step_names, chain.subnet(arch or {}), strict=True)
+    return Chain(name, list(steps), input_shape=chain.input_shape, init=chain.init)
