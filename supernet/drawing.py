@@ -255,6 +255,33 @@ def draw_chain(arch: Arch, *, title: str = "", rows: int = 12) -> Picture:
     return picture
 
 
+# -- widths -----------------------------------------------------------------------------------------------------------
+
+
+def draw_widths(widths: Mapping[str, int], seed: Mapping[str, int], *, title: str = "", rows: int = 30) -> Picture:
+    """The width profile: per group a bar, on top of a grey one for the seed; channels are to one scale.
+
+    Args:
+        widths: channels per group, in the order of the network; 0 leaves a branch out.
+        seed: those of the network that the space is named after.
+        rows: of a column.
+    """
+    label, length, pitch = 190.0, 240.0, OP_HEIGHT + 6
+    unit, columns = length / max(*widths.values(), *seed.values()), -(-len(widths) // rows)
+    picture = Picture(
+        MARGIN + columns * (label + length + 90 + MARGIN), 2 * MARGIN + 20 + min(len(widths), rows) * pitch
+    )
+    picture.shapes.append(Label((picture.width / 2, MARGIN), title))
+    for index, (name, width) in enumerate(widths.items()):
+        x, y = MARGIN + index // rows * (label + length + 90 + MARGIN), MARGIN + 20 + index % rows * pitch
+        picture.shapes.append(Box(x, y, label, OP_HEIGHT, name, OPERATION))
+        picture.shapes.append(Box(x + label + 8, y, unit * seed[name], OP_HEIGHT, "", INPUT))
+        if width:
+            picture.shapes.append(Box(x + label + 8, y + 4, unit * width, OP_HEIGHT - 8, "", JOIN))
+        picture.shapes.append(Label((x + label + length + 50, y + OP_HEIGHT / 2), f"{width} of {seed[name]}"))
+    return picture
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 

@@ -170,7 +170,8 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
 
 
 def test_commands_are_found() -> None:
-    assert {name for name, _ in commands()} == {"train_supernet", "search", "retrain", "export", "evaluate", "fidelity"}
+    scripts = {"train_supernet", "search", "morphnet", "retrain", "export", "evaluate", "fidelity", "draw"}
+    assert {name for name, _ in commands()} == scripts
 
 
 def test_make_targets_exist() -> None:

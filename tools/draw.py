@@ -10,7 +10,7 @@ from common import main, parse
 
 @dataclass(frozen=True)
 class Draw:
-    """Cells as in the papers' figures, other networks as a list of their steps."""
+    """Cells as in the papers' figures, widths as bars over the seed's, other networks as a list of their steps."""
 
     name: Annotated[str, tyro.conf.Positional]
     """A published network, or with --arch a space."""
@@ -23,7 +23,7 @@ class Draw:
 def run() -> None:
     args = parse(Draw, __doc__)
 
-    from supernet.drawing import Picture, draw_cells, draw_chain
+    from supernet.drawing import Picture, draw_cells, draw_chain, draw_widths
     from supernet.errors import InputError, nearest
     from supernet.space import Arch
     from supernet.spaces import GENOTYPES, NETWORKS, builder
@@ -40,7 +40,8 @@ def run() -> None:
             raise InputError(f"there is no published network {args.name!r}; give --arch and a space, or {known}")
         space_name = args.name if args.arch is not None else GENOTYPES[args.name].space
         with torch.device("meta"):
-            space = builder(space_name)(phase="standalone").space
+            chain = builder(space_name)(phase="standalone")
+        space = chain.space
         if args.arch is None:
             arch = space.from_indices(GENOTYPES[args.name].indices)
         else:
@@ -49,6 +50,8 @@ def run() -> None:
             title = f"{args.name} {arch.key}"
         if any(name.endswith(".block0.left") for name in arch):
             picture = draw_cells(cells_of(arch, space).cells, title=title)
+        elif hasattr(chain, "seed"):  # a WidthChain
+            picture = draw_widths(arch, chain.seed, title=title)
         else:
             picture = draw_chain(arch, title=title)
     out = args.out or Path(f"{args.name}.svg")

@@ -1,5 +1,7 @@
 """Recipes: functions that return a complete configuration. No torch here, so that `--help` is instant."""
 
+from dataclasses import replace
+
 from supernet.config import Augment, Data, SupernetRun, Train, Window
 
 CIFAR = Augment(shift=4, flip=True)
@@ -42,8 +44,11 @@ def _cifar10(space: str, train: Train, retrain: Train) -> SupernetRun:
 
 
 def macro_cifar10() -> SupernetRun:
-    """The NAS-Bench-Macro space on CIFAR-10, single path; its own supernet recipe was not published."""
-    train = Train(epochs=120, batch=256, lr=0.2)
+    """The NAS-Bench-Macro space on CIFAR-10, single path; its own supernet recipe was not published.
+
+    AdamW, since SGD's first steps leap on uniform paths and the ranking suffers to the end (BENCHMARKS.md).
+    """
+    train = Train(epochs=120, batch=256, optimizer="adamw", lr=3e-3, weight_decay=0.05)
     return _cifar10("nasbench-macro", train, Train(epochs=50, batch=256, lr=0.1))
 
 
@@ -89,6 +94,39 @@ def detnas_imagenet() -> SupernetRun:
     return _imagenet("detnas-300m", 300_000)
 
 
+def morphnet_digits() -> SupernetRun:
+    """Widths of a plain network on the embedded digits, for MorphNet; sandwiches, so that its scores mean something."""
+    return SupernetRun(
+        space="plain-small-widths",
+        data=Data("digits", size=16, augment=Augment(shift=1)),
+        train=Train(epochs=10, batch=32, lr=0.05),
+        retrain=Train(epochs=12, batch=32, lr=0.1),
+        sampler="sandwich",
+    )
+
+
+def _residual(epochs: int, batch: int) -> Train:
+    """How He et al. (2016) train ResNets, with a cosine instead of their steps of the rate."""
+    return Train(epochs=epochs, batch=batch, optimizer="momentum", lr=0.1, weight_decay=1e-4, warmup_epochs=0.0)
+
+
+def morphnet_cifar10() -> SupernetRun:
+    """Widths of ResNet-20 on CIFAR-10, for MorphNet; retrained for the 64,000 steps of He et al. (2016, §4.2)."""
+    recipe = _cifar10("resnet-20-widths", _residual(60, 128), _residual(182, 128))
+    return replace(recipe, sampler="sandwich")
+
+
+def morphnet_imagenet() -> SupernetRun:
+    """Widths of ResNet-50 on ImageNet, for MorphNet, or --space mobilenetv2-widths; give --data.source."""
+    held = 50_000 / 1_281_167
+    return SupernetRun(
+        space="resnet-50-widths",
+        data=Data("", stream=True, workers=8, size=224, augment=IMAGENET, calibration=25_600, validation=held),
+        train=replace(_residual(30, 256), device="cuda", bf16=True),
+        retrain=replace(_residual(90, 256), device="cuda", bf16=True),
+    )
+
+
 RECIPES = {
     "quickstart": quickstart,
     "macro-digits": macro_digits,
@@ -98,4 +136,7 @@ RECIPES = {
     "nasbench201-cifar10": nasbench201_cifar10,
     "spos-imagenet": spos_imagenet,
     "detnas-imagenet": detnas_imagenet,
+    "morphnet-digits": morphnet_digits,
+    "morphnet-cifar10": morphnet_cifar10,
+    "morphnet-imagenet": morphnet_imagenet,
 }
