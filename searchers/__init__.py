@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from searchers.predictor import PredictorSearch
     from searchers.random_search import RandomSearch
     from searchers.reinforce import Reinforce
+    from searchers.smbo import PNAS
     from searchers.study import Study, Trial
     from searchers.topk import TopKEvolution
 
@@ -29,6 +30,7 @@ _HOME = {
     "OptunaSearcher": "searchers.optuna_adapter",
     "PredictorSearch": "searchers.predictor",
     "Reinforce": "searchers.reinforce",
+    "PNAS": "searchers.smbo",
     "NSGA2": "searchers.pareto",
     "pareto_front": "searchers.pareto",
     "hypervolume": "searchers.pareto",
@@ -36,6 +38,7 @@ _HOME = {
 
 __all__ = [
     "NSGA2",
+    "PNAS",
     "AgingEvolution",
     "LocalSearch",
     "MorphNet",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from searchers.study import Study, Trial, best_of
 from supernet.errors import InputError, RunError, nearest
@@ -20,6 +20,9 @@ Evaluate = Callable[[Sequence[Arch]], Sequence[Mapping[str, float] | None]]
 REPEATS_IN_A_ROW = 1_000
 """Times the batch size: so many trials without a new network end a search. Aging evolution repeats by chance about one
 trial in twenty (identity) and a little more in a small space; a thousand in a row is a searcher that has converged."""
+
+SNAPSHOT_SECONDS = 30.0
+"""Between two snapshots of a searcher that makes them; what is told after the last one is replayed."""
 
 _TOLD_AT_START = "told_at_start"  # kept beside the settings: trials that a warm start told without asking
 
@@ -64,6 +67,21 @@ class Searcher(Protocol):
         """
 
 
+@runtime_checkable
+class Restorable(Protocol):
+    """What a searcher whose `tell` is expensive may have besides: a resume then need not replay everything."""
+
+    def snapshot(self) -> bytes:
+        """All of its state, as JSON or safetensors."""
+
+    def restore(self, data: bytes) -> None:
+        """Brings a fresh searcher with the same settings to a snapshot; it then asks what the other would have.
+
+        Raises:
+            InputError: it cannot read the snapshot, and is as fresh as before.
+        """
+
+
 def search(
     searcher: Searcher,
     evaluate: Evaluate,
@@ -79,7 +97,7 @@ def search(
     """Searches until a budget is spent or nothing new is left, and says which in `study.ended`.
 
     An interrupted search goes on when it is called again with a fresh searcher and the same study; the trials are then
-    those of the uninterrupted run, `seconds` aside.
+    those of the uninterrupted run, `seconds` aside. Of a `Restorable` searcher the study keeps a snapshot.
 
     What raises when evaluated, or gives None or no finite value of the metric, becomes a failed trial with its reason;
     the search goes on and does not evaluate it again. Where a batch raises, its members are evaluated one by one.
@@ -111,14 +129,12 @@ def search(
     _check_arguments(searcher, study, numbers, resume)
     start = _resume(searcher, study, _settings(searcher, evaluate, batch), resume)
     budget = _Budget(
-        trials=trials,
-        evaluations=evaluations,
-        architectures=study.space.size(),
-        repeats=batch * REPEATS_IN_A_ROW,
+        trials=trials, evaluations=evaluations, architectures=study.space.size(), repeats=batch * REPEATS_IN_A_ROW,
         start=start,
-    )
+    )  # fmt: skip
     scorer = _Scorer(evaluate, searcher.metric, max_failures=max_failures)
     study.ended = ""
+    snapshots = _Snapshots(searcher, study)
     while not (ended := budget.spent(study)):
         n = min(batch, budget.left(study))
         asked = _ask(searcher, n)
@@ -128,9 +144,11 @@ def search(
         told = _told(asked, scorer, study)
         study.append(told, asked=n)
         searcher.tell(told)
+        snapshots.keep(every=SNAPSHOT_SECONDS)
         if on_trial is not None:
             for trial in told:
                 on_trial(trial)
+    snapshots.keep()
     study.ended = ended
     _log.info("search ended: %s", ended)
     return best_of(_within(searcher, study, start), searcher.metric)
@@ -341,12 +359,43 @@ def _resume(searcher: Searcher, study: Study, settings: Mapping[str, Any], resum
     elif recorded is not None:
         start = recorded.pop(_TOLD_AT_START, 0)
         _check_settings(study, recorded, settings)
-    if start:
+    done = _restored(searcher, study) if resume == "exact" and recorded is not None else 0
+    if start and not done:
         searcher.tell(trials[:start])
-    _replay(searcher, study, start)
+    _replay(searcher, study, max(start, done))
     if resume == "warm" or recorded is None:
         study.set_settings({**settings, _TOLD_AT_START: start})
     return start
+
+
+class _Snapshots:
+    """Keeps the state of a searcher beside the trials that led to it."""
+
+    def __init__(self, searcher: Searcher, study: Study) -> None:
+        self._searcher = searcher
+        self._study = study
+        self._last = time.monotonic()
+        self._trials = len(study)  # at the last one; what the study held before can be replayed again
+
+    def keep(self, *, every: float = 0.0) -> None:
+        """Makes one, unless nothing is new or the last is younger than `every` seconds."""
+        new = len(self._study) > self._trials
+        if isinstance(self._searcher, Restorable) and new and time.monotonic() - self._last >= every:
+            self._study.set_snapshot(self._searcher.snapshot())
+            self._last, self._trials = time.monotonic(), len(self._study)
+
+
+def _restored(searcher: Searcher, study: Study) -> int:
+    """Brings a searcher to the study's snapshot; returns how many trials it has been told, 0 without one."""
+    snapshot = study.snapshot if isinstance(searcher, Restorable) else None
+    if snapshot is None or not isinstance(searcher, Restorable):
+        return 0
+    try:
+        searcher.restore(snapshot[1])
+    except InputError as error:
+        _log.warning("study %s is replayed from its start: %s", study, error)
+        return 0
+    return snapshot[0]
 
 
 def _check_settings(study: Study, recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

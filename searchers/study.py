@@ -17,11 +17,13 @@ from supernet.errors import InputError, nearest
 from supernet.space import Arch, SearchSpace
 
 APPLICATION = 0x4E415354  # "NAST" in the SQLite header: tells a study from any other SQLite file
-VERSION = 2  # 1 had no column `failed`
+VERSION = 3  # 1 had no column `failed`, 2 no snapshots
 SYNC_SECONDS = 1.0  # a sync takes 0.2 to 4 ms, ten times what a trial of a tabulated search does
 PAGE = 4096  # bytes; SQLite reads a last page cut short as if zeros followed, so its length is checked here
 
+_SNAPSHOTS = "CREATE TABLE IF NOT EXISTS snapshots (trials INTEGER NOT NULL, state BLOB NOT NULL)"  # one row at most
 _TABLES = (
+    _SNAPSHOTS,
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE batches (number INTEGER PRIMARY KEY, asked INTEGER NOT NULL)",
     "CREATE TABLE trials (number INTEGER PRIMARY KEY, batch INTEGER NOT NULL, key TEXT NOT NULL, arch TEXT NOT NULL,"
@@ -181,6 +183,14 @@ class Study:
         """The settings of the search that wrote the study (a copy); None before the first search."""
         return None if self._settings is None else dict(self._settings)
 
+    @property
+    def snapshot(self) -> tuple[int, bytes] | None:
+        """The last state of the searcher on record, and how many trials it had been told; None if there is none."""
+        if self._db is None:
+            raise InputError(f"study {self} is closed; open it again with Study(path, space)")
+        row: tuple[int, bytes] | None = self._db.execute("SELECT trials, state FROM snapshots").fetchone()
+        return row
+
     def score_of(self, key: str) -> Mapping[str, float] | None:
         """The metrics of the network with this normal-form key, None if it has not been scored."""
         first = self._first.get(key)
@@ -219,11 +229,18 @@ class Study:
             self._note(trial)
 
     def set_settings(self, settings: Mapping[str, Any]) -> None:
-        """Records the settings of the search, a mapping that JSON can hold, in place of the old ones."""
+        """Records the settings of the search, a mapping that JSON can hold; those before go, and their snapshot."""
         text = json.dumps(settings)
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('settings', ?)", (text,))
+            db.execute("DELETE FROM snapshots")
         self._settings = json.loads(text)
+
+    def set_snapshot(self, state: bytes) -> None:
+        """Records the state of the searcher that has been told all trials, in place of the last one."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM snapshots")
+            db.execute("INSERT INTO snapshots VALUES (?, ?)", (len(self), state))
 
     def _note(self, trial: Trial) -> None:
         self._trials.append(trial)
@@ -283,7 +300,7 @@ class Study:
         if damage != "ok":
             raise sqlite3.DatabaseError(" ".join(damage.split()))
         meta = dict(self._db.execute("SELECT name, value FROM meta"))
-        if meta["version"] not in ("1", str(VERSION)):
+        if meta["version"] not in ("1", "2", str(VERSION)):
             raise InputError(
                 f"study {self} has schema version {meta['version']}, but this release reads version {VERSION}; use the "
                 "release that wrote it, or another study file"
@@ -294,9 +311,11 @@ class Study:
                 f"{self.space.name!r} ({self.space.digest()}); use another study file, or the space it was made with"
             )
         self._settings = json.loads(meta["settings"]) if "settings" in meta else None
-        if meta["version"] == "1":
+        if meta["version"] != str(VERSION):
             with self._transaction() as db:
-                db.execute("ALTER TABLE trials ADD COLUMN failed TEXT NOT NULL DEFAULT ''")
+                if meta["version"] == "1":
+                    db.execute("ALTER TABLE trials ADD COLUMN failed TEXT NOT NULL DEFAULT ''")
+                db.execute(_SNAPSHOTS)
                 db.execute("UPDATE meta SET value = ? WHERE name = 'version'", (str(VERSION),))
 
     def _load(self) -> None:

@@ -103,7 +103,7 @@ def small_predictor(space: SearchSpace, **settings: object) -> PredictorSearch:
 
 def small_reinforce(space: SearchSpace, **settings: object) -> Reinforce:
     """Several updates of a small policy within a short test."""
-    small = {"hidden": 8, "minibatch": 10, "epochs": 2, "learning_rate": 0.002}
+    small = {"hidden": 8, "minibatch": 14, "epochs": 1, "learning_rate": 0.002}
     return Reinforce(space, **{**small, **settings})  # type: ignore[arg-type]
 
 
