@@ -89,7 +89,7 @@ def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tu
     objectives = ("--settings", "population_size=4", 'objectives=["-loss", "-params"]')
     code, out, err = call("search", run_folder, "--searcher", "nsga2", "--trials", 8, *objectives)
     assert code == 0, err
-    assert re.search(r"│ loss +│ params │ architecture", out)
+    assert re.search(r"┃ loss +┃ params +┃ architecture", out)
     assert 0 <= float(re.findall(r"│ hypervolume +│ ([\d.]+) ", out)[0]) <= 1
     assert call("retrain", run_folder, "--epochs", 2)[0] == 0
     result = json.loads(next((run_folder / "retrain").glob("*-seed0/result.json")).read_text())
