@@ -1,17 +1,16 @@
 """The scripts from outside: the whole loop as a user runs it, and wrong input ending in one line and exit code 2."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import Call, one_line
 
 from searchers import Study
 from supernet import create_supernet
@@ -27,31 +26,6 @@ def script(name: str, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The same in this process, which saves seconds of imports: (exit code, output, errors)."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.setattr("warnings.showwarning", lambda *args: None)
-
-    def run(name: str, *args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
-        spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        code = 0
-        try:
-            module.main(module.run)
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A supernet trained for one epoch."""
@@ -62,18 +36,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def one_line(result: tuple[int, str, str], *fragments: str) -> None:
-    """Exit code 2, nothing on standard output, and one line that holds all fragments."""
-    code, out, err = result
-    assert code == 2, (out, err)
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for fragment in fragments:
-        assert fragment in err
-
-
-def test_search_retrain_export_evaluate(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_search_retrain_export_evaluate(run_folder: Path, call: Call) -> None:
     limit = ("--max-macs", "2e6")
     code, out, err = call(
         "search", run_folder, "--trials", 12, "--settings", "population_size=4", "tournament_size=2", *limit
@@ -138,7 +101,7 @@ def test_a_terminal_shows_the_best_so_far(run_folder: Path) -> None:
         assert words in shown.decode(), shown
 
 
-def test_a_search_under_a_latency_limit_leads_on(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_search_under_a_latency_limit_leads_on(run_folder: Path, call: Call) -> None:
     """What follows a search knows its limits, measured ones too, and a second search meets the same figures."""
     flags = ("--searcher", "random", "--name", "fast", "--trials", 6, "--max-latency", 1000, "--latency-batch", 2)
     code, out, err = call("search", run_folder, *flags)
@@ -154,7 +117,7 @@ def test_a_search_under_a_latency_limit_leads_on(run_folder: Path, call: Callabl
     one_line(call("search", run_folder, "--name", "none", "--max-latency", 1e-6), "no architecture", "latency")
 
 
-def test_a_plan_is_printed_and_nothing_written(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_plan_is_printed_and_nothing_written(call: Call, tmp_path: Path) -> None:
     code, out, err = call("train_supernet", "macro-digits", *SHORT, "--out", tmp_path / "run", "--plan")
     assert code == 0, err
     for what in ("parameters", "peak memory", "time per step", "for 8 steps", "disk"):
@@ -162,7 +125,7 @@ def test_a_plan_is_printed_and_nothing_written(call: Callable[..., tuple[int, st
     assert not (tmp_path / "run").exists()
 
 
-def test_training_takes_options_of_every_kind(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_training_takes_options_of_every_kind(call: Call, tmp_path: Path) -> None:
     code, _, err = call(
         "train_supernet", "quickstart", *SHORT, "--out", tmp_path / "run", "--sampler", "sandwich", "--train.distill",
         "--window.high", "1e6", "--random-paths", "1", "--train.schedule", "linear", "--train.lr-floor", "0.05",
@@ -173,7 +136,7 @@ def test_training_takes_options_of_every_kind(call: Callable[..., tuple[int, str
     assert (tmp_path / "run" / "supernet.safetensors").exists()
 
 
-def test_what_a_training_cannot_do_is_refused(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_what_a_training_cannot_do_is_refused(call: Call, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     one_line(call("train_supernet", "quickstart", *out, "--train.distill"), "'sandwich'", "'uniform'")
     one_line(call("train_supernet", "quickstart", *out, "--window.high", "10"), "no architecture", "between 0 and 10")
@@ -183,9 +146,7 @@ def test_what_a_training_cannot_do_is_refused(call: Callable[..., tuple[int, str
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_names_offer_the_nearest(
-    run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_wrong_names_offer_the_nearest(run_folder: Path, call: Call, tmp_path: Path) -> None:
     one_line(call("train_supernet", "macro-digit", "--out", tmp_path), "no recipe 'macro-digit'", "'macro-digits'")
     space = ("quickstart", "--space", "shufflenet-smal", "--out", tmp_path / "a")
     one_line(call("train_supernet", *space), "no space 'shufflenet-smal'", "'shufflenet-small'")
@@ -197,7 +158,7 @@ def test_wrong_names_offer_the_nearest(
     one_line(call("search", run_folder, "--settings", "population_size"), "NAME=VALUE")
 
 
-def test_wrong_data_is_named(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_wrong_data_is_named(call: Call, tmp_path: Path) -> None:
     (tmp_path / "images" / "cat").mkdir(parents=True)
     flags = ("spos-images", "--out", tmp_path / "run", "--data.source")
     one_line(call("train_supernet", *flags, tmp_path / "images"), "holds no images")
@@ -206,7 +167,7 @@ def test_wrong_data_is_named(call: Callable[..., tuple[int, str, str]], tmp_path
     one_line(call("train_supernet", *flags, tmp_path / "nowhere"), "no data set")
 
 
-def test_a_run_that_cannot_start_claims_no_folder(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_claims_no_folder(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = ("train_supernet", "quickstart", "--out", out)
     one_line(call(*flags, "--train.batch", 5000), "batch of 5000 is larger than the training split of 1150")
@@ -218,14 +179,12 @@ def test_a_run_that_cannot_start_claims_no_folder(call: Callable[..., tuple[int,
     assert not out.exists()
 
 
-def test_an_impossible_limit_names_the_cheapest(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_an_impossible_limit_names_the_cheapest(run_folder: Path, call: Call) -> None:
     one_line(call("search", run_folder, "--name", "tight", "--max-macs", "1000"), "macs <= 1,000", "the cheapest has 4")
     assert not (run_folder / "search" / "tight").exists()
 
 
-def test_an_arch_of_another_space_is_refused(
-    run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_an_arch_of_another_space_is_refused(run_folder: Path, call: Call, tmp_path: Path) -> None:
     foreign = json.dumps({"stage1.block0.op": "shuffle3"})
     one_line(call("evaluate", run_folder, "--arch", foreign), "'shuffle3' is no option", "nasbench-macro")
     one_line(call("retrain", run_folder, "--arch", "{"), "JSON object")
@@ -233,9 +192,7 @@ def test_an_arch_of_another_space_is_refused(
     one_line(call("retrain", run_folder, "--search", "never-run"), "no search 'never-run'")
 
 
-def test_the_best_is_by_the_metric_and_limits_of_its_search(
-    run_folder: Path, call: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_best_is_by_the_metric_and_limits_of_its_search(run_folder: Path, call: Call) -> None:
     flags = ("--searcher", "random", "--name", "loss", "--trials", 8)
     assert call("search", run_folder, *flags, "--settings", "metric=-loss")[0] == 0
     space = create_supernet("nasbench-macro").space
@@ -254,7 +211,7 @@ def test_the_best_is_by_the_metric_and_limits_of_its_search(
     assert f"│ {inside.metrics['macs']:,.0f}" in out
 
 
-def test_a_changed_study_names_the_setting(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_changed_study_names_the_setting(run_folder: Path, call: Call) -> None:
     assert call("search", run_folder, "--searcher", "random", "--name", "mine", "--trials", 3)[0] == 0
     flags = ("--searcher", "random", "--name", "mine", "--trials", 5)
     one_line(call("search", run_folder, *flags, "--seed", 1), "seed=0", "seed=1")
@@ -266,9 +223,7 @@ def test_a_changed_study_names_the_setting(run_folder: Path, call: Callable[...,
     one_line(call("search", run_folder, *flags), "study.db")
 
 
-def test_folders_of_other_runs_are_refused(
-    run_folder: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_folders_of_other_runs_are_refused(run_folder: Path, call: Call, tmp_path: Path) -> None:
     other = ("train_supernet", "macro-digits", *SHORT, "--train.seed", 1, "--out", run_folder)
     one_line(call(*other), "another run: train.seed is 0 there and 1 here")
     (tmp_path / "thesis.tex").touch()
@@ -283,7 +238,7 @@ def test_folders_of_other_runs_are_refused(
         weights.write_bytes(whole)
 
 
-def test_the_benchmarks_run(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_benchmarks_run(call: Call) -> None:
     code, out, err = call("benchmark", "oracle", "--seeds", 3, "--optuna-seeds", 0, "--batches", 10)
     assert code == 0, err
     means = [float(line.split("│")[3].split("±")[0]) for line in out.splitlines() if "±" in line]
@@ -297,7 +252,7 @@ def test_the_benchmarks_run(call: Callable[..., tuple[int, str, str]]) -> None:
     assert "nasbench201" in out
 
 
-def test_the_scoring_benchmarks_run(run_folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
     sizes = ("--images", 40, "--calibration", 1)
     code, out, err = call("benchmark_scoring", "prefix", run_folder, "--trials", 30, "--generation", 10, *sizes)
     assert code == 0, err

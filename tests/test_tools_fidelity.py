@@ -3,13 +3,12 @@
 import importlib
 import importlib.util
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import Call, run_script
 
 from searchers import Study
 from supernet import Arch
@@ -17,35 +16,6 @@ from supernet import Arch
 ROOT = Path(__file__).parent.parent
 SHORT = ("--data.size", "8", "--data.calibration", "64", "--train.epochs", "1", "--train.batch", "256",
          "--retrain.epochs", "1")  # fmt: skip
-Call = Callable[..., tuple[int, str, str]]
-
-
-def run_script(name: str, *arguments: object) -> int:
-    """A script in this process, which saves seconds of imports each; its exit code."""
-    spec = importlib.util.spec_from_file_location(f"trust_{name}", ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "tools"))
-        patch.setattr("warnings.showwarning", lambda *_: None)
-        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        try:
-            module.main(module.run)
-        except SystemExit as stopped:
-            return stopped.code if isinstance(stopped.code, int) else 1
-    return 0
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> Call:
-    def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        code = run_script(name, *arguments)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,17 @@
 """MorphNet from outside: a width supernet is trained, shrunk, retrained and exported; a kill changes nothing."""
 
-import importlib.util
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import Call, one_line, run_script
 
 from searchers import Study, Trial
 from supernet import Chain, create_supernet
@@ -25,35 +25,6 @@ ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "tools"
 TINY = ("--data.size", 8, "--data.calibration", 64, "--train.epochs", 1, "--train.batch", 256, "--retrain.epochs", 1,
         "--train.save-seconds", 0)  # fmt: skip
-Call = Callable[..., tuple[int, str, str]]
-
-
-def script(name: str, *arguments: object) -> int:
-    """A script in this process, which saves seconds of imports each; its exit code."""
-    spec = importlib.util.spec_from_file_location(f"widths_{name}", TOOLS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        patch.setattr("warnings.showwarning", lambda *_: None)
-        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        try:
-            module.main(module.run)
-        except SystemExit as stopped:
-            return stopped.code if isinstance(stopped.code, int) else 1
-    return 0
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> Call:
-    def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        code = script(name, *arguments)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,7 +39,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("morphnet") / "run"
-    assert script("train_supernet", "morphnet-digits", *TINY, "--out", out) == 0
+    assert run_script("train_supernet", "morphnet-digits", *TINY, "--out", out) == 0
     return out
 
 
@@ -180,17 +151,6 @@ def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(
     assert resumed[:2] == whole[:2], resumed[2]
     assert trials_of(trained, "killed", net) == trials_of(trained, "whole", net)
     assert len(trials_of(trained, "whole", net)) == 2
-
-
-def one_line(result: tuple[int, str, str], *fragments: str) -> None:
-    """Exit code 2, nothing on standard output, and one line that holds all fragments."""
-    code, out, err = result
-    assert code == 2, (out, err)
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for fragment in fragments:
-        assert fragment in err
 
 
 def test_wrong_input_is_named_before_training(trained: Path, half: float, call: Call, tmp_path: Path) -> None:
