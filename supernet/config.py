@@ -138,6 +138,8 @@ class SupernetRun:
 
     space: str = "shufflenet-small"
     """Name in SPACES, or "package.module:builder" for a space of one's own."""
+    space_settings: tuple[str, ...] = ()
+    """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     retrain: Train = field(default_factory=Train)

@@ -125,6 +125,27 @@ def test_a_plan_is_printed_and_nothing_written(call: Call, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_of_a_space_come_with_the_recipe(call: Call, tmp_path: Path) -> None:
+    """They shape what is trained, searched and retrained, and a wrong one is named before anything is written."""
+    cells = ("--space", "nasnet-small", "--data.size", 16, "--space-settings")
+    small = ("blocks=1", 'ops=["identity", "max3"]', "filters=4")
+    short = ("--train.epochs", 1, "--retrain.epochs", 1, "--train.batch", 256, "--retrain.batch", 256)
+    out_folder = tmp_path / "cells"
+    code, out, err = call("train_supernet", "macro-digits", *cells, *small, *short, "--out", out_folder)
+    assert code == 0, err
+    code, out, err = call("search", out_folder, "--searcher", "random", "--trials", 2)
+    assert code == 0, err
+    assert {v for n, v in json.loads(out.strip().splitlines()[-1]).items() if n.endswith("op1")} <= {
+        "identity",
+        "max3",
+    }
+    code, out, err = call("retrain", out_folder, "--search", "random")
+    assert code == 0, err
+    for wrong, *named in (("filters=a", "filters", "JSON"), ("filter=8", "filter"), ("num_classes=3", "num_classes")):
+        one_line(call("train_supernet", "macro-digits", *cells, wrong, "--out", tmp_path / "none"), *named)
+    assert not (tmp_path / "none").exists()
+
+
 def test_training_takes_options_of_every_kind(call: Call, tmp_path: Path) -> None:
     code, _, err = call(
         "train_supernet", "quickstart", *SHORT, "--out", tmp_path / "run", "--sampler", "sandwich", "--train.distill",

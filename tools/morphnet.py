@@ -77,7 +77,7 @@ def create(args: Morph, opened: "Run", config: "Train", folder: Path) -> "MorphN
 
     data, net = opened.data, opened.supernet
     if args.init == "scratch":
-        init, settings = stages.torch_generator(args.seed, "supernet"), stages.network_settings(data)
+        init, settings = stages.torch_generator(args.seed, "supernet"), stages.network_settings(opened.config, data)
         net = stages.create_supernet(opened.config.space, generator=init, **settings)
 
     def train(supernet: Any, arch: Any, penalty: Any, run: str) -> None:

@@ -53,9 +53,18 @@ class Run:
         )
 
 
-def network_settings(data: Splits) -> dict[str, Any]:
-    """What a builder is told of the data."""
-    return {"num_classes": len(data.classes), "input_size": data.size, "in_channels": data.in_channels}
+def network_settings(config: SupernetRun, data: Splits) -> dict[str, Any]:
+    """What a builder is told: of the data, and by the recipe."""
+    told = {"num_classes": len(data.classes), "input_size": data.size, "in_channels": data.in_channels}
+    for name, text in pairs(config.space_settings).items():
+        if name in told:
+            raise InputError(f"space_settings cannot say {name}: it follows from the data")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            raise InputError(f"space_settings {name}={text!r} is not JSON; texts need double quotes") from None
+        told[name] = tuple(value) if isinstance(value, list) else value
+    return told
 
 
 def torch_generator(*parts: object) -> torch.Generator:
@@ -107,7 +116,7 @@ def supernet_parts(config: SupernetRun) -> tuple[Splits, Chain, ArchSampler]:
     if config.data.download and world.main:
         world.barrier()
     init = torch_generator(config.train.seed, "supernet")
-    supernet = create_supernet(config.space, generator=init, **network_settings(data))
+    supernet = create_supernet(config.space, generator=init, **network_settings(config, data))
     if config.train.distill and config.sampler != "sandwich":
         raise InputError(f"train.distill follows the largest path of the sampler 'sandwich', not of {config.sampler!r}")
     sampler = create_sampler(
@@ -131,7 +140,7 @@ def open_stage(folder: Path) -> Run:
     """Load a trained supernet. Raises `InputError` for a folder without one, or one trained on other images."""
     config = config_of(folder)
     data = load(config.data)
-    supernet = create_supernet(config.space, **network_settings(data))
+    supernet = create_supernet(config.space, **network_settings(config, data))
     metadata = load_weights(folder / WEIGHTS, supernet)
     digests = (("space_digest", "space", supernet.space.digest()), ("data_digest", "set of images", data.digest))
     for name, what, now in digests:
@@ -219,7 +228,7 @@ def retrain_folder(run: Run, arch: Arch, seed: int, shared: bool = False) -> Pat
 
 def fresh_network(run: Run, arch: Arch, seed: int) -> nn.Module:
     """The standalone network of an architecture, initialised from a seed."""
-    settings = network_settings(run.data)
+    settings = network_settings(run.config, run.data)
     return create_network(run.config.space, arch=arch, generator=torch_generator(seed, "network"), **settings)
 
 
@@ -237,7 +246,7 @@ def shared_scores(
 ) -> dict[Arch, dict[str, float]]:
     """Shared-weight metrics of many networks; with `weights`, those of another run's or checkpoint's supernet."""
     if weights is not None:
-        other = create_supernet(run.config.space, **network_settings(run.data))
+        other = create_supernet(run.config.space, **network_settings(run.config, run.data))
         load_weights(weights / WEIGHTS if weights.is_dir() else weights, other)
         run = dataclasses.replace(run, supernet=other.eval().to(run.config.train.device))
     evaluate, found = run.shared_weights(bn_batches=bn_batches, costs=False), dict[Arch, dict[str, float]]()

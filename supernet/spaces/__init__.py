@@ -1,6 +1,7 @@
 """The published spaces by name, and the two functions that build networks from them. Importing this loads no torch."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -58,7 +59,12 @@ def builder(space: str) -> "Callable[..., Chain]":
 
 
 def _build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
-    return builder(space)(phase=phase, **{name: value for name, value in settings.items() if value is not None})
+    make, given = builder(space), {name: value for name, value in settings.items() if value is not None}
+    try:
+        inspect.signature(make).bind(phase=phase, **given)
+    except TypeError as error:
+        raise InputError(f"the builder of the space {space!r} does not take these settings: {error}") from error
+    return make(phase=phase, **given)
 
 
 def create_supernet(
