@@ -149,6 +149,8 @@ class SupernetRun:
     every option equally often up to one, "sandwich" the largest, the smallest and `random_paths` others (BigNAS)."""
     random_paths: int = 2
     """Random architectures of a sandwich."""
+    largest_epochs: float = 0.0
+    """Epochs at the start that train the largest architecture alone (OFA)."""
     window: Window = field(default_factory=Window)
 
 

@@ -7,6 +7,7 @@ trained are their normal forms, the same networks at the same cost.
 import math
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
 from supernet.config import Window
 from supernet.cost import COSTS, CostTable
@@ -141,7 +142,7 @@ SAMPLERS: dict[str, Callable[..., ArchSampler]] = {
 
 def create_sampler(
     name: str, space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY,
-    random_paths: int = 2,
+    random_paths: int = 2, largest_steps: int = 0,
 ) -> ArchSampler:  # fmt: skip
     """The sampler of that name.
 
@@ -151,6 +152,8 @@ def create_sampler(
         table: costs of the space's architectures; needed for a window, and by "sandwich" for unordered choices.
         window: confines the architectures to a range of a cost.
         random_paths: of "sandwich".
+        largest_steps: steps at the start that train the largest architecture alone (Cai et al., 2020, §3.3), which is
+            found as for a sandwich.
 
     Raises:
         InputError: no such sampler (the nearest name is offered), a space that it does not fit, or a window that is
@@ -158,9 +161,12 @@ def create_sampler(
     """
     if name not in SAMPLERS:
         raise InputError(f"there is no sampler {name!r}; {nearest(name, SAMPLERS)}")
-    if name == "sandwich":
-        return sandwich(space, seed, table=table, window=window, random_paths=random_paths)
-    return SAMPLERS[name](space, seed, table=table, window=window)
+    settings: dict[str, Any] = {"random_paths": random_paths} if name == "sandwich" else {}
+    sampler = SAMPLERS[name](space, seed, table=table, window=window, **settings)
+    if not largest_steps:
+        return sampler
+    largest, _ = _largest_and_smallest(space, table, window)
+    return lambda step: (largest,) if step < largest_steps else sampler(step)
 
 
 # -- windows ----------------------------------------------------------------------------------------------------------

@@ -275,3 +275,15 @@ def test_bad_windows_are_refused_by_every_sampler(name: str, macro: CostTable) -
         create_sampler(name, space, table=macro, window=Window("macs", 1, 2))
     with pytest.raises(AssertionError, match="'nasbench-macro', not of 'equal'"):
         create_sampler(name, EQUAL, table=macro)
+
+
+def test_the_largest_architecture_comes_first(macro: CostTable) -> None:
+    """Alone for as many steps as asked, in the window too; then what the sampler draws."""
+    space = macro.space
+    low, high = macro.extremes("macs") or (0, 0)
+    for window in (Window(), Window("macs", low, (low + high) / 2)):
+        usual = create_sampler("uniform", space, 3, table=macro, window=window)
+        warmed = create_sampler("uniform", space, 3, table=macro, window=window, largest_steps=2)
+        (largest,), (again,) = warmed(0), warmed(1)
+        assert largest == again == create_sampler("sandwich", space, table=macro, window=window)(0)[0]
+        assert [warmed(step) for step in range(2, 9)] == [usual(step) for step in range(2, 9)]

@@ -119,9 +119,10 @@ def supernet_parts(config: SupernetRun) -> tuple[Splits, Chain, ArchSampler]:
     supernet = create_supernet(config.space, generator=init, **network_settings(config, data))
     if config.train.distill and config.sampler != "sandwich":
         raise InputError(f"train.distill follows the largest path of the sampler 'sandwich', not of {config.sampler!r}")
+    per_epoch = len(data.train) // max(config.train.batch, 1)
     sampler = create_sampler(
         config.sampler, supernet.space, config.train.seed, table=CostTable(supernet), window=config.window,
-        random_paths=config.random_paths,
+        random_paths=config.random_paths, largest_steps=round(config.largest_epochs * per_epoch),
     )  # fmt: skip
     for training in (config.train, config.retrain):
         check_training(training, data, config.data.augment)
