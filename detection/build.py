@@ -13,6 +13,7 @@ from detection.backbone import as_backbone, check_frozen, freeze_batch_norm
 from detection.detector import Detector, DetectorNetwork
 from supernet.errors import InputError, nearest
 from supernet.searchable import Chain, realize
+from supernet.space import Arch
 from supernet.spaces import GENOTYPES, SPACES, Phase, builder
 
 DETECTORS: dict[str, tuple[str, int]] = {
@@ -38,6 +39,7 @@ def create_detector(
     levels: int | None = None,
     freeze_bn: bool = False,
     backbone_settings: Mapping[str, Any] | None = None,
+    backbone_arch: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
     **settings: Any,
 ) -> Detector | DetectorNetwork:
@@ -59,6 +61,7 @@ def create_detector(
         freeze_bn: fixed statistics, scale and shift in the backbone of a single detector, for small batches on
             pre-trained weights; load them after (`load_backbone`).
         backbone_settings: further arguments of the backbone's builder.
+        backbone_arch: of a space as `backbone`: fixes it to this architecture of it, as a published name does.
         generator: of the initial weights; torch's global generator if None.
         settings: further arguments of the detector's builder, e.g. `head_convs` and `norm`.
 
@@ -69,11 +72,11 @@ def create_detector(
         InputError: an unknown kind, backbone or setting; no architecture of this space; images smaller than the largest
             stride; frozen batch norm in a supernet; a backbone that hands on no maps of fixed shape.
     """
-    published = isinstance(backbone, str) and backbone in GENOTYPES
+    published = isinstance(backbone, str) and (backbone in GENOTYPES or backbone_arch is not None)
     single = arch is not None or (published and neck not in NECKS)
     build = functools.partial(
         _build, kind, backbone, phase or ("standalone" if single or published else "supernet"), backbone_settings or {},
-        arch, neck=neck,
+        backbone_arch, arch, neck=neck,
         freeze_bn=freeze_bn and not single, levels=levels, num_classes=num_classes, head_width=head_width,
         image_size=(image_size, image_size) if isinstance(image_size, int) else image_size, **settings,
     )  # fmt: skip
@@ -94,7 +97,8 @@ def create_detector(
 
 def _build(
     kind: str, backbone: str | Chain, phase: Phase, backbone_settings: Mapping[str, Any],
-    arch: Mapping[str, Any] | None, *, neck: str, freeze_bn: bool, levels: int | None, **settings: Any,
+    backbone_arch: Mapping[str, Any] | None, arch: Mapping[str, Any] | None, *, neck: str, freeze_bn: bool,
+    levels: int | None, **settings: Any,
 ) -> tuple[Detector, Mapping[str, Any] | None]:  # fmt: skip
     """A searchable detector without initial weights, and the architecture that is wanted of it, if one is."""
     if kind not in DETECTORS:
@@ -107,8 +111,8 @@ def _build(
         home = NECKS[neck][kind]
     module, _, name = home.partition(":")
     make: Callable[..., Detector] = getattr(importlib.import_module(module), name)
-    if neck in NECKS and isinstance(backbone, str) and backbone in GENOTYPES:
-        classifier, chosen = _published(backbone, phase, backbone_settings), arch
+    if backbone_arch is not None or (neck in NECKS and isinstance(backbone, str) and backbone in GENOTYPES):
+        classifier, chosen = _fixed(backbone, phase, backbone_settings, backbone_arch), arch
     else:
         classifier, chosen = _classifier(backbone, phase, backbone_settings, arch)
     if freeze_bn:
@@ -143,8 +147,9 @@ def _classifier(
     return chain, chain.space.from_indices(genotype.indices)
 
 
-def _published(name: str, phase: Phase, settings: Mapping[str, Any]) -> Chain:
-    """A published classification network as a chain without decisions."""
-    chain, arch = _classifier(name, phase, settings, None)
-    steps = zip(chain.step_names, chain.subnet(arch or {}), strict=True)
+def _fixed(backbone: str | Chain, phase: Phase, settings: Mapping[str, Any], arch: Mapping[str, Any] | None) -> Chain:
+    """A classification network, published or of an architecture, as a chain without decisions."""
+    chain, chosen = _classifier(backbone, phase, settings, arch)
+    steps = zip(chain.step_names, chain.subnet(chosen or {}), strict=True)
+    name = backbone if isinstance(backbone, str) and arch is None else f"{chain.space.name}-{Arch(chosen or {}).key}"
     return Chain(name, list(steps), input_shape=chain.input_shape, init=chain.init)

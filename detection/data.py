@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,11 @@ class DetectionSet:
 
     def __len__(self) -> int:
         return len(self.annotations)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a training batch is a function of seed and step alone: always."""
+        return True
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -230,7 +236,7 @@ def training_batches(
     draws = torch.Generator().manual_seed(seed)  # the loader would take its workers' seeds from the global one
     loader = DataLoader(
         steps, batch_size=None, sampler=itertools.count(start), num_workers=workers, generator=draws,
-        collate_fn=_unchanged,
+        collate_fn=_unchanged, worker_init_fn=_ignore_interrupts,
     )  # fmt: skip
     for item in loader:
         if isinstance(item, InputError):
@@ -242,6 +248,12 @@ def training_batches(
 
 def _unchanged(item: Any) -> Any:
     return item
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C and SIGTERM may reach all processes; the one that trains finishes its step and then ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass

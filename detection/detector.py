@@ -94,9 +94,24 @@ class Detector(Chain):
         return self.materialize(self.space.canonical(arch))
 
     def architecture(self, arch: Mapping[str, Any]) -> Arch:
-        """The detector's architecture, also from one of the classification space where only the backbone decides."""
-        inside = any(name.startswith(f"{PREFIX}.") for name in arch)
-        return self.space.canonical(arch if inside else {f"{PREFIX}.{name}": value for name, value in arch.items()})
+        """The detector's architecture, also from decisions named as in the space of the part that decides on them.
+
+        So an architecture of the classification space, or of a searched neck alone, is one of a detector in which
+        nothing else decides.
+
+        Raises:
+            InputError: no architecture of this space, or a name without its part that several parts have.
+        """
+        return self.space.canonical({self._whole_name(name): value for name, value in arch.items()})
+
+    def _whole_name(self, name: str) -> str:
+        names = {choice.name for choice in self.space.choices}
+        whole = sorted(own for own in names if own.partition(".")[2] == name)
+        if name in names or not whole:
+            return name
+        if len(whole) > 1:
+            raise InputError(f"{name!r} is a decision of several parts of the detector; give one of {whole}")
+        return whole[0]
 
 
 def backbone_of(detector: nn.Module) -> Any:

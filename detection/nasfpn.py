@@ -331,14 +331,6 @@ class SearchablePyramid(Searchable):
         return parameters_of(self._chosen(arch))
 
 
-class NASFPNDetector(Detector):
-    """A detector whose neck decides too, or alone on a backbone without decisions."""
-
-    def architecture(self, arch: Mapping[str, Any]) -> Arch:
-        """The detector's architecture from all of its decisions."""
-        return self.space.canonical(arch)
-
-
 D = TypeVar("D", Detector, DetectorNetwork)
 
 
@@ -370,7 +362,7 @@ def retinanet_nasfpn(
     backbone: Backbone, *, num_classes: int, image_size: tuple[int, int], head_width: int = 256, repeats: int = 7,
     cells: int = 7, pooled_levels: int = 2, ops: Sequence[str] = (SUM, ATTENTION), gate: Gate = "tf",
     bias: bool = True, head_convs: int = 4, norm: Norm = "batch", anchor_scale: float = 4.0, **boxes: Any,
-) -> NASFPNDetector:  # fmt: skip
+) -> Detector:  # fmt: skip
     """RetinaNet on stacked NAS-FPN pyramids; on C3 to C5 their levels are P3 to P7.
 
     Images are padded to the backbone's largest stride, in TensorFlow's code to the pyramid's: equal for the published
@@ -404,7 +396,7 @@ def retinanet_nasfpn(
     ]
     sizes = tuple(tuple(int(anchor_scale * stride * octave) for octave in OCTAVE) for stride in strides)
     anchors = len(RATIOS) * len(OCTAVE)
-    return NASFPNDetector(
+    return Detector(
         "retinanet-nasfpn",
         backbone,
         ImageBatch(divisor=given[-1], stride=strides[-1], classes=num_classes),
@@ -450,7 +442,7 @@ COCO_IDS = 91
 
 def published_nasfpn(
     name: str, *, num_classes: int = COCO_IDS, image_size: int | None = None, **settings: Any
-) -> tuple[NASFPNDetector, Arch]:
+) -> tuple[Detector, Arch]:
     """A network of `NASFPN_NETWORKS` as a detector without initial weights and the architecture that was published.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from searchers.loop import Evaluate, Feasible
 from searchers.resources import (
+    GAP,
     Resource,
     ShrinkingPenalty,
     filled,
@@ -273,6 +274,9 @@ class MorphNet:
         threshold = counted
         if self.threshold == "gap":
             threshold = histogram_gap(value for scale in scales.values() for value in scale.tolist())
+            if not threshold:
+                _log.warning("%s: no two scales have a gap of a factor %g between them, and all channels count as "
+                             "alive; give a number as the threshold, or a larger strength", run, GAP)  # fmt: skip
         self.supernet.permute({name: scale.argsort(descending=True, stable=True) for name, scale in scales.items()})
         alive = self._alive(scales, threshold)
         kept = [name for name, n in alive.items() if n and not bool((scales[name] > threshold).any())]

@@ -184,7 +184,9 @@ class NSGA2:
         objectives: metrics, maximised; with a leading minus, minimised. A trial in which one is not finite is no
             parent.
         cost: gives, for an architecture, the objectives that the evaluation does not return, e.g. a `CostTable`.
-        population_size: N of the paper.
+        population_size: N of the paper, for thousands of evaluations. A budget of a few hundred is better spent on more
+            generations: after 300 networks of NAS-Bench-Macro 20 members cover 98.8 % of the front's hypervolume, 50
+            cover 97.4 %, 100 cover 95.0 % and random search 92.9 % (BENCHMARKS.md).
         crossover: probability that a child has two parents.
         mutation: probability that an active decision is drawn anew, the old value included; None for 1 over the number
             of decisions.

@@ -9,6 +9,7 @@ with A and B taken as constants. Layers that share a group of channels share one
 """
 
 import math
+import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,3 +167,31 @@ def filled(
             found, spent = more, dearer
             heappush(waiting, (Fraction(found[name] + 1, alive[name]), name))
     return found
+
+
+def equal_widths(
+    alive: Mapping[str, int], largest: Mapping[str, int], cost: Cost, *, limit: float, share: float
+) -> dict[str, int]:
+    """The widest multiple of `alive` within the limit, filled to within `share` below it; see `largest_multiplier`."""
+    found = widened(alive, largest_multiplier(alive, largest, cost, limit), largest)
+    return filled(found, alive, largest, cost, limit=limit, share=share) if share else found
+
+
+def random_widths(
+    rng: random.Random, seed: Mapping[str, int], largest: Mapping[str, int], cost: Cost, *, limit: float, share: float,
+    spread: float = 4.0, tries: int = 1000,
+) -> dict[str, int]:  # fmt: skip
+    """Random proportions of the seed's widths at the cost that MorphNet has, its control.
+
+    Every group's width is multiplied by its own factor, log-uniform from 1 / `spread` to `spread`, and all then by one
+    as in MorphNet. No group is at 0.
+
+    Raises:
+        InputError: `tries` draws stay more than `share` below the limit, since all groups stand at their largest.
+    """
+    for _ in range(tries):
+        drawn = {name: max(1, round(n * spread ** rng.uniform(-1, 1))) for name, n in seed.items()}
+        found = equal_widths(drawn, largest, cost, limit=limit, share=share)
+        if cost(found) >= (1 - share) * limit:
+            return found
+    raise InputError(f"no random widths come within {share:.0%} of {limit:,.0f} in {tries:,} draws; lower the limit")

@@ -4,9 +4,11 @@ A cell is read from the bottom: its two inputs, above them every block as two op
 the concatenation. The lines that leave a state have its colour, so that a block's operands can be told at a glance.
 """
 
+import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
@@ -24,7 +26,7 @@ BLOCK_WIDTH, BLOCK_HEIGHT = 2 * OP_WIDTH + GAP, 2 * OP_HEIGHT + 16.0
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled rectangle; (x, y) is its upper left corner."""
+    """A labelled rectangle, `framed` with a thick line or a thin one; (x, y) is its upper left corner."""
 
     x: float
     y: float
@@ -32,6 +34,7 @@ class Box:
     height: float
     text: str
     fill: str
+    framed: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,28 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Route:
+    """An arrow along straight lines with rounded corners, from the first point to the last.
+
+    Attributes:
+        name: what it connects; a viewer of the SVG shows it.
+    """
+
+    points: tuple[Point, ...]
+    colour: str = COLOURS[0]
+    dashed: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Label:
     """A line of text, centred at a point."""
 
     at: Point
     text: str
+
+
+Shape = Box | Line | Route | Label
 
 
 @dataclass
@@ -57,7 +77,7 @@ class Picture:
 
     width: float = 0.0
     height: float = 0.0
-    shapes: list[Box | Line | Label] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
 
     def beside(self, other: "Picture") -> "Picture":
         """Both in a row, on one bottom line."""
@@ -88,12 +108,15 @@ class Picture:
         return "\n".join([head, background, *map(_svg, self.shapes), "</svg>", ""])
 
 
-def _moved(shape: Box | Line | Label, right: float, down: float) -> Box | Line | Label:
+def _moved(shape: Shape, right: float, down: float) -> Shape:
     def at(point: Point) -> Point:
         return point[0] + right, point[1] + down
 
     if isinstance(shape, Box):
-        return Box(*at((shape.x, shape.y)), shape.width, shape.height, shape.text, shape.fill)
+        x, y = at((shape.x, shape.y))
+        return replace(shape, x=x, y=y)
+    if isinstance(shape, Route):
+        return replace(shape, points=tuple(map(at, shape.points)))
     if isinstance(shape, Line):
         return Line(at(shape.start), at(shape.end), shape.colour)
     return Label(at(shape.at), shape.text)
@@ -285,7 +308,9 @@ def draw_widths(widths: Mapping[str, int], seed: Mapping[str, int], *, title: st
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _svg(shape: Box | Line | Label) -> str:
+def _svg(shape: Shape) -> str:
+    if isinstance(shape, Route):
+        return _svg_route(shape)
     if isinstance(shape, Line):
         (x1, y1), (x2, y2) = shape.start, shape.end
         middle = (y1 + y2) / 2
@@ -298,7 +323,60 @@ def _svg(shape: Box | Line | Label) -> str:
     if isinstance(shape, Label):
         return text
     place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" width="{shape.width:.1f}" height="{shape.height:.1f}"'
-    return f'<rect {place} rx="4" fill="{shape.fill}" stroke="#555"/>{text}'
+    stroke = 'stroke="#000" stroke-width="2.5"' if shape.framed else 'stroke="#555"'
+    return f'<rect {place} rx="4" fill="{shape.fill}" {stroke}/>{text}'
+
+
+def _svg_route(route: Route) -> str:
+    bends, (x, y), head = _bends(route), *_head(route)
+    parts = ["M{:.1f} {:.1f}".format(*route.points[0])]
+    parts += ["L{:.1f} {:.1f} Q{:.1f} {:.1f} {:.1f} {:.1f}".format(*(v for at in bend for v in at)) for bend in bends]
+    dash = ' stroke-dasharray="6 4"' if route.dashed else ""
+    line = (
+        f'<path d="{" ".join(parts)} L{x:.1f} {y:.1f}" fill="none" stroke="{route.colour}" stroke-width="1.6"{dash}/>'
+    )
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in head)
+    return f'<g><title>{escape(route.name)}</title>{line}<polygon points="{corners}" fill="{route.colour}"/></g>'
+
+
+def _bends(route: Route, radius: float = 5.0) -> list[tuple[Point, Point, Point]]:
+    """At every corner the point where its curve begins, the corner, and the point where the curve ends."""
+    found = []
+    for before, corner, after in zip(route.points, route.points[1:], route.points[2:], strict=False):
+        found.append((_towards(corner, before, radius), corner, _towards(corner, after, radius)))
+    return found
+
+
+def _towards(start: Point, end: Point, distance: float) -> Point:
+    """A point on the way, half of it at most."""
+    length = math.dist(start, end)
+    share = min(distance / length, 0.5) if length else 0.0
+    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+
+
+def _head(route: Route, length: float = 8.0, half: float = 3.5) -> tuple[Point, tuple[Point, Point, Point]]:
+    """Where the line ends, and the corners of the arrow's head."""
+    tip, before = route.points[-1], route.points[-2]
+    whole = math.dist(tip, before) or 1.0
+    x, y = (tip[0] - before[0]) / whole, (tip[1] - before[1]) / whole
+    base = tip[0] - length * x, tip[1] - length * y
+    return base, (tip, (base[0] - half * y, base[1] + half * x), (base[0] + half * y, base[1] - half * x))
+
+
+def _dashes(points: Sequence[Point], on: float = 6.0, off: float = 4.0) -> Iterable[tuple[Point, Point]]:
+    """The pieces of a line that a dashed one shows."""
+    at = 0.0
+    for start, end in itertools.pairwise(points):
+        length, done = math.dist(start, end), 0.0
+        while length - done > 1e-6:
+            place = at % (on + off)
+            step = min(length - done, (on if place < on else on + off) - place)
+            if place < on and length:
+                yield tuple(  # type: ignore[misc]
+                    (start[0] + t * (end[0] - start[0]) / length, start[1] + t * (end[1] - start[1]) / length)
+                    for t in (done, done + step)
+                )
+            done, at = done + step, at + step + 1e-9  # past the border that rounding may leave it before
 
 
 def _bezier(line: Line, steps: int = 24) -> Iterable[Point]:
@@ -312,6 +390,21 @@ def _bezier(line: Line, steps: int = 24) -> Iterable[Point]:
         yield x1 * (first + second) + x2 * (third + last), y1 * first + middle * (second + third) + y2 * last
 
 
+def _quadratic(start: Point, corner: Point, end: Point, steps: int = 6) -> list[Point]:
+    """Points of the curve around a corner."""
+    found = []
+    for step in range(steps + 1):
+        t = step / steps
+        parts = zip(start, corner, end, strict=True)
+        x, y = ((1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c for a, b, c in parts)
+        found.append((x, y))
+    return found
+
+
+def _scaled(points: Iterable[Point], scale: int) -> list[Point]:
+    return [(scale * x, scale * y) for x, y in points]
+
+
 def _save_png(picture: Picture, path: Path, scale: int = 2) -> None:
     from PIL import Image, ImageDraw, ImageFont
 
@@ -322,10 +415,24 @@ def _save_png(picture: Picture, path: Path, scale: int = 2) -> None:
             points = [(x * scale, y * scale) for x, y in _bezier(shape)]
             canvas.line(points, fill=shape.colour, width=2 * scale - 1, joint="curve")
             continue
+        if isinstance(shape, Route):
+            end, head = _head(shape)
+            curves = [_quadratic(*bend) for bend in _bends(shape)]
+            track = [shape.points[0], *(point for curve in curves for point in curve), end]
+            for piece in _dashes(track) if shape.dashed else [track]:
+                canvas.line(_scaled(piece, scale), fill=shape.colour, width=2 * scale - 1, joint="curve")
+            canvas.polygon(_scaled(head, scale), fill=shape.colour)
+            continue
         if isinstance(shape, Box):
             corners = (shape.x, shape.y, shape.x + shape.width, shape.y + shape.height)
             box = tuple(scale * side for side in corners)
-            canvas.rounded_rectangle(box, radius=4 * scale, fill=shape.fill, outline="#555555", width=scale)  # type: ignore[arg-type]
+            canvas.rounded_rectangle(
+                box,
+                radius=4 * scale,
+                fill=shape.fill,
+                outline="#000000" if shape.framed else "#555555",
+                width=3 * scale if shape.framed else scale,
+            )  # type: ignore[arg-type]
         x, y = shape.at if isinstance(shape, Label) else (shape.x + shape.width / 2, shape.y + shape.height / 2)
         text = shape.text.translate({ord("×"): "x", ord("→"): "->", ord("·"): "-"})  # which its font lacks
         canvas.text((x * scale, y * scale), text, fill="black", font=font, anchor="mm")

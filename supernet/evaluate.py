@@ -1,16 +1,14 @@
 """Scores of subnets with shared weights: private statistics, recalibrated batch norm, the supernet untouched."""
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from supernet.data import Images
+from supernet.batches import Batches, ImageSet, digest, identity
 from supernet.distributed import revert_sync_bn
 from supernet.errors import InputError
 from supernet.prefix import BudgetExceeded, PrefixSharing, Trie, norms_of, use_batch_statistics, version
@@ -126,7 +124,7 @@ class BatchMetric:
         return None
 
     @torch.no_grad()
-    def __call__(self, network: nn.Module, images: Images, batch: int) -> Metrics:
+    def __call__(self, network: nn.Module, images: Any, batch: int) -> Metrics:
         """The metrics of a network over a whole set, in its present mode."""
         return self.combine([self.of_batch(network(x), y) for x, y in images.batches(batch)])
 
@@ -155,10 +153,10 @@ class Classification(BatchMetric):
 classification = Classification()
 """`classification(network, images, batch)`: accuracy and loss of a classifier, `network` in its present mode."""
 
-Metric = Callable[[nn.Module, Images, int], Mapping[str, float]]
+Metric = Callable[[nn.Module, Any, int], Mapping[str, float]]
 
 
-def accuracy(network: nn.Module, images: Images, batch: int = 256) -> float:
+def accuracy(network: nn.Module, images: ImageSet, batch: int = 256) -> float:
     """Share of images that a classifier in eval mode gets right, 0..1."""
     network.eval()
     return classification(network, images, batch)["accuracy"]
@@ -180,8 +178,8 @@ class SharedWeights:
 
     Args:
         supernet: trained; its device is used.
-        calibration: images from the training split.
-        validation: held-out images for the score.
+        calibration: images from the training split, in memory (`Images`) or read batch by batch (see `ImageSet`).
+        validation: held-out images for the score, likewise.
         bn: what batch norm normalises with.
         metric: `(network, images, batch) -> metrics`; `classification` by default. See `BatchMetric` for what shares
             the validation pass too.
@@ -192,6 +190,10 @@ class SharedWeights:
         share: evaluate common prefixes once; off, one by one, as it is where a single batch exceeds the budget.
         memory: bytes of activations held for sharing; more batches at a time are run where they fit. Copies of weights
             may take as much again.
+        hold: bytes, beside `memory`, of what the leading steps that no decision reaches (a stem, the fixed backbone of
+            a searched neck) make of calibration and validation batches. These steps are then calibrated and run once
+            for all calls until the weights change; batches that do not fit are run again in every call. To hold all
+            takes the maps that the last of these steps hands on, in float32, of every image; 0 holds none.
         cache: looked up first, and every new score is kept there at once, costs aside.
 
     Attributes:
@@ -206,8 +208,8 @@ class SharedWeights:
     def __init__(
         self,
         supernet: Chain,
-        calibration: Images,
-        validation: Images,
+        calibration: ImageSet,
+        validation: ImageSet,
         *,
         bn: BatchNormPolicy | None = None,
         metric: Metric = classification,
@@ -216,6 +218,7 @@ class SharedWeights:
         channels_last: bool = True,
         share: bool = True,
         memory: int = 2**30,
+        hold: int = 2**29,
         cache: ScoreCache | None = None,
     ) -> None:
         device = next(supernet.parameters()).device
@@ -227,9 +230,7 @@ class SharedWeights:
         self.steps_asked = self.steps_run = self.hits = 0
         if cache is not None and ("<" in _name(metric) or _name(metric) in ("", "partial")):
             raise InputError(f"scores of {metric!r} cannot be cached: give it an attribute `name` that is its own")
-        self._images = _digest(
-            t for part in (self.calibration, self.validation) for t in (part.pixels, part.labels, part.mean, part.std)
-        )
+        self._images = identity(self.calibration, self.validation)
         self._state: tuple[object, ...] = ()
         self._weights = ""
         self._prefixes = PrefixSharing(
@@ -237,6 +238,7 @@ class SharedWeights:
             memory_format=self.memory_format,
             memory=memory,
             batch_statistics=isinstance(self.bn, BatchStatistics),
+            hold=hold,
         )
 
     @property
@@ -244,7 +246,7 @@ class SharedWeights:
         """What scores depend on: weights and images as digests, the policy, the metric. A study compares them."""
         self._refresh()
         if not self._weights:
-            self._weights = _digest(self.supernet.state_dict().values())
+            self._weights = digest(self.supernet.state_dict().values())
         return {
             "supernet": self._weights,
             "images": self._images,
@@ -261,7 +263,7 @@ class SharedWeights:
 
     @property
     def held_bytes(self) -> int:
-        """The most bytes of activations that were held for sharing at a time."""
+        """The most bytes of activations that were held at a time: for sharing, and of fixed steps between calls."""
         return self._prefixes.peak
 
     def __call__(self, archs: Sequence[Arch]) -> list[Metrics]:
@@ -297,34 +299,37 @@ class SharedWeights:
         network = revert_sync_bn(self.supernet.subnet(self.supernet.space.normal_form(arch))).eval()
         network.to(memory_format=self.memory_format)
         if isinstance(self.bn, Recalibrate):
-            recalibrate_bn(network, self._calibration_batches())
+            recalibrate_bn(network, self._calibration_batches)
         elif isinstance(self.bn, BatchStatistics):
             for norm in norms_of(network):
                 use_batch_statistics(norm)
         return network
 
-    def _calibration_batches(self) -> Iterator[Tensor]:
+    @property
+    def _calibration_batches(self) -> Batches:
         assert isinstance(self.bn, Recalibrate)
         size = min(self.bn.size, len(self.calibration))
-        return (x for x, _ in islice(self.calibration.batches(size, drop_last=True), self.bn.batches))
+        return Batches(self.calibration, size, min(self.bn.batches, len(self.calibration) // size))
 
     def _evaluate(self, archs: Sequence[Arch], record: Record) -> None:
         """Score canonical, distinct architectures and record each score as soon as it is there."""
         asked = len(archs) * len(self.supernet.blocks)
         self.steps_asked += asked
         if self.share:
-            trie = Trie(self.supernet, archs)
+            trie, made = Trie(self.supernet, archs), self._prefixes.batches_made
             try:
                 self._shared(trie, archs, record)
             except BudgetExceeded:
                 self.share = False
+                self._prefixes.forget()
                 warnings.warn(
                     f"one batch takes more than memory={self._prefixes.memory:,} bytes of activations: architectures "
                     "are scored one by one from here on; give a larger memory or a smaller batch",
                     stacklevel=3,
                 )
             else:
-                self.steps_run += trie.size
+                kept = isinstance(self.metric, BatchMetric) and self._prefixes.batches_made == made
+                self.steps_run += trie.size - kept * len(trie.trunk)
                 return
         self.steps_run += asked
         for arch in archs:
@@ -332,23 +337,22 @@ class SharedWeights:
 
     def _shared(self, trie: Trie, archs: Sequence[Arch], record: Record) -> None:
         if isinstance(self.bn, Recalibrate):
-            self._prefixes.calibrate(trie, self._calibration_batches())
+            self._prefixes.calibrate(trie, self._calibration_batches)
         metric = self.metric
         if not isinstance(metric, BatchMetric):
             for number, arch in enumerate(archs):
                 record(arch, self._score(self._prefixes.network(trie, number)))
             return
-        batches = -(-len(self.validation) // self.batch)
-        labels = self.validation.labels.split(self.batch)
+        batches = Batches(self.validation, self.batch)
         parts: list[list[Any]] = [[] for _ in archs]
 
         def visit(number: int, outputs: Any) -> None:
             mine = parts[number]
-            mine.append(metric.of_batch(outputs, labels[len(mine)]))
-            if len(mine) == batches:
+            mine.append(metric.of_batch(outputs, batches.labels(len(mine))))
+            if len(mine) == len(batches):
                 record(archs[number], Score(metric.combine(mine), metric.correct(mine)))
 
-        self._prefixes.outputs(trie, (x for x, _ in self.validation.batches(self.batch)), visit)
+        self._prefixes.outputs(trie, batches, visit)
 
     def _score(self, network: nn.Module) -> Score:
         if not isinstance(self.metric, BatchMetric):
@@ -370,11 +374,3 @@ def _name(metric: Metric) -> str:
     """What a metric is known by: its own name, or that of its function or class."""
     own: str = getattr(metric, "name", "") or getattr(metric, "__qualname__", type(metric).__qualname__)
     return own
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    """16 hex digits of SHA-256 over the contents."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]

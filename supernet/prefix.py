@@ -4,15 +4,17 @@ The statistics of a step's batch norms depend on the steps before it alone, batc
 on. A prefix that several subnets share is therefore materialised, calibrated and run once, with the same operations on
 the same batches as for each of them apart, and the results are the same bits. The walk is depth first, so that only
 what the current path hands on is held.
+
+The leading steps that no decision reaches, such as a stem or a fixed backbone, are common to all architectures there
+are. What they hand on is held from one trie to the next where there is room for it (`Features`).
 """
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from supernet.distributed import revert_sync_bn
 from supernet.searchable import Chain, Layouts, materialize
 from supernet.space import Arch
+
+
+class Numbered(Protocol):
+    """Batches that are made when they are asked for by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
+
 
 Visit = Callable[[int, Any], None]
 """Receives the position of an architecture and what its last step hands on for the next batch."""
@@ -60,6 +71,17 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def fixed_steps(supernet: Chain) -> int:
+    """How many leading steps no decision reaches; the last step is not counted."""
+    deciding = [choice.name for choice in supernet.space.choices if len(choice.options) > 1]
+    count = 0
+    for name in supernet.step_names[:-1]:
+        if any(own.startswith(f"{name}.") for own in deciding):
+            break
+        count += 1
+    return count
+
+
 # -- the trie ---------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +116,7 @@ class Trie:
     Attributes:
         paths: per architecture its nodes in the order of the steps.
         size: the number of nodes, which is how many steps are run.
+        trunk: the first nodes of every path, of the steps that no decision reaches.
     """
 
     def __init__(self, supernet: Chain, archs: Sequence[Arch]) -> None:
@@ -111,6 +134,7 @@ class Trie:
             assert node.leaf is None, f"{arch} is in the batch twice"
             node.leaf = number
             self.paths.append(path)
+        self.trunk = self.paths[0][: fixed_steps(supernet)]
 
 
 # -- materialised steps -----------------------------------------------------------------------------------------------
@@ -156,27 +180,84 @@ class _Copies:
         self._bytes = 0
 
 
-class _Held:
-    """Bytes of the activations held at a time; memory that several states share is counted once."""
+Place = tuple[torch.device, int]
+
+
+def _storages(state: Any) -> Iterator[tuple[Place, torch.UntypedStorage]]:
+    """The memory behind every tensor of a state, and where it is."""
+    for tensor in tensors_in(state):
+        storage = tensor.untyped_storage()
+        yield (tensor.device, storage.data_ptr()), storage
+
+
+class Features:
+    """What the fixed steps hand on, per kind of pass and number of a batch, as far as it fits.
+
+    What came first stays: every pass reads all batches in order, and dropping one for another would lose both.
+
+    Args:
+        limit: bytes.
+
+    Attributes:
+        held: bytes of the states kept.
+        places: of their memory.
+        statistics: per fixed step those of its batch norms; None until a whole calibration has passed.
+    """
 
     def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.places: set[Place] = set()
+        self._states: dict[tuple[bool, int], Any] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Keep nothing, statistics included."""
+        self.held = 0
+        self.statistics: list[list[dict[str, Tensor]]] | None = None
+        self.places.clear()
+        self._states.clear()
+
+    def get(self, calibrate: bool, number: int) -> Any:
+        """The state after the fixed steps, None if it is not kept."""
+        return self._states.get((calibrate, number))
+
+    def keep(self, calibrate: bool, number: int, state: Any) -> bool:
+        """Keep a state if there is room, and say whether there is."""
+        found = dict(_storages(state))
+        size = sum(storage.nbytes() for storage in found.values())
+        if self.held + size > self.limit:
+            return False
+        self._states[calibrate, number] = state
+        self.places |= found.keys()
+        self.held += size
+        return True
+
+
+class _Held:
+    """Bytes of the activations held at a time; memory that several states share is counted once.
+
+    Args:
+        kept: memory that is not counted, because it stays anyway.
+    """
+
+    def __init__(self, limit: int, kept: Set[Place] = frozenset()) -> None:
         self.limit, self.now, self.peak = limit, 0, 0
-        self._users: Counter[tuple[torch.device, int]] = Counter()
+        self._kept = kept
+        self._users: Counter[Place] = Counter()
 
     def add(self, state: Any) -> None:
-        for tensor in tensors_in(state):
-            storage = tensor.untyped_storage()
-            place = (tensor.device, storage.data_ptr())
-            self.now += 0 if self._users[place] else storage.nbytes()
-            self._users[place] += 1
+        for place, storage in _storages(state):
+            if place not in self._kept:
+                self.now += 0 if self._users[place] else storage.nbytes()
+                self._users[place] += 1
         self.peak = max(self.peak, self.now)
         if self.now > self.limit:
             raise BudgetExceeded
 
     def drop(self, state: Any) -> None:
-        for tensor in tensors_in(state):
-            storage = tensor.untyped_storage()
-            place = (tensor.device, storage.data_ptr())
+        for place, storage in _storages(state):
+            if place in self._kept:
+                continue
             self._users[place] -= 1
             if not self._users[place]:
                 del self._users[place]
@@ -196,9 +277,12 @@ class PrefixSharing:
         memory_format: of the weights of the materialised steps.
         memory: bytes of activations that may be held at a time, and as many again of copied weights.
         batch_statistics: normalise every batch with its own statistics.
+        hold: bytes of what fixed steps hand on that are kept from trie to trie, beside `memory`. With any, an instance
+            is for one sequence of calibration batches and one of others; statistics of fixed steps are then found once.
 
     Attributes:
-        peak: the most bytes of activations held so far.
+        peak: the most bytes of activations held so far, those kept included.
+        batches_made: how many batches were asked for; the others had been kept after the fixed steps.
     """
 
     def __init__(
@@ -208,27 +292,39 @@ class PrefixSharing:
         memory_format: torch.memory_format = torch.channels_last,
         memory: int = 2**30,
         batch_statistics: bool = False,
+        hold: int = 0,
     ) -> None:
         self.memory, self.batch_statistics, self.peak = memory, batch_statistics, 0
+        self.batches_made = self._entry = 0
         self._copies = _Copies(supernet, memory_format=memory_format, memory=memory)
+        self._features = Features(hold)
         self._held = _Held(memory)
 
     def forget(self) -> None:
-        """Drops the copies of the weights, which the supernet no longer has."""
+        """Drops what was derived from weights that the supernet no longer has."""
         self._copies.clear()
+        self._features.clear()
 
-    def calibrate(self, trie: Trie, batches: Iterable[Tensor]) -> None:
+    def calibrate(self, trie: Trie, batches: Numbered) -> None:
         """Re-estimates the statistics of every node as the mean over the batches (see `evaluate.recalibrate_bn`).
 
         Args:
-            batches: normalised images, (N, C, H, W) each, of equal N.
+            batches: normalised images, (N, C, H, W) each, of equal N; made when they are asked for by number, each
+                once at most.
 
         Raises:
             BudgetExceeded: one batch along one path takes more than the budget.
         """
-        self._walk(trie, batches, None)
+        known, start = self._features.statistics, self._start(trie)
+        for node, statistics in zip(trie.trunk, known or (), strict=False):
+            node.statistics = statistics
+        before = [] if start is trie.root or known is not None else trie.trunk
+        if any(self._copies.of(node).norms for node in before) or any(map(self._normed, start.children.values())):
+            self._walk(trie, batches, None)
+            if start is not trie.root:
+                self._features.statistics = [node.statistics for node in trie.trunk]
 
-    def outputs(self, trie: Trie, batches: Iterable[Tensor], visit: Visit) -> None:
+    def outputs(self, trie: Trie, batches: Numbered, visit: Visit) -> None:
         """Hands every output of every architecture to `visit`; of one architecture, in the order of the batches.
 
         Raises:
@@ -249,16 +345,49 @@ class PrefixSharing:
                 use_batch_statistics(norm)
         return network
 
+    def _start(self, trie: Trie) -> Node:
+        """The node from which a trie is walked: the last that is kept for further tries, or the input."""
+        return trie.trunk[-1] if trie.trunk and self._features.limit else trie.root
+
     @torch.no_grad()
-    def _walk(self, trie: Trie, batches: Iterable[Tensor], visit: Visit | None) -> None:
+    def _walk(self, trie: Trie, batches: Numbered, visit: Visit | None) -> None:
         """One pass over all batches; without `visit` it calibrates."""
-        waiting, take = iter(batches), 1
-        while group := list(islice(waiting, take)):
-            self._held = _Held(self.memory)
-            self._held.add(group)
-            self._spread(trie.root, group, visit)
-            self.peak = max(self.peak, self._held.peak)
-            take = max(1, self.memory * len(group) // max(1, self._held.peak))
+        if visit is None and self._features.statistics is None:
+            self._features.clear()  # of a calibration that was broken off
+        number, take, most = 0, 1, 1
+        while number < len(batches):
+            self._held = _Held(self.memory, self._features.places)
+            group = range(number, min(number + take, len(batches)))
+            states = [self._entered(trie, batches, at, calibrate=visit is None) for at in group]
+            self._spread(self._start(trie), states, visit)
+            self.peak = max(self.peak, self._held.peak + self._features.held)
+            number, most = group.stop, max(most, self._entry, -(-self._held.peak // len(group)))
+            take = max(1, self.memory // most)
+
+    def _entered(self, trie: Trie, batches: Numbered, number: int, *, calibrate: bool) -> Any:
+        """A batch as the start of the walk hands it on: kept from before, or run up to there and kept if it fits."""
+        state = self._features.get(calibrate, number)
+        if state is not None:
+            return state
+        state = batches[number]
+        self.batches_made += 1
+        outside, self._held = self._held, _Held(self.memory - self._held.now, self._features.places)
+        self._held.add(state)
+        for node in trie.trunk if self._start(trie) is not trie.root else []:
+            if calibrate and self._features.statistics is not None:
+                node = Node(node.position, node.sub, node.layout)  # whose statistics nobody reads
+            step = self._copies.of(node)
+            self._bind(step, node, fresh=calibrate)
+            with self._mode(step, calibrate=calibrate):
+                out = self._apply(step, state, calibrate=calibrate)
+            self._held.drop(state)
+            state = out
+        self._entry = max(self._entry, self._held.peak)
+        outside.peak = max(outside.peak, outside.now + self._held.peak)
+        self._held = outside
+        if self._start(trie) is trie.root or not self._features.keep(calibrate, number, state):
+            outside.add(state)
+        return state
 
     def _spread(self, node: Node, states: list[Any], visit: Visit | None) -> None:
         """Give every child the states, which are released when the last one has read them."""

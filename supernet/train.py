@@ -18,11 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from supernet.augment import mix
-from supernet.blocks.nasnet import Output
 from supernet.checkpoint import environment, load_state, save_state
 from supernet.config import Augment, Train
-from supernet.data import Splits, training_batches
 from supernet.distributed import World, convert_sync_bn, current, reduce_gradients, revert_sync_bn
 from supernet.errors import InputError, RunError, nearest
 from supernet.monitor import Monitor
@@ -32,7 +29,9 @@ from supernet.sampling import ArchSampler, uniform
 from supernet.searchable import Chain, PartsMemo
 from supernet.seeding import derive_seed
 from supernet.space import Arch
+from supernet.task import Classification, Task, TrainingData, memory_format
 
+EARLIER = {"loss": "loss", "accuracy": "correct", "images": "images"}  # sums by name, and as they were called
 RECENT = 0.98  # of the mean loss that a spike is measured against
 
 
@@ -51,9 +50,9 @@ class _Loop:
     """Everything a step reads or writes."""
 
     chain: Chain
-    data: Splits
+    data: TrainingData
     config: Train
-    augment: Augment
+    task: Task
     sampler: ArchSampler
     world: World
     optimizer: torch.optim.Optimizer
@@ -66,10 +65,10 @@ class _Loop:
     penalty: Penalty | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "images": 0.0})
+    sums: dict[str, float] = field(default_factory=lambda: {"images": 0.0})
     recent: float | None = None
     saved: int | None = None
-    pending: tuple[int, Sequence[Arch], Tensor] | None = None
+    pending: tuple[int, Sequence[Arch], tuple[str, ...], Tensor] | None = None
     stop: bool = False
 
     @property
@@ -91,11 +90,12 @@ class _Loop:
 
 def train_supernet(
     supernet: Chain,
-    data: Splits,
+    data: TrainingData,
     config: Train,
     *,
     sampler: ArchSampler | None = None,
     augment: Augment | None = None,
+    task: Task | None = None,
     state: Path | None = None,
     log: Path | None = None,
     monitor: Monitor | None = None,
@@ -116,7 +116,8 @@ def train_supernet(
         data: splits; only `train` is used.
         config: recipe of the optimisation.
         sampler: which architectures a step trains; `uniform` by default.
-        augment: how training images are varied; not at all by default.
+        augment: how training images are varied in a classification; not at all by default.
+        task: what is learnt instead of a classification, e.g. `detection.train.Detection`; it varies images itself.
         state: checkpoint file. If it exists, training goes on from it to the identical result (on the CPU, for the same
             torch build, device, number of threads and processes; a warning says so if they differ).
         log: folder for TensorBoard events.
@@ -125,15 +126,17 @@ def train_supernet(
         verbose: show progress.
 
     Returns:
-        per epoch `epoch`, `loss`, `accuracy` (of the sampled paths, in training mode), `lr`, and `penalty` if given.
+        per epoch `epoch`, the task's figures (`loss` and `accuracy` of the sampled paths, in training mode), `lr`, and
+        `penalty` if given.
 
     Raises:
         InputError: see `check_training`; or a checkpoint that is damaged or of another network.
         RunError: the loss is not finite or has leapt; the step, its architectures and the last checkpoint are named.
     """
-    augment, world = augment or Augment(), current()
-    check_training(config, data, augment)
-    loop = _prepare(supernet, data, config, augment, sampler or uniform(supernet.space, config.seed), world, state)
+    world = current()
+    chosen: Task = task or Classification(augment or Augment())
+    check_training(config, data, task=chosen)
+    loop = _prepare(supernet, data, config, chosen, sampler or uniform(supernet.space, config.seed), world, state)
     loop.monitor, loop.penalty = monitor, penalty
     if monitor is not None:
         monitor.begin(loop.total)
@@ -150,10 +153,7 @@ def train_supernet(
 def _run(loop: _Loop, log: Path | None, verbose: bool) -> None:
     config = loop.config
     _restore(loop)
-    feed = training_batches(
-        loop.data.train, loop.augment, batch=config.batch, seed=config.seed, start=loop.step, rank=loop.world.rank,
-        world=loop.world.size,
-    )  # fmt: skip
+    feed = loop.task.batches(loop.data, config, start=loop.step, rank=loop.world.rank, world=loop.world.size)
     writer = _event_writer(log, loop.step)
     last_save = time.monotonic()
     with (
@@ -162,7 +162,7 @@ def _run(loop: _Loop, log: Path | None, verbose: bool) -> None:
         _deferred_interrupt(loop.world) as interrupted,
     ):
         while not loop.finished:
-            _step(loop, *next(feed), interrupted)
+            _step(loop, next(feed), interrupted)
             epoch_ends = loop.step % loop.per_epoch == 0
             if epoch_ends:
                 _close_epoch(loop, writer)
@@ -198,7 +198,10 @@ def _deferred_interrupt(world: World) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def check_training(config: Train, data: Splits, augment: Augment | None = None, world: World | None = None) -> None:
+def check_training(
+    config: Train, data: TrainingData, augment: Augment | None = None, world: World | None = None, *,
+    task: Task | None = None,
+) -> None:  # fmt: skip
     """Whether a training can start, before anything is built.
 
     Raises:
@@ -207,7 +210,8 @@ def check_training(config: Train, data: Splits, augment: Augment | None = None, 
     """
     from timm.optim import list_optimizers
 
-    augment, world = augment or Augment(), world or current()
+    world = world or current()
+    task = task or Classification(augment or Augment())
     if config.epochs < 1 or config.batch < 1:
         raise InputError(f"epochs={config.epochs} and batch={config.batch} must be at least 1")
     if config.batch > len(data.train):
@@ -216,10 +220,7 @@ def check_training(config: Train, data: Splits, augment: Augment | None = None, 
         raise InputError(
             f"the batch of {config.batch} images cannot be divided among {world.size} processes; give a multiple"
         )
-    mixes = augment.mixup or augment.cutmix
-    if mixes and (config.batch // world.size) % 2:
-        raise InputError(f"mixup and cutmix pair images, but each process has {config.batch // world.size}; give an "
-                         "even number")  # fmt: skip
+    task.check(config, world.size)
     if config.optimizer not in list_optimizers():
         raise InputError(f"timm has no optimizer {config.optimizer!r}; {nearest(config.optimizer, list_optimizers())}")
     try:
@@ -246,14 +247,15 @@ def check_training(config: Train, data: Splits, augment: Augment | None = None, 
         ) from error
 
 
-def train_standalone(network: nn.Module, data: Splits, config: Train, **options: Any) -> list[dict[str, float]]:
-    """Train an ordinary classifier in place by the same loop; `options` as in `train_supernet`."""
+def train_standalone(network: nn.Module, data: TrainingData, config: Train, **options: Any) -> list[dict[str, float]]:
+    """Train an ordinary network in place by the same loop; `options` as in `train_supernet`."""
     return train_supernet(Chain("standalone", [("network", network)]), data, config, **options)
 
 
 def plan_training(
-    supernet: Chain, data: Splits, config: Train, *, sampler: ArchSampler | None = None, augment: Augment | None = None
-) -> dict[str, float]:
+    supernet: Chain, data: TrainingData, config: Train, *, sampler: ArchSampler | None = None,
+    augment: Augment | None = None, task: Task | None = None,
+) -> dict[str, float]:  # fmt: skip
     """What a training will take, from three of its steps on a copy; writes nothing and leaves the supernet alone.
 
     Returns:
@@ -264,18 +266,17 @@ def plan_training(
     """
     import resource  # not on every system
 
-    augment, chosen = augment or Augment(), sampler or uniform(supernet.space, config.seed)
-    check_training(config, data, augment)
+    learnt: Task = task or Classification(augment or Augment())
+    chosen = sampler or uniform(supernet.space, config.seed)
+    check_training(config, data, task=learnt)
     chain = copy.deepcopy(supernet)
-    loop = _prepare(chain, data, config, augment, chosen, current(), None)
+    loop = _prepare(chain, data, config, learnt, chosen, current(), None)
     world, seconds, active, device = loop.world, [], [], torch.device(loop.world.device(config.device))
-    feed = training_batches(
-        loop.data.train, augment, batch=config.batch, seed=config.seed, rank=world.rank, world=world.size
-    )
-    with compiled(chain, enabled=config.compile):
+    feed = learnt.batches(loop.data, config, start=0, rank=world.rank, world=world.size)
+    with contextlib.closing(feed), compiled(chain, enabled=config.compile):  # type: ignore[type-var]  # a generator
         for step in range(3):
             began = time.perf_counter()
-            _step(loop, *next(feed), threading.Event())
+            _step(loop, next(feed), threading.Event())
             _examine(loop)  # waits for the device
             seconds.append(time.perf_counter() - began)
             active += [sum(p.numel() for p in chain.active_parameters(arch)) for arch in chosen(step)]
@@ -297,55 +298,45 @@ def plan_training(
 
 
 def _prepare(
-    chain: Chain, data: Splits, config: Train, augment: Augment, sampler: ArchSampler, world: World, state: Path | None
+    chain: Chain, data: TrainingData, config: Train, task: Task, sampler: ArchSampler, world: World, state: Path | None
 ) -> _Loop:
     device = world.device(config.device)
-    chain.to(device).to(memory_format=_memory_format(config)).train()
+    chain.to(device).to(memory_format=memory_format(config)).train()
     if config.sync_bn and world.size > 1:
         convert_sync_bn(chain)
     optimizer = create_optimizer(chain, config)
     optimizer.zero_grad(set_to_none=True)
     scheduled = [module for module in chain.modules() if hasattr(module, "set_progress")]
     loop = _Loop(
-        chain, data.to(device), config, augment, sampler, world, optimizer, None, create_ema(chain, config),
+        chain, data.to(device), config, task, sampler, world, optimizer, None, create_ema(chain, config),
         PartsMemo(chain), scheduled, None, state,
     )  # fmt: skip
     loop.schedule = create_schedule(optimizer, config, loop.per_epoch)
     return loop
 
 
-def _step(loop: _Loop, images: Tensor, labels: Tensor, interrupted: threading.Event) -> None:
+def _step(loop: _Loop, batch: Any, interrupted: threading.Event) -> None:
     """One update: every architecture of the step adds its gradients, the active parameters are averaged over ranks."""
     config, chain, step, rank = loop.config, loop.chain, loop.step, loop.world.rank
     archs = loop.sampler(step)
     loop.schedule.step_update(step)
-    images = images.contiguous(memory_format=_memory_format(config))
-    targets = labels
-    if loop.augment.mixup or loop.augment.cutmix:
-        seed = derive_seed(config.seed, "mix", step, rank)
-        classes, smoothing = len(loop.data.classes), config.label_smoothing
-        images, targets = mix(images, labels, loop.augment, classes=classes, smoothing=smoothing, seed=seed)
+    loss_of = loop.task.paths(chain, batch, loop.data, config, step=step, rank=rank)
     torch.manual_seed(derive_seed(config.seed, "step", step, rank))  # dropout and the like, whatever ran before
     for module in loop.scheduled:
         module.set_progress(step / loop.total)
     figures: list[Tensor] = []
+    names: tuple[str, ...] = ()
     for arch in archs:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
-            out = chain(images, arch)
-        logits = (out.logits if isinstance(out, Output) else out).float()
-        loss = _loss(config, logits, targets)
-        extra = config.auxiliary * _loss(config, out.aux.float(), targets) if isinstance(out, Output) else 0.0
-        added = loop.penalty(arch) if loop.penalty is not None else 0.0
-        (loss + extra + added).backward()
-        figures += [loss.detach(), (logits.detach().argmax(1) == labels).float().mean()]
-        if config.distill and len(figures) == 2:  # the first of a sandwich is the largest; the others follow it
-            targets = logits.detach().softmax(1)
+        loss, told = loss_of(arch)
+        (loss + (loop.penalty(arch) if loop.penalty is not None else 0.0)).backward()  # type: ignore[no-untyped-call]
+        figures += told.values()
+        names = tuple(told)
     parts = [part for arch in archs for part in loop.parts(arch)]
-    told = torch.stack([*figures, figures[0].new_tensor(float(interrupted.is_set()))])
-    reduced, _ = reduce_gradients(parts, told)
+    flag = figures[0].new_tensor(float(interrupted.is_set()))
+    reduced, _ = reduce_gradients(parts, torch.stack([*figures, flag]))
     _examine(loop)  # of the step before: reading it here does not make the device wait
     assert reduced is not None
-    loop.pending = (step, archs, reduced)
+    loop.pending = (step, archs, names, reduced)
     if loop.monitor is not None:
         loop.monitor.gradients(step, archs)
     if config.clip:
@@ -358,30 +349,25 @@ def _step(loop: _Loop, images: Tensor, labels: Tensor, interrupted: threading.Ev
         loop.ema.update(chain)
 
 
-def _loss(config: Train, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with labels, smoothed, or with soft targets, (N, classes)."""
-    smoothing = config.label_smoothing if targets.ndim == 1 else 0.0
-    return nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
-
-
 def _examine(loop: _Loop) -> None:
     """Book the figures of the last step, the same on every rank; stop if its loss cannot come from learning."""
     if loop.pending is None:
         return
-    step, archs, figures = loop.pending
+    step, archs, names, figures = loop.pending
     loop.pending = None
     *values, stop = figures.tolist()
     loop.stop = stop > 0 and loop.world.size > 1
     images = loop.config.batch
+    rows = [dict(zip(names, values[i : i + len(names)], strict=True)) for i in range(0, len(values), len(names))]
     if loop.monitor is not None:
-        loop.monitor.losses(step, archs, values[::2])
-    for arch, loss, correct in zip(archs, values[::2], values[1::2], strict=True):
-        bound = loop.config.spike * max(loop.recent or 0.0, math.log(max(len(loop.data.classes), 2)))
+        loop.monitor.losses(step, archs, [row["loss"] for row in rows])
+    for arch, row in zip(archs, rows, strict=True):
+        loss, bound = row["loss"], loop.config.spike * max(loop.recent or 0.0, loop.task.guess(loop.data))
         if not math.isfinite(loss) or (loop.config.spike and loss > bound):
             _diverged(loop, step, arch, loss, bound)
         loop.recent = loss if loop.recent is None else RECENT * loop.recent + (1 - RECENT) * loss
-        loop.sums["loss"] += loss * images
-        loop.sums["correct"] += correct * images
+        for name, value in row.items():
+            loop.sums[name] = loop.sums.get(name, 0.0) + value * images
         loop.sums["images"] += images
 
 
@@ -396,24 +382,16 @@ def _diverged(loop: _Loop, step: int, arch: Arch, loss: float, bound: float) -> 
     )
 
 
-def _memory_format(config: Train) -> torch.memory_format:
-    return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
 def _close_epoch(loop: _Loop, writer: Any) -> None:
     _examine(loop)
     images = max(loop.sums["images"], 1.0)
-    row = {
-        "epoch": loop.step // loop.per_epoch,
-        "loss": loop.sums["loss"] / images,
-        "accuracy": loop.sums["correct"] / images,
-        "lr": loop.optimizer.param_groups[0]["lr"],
-    }
+    figures = {name: value / images for name, value in loop.sums.items() if name != "images"}
+    row = {"epoch": loop.step // loop.per_epoch, **figures, "lr": loop.optimizer.param_groups[0]["lr"]}
     if loop.penalty is not None:
         row["penalty"] = statistics.fmean(loop.penalty(arch).item() for arch in loop.sampler(loop.step - 1))
     loop.history.append(row)
-    loop.sums.update(loss=0.0, correct=0.0, images=0.0)
-    scalars = {f"train/{name}": row[name] for name in ("loss", "accuracy", "lr")}
+    loop.sums = {"images": 0.0}
+    scalars = {f"train/{name}": row[name] for name in (*figures, "lr")}
     if loop.monitor is not None:
         scalars |= loop.monitor.close_epoch(loop.step)
     if writer is not None:
@@ -486,6 +464,8 @@ def _restore(loop: _Loop) -> None:
             f"the checkpoint {path} belongs to another network or optimizer; give another folder"
         ) from error
     loop.step, loop.history, loop.sums = state["step"], list(state["history"]), dict(state["sums"])
+    if "correct" in loop.sums:  # a checkpoint from before there were tasks
+        loop.sums = {name: loop.sums[old] for name, old in EARLIER.items()}
     loop.recent, loop.saved = state.get("recent"), state["step"]
     if loop.monitor is not None:
         loop.monitor.load_state_dict(state.get("monitor"))

@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("supernet", "searchers", "detection")
 OURS = (*PACKAGES, "tools", "tests")
-SCRIPTS = sorted(
-    path.stem for path in (ROOT / "tools").glob("*.py") if path.stem not in ("common", "recipes", "searching", "stages")
-)
+BENCHMARKS = ("benchmark_curves", "benchmark_fronts", "benchmark_oracles", "benchmark_supernets")
+PARTS = (*BENCHMARKS, "classifying", "common", "detecting", "recipes", "searching", "stages")  # of scripts
+SCRIPTS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem not in PARTS)
 PURE = (
     "supernet.space",
     "supernet.config",

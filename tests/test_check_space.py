@@ -10,12 +10,13 @@ import torch
 from grounds import GROUNDS, LooseCell, LooseConv, SlicedBlock
 from torch import Tensor, nn
 
+from supernet import create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ConvBNAct
 from supernet.errors import InputError
 from supernet.searchable import Chain, Hidden, Layout, Layouts, Part
 from supernet.space import Arch, Form, Value
-from supernet.testing import check_memory, check_space, check_values
+from supernet.testing import check_elements, check_layouts, check_memory, check_space, check_values
 
 # -- building one defect into a ground --------------------------------------------------------------------------------
 
@@ -360,6 +361,39 @@ def test_a_layout_read_by_a_later_slice_is_named() -> None:
 def test_elements_that_feed_nothing_are_found() -> None:
     with pytest.raises(AssertionError, match=r"blocks\.1\.full\."):
         check_space(replaced("sliced", "a", ClaimsWhole))
+
+
+def test_a_part_that_runs_in_training_only_is_no_idle_one() -> None:
+    """One operation on both sides of a block is two in the subnet: unequal counts, so that NaN must find its way."""
+    chain = create_supernet(
+        "nasnet-small", ops=("sep3",), filters=2, input_size=12, blocks=1, auxiliary=True, auxiliary_channels=(2, 2)
+    )
+    values = {"left": 0, "right": 0, "left_op": "sep3", "right_op": "sep3"}
+    given = {f"{cell}.block0.{name}": value for cell in ("normal", "reduce") for name, value in values.items()}
+    arch = chain.space.canonical({**chain.space.sample(random.Random(0)), **given})
+    x = torch.randn(2, *chain.input_shape)
+    assert sum(p.numel() for p in chain.active_parameters(arch)) < sum(
+        p.numel() for p in chain.subnet(arch).parameters()
+    )
+    before = {name: tensor.clone() for name, tensor in chain.state_dict().items()}
+    check_elements(chain, arch, x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in chain.state_dict().items())
+
+
+@pytest.mark.parametrize(("padding", "side"), [(0, 3), (1, 4)])
+def test_a_stem_without_padding_may_lose_a_pixel(padding: int, side: int) -> None:
+    """From 8 pixels at stride 2; a map that is larger than announced, or two pixels smaller, is an error."""
+    stem = ConvBNAct(3, 4, kernel=3, stride=2)
+    stem.conv.padding = (padding, padding)
+    chain = Chain("stem", [("stem", stem)], input_shape=(3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    assert chain(x, Arch()).shape[-1] == side
+    check_layouts(chain, Arch(), x)
+    stem.conv.kernel_size = (7, 7)
+    stem.conv.weight = nn.Parameter(torch.randn(4, 3, 7, 7))
+    stem.conv.padding = (0, 0)
+    with pytest.raises(AssertionError, match="announces stride 2"):
+        check_layouts(chain, Arch(), x)
 
 
 @pytest.mark.parametrize("form", [leaves, invents])

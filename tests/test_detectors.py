@@ -27,6 +27,7 @@ from supernet.cost import CostTable, Feasible, count
 from supernet.errors import InputError
 from supernet.evaluate import recalibrate_bn
 from supernet.prefix import PrefixSharing, Trie
+from supernet.space import Choice, SearchSpace, compose
 from supernet.spaces import GENOTYPES
 from supernet.testing import check_space, randomize
 
@@ -91,6 +92,21 @@ def test_decisions_have_the_names_and_forms_of_the_classification_space() -> Non
     assert detector.space.normal_form(detector.architecture(arch)).sub("backbone") == classifier.space.normal_form(arch)
     assert detector.architecture(detector.architecture(arch)) == detector.architecture(arch)
     assert [choice.name for choice in CASES["searched-neck"]().space.choices][-1] == "neck.op"
+
+
+def test_names_without_a_part_are_those_of_the_part_that_has_them() -> None:
+    joint = _searched_neck()
+    arch = joint.space.sample(random.Random(2))
+    bare = {name.partition(".")[2]: value for name, value in arch.items()}
+    assert "op" in bare
+    assert joint.architecture(arch) == joint.architecture(bare) == joint.architecture({**bare, "neck.op": bare["op"]})
+    assert joint.architecture(bare) == arch
+    with pytest.raises(InputError, match="no choice 'ops'"):
+        joint.architecture({**bare, "ops": "none"})
+    neck = SearchSpace("neck", [Choice("op", ("none", "batch"))])
+    joint.space = compose("twice", {"one": neck, "two": neck})
+    with pytest.raises(InputError, match=r"'op' is a decision of several parts .* \['one\.op', 'two\.op'\]"):
+        joint.architecture({"op": "none"})
 
 
 class DifferentInTraining(ChoiceBlock):

@@ -165,12 +165,12 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
     parsed = module.parse(settings, None, args)
     if name == "search":
         stages, searching = importlib.import_module("stages"), importlib.import_module("searching")
-        known = inspect.signature(getattr(searchers, searching.SEARCHERS[parsed.searcher])).parameters
+        known = inspect.signature(getattr(searchers, searching.SEARCHERS[parsed.searcher].partition(".")[0])).parameters
         assert set(stages.pairs(parsed.settings)) <= set(known)
 
 
 def test_commands_are_found() -> None:
-    scripts = {"train_supernet", "search", "morphnet", "retrain", "export", "evaluate", "fidelity", "draw"}
+    scripts = {"train_supernet", "search", "morphnet", "retrain", "export", "evaluate", "fidelity", "draw", "predict"}
     assert {name for name, _ in commands()} == scripts
 
 

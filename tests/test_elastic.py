@@ -18,6 +18,7 @@ from supernet.blocks.elastic import (
     run_linear,
     run_norm,
     run_sliced,
+    sliced,
     sliced_parts,
     sliced_state,
 )
@@ -83,6 +84,23 @@ def test_linear_and_norm_take_the_leading_channels() -> None:
     )
     assert torch.equal(bn.running_mean[2:], before[2:])
     assert not (bn.running_mean[:2] == before[:2]).any()
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_a_slice_is_a_view_whose_gradient_has_the_order_of_the_whole(order: torch.memory_format) -> None:
+    storage = images(3, 8, 6, 5, 5)
+    whole = nn.Parameter(storage[1].contiguous(memory_format=order))
+    cut = leading(5, 4, kernel=3, largest=5)
+    for tensor in (whole, storage[2]):  # the second begins in the middle of a storage
+        assert torch.equal(sliced(tensor, cut), tensor[cut])
+    assert sliced(whole, cut).data_ptr() == whole[cut].data_ptr()
+    assert sliced(whole, leading(8, 6)) is whole
+    given = images(5, 4, 3, 3)
+    (found,) = torch.autograd.grad(sliced(whole, cut), whole, given)
+    expected = torch.zeros_like(whole)
+    expected[cut] = given
+    assert torch.equal(found, expected)
+    assert found.stride() == whole.stride()
 
 
 def test_parts_and_state_name_what_is_read() -> None:

@@ -2,12 +2,17 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from detector_cases import tiny
 from grounds import GROUNDS
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from supernet import create_supernet
-from supernet.cost import CostTable, Feasible
+from supernet.cost import COSTS, CostTable, Feasible
 from supernet.errors import InputError
 from supernet.latency import LatencyTable
 from supernet.window import CostWindow
@@ -76,3 +81,23 @@ def test_shared_cells_are_timed_on_demand() -> None:
     assert table.edges("latency") is None
     arch = table.space.sample(random.Random(0))
     assert table(arch)["latency"] == table(arch)["latency"] > 0
+
+
+def test_a_detector_is_timed_on_images_of_their_sizes() -> None:
+    """The sizes in a detector's state are values: random ones, or those of one image, would be no images' sizes."""
+    detector = tiny("retinanet", seed=3)
+    table, seen = LatencyTable(detector, batch=3, seconds=0.001), list[Tensor]()
+    time = table._time
+
+    def noted(module: nn.Module, state: Any) -> int:
+        if isinstance(state, tuple):
+            seen.append(tree_map(table._filled, state)[1])
+        return time(module, state)
+
+    table._time = noted  # type: ignore[method-assign]
+    arch = table.space.sample(random.Random(0))
+    costs = table(arch)
+    assert costs["latency"] >= len(detector.blocks)
+    assert {name: costs[name] for name in COSTS} == CostTable(detector)(arch)
+    assert len(seen) == len(detector.blocks) - 1
+    assert all(torch.equal(sizes, torch.tensor([[64, 64]] * 3)) for sizes in seen)

@@ -256,7 +256,7 @@ def test_a_case_that_must_chunk_stays_within_its_budget_and_keeps_its_bits(
     parts = images(16 * 12, 32, 1), images(16 * 12 - 5, 32, 2)
     one = 16 * 8 * 32 * 32 * 4  # bytes that a step hands on for a batch of 16
     memory = 2**30 if held_whole else 12 * one
-    evaluate = SharedWeights(net, *parts, bn=Recalibrate(12, 16), batch=16, memory=memory)
+    evaluate = SharedWeights(net, *parts, bn=Recalibrate(12, 16), batch=16, memory=memory, hold=0)
     rows = evaluate(archs)
     assert evaluate.share
     assert evaluate.steps_run < evaluate.steps_asked

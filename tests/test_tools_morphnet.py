@@ -153,6 +153,39 @@ def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(
     assert len(trials_of(trained, "whole", net)) == 2
 
 
+def test_widths_of_equal_cost_are_compared(trained: Path, net: WidthChain, half: float, call: Call) -> None:
+    found, settings = [], ("--settings", "threshold=0.3", "fill=0.01", "scan=[30]")
+    for name in ("a", "b"):
+        code, out, err = call("morphnet", trained, "--name", name, "--seed", len(found), "--max-macs", half, *settings)
+        assert code == 0, err
+        found.append(arch_of(out))
+    flags = (trained, "--max-macs", half, "--searches", "a", "b", "--random", 2, "--seeds", 2)
+    code, out, err = call("benchmark_widths", *flags)
+    assert code == 0, err
+    document = json.loads((trained / "widths" / "widths.json").read_text())
+    rows = document["networks"]
+    assert [row["name"] for row in rows] == ["a", "b", "uniform", "random 0", "random 1"]
+    assert [row["arch"] for row in rows[:2]] == [dict(arch) for arch in found]
+    for row in rows:
+        assert 0.99 * half <= row["macs"] == CostTable(net)(Arch(row["arch"]))["macs"] <= half
+        results = [trained / "retrain" / f"{row['key']}-seed{seed}" / "result.json" for seed in (0, 1)]
+        assert row["accuracy"] == [json.loads(path.read_text())["test_accuracy"] for path in results]
+    each = [row["accuracy"] for row in rows]
+    by_seed = [(each[0][seed] + each[1][seed]) / 2 - each[2][seed] for seed in (0, 1)]
+    assert document["differences"]["morphnet less uniform, by seed"]["mean"]["value"] == pytest.approx(sum(by_seed) / 2)
+    means = [sum(seeds) / 2 for seeds in each]
+    difference = document["differences"]["morphnet less random, by network"]
+    assert difference["mean"]["value"] == pytest.approx((means[0] + means[1] - means[3] - means[4]) / 2)
+    assert difference["sizes"] == [2, 2]
+    before = {path: path.stat().st_mtime_ns for path in (trained / "retrain").glob("*/result.json")}
+    assert call("benchmark_widths", *flags)[:2] == (0, out)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    one_line(call("benchmark_widths", trained, "--max-macs", 2 * half, *flags[3:]), "search 'a'", "fill=0.01")
+    one_line(call("benchmark_widths", trained, *flags[3:]), "exactly one limit")
+    one_line(call("benchmark_widths", *flags, "--spread", 1), "--spread 1")
+    one_line(call("benchmark_widths", *flags, "--seeds", 1), "at least two")
+
+
 def test_wrong_input_is_named_before_training(trained: Path, half: float, call: Call, tmp_path: Path) -> None:
     macs = ("--max-macs", half)
     wrong = [

@@ -1,5 +1,6 @@
 """Width spaces: groups follow the topology, costs and weights are those of the known networks, branches can go."""
 
+import contextlib
 import copy
 import random
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
 
 from supernet import create_network, create_supernet
@@ -18,6 +20,8 @@ from supernet.config import Preprocess
 from supernet.cost import CostTable, count
 from supernet.errors import InputError
 from supernet.export import export, load_exported
+from supernet.optim import step_active
+from supernet.searchable import Chain
 from supernet.space import Arch
 from supernet.spaces.widths import WidthChain, mobilenetv2_widths, resnet_20_widths, resnet_50_widths
 from supernet.testing import check_space, randomize
@@ -281,3 +285,51 @@ def test_a_fresh_network_of_any_widths_trains() -> None:
     network = create_network("resnet-20-widths", arch=arch, **SMALL["resnet-20-widths"])
     network(images(chain)).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+# -- a training step ---------------------------------------------------------------------------------------------------
+
+CUTTING = {"as_strided", "slice", "zeros", "new_zeros", "zero_", "fill_", "empty", "new_empty_strided", "copy_",
+           "clone", "detach", "squeeze", "t"}  # fmt: skip
+"""What cutting weights and filling their gradients takes, and views."""
+
+
+class Operations(TorchDispatchMode):
+    """The aten operations that run inside but for `CUTTING`, with the sizes of what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        leaves = [leaf for leaf in (out if isinstance(out, tuple | list) else (out,)) if isinstance(leaf, Tensor)]
+        counts = all(leaf.ndim == 0 and not leaf.is_floating_point() for leaf in leaves)  # batches, in a batch norm
+        if func.overloadpacket.__name__ not in CUTTING and not counts:
+            sizes = [tuple(leaf.shape) for leaf in leaves]
+            if func.overloadpacket.__name__ == "mm":  # or its transpose, as the strides of a weight advise
+                sizes = [tuple(sorted(size)) for size in sizes]
+            self.seen.append((str(func), tuple(sizes)))
+        return out
+
+
+@pytest.mark.parametrize("name", ["plain-small-widths", "mobilenetv2-widths"])
+def test_a_step_runs_the_operations_of_the_materialised_network_but_for_the_slices(name: str) -> None:
+    chain = small(name).train()
+    arch = chain.space.canonical({c.name: max(1, int(c.options[-1]) // 2) for c in chain.space.choices})
+    twin = Chain("twin", [("network", chain.subnet(arch))]).train()
+    x, found = images(chain), []
+    for net, chosen in ((chain, arch), (twin, Arch())):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        parts = list(net.active_parts(chosen))
+        for step in range(2):  # in the first, momentum is made
+            operations = Operations() if step else contextlib.nullcontext()
+            with operations:
+                torch.manual_seed(0)  # dropout
+                net(x, chosen).square().sum().backward()
+                step_active(optimizer, parts)
+            optimizer.zero_grad()
+        assert isinstance(operations, Operations)
+        found.append(operations.seen)
+    assert sum("convolution_backward" in name for name, _ in found[0]) >= 6  # not of nothing
+    assert found[0] == found[1]

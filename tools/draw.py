@@ -1,19 +1,27 @@
 """Draw an architecture: python tools/draw.py nasnet-a-large --out cell.svg, or a space and --arch arch.json"""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from common import main, parse
 
+if TYPE_CHECKING:
+    from supernet.drawing import Picture
+    from supernet.space import Arch, SearchSpace
+
 
 @dataclass(frozen=True)
 class Draw:
-    """Cells as in the papers' figures, widths as bars over the seed's, other networks as a list of their steps."""
+    """Cells as in the papers' figures, pyramids by level and cell, widths as bars over the seed's, other networks as a
+    list of their steps."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """A published network, or with --arch a space."""
+    """A published network or pyramid, or with --arch a space: of a detector its name or its backbone's, of a pyramid
+    alone "nasfpn"."""
     arch: str | None = None
     """Architecture of the space: JSON, or a file with it."""
     out: Path | None = None
@@ -23,42 +31,75 @@ class Draw:
 def run() -> None:
     args = parse(Draw, __doc__)
 
-    from supernet.drawing import Picture, draw_cells, draw_chain, draw_widths
-    from supernet.errors import InputError, nearest
-    from supernet.space import Arch
-    from supernet.spaces import GENOTYPES, NETWORKS, builder
-    from supernet.spaces.cells import CELLS, cells_of
+    from supernet.errors import InputError
 
-    title = args.name
-    if args.arch is None and args.name in NETWORKS:
-        picture: Picture = draw_cells(CELLS[NETWORKS[args.name].cells].cells, title=title)
-    else:
-        import torch
-
-        if args.arch is None and args.name not in GENOTYPES:
-            known = nearest(args.name, [*GENOTYPES, *NETWORKS])
-            raise InputError(f"there is no published network {args.name!r}; give --arch and a space, or {known}")
-        space_name = args.name if args.arch is not None else GENOTYPES[args.name].space
-        with torch.device("meta"):
-            chain = builder(space_name)(phase="standalone")
-        space = chain.space
-        if args.arch is None:
-            arch = space.from_indices(GENOTYPES[args.name].indices)
-        else:
-            text = args.arch if args.arch.lstrip().startswith("{") else _read(Path(args.arch))
-            arch = space.canonical(Arch.from_json(text))
-            title = f"{args.name} {arch.key}"
-        if any(name.endswith(".block0.left") for name in arch):
-            picture = draw_cells(cells_of(arch, space).cells, title=title)
-        elif hasattr(chain, "seed"):  # a WidthChain
-            picture = draw_widths(arch, chain.seed, title=title)
-        else:
-            picture = draw_chain(arch, title=title)
+    picture = published(args.name) if args.arch is None else decided(args.name, args.arch)
     out = args.out or Path(f"{args.name}.svg")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {str(out.parent)!r} to write {out.name!r} in")
     picture.save(out)
     print(f"wrote {out}")
+
+
+def published(name: str) -> "Picture":
+    """A published network or pyramid. Raises `InputError` with the nearest name."""
+    from supernet.drawing import draw_cells
+    from supernet.errors import InputError, nearest
+    from supernet.spaces import GENOTYPES, NETWORKS
+    from supernet.spaces.cells import CELLS
+
+    if name in NETWORKS:
+        return draw_cells(CELLS[NETWORKS[name].cells].cells, title=name)
+    if name in GENOTYPES:
+        return of_space(GENOTYPES[name].space, name, lambda space: space.from_indices(GENOTYPES[name].indices))
+
+    from detection.drawing import draw_pyramid
+    from detection.nasfpn import NASFPN_NETWORKS, WIRINGS
+
+    pyramids = {**WIRINGS, **{network: WIRINGS["nasfpn-7"] for network in NASFPN_NETWORKS}}
+    if name not in pyramids:
+        known = nearest(name, [*GENOTYPES, *NETWORKS, *pyramids])
+        raise InputError(f"there is no published network {name!r}; give --arch and a space, or {known}")
+    return draw_pyramid(pyramids[name], title=name)
+
+
+def decided(name: str, text: str) -> "Picture":
+    """An architecture of a space; of a detector its backbone beside its pyramid, whichever is decided on."""
+    from supernet.errors import InputError
+    from supernet.space import Arch
+
+    arch = Arch.from_json(text if text.lstrip().startswith("{") else _read(Path(text)))
+    body, pyramid = arch.sub("backbone"), None
+    if any(choice.endswith("cell1.inputs") for choice in arch):
+        from detection.drawing import draw_pyramid, pyramid_of
+
+        pyramid = draw_pyramid(pyramid_of(arch), title=f"{name} {arch.key}")
+    if pyramid is not None and not body:
+        if name != "nasfpn" and not name.startswith("retinanet-nasfpn-"):
+            raise InputError(f"the architecture decides on a pyramid alone, and {name!r} is none; give 'nasfpn'")
+        return pyramid
+    detector = re.fullmatch("(?:retinanet-nasfpn|retinanet|faster-rcnn-fpn)-(.+)", name)
+    space = detector[1] if body and detector else name
+    backbone = of_space(space, f"{name} {arch.key}", lambda space: space.canonical(body or arch))
+    return backbone if pyramid is None else backbone.beside(pyramid)
+
+
+def of_space(name: str, title: str, choose: "Callable[[SearchSpace], Arch]") -> "Picture":
+    """One architecture of a classification space."""
+    import torch
+
+    from supernet.drawing import draw_cells, draw_chain, draw_widths
+    from supernet.spaces import builder
+    from supernet.spaces.cells import cells_of
+
+    with torch.device("meta"):
+        chain = builder(name)(phase="standalone")
+    arch = choose(chain.space)
+    if any(choice.endswith(".block0.left") for choice in arch):
+        return draw_cells(cells_of(arch, chain.space).cells, title=title)
+    if hasattr(chain, "seed"):  # a WidthChain
+        return draw_widths(arch, chain.seed, title=title)
+    return draw_chain(arch, title=title)
 
 
 def _read(path: Path) -> str:

@@ -10,7 +10,7 @@ from common import main, parse, print_table
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Accuracy with the shared weights (search-validation split), or of an exported folder (test split)."""
+    """Accuracy, or mAP, with the shared weights (search-validation split), or of an exported folder (test split)."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
@@ -21,7 +21,7 @@ class Evaluate:
     exported: Path | None = None
     """An exported folder instead."""
     bn_batches: int = 10
-    """Calibration batches of 64 images."""
+    """Calibration batches of 64 images; of a detector's `scoring_batch`."""
 
 
 def run() -> None:
@@ -30,12 +30,11 @@ def run() -> None:
     import searching
     import stages
 
-    from supernet.evaluate import classification
     from supernet.export import load_exported
 
     opened = stages.open_stage(args.run)
     if args.exported is not None:
-        metrics = classification(load_exported(args.exported), opened.data.test, 256)
+        metrics = opened.kind.scores(load_exported(args.exported), opened.data.test)
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
         return
     arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)

@@ -26,8 +26,8 @@ class Fidelity:
     """Of the CSV file."""
     n: int = 1000
     """Distinct networks, drawn at random; 0 for all of a table. "retrain" trains each of them."""
-    score: Literal["accuracy", "loss"] = "accuracy"
-    """What the shared weights rank by; the other is reported beside it."""
+    score: Literal["", "accuracy", "loss", "map", "map50"] = ""
+    """What the shared weights rank by, accuracy or a detector's map by default; another figure stands beside it."""
     labels: int = 0
     """Report a ranking calibrated by this many true accuracies from the shared top, too."""
     checkpoints: tuple[Path, ...] = ()
@@ -60,6 +60,9 @@ def run() -> None:
         show(fidelity(None, found.values, space=space, repeats=found.repeats, **settings, times=args.resamples))
         return
     opened = stages.open_stage(args.run)
+    args = dataclasses.replace(args, score=args.score or opened.kind.metric)
+    if args.score not in opened.kind.metrics:
+        raise InputError(f"this run is not scored by {args.score!r}, but by {' and '.join(opened.kind.metrics)}")
     archs, found, settings = truth(args, opened)
     scores, others = shared(args, opened, archs, found)
     named = {str(path): score(opened_scores(args, opened, archs, path), args.score) for path in args.checkpoints}
@@ -138,7 +141,7 @@ def shared(args: Fidelity, opened: Any, archs: list[Any], found: Any) -> tuple[d
     from supernet.calibrate import calibrated_ranking
 
     metrics = opened_scores(args, opened, archs)
-    mine, other = score(metrics, args.score), "loss" if args.score == "accuracy" else "accuracy"
+    mine, other = score(metrics, args.score), next(name for name in opened.kind.metrics if name != args.score)
     rankers: dict[str, Any] = {f"shared {other}": score(metrics, other)}
     if args.labels:
 

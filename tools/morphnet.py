@@ -57,6 +57,8 @@ def run() -> None:
     from supernet.evaluate import SharedWeights
 
     opened, folder = stages.open_stage(args.run), args.run / "search" / args.name
+    if opened.kind.metric != "accuracy":
+        raise InputError(f"MorphNet sets the widths of a classifier, and {args.run} holds a detector's run")
     data, changed = opened.data, {n: v for n in ("epochs", "lr") if (v := getattr(args, n)) is not None}
     constant = {"seed": args.seed, "schedule": "constant", "warmup_epochs": 0.0}
     config = dataclasses.replace(opened.config.train, **constant, **changed)

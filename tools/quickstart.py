@@ -25,6 +25,10 @@ class Quickstart:
     """Epochs of the supernet."""
     retrain_epochs: int = quickstart().retrain.epochs
     """Epochs of every retraining."""
+    ranked: int = 20
+    """Random networks within the limit that are trained shortly, to see whether the shared weights rank; 0 for none."""
+    ranked_epochs: int = 3
+    """Of these trainings."""
     seed: int = 0
     """Of everything."""
     threads: int = 1
@@ -52,6 +56,8 @@ def run() -> None:
     winner = stages.Arch(found[winner_of]["arch"])
     controls = stages.random_feasible(trained, feasible, 3, args.seed)
     retrained = [stages.retrain_stage(trained, arch, retrain) for arch in (winner, *controls)]
+    short = dataclasses.replace(retrain, epochs=args.ranked_epochs)
+    ranking = fidelity_of(trained, feasible, (winner, *controls), short, args.ranked) if args.ranked else None
     folder, parity = stages.export_stage(trained, winner, stages.trained_network(trained, winner, args.seed))
     summary = {
         "format": 1,
@@ -61,6 +67,7 @@ def run() -> None:
         "winner": {"searcher": winner_of, **retrained[0]},
         "random_controls": retrained[1:],
         "comparison": compare([result["test_accuracy"] for result in retrained]),
+        "fidelity": ranking,
         "export": {"folder": str(folder), **parity},
         "seconds": time.monotonic() - began,
     }
@@ -76,6 +83,22 @@ def compare(accuracies: list[float]) -> dict[str, Any]:
     mean, deviation = statistics.mean(controls), statistics.stdev(controls)
     return {"winner": winner, "controls_mean": mean, "controls_deviation": deviation, "n_controls": len(controls),
             "winner_at_least_mean_minus_deviation": winner >= mean - deviation}  # fmt: skip
+
+
+def fidelity_of(run: Any, feasible: Any, taken: tuple[Any, ...], train: Any, n: int) -> dict[str, Any]:
+    """How well shared weights rank `n` random networks, by short trainings of each, beside rankers that need none."""
+    import stages
+
+    from supernet.fidelity import fidelity
+
+    drawn = stages.random_feasible(run, feasible, n + len(taken), train.seed + 1)
+    archs = [arch for arch in drawn if arch not in taken][:n]  # those are trained for longer, in the same folders
+    truth = {arch: told[0] for arch, told in stages.true_accuracies(run, archs, train).items()}
+    scores = {arch: row["accuracy"] for arch, row in stages.shared_scores(run, archs).items()}
+    report = fidelity(
+        scores, truth, space=run.supernet.space, costs={arch: run.cost(arch) for arch in archs}, seed=train.seed
+    )
+    return {"epochs": train.epochs, **report.to_json()}
 
 
 def show(summary: dict[str, Any]) -> None:
@@ -96,6 +119,13 @@ def show(summary: dict[str, Any]) -> None:
     verdict = "at least" if compared["winner_at_least_mean_minus_deviation"] else "BELOW"
     bar = f"{compared['controls_mean']:.4f} - {compared['controls_deviation']:.4f}, n={compared['n_controls']}"
     print(f"winner {compared['winner']:.4f} is {verdict} the controls' mean - 1 s.d. ({bar})")
+    if report := summary["fidelity"]:
+        rows = [
+            (row["name"], "{value:.2f} ({low:.2f} to {high:.2f})".format(**row["tau"])) for row in report["rankers"]
+        ]
+        title = f"agreement with {report['n']} trainings of {report['epochs']} epochs"
+        print_table(title, ("ranker", "Kendall τ-b", "from", "to (95 %)"), rows)
+        print(report["verdict"])
     print(f"exported to {summary['export']['folder']}, parity {json.dumps(summary['export']['differences'])}")
     print(f"{summary['seconds']:.0f} s in all; the same figures are in summary.json")
 

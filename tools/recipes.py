@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from detection.config import DetectionAugment, DetectionData, DetectorRun
 from supernet.config import Augment, Data, SupernetRun, Train, Window
 
 CIFAR = Augment(shift=4, flip=True)
@@ -127,8 +128,170 @@ def morphnet_imagenet() -> SupernetRun:
     )
 
 
+CELLS = (
+    "blocks=3",
+    "filters=16",
+    'ops=["identity", "sep3", "sep5", "max3", "avg3"]',
+    'combiners=["add"]',
+    "chosen=false",
+)
+"""Settings of a cell space that a supernet trained for minutes can cover: 8.1e13 architectures instead of 1e36."""
+
+
+def nasnet_digits() -> SupernetRun:
+    """Two small cells (NASNet) on the embedded digits at their own 8×8 pixels."""
+    adamw = Train(epochs=60, batch=32, optimizer="adamw", lr=3e-3, weight_decay=0.05)
+    return SupernetRun(
+        space="nasnet-small",
+        space_settings=CELLS,
+        data=Data("digits", size=8),
+        train=adamw,
+        retrain=replace(adamw, epochs=10),
+    )
+
+
+def nasnet_cifar10() -> SupernetRun:
+    """Two cells (NASNet) on CIFAR-10, reduced to three blocks and five operations; retrained as NASNet-A is (§4.1)."""
+    train = Train(epochs=60, batch=128, optimizer="adamw", lr=3e-3, weight_decay=0.05)
+    recipe = _cifar10("nasnet-cifar", train, Train(epochs=600, batch=32, lr=0.025, clip=5.0, warmup_epochs=0.0))
+    return replace(recipe, space_settings=(*CELLS, "repeats=2"))
+
+
+# -- detectors --------------------------------------------------------------------------------------------------------
+
+SMALL = ("widths=[32, 64, 128]", "stem=8")  # of shufflenet-small: full resolution at the stem is dear at 96 pixels
+
+
+def detnas_digits_pretrain() -> SupernetRun:
+    """Pre-training of detnas-digits: single digits on photographs, cut from the images of its splits."""
+    return SupernetRun(
+        space="shufflenet-small",
+        space_settings=SMALL,
+        data=Data("detection.crops:digit_crops", size=32, augment=Augment(shift=3)),
+        train=Train(epochs=8, batch=32, lr=0.1),
+        retrain=Train(epochs=5, batch=32, lr=0.1),
+        sampler="fair",
+    )
+
+
+def detnas_digits() -> DetectorRun:
+    """DetNAS in small: RetinaNet on digits on photographs; --pretrained a run of detnas-digits-pretrain."""
+    train = Train(epochs=10, batch=16, lr=0.05, weight_decay=1e-4, clip=5.0)
+    return DetectorRun(
+        backbone="shufflenet-small",
+        backbone_settings=SMALL,
+        head_width=64,
+        head_convs=2,
+        settings=("levels=2", "anchor_scale=3"),
+        data=DetectionData("digits", size=96, workers=1),
+        train=train,
+        retrain=replace(train, epochs=16),
+        start="classification",
+    )
+
+
+def detnas_bccd() -> DetectorRun:
+    """RetinaNet on a few hundred photographs (BCCD's blood cells): give --data.source, annotations in COCO's layout."""
+    train = Train(epochs=60, batch=8, lr=0.025, weight_decay=1e-4, clip=5.0)
+    data = DetectionData("", size=240, longest=320, augment=DetectionAugment(flip=True, scale=(0.8, 1.25)))
+    return replace(
+        detnas_digits(), settings=("levels=2",), data=data, train=train, retrain=train, start="scratch",
+        scoring_batch=8,
+    )  # fmt: skip
+
+
+def _detnas(detector: str, lr: float, data: DetectionData, images: int, steps: int) -> DetectorRun:
+    """Fine-tuning of DetNAS (Chen et al., 2019): 16 images a step, batch norm trained everywhere.
+
+    The published schedule falls by 10 at two thirds and eight ninths; a cosine does here.
+    """
+    train = Train(
+        epochs=round(steps * 16 / images), batch=16, optimizer="momentum", lr=lr, weight_decay=1e-4,
+        warmup_epochs=500 * 16 / images, device="cuda", sync_bn=True,
+    )  # fmt: skip
+    return DetectorRun(
+        detector=detector, backbone="detnas-300m", data=data, train=train, retrain=train, start="classification",
+        scoring_batch=8,
+    )  # fmt: skip
+
+
+def _coco() -> DetectionData:
+    """train2017, 5,000 images of which score architectures; give --data.source, --data.images and the test's."""
+    return DetectionData(
+        "", size=800, longest=1333, validation=5000 / 118_287, calibration=4000, memory=0, workers=8,
+        augment=DetectionAugment(flip=True),
+    )  # fmt: skip
+
+
+def _voc() -> DetectionData:
+    """VOC 2007 and 2012 trainval with 2007's test, whose annotations must be in COCO's layout."""
+    return replace(_coco(), size=600, longest=1000, validation=0.2)
+
+
+def detnas_coco_fpn() -> DetectorRun:
+    """DetNAS on COCO, two stages: 90,000 steps; --pretrained a run of detnas-imagenet, --data.source and so on."""
+    return _detnas("faster-rcnn-fpn", 0.02, _coco(), 113_287, 90_000)
+
+
+def detnas_coco_retinanet() -> DetectorRun:
+    """DetNAS on COCO, RetinaNet: as detnas-coco-fpn at half the rate."""
+    return _detnas("retinanet", 0.01, _coco(), 113_287, 90_000)
+
+
+def detnas_voc_fpn() -> DetectorRun:
+    """DetNAS on VOC, two stages, annotations in COCO's layout; the number of steps is ours, 18 passes."""
+    return _detnas("faster-rcnn-fpn", 0.02, _voc(), 13_241, 15_000)
+
+
+def detnas_voc_retinanet() -> DetectorRun:
+    """DetNAS on VOC, RetinaNet: as detnas-voc-fpn at half the rate."""
+    return _detnas("retinanet", 0.01, _voc(), 13_241, 15_000)
+
+
+PLAIN = ", ".join(f'"stage{s}.block{b}.op": "shuffle3"' for s, n in ((1, 2), (2, 4), (3, 2)) for b in range(n))
+
+
+def nasfpn_digits() -> DetectorRun:
+    """NAS-FPN in small: the pyramid alone on a fixed ShuffleNet, embedded digits; search it with reinforce."""
+    return replace(
+        detnas_digits(),
+        backbone_arch=f"{{{PLAIN}}}",
+        neck="nasfpn",
+        head_width=48,
+        head_convs=1,
+        settings=("levels=2", "anchor_scale=3", "repeats=2", "cells=6"),
+        data=replace(detnas_digits().data, compose=(800, 100, 200)),
+        start="scratch",
+    )
+
+
+def nasfpn_bccd() -> DetectorRun:
+    """NAS-FPN on a few hundred photographs, the pyramid alone on a fixed ShuffleNet: give --data.source."""
+    return replace(
+        detnas_bccd(), backbone_arch=f"{{{PLAIN}}}", neck="nasfpn", settings=("levels=2", "repeats=2", "cells=6")
+    )
+
+
+def nasfpn_coco() -> DetectorRun:
+    """NAS-FPN's search on COCO (Ghiasi et al., 2019): 512 pixels, three repeats; ResNet-50, theirs was ResNet-10."""
+    train = Train(
+        epochs=10, batch=64, optimizer="momentum", lr=0.08, weight_decay=1e-4, warmup_epochs=0.3, device="cuda",
+        sync_bn=True,
+    )  # fmt: skip
+    data = replace(
+        _coco(), longest=0, size=512, min_side=32, validation=7392 / 118_287,
+        augment=DetectionAugment(flip=True, scale=(0.8, 1.2)),
+    )  # fmt: skip
+    return DetectorRun(
+        backbone="detection.nasfpn:resnet_50", neck="nasfpn", settings=("repeats=3",), data=data, train=train,
+        retrain=replace(train, epochs=50),
+    )  # fmt: skip
+
+
 RECIPES = {
     "quickstart": quickstart,
+    "nasnet-digits": nasnet_digits,
+    "nasnet-cifar10": nasnet_cifar10,
     "macro-digits": macro_digits,
     "spos-images": spos_images,
     "macro-cifar10": macro_cifar10,
@@ -139,4 +302,14 @@ RECIPES = {
     "morphnet-digits": morphnet_digits,
     "morphnet-cifar10": morphnet_cifar10,
     "morphnet-imagenet": morphnet_imagenet,
+    "detnas-digits-pretrain": detnas_digits_pretrain,
+    "detnas-digits": detnas_digits,
+    "detnas-bccd": detnas_bccd,
+    "detnas-coco-fpn": detnas_coco_fpn,
+    "detnas-coco-retinanet": detnas_coco_retinanet,
+    "detnas-voc-fpn": detnas_voc_fpn,
+    "detnas-voc-retinanet": detnas_voc_retinanet,
+    "nasfpn-digits": nasfpn_digits,
+    "nasfpn-bccd": nasfpn_bccd,
+    "nasfpn-coco": nasfpn_coco,
 }

@@ -13,7 +13,7 @@ from supernet.errors import InputError
 
 @dataclass(frozen=True)
 class Retrain:
-    """Train one architecture as a standalone network by the recipe of the run, and report its test accuracy.
+    """Train one architecture as a standalone network by the recipe of the run, and report it on the test split.
 
     With --top and --random: the best networks of a search beside random ones within the same limits, and whether the
     search beat them.
@@ -26,7 +26,7 @@ class Retrain:
     arch: str | None = None
     """An architecture instead: JSON, or a file with it."""
     init: Literal["scratch", "shared"] = "scratch"
-    """Start from fresh weights, or fine-tune the shared ones."""
+    """Start from fresh weights (a detector's backbone as the recipe's `start` says), or fine-tune the shared ones."""
     seed: int = 0
     """Of initial weights and data order."""
     epochs: int | None = None
@@ -72,13 +72,16 @@ def run() -> None:
 
 def show(result: dict[str, Any]) -> None:
     """The comparison on screen."""
+    truth = result["truth"]
     limits = ", ".join(f"{name} <= {limit:,.0f}" for name, limit in result["limits"].items()) or "no limits"
     rows = [
-        (arm, row["key"], row["macs"], ", ".join("failed" if a is None else f"{a:.4f}" for a in row["test_accuracy"]))
+        (arm, row["key"], row["macs"], ", ".join("failed" if a is None else f"{a:.4f}" for a in row[truth]))
         for arm in ("top", "random")
         for row in result[arm]
     ]
-    print_table(f"retrained by one recipe, {limits}", ("arm", "network", "macs", "test accuracy per seed"), rows)
+    print_table(
+        f"retrained by one recipe, {limits}", ("arm", "network", "macs", f"{truth.replace('_', ' ')} per seed"), rows
+    )
     print(result["verdict"])
 
 

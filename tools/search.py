@@ -31,12 +31,14 @@ class Search:
     """Limit on multiply-accumulates."""
     max_params: float | None = None
     """Limit on parameters."""
+    max_backbone_macs: float | None = None
+    """Limit on multiply-accumulates of a detector's backbone at 224 pixels."""
     max_latency: float | None = None
     """Limit on measured latency of a forward pass, in milliseconds."""
     latency_batch: int = 1
     """Images per timed forward pass."""
     bn_batches: int = 10
-    """Calibration batches of 64 images per candidate."""
+    """Calibration batches per candidate, of 64 images; of a detector's `scoring_batch`."""
     resume: Literal["exact", "warm"] = "exact"
     """Go on with a search of this name only under its settings, or tell this searcher all that it recorded."""
     settings: tuple[str, ...] = ()
@@ -53,7 +55,7 @@ def run() -> None:
 
     with process_group(stages.config_of(args.run).train.device) as world:
         opened = stages.open_stage(args.run)
-        limits = {"macs": args.max_macs, "params": args.max_params}
+        limits = {"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs}
         if args.max_latency is not None and world.main:
             opened = stages.timed(opened, args.latency_batch)
             limits["latency"] = 1000 * args.max_latency
@@ -65,8 +67,9 @@ def run() -> None:
         )  # fmt: skip
     if not world.main:
         return
-    cheapest, front = result.pop("cheapest_tied"), result.pop("front")
-    result["cheapest of these, MACs"] = cheapest["macs"]
+    cheapest, front = result.pop("cheapest_tied", None), result.pop("front")
+    if cheapest is not None:
+        result["cheapest of these, MACs"] = cheapest["macs"]
     rows = [(name.replace("tied", "not told from the best by its images"), value) for name, value in result.items()]
     print_table(f"search {args.name or args.searcher}", ("what", "value"), [row for row in rows if row[0] != "arch"])
     columns = [name for name in front[0] if name != "arch"]

@@ -66,12 +66,23 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
         except (ValueError, TypeError):
             raise InputError(f"{key}={text!r} is no {type(default).__name__}") from None
     make = getattr(make, preset) if preset else make
+    values = defaults(known, run.kind.metric) | values
     searcher = make(run.supernet.space, seed=seed, feasible=feasible if feasible.limits else None, **values)
-    scored = ("accuracy", "loss", *run.cost.costs)
+    scored = (*run.kind.metrics, *run.cost.costs)
     for objective in getattr(searcher, "objectives", ()):
         if objective.removeprefix("-") not in scored:
             raise InputError(f"objective {objective!r} is not among what is scored; {nearest(objective, scored)}")
     return searcher
+
+
+def defaults(known: Mapping[str, inspect.Parameter], metric: str) -> dict[str, Any]:
+    """What a searcher maximises where nothing is said: where its defaults say accuracy, the metric of the run."""
+    if metric == "accuracy":
+        return {}
+    found: dict[str, Any] = {"metric": metric} if "metric" in known else {}
+    if "objectives" in known:
+        found["objectives"] = tuple(metric if o == "accuracy" else o for o in known["objectives"].default)
+    return found
 
 
 def search_stage(
@@ -173,7 +184,7 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
         ],
         "hypervolume": covered,
     }  # fmt: skip
-    if evaluate.cache is not None:
+    if evaluate.cache is not None and run.kind.metric == "accuracy":  # mAP is no mean over images
         forms = [space.normal_form(t.arch) for t in scored]
         cheapest, *others = tied_with_best(
             evaluate.cache, evaluate.context, archs=forms, cost=lambda arch: run.cost(arch)["macs"]
@@ -229,10 +240,11 @@ def control_stage(
     over_networks, over_seeds = welch(means["top"], means["random"]), paired(per_seed["top"], per_seed["random"])
     document = {
         "format": 1, "search": search, "limits": feasible.limits, "recipe": dataclasses.asdict(train), "seeds": seeds,
-        **{arm: [{"arch": dict(a), "key": a.key, "macs": run.cost(a)["macs"], "test_accuracy": list(found[a])}
+        **{arm: [{"arch": dict(a), "key": a.key, "macs": run.cost(a)["macs"], run.kind.truth: list(found[a])}
                  for a in archs] for arm, archs in arms.items()},
         "failed": failed, "over_networks": dataclasses.asdict(over_networks),
-        "over_seeds": dataclasses.asdict(over_seeds), "verdict": _compared(over_networks, failed),
+        "over_seeds": dataclasses.asdict(over_seeds), "truth": run.kind.truth,
+        "verdict": _compared(over_networks, failed, run.kind.metric),
     }  # fmt: skip
     if current().main:
         (run.folder / "fidelity").mkdir(exist_ok=True)
@@ -240,7 +252,7 @@ def control_stage(
     return document
 
 
-def _compared(difference: Difference, failed: Sequence[str]) -> str:
+def _compared(difference: Difference, failed: Sequence[str], metric: str) -> str:
     """Whether the search beat random, in words."""
     mean, (top, random) = difference.mean, difference.sizes
     if math.isnan(mean.low):
@@ -253,4 +265,4 @@ def _compared(difference: Difference, failed: Sequence[str]) -> str:
         f"; with power 0.8 it could have seen {difference.detectable:.4f} or more"
     )  # fmt: skip
     lost = f"; failed and left out: {', '.join(failed)}" if failed else ""
-    return f"{word}: {top} searched less {random} random networks, accuracy {mean}{seen}{lost}"
+    return f"{word}: {top} searched less {random} random networks, {metric} {mean}{seen}{lost}"

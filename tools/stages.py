@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from classifying import Classifying, network_settings, pairs
 from torch import nn
 
-from supernet import Arch, Chain, create_network, create_supernet
+from detection.config import DetectorRun
+from supernet import Arch, Chain, SearchSpace, create_supernet
 from supernet.checkpoint import check_run, load_weights, open_run, read_json, save_weights, write_json
 from supernet.config import SupernetRun, Train, from_dict
 from supernet.cost import CostTable, Feasible
-from supernet.data import Splits, load
 from supernet.distributed import current
 from supernet.errors import InputError, RunError
-from supernet.evaluate import Recalibrate, SharedWeights, accuracy
+from supernet.evaluate import SharedWeights
 from supernet.export import export
 from supernet.latency import LatencyTable
 from supernet.monitor import Monitor
@@ -32,7 +33,25 @@ from supernet.scores import ScoreCache
 from supernet.seeding import derive_seed, generator
 from supernet.train import check_training, plan_training, train_standalone, train_supernet
 
+__all__ = ["CostTable", "RunError", "check_training", "create_supernet", "network_settings", "pairs", "write_json"]
+
 WEIGHTS, NETWORK = "supernet.safetensors", "network.safetensors"
+CONFIGS: dict[str, type[Any]] = {"supernet": SupernetRun, "detector": DetectorRun}
+"""What a run folder says it holds, and the recipe that it has then."""
+
+
+def kind_of(config: Any) -> Any:
+    """A recipe's data, networks and scores: a `Classifying`, or a `detecting.Detecting`."""
+    if not isinstance(config, DetectorRun):
+        return Classifying(config)
+    from detecting import Detecting  # torchvision's detectors take seconds to load
+
+    return Detecting(config)
+
+
+def holds(config: Any) -> str:
+    """What a run of this recipe says it holds."""
+    return next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
 
 
 @dataclass(frozen=True)
@@ -40,31 +59,22 @@ class Run:
     """A trained supernet with its data and configuration."""
 
     folder: Path
-    config: SupernetRun
-    data: Splits
+    config: Any
+    data: Any
     supernet: Chain
     cost: CostTable
 
+    @property
+    def kind(self) -> Any:
+        """See `kind_of`."""
+        return kind_of(self.config)
+
     def shared_weights(self, *, bn_batches: int = 10, costs: bool = True) -> SharedWeights:
         """The evaluator of this run: scores on the search-validation split, each kept in `scores.db`."""
-        data, bn, cache = self.data, Recalibrate(bn_batches), ScoreCache(self.folder / "scores.db")
-        return SharedWeights(
-            self.supernet, data.calibration, data.validation, bn=bn, cost=self.cost if costs else None, cache=cache
-        )
-
-
-def network_settings(config: SupernetRun, data: Splits) -> dict[str, Any]:
-    """What a builder is told: of the data, and by the recipe."""
-    told = {"num_classes": len(data.classes), "input_size": data.size, "in_channels": data.in_channels}
-    for name, text in pairs(config.space_settings).items():
-        if name in told:
-            raise InputError(f"space_settings cannot say {name}: it follows from the data")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            raise InputError(f"space_settings {name}={text!r} is not JSON; texts need double quotes") from None
-        told[name] = tuple(value) if isinstance(value, list) else value
-    return told
+        cache = ScoreCache(self.folder / "scores.db")
+        evaluate: SharedWeights = self.kind.shared_weights(self.supernet, self.data, cache, bn_batches)
+        evaluate.cost = self.cost if costs else None
+        return evaluate
 
 
 def torch_generator(*parts: object) -> torch.Generator:
@@ -72,31 +82,34 @@ def torch_generator(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def train_stage(config: SupernetRun, out: Path, *, verbose: bool = True) -> Run:
+def train_stage(config: Any, out: Path, *, verbose: bool = True) -> Run:
     """Train the supernet of a recipe into `out`; a finished run is only loaded, an interrupted one goes on."""
-    world = current()
+    world, config = current(), kind_of(config).resolved()
+    kind = kind_of(config)
     if world.main:
-        check_run(out, "supernet", config)
+        check_run(out, holds(config), config)
     data, supernet, sampler = supernet_parts(config)  # a run that cannot start leaves no folder behind
-    with open_run(out, "supernet", config) if world.main else nullcontext():
+    with open_run(out, holds(config), config) if world.main else nullcontext():
         if not world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
+            kind.begin(supernet)
             monitor = Monitor(supernet)
             history = train_supernet(
-                supernet, data, config.train, sampler=sampler, augment=config.data.augment,
+                supernet, data, config.train, sampler=sampler, task=kind.task,
                 state=out / "state.pt", log=out / "events", monitor=monitor, verbose=verbose,
             )  # fmt: skip
             if world.main:
                 write_json(out / "history.json", {"format": 1, "epochs": history, "health": monitor.report()})
-                metadata = {"space": config.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
+                metadata = {"space": kind.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
                 save_weights(out / WEIGHTS, supernet, metadata)
         world.barrier()
     return open_stage(out)
 
 
-def plan_stage(config: SupernetRun) -> list[tuple[str, str]]:
+def plan_stage(config: Any) -> list[tuple[str, str]]:
     """What a training will take, as rows to print; writes nothing."""
+    config = kind_of(config).resolved()
     data, supernet, sampler = supernet_parts(config)
-    plan = plan_training(supernet, data, config.train, sampler=sampler, augment=config.data.augment)
+    plan = plan_training(supernet, data, config.train, sampler=sampler, task=kind_of(config).task)
     eta, mib = datetime.timedelta(seconds=round(plan["seconds"])), 2**20
     return [
         ("parameters", f"{plan['parameters']:,.0f}, {plan['active_parameters']:,.0f} in a path"),
@@ -107,41 +120,42 @@ def plan_stage(config: SupernetRun) -> list[tuple[str, str]]:
     ]
 
 
-def supernet_parts(config: SupernetRun) -> tuple[Splits, Chain, ArchSampler]:
+def supernet_parts(config: Any) -> tuple[Any, Chain, ArchSampler]:
     """Data, fresh supernet and sampler of a recipe, everything checked that can be before work begins."""
-    world = current()
-    if config.data.download and not world.main:
+    world, kind = current(), kind_of(config)
+    fetches = getattr(config.data, "download", False)
+    if fetches and not world.main:
         world.barrier()  # rank 0 fetches
-    data = load(config.data)
-    if config.data.download and world.main:
+    data = kind.load()
+    if fetches and world.main:
         world.barrier()
-    init = torch_generator(config.train.seed, "supernet")
-    supernet = create_supernet(config.space, generator=init, **network_settings(config, data))
+    supernet = kind.supernet(data, torch_generator(config.train.seed, "supernet"))
     if config.train.distill and config.sampler != "sandwich":
         raise InputError(f"train.distill follows the largest path of the sampler 'sandwich', not of {config.sampler!r}")
     per_epoch = len(data.train) // max(config.train.batch, 1)
     sampler = create_sampler(
-        config.sampler, supernet.space, config.train.seed, table=CostTable(supernet), window=config.window,
+        config.sampler, supernet.space, config.train.seed, table=kind.costs(supernet), window=config.window,
         random_paths=config.random_paths, largest_steps=round(config.largest_epochs * per_epoch),
     )  # fmt: skip
     for training in (config.train, config.retrain):
-        check_training(training, data, config.data.augment)
+        check_training(training, data, task=kind.task)
     return data, supernet, sampler
 
 
-def config_of(folder: Path) -> SupernetRun:
+def config_of(folder: Path) -> Any:
     """The recipe of a run. Raises `InputError` for a folder without a supernet."""
     document = read_json(folder / "run.json")
-    if document.get("kind") != "supernet":
+    if document.get("kind") not in CONFIGS:
         raise InputError(f"{folder} holds a {document.get('kind')} run; give the folder of a trained supernet")
-    return from_dict(SupernetRun, document["config"])
+    return from_dict(CONFIGS[document["kind"]], document["config"])
 
 
 def open_stage(folder: Path) -> Run:
     """Load a trained supernet. Raises `InputError` for a folder without one, or one trained on other images."""
     config = config_of(folder)
-    data = load(config.data)
-    supernet = create_supernet(config.space, **network_settings(config, data))
+    kind = kind_of(config)
+    data = kind.load()
+    supernet = kind.supernet(data)
     metadata = load_weights(folder / WEIGHTS, supernet)
     digests = (("space_digest", "space", supernet.space.digest()), ("data_digest", "set of images", data.digest))
     for name, what, now in digests:
@@ -149,11 +163,16 @@ def open_stage(folder: Path) -> Run:
             found = f"digest {metadata.get(name)}, now {now}"
             raise InputError(f"{folder} was trained on another {what} ({found}); restore it or train again")
     supernet.eval().to(config.train.device)
-    return Run(folder, config, data, supernet, CostTable(supernet))
+    return Run(folder, config, data, supernet, kind.costs(supernet))
 
 
 def limits_of(run: Run, limits: Mapping[str, float | None]) -> Feasible:
-    """The given limits over a run's costs; an impossible one is an error at once."""
+    """The given limits over a run's costs; an impossible one, or of a cost that is not there, is an error at once."""
+    for name, value in limits.items():
+        if value is not None and name not in run.cost.costs:
+            raise InputError(
+                f"{run.supernet.space.name} has no cost {name!r} to limit; it has {', '.join(run.cost.costs)}"
+            )
     return Feasible(run.cost, {name: value for name, value in limits.items() if value is not None})
 
 
@@ -166,12 +185,17 @@ def timed(run: Run, batch: int = 1) -> Run:
 
 def read_arch(run: Run, text: str) -> Arch:
     """An architecture of the run's space from JSON text or a file with it (an export's arch.json too)."""
+    return arch_of(text, run.supernet.space)
+
+
+def arch_of(text: str, space: SearchSpace) -> Arch:
+    """An architecture of a space, in normal form, from JSON text or a file with it (an export's arch.json too)."""
     if not text.lstrip().startswith("{"):
         if not Path(text).is_file():
             raise InputError(f"{text!r} is neither the JSON of an architecture nor a file with one")
         document = read_json(Path(text))
         text = json.dumps(document.get("values", document))
-    return run.supernet.space.normal_form(run.supernet.space.canonical(Arch.from_json(text)))
+    return space.normal_form(space.canonical(Arch.from_json(text)))
 
 
 def random_feasible(run: Run, feasible: Feasible, n: int, seed: int, tries: int = 10_000) -> list[Arch]:
@@ -189,8 +213,8 @@ def random_feasible(run: Run, feasible: Feasible, n: int, seed: int, tries: int 
 
 def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, verbose: bool = True) -> dict[str, Any]:
     """Train one architecture as a standalone network, from scratch or from the shared weights; score the test split."""
-    folder = retrain_folder(run, arch, train.seed, shared)
-    check_training(train, run.data)
+    folder, kind = retrain_folder(run, arch, train.seed, shared), run.kind
+    check_training(train, run.data, task=kind.task)
     world = current()
     with open_run(folder, "retrain", train) if world.main else nullcontext():
         result = folder / "result.json"
@@ -201,21 +225,21 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             inherited = run.shared_weights().subnet(arch).state_dict()
             extra = network.load_state_dict(inherited, strict=False).unexpected_keys
             assert not extra, f"the standalone network lacks {extra}"  # it may have more: affine batch norm
+        else:
+            kind.prepare(network, arch, train.seed)
         began = time.monotonic()
         train_standalone(
-            network, run.data, train, augment=run.config.data.augment,
+            network, run.data, train, task=kind.task,
             state=folder / "state.pt", log=folder / "events", verbose=verbose,
         )  # fmt: skip
         if not world.main:
             world.barrier()  # until rank 0 has written the result
             return read_json(result)
-        save_weights(folder / NETWORK, network, {"space": run.config.space, "arch": arch.to_json()})
+        save_weights(folder / NETWORK, network, {"space": kind.space, "arch": arch.to_json()})
         document = {
             "format": 1, "arch": dict(arch), "key": arch.key, "seed": train.seed,
             "init": "shared" if shared else "scratch",
-            "test_accuracy": accuracy(network, run.data.test.to(train.device)),
-            "validation_accuracy": accuracy(network, run.data.validation.to(train.device)),
-            **run.cost(arch), "seconds": time.monotonic() - began,
+            **kind.figures(network, run.data, train.device), **run.cost(arch), "seconds": time.monotonic() - began,
         }  # fmt: skip
         write_json(result, document)
         world.barrier()
@@ -229,8 +253,8 @@ def retrain_folder(run: Run, arch: Arch, seed: int, shared: bool = False) -> Pat
 
 def fresh_network(run: Run, arch: Arch, seed: int) -> nn.Module:
     """The standalone network of an architecture, initialised from a seed."""
-    settings = network_settings(run.config, run.data)
-    return create_network(run.config.space, arch=arch, generator=torch_generator(seed, "network"), **settings)
+    network: nn.Module = run.kind.network(run.data, arch, torch_generator(seed, "network"))
+    return network
 
 
 def trained_network(run: Run, arch: Arch, seed: int, *, inherit: bool = False, shared: bool = False) -> nn.Module:
@@ -247,7 +271,7 @@ def shared_scores(
 ) -> dict[Arch, dict[str, float]]:
     """Shared-weight metrics of many networks; with `weights`, those of another run's or checkpoint's supernet."""
     if weights is not None:
-        other = create_supernet(run.config.space, **network_settings(run.config, run.data))
+        other = run.kind.supernet(run.data)
         load_weights(weights / WEIGHTS if weights.is_dir() else weights, other)
         run = dataclasses.replace(run, supernet=other.eval().to(run.config.train.device))
     evaluate, found = run.shared_weights(bn_batches=bn_batches, costs=False), dict[Arch, dict[str, float]]()
@@ -262,7 +286,7 @@ def shared_scores(
 def true_accuracies(
     run: Run, archs: Sequence[Arch], train: Train, *, seeds: int = 1, verbose: bool = True
 ) -> dict[Arch, tuple[float | None, ...]]:
-    """Test accuracies of retrainings per seed from `train.seed` on, None where one failed; those done are only read."""
+    """The `truth` of retrainings per seed from `train.seed` on, None where one failed; those done are only read."""
     found: dict[Arch, tuple[float | None, ...]] = {}
     with progress("retraining", len(archs), enabled=verbose) as update:
         for arch in archs:
@@ -275,7 +299,7 @@ def true_accuracies(
 
 def _accuracy(run: Run, arch: Arch, train: Train) -> float | None:
     try:
-        return float(retrain_stage(run, arch, train, verbose=False)["test_accuracy"])
+        return float(retrain_stage(run, arch, train, verbose=False)[run.kind.truth])
     except RunError as error:
         warnings.warn(f"{arch.key}, seed {train.seed}: {error}", stacklevel=2)
         return None
@@ -287,22 +311,15 @@ def export_stage(
     """Write the standalone folder; returns its path and the parity report."""
     folder = out or run.folder / "export" / arch.key
     report = export(
-        network, folder, arch=arch, space=run.config.space, preprocess=run.data.preprocess(),
+        network, folder, arch=arch, space=run.kind.space, preprocess=run.kind.preprocess(run.data),
         onnx=onnx,
     )  # fmt: skip
     return folder, report
 
 
-def supernet_accuracy(run: Run, archs: int = 16) -> dict[str, float]:
-    """Mean and deviation of the shared-weight accuracy of uniform architectures, search-validation split."""
+def supernet_accuracy(run: Run, archs: int | None = None) -> dict[str, float]:
+    """Mean and deviation of the shared-weight accuracy, or mAP, of uniform architectures, search-validation split."""
     rng, space = generator(run.config.train.seed, "probe"), run.supernet.space
-    scores = [m["accuracy"] for m in run.shared_weights()([space.sample(rng) for _ in range(archs)])]
+    archs = archs or run.kind.probes
+    scores = [m[run.kind.metric] for m in run.shared_weights()([space.sample(rng) for _ in range(archs)])]
     return {"mean": statistics.mean(scores), "deviation": statistics.stdev(scores), "n": archs}
-
-
-def pairs(settings: Sequence[str]) -> dict[str, str]:
-    """`("a=1", …)` as a mapping. Raises `InputError` for anything without an equals sign."""
-    for text in settings:
-        if "=" not in text:
-            raise InputError(f"settings are NAME=VALUE, not {text!r}")
-    return dict(text.split("=", 1) for text in settings)

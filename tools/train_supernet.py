@@ -21,9 +21,9 @@ def run() -> None:
         if not world.main:
             return
         found = stages.supernet_accuracy(trained)
-    accuracy = f"{found['mean']:.4f} ± {found['deviation']:.4f} over {found['n']} random subnets"
+    score = f"{found['mean']:.4f} ± {found['deviation']:.4f} over {found['n']} random subnets"
     rows = [("space", trained.supernet.space.name), ("architectures", trained.supernet.space.size()),
-            ("shared-weight accuracy", accuracy),
+            (f"shared-weight {trained.kind.metric}", score),
             ("weights", out / stages.WEIGHTS)]  # fmt: skip
     print_table("supernet", ("what", "value"), rows)
 

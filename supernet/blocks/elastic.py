@@ -39,8 +39,17 @@ def leading(out: int, before: int, *, kernel: int = 0, largest: int = 0) -> Cut:
 
 
 def sliced(tensor: Tensor, cut: Cut) -> Tensor:
-    """The used elements of one of a layer's parameters or buffers, as a view."""
-    return tensor[cut[: tensor.ndim]]
+    """The used elements of one of a layer's parameters or buffers, as a view.
+
+    One view over all dimensions has one backward, which fills a gradient in the tensor's own memory order; a slice per
+    dimension fills one each, in another order, and they are copied again.
+    """
+    size, stride, offset = list(tensor.shape), tensor.stride(), tensor.storage_offset()
+    for number, part in enumerate(cut[: tensor.ndim]):
+        start, stop, _ = part.indices(size[number])
+        size[number] = stop - start
+        offset += start * stride[number]
+    return tensor if size == list(tensor.shape) else tensor.as_strided(size, stride, offset)
 
 
 def run_conv(conv: nn.Conv2d, cut: Cut, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from supernet.blocks.cell_ops import AMOEBANET_RELEASED, NASNET_OPS, PNASNET_OPS
 from supernet.blocks.loose import LooseAuxiliary, LooseCell, LooseClassifier, Source
 from supernet.blocks.nasnet import CellStem
 from supernet.errors import InputError, nearest
-from supernet.searchable import Chain
+from supernet.searchable import Chain, initialize
 from supernet.space import SearchSpace
 from supernet.spaces import Phase
 from supernet.spaces.memory import check_fits
@@ -131,7 +131,32 @@ def _chain(name: str, s: Skeleton, spaces: dict[str, SearchSpace]) -> Chain:
     if not meta:
         check_fits(name, supernet_parameters(s, spaces))
     steps = _steps(s, spaces, functools.partial(_op, s), lazy=meta and s.phase == "standalone")  # `create_network`
-    return Chain(name, steps, input_shape=(s.in_channels, s.input_size, s.input_size))
+    init = initialize_passing if s.phase == "supernet" else initialize
+    return Chain(name, steps, input_shape=(s.in_channels, s.input_size, s.input_size), init=init)
+
+
+def initialize_passing(module: nn.Module, generator: torch.Generator | None = None, *, noise: float = 0.1) -> None:
+    """He initialisation times `noise`, and every convolution starts by passing its input on.
+
+    Output channel c copies input channel c; where there are more of one than of the other, they are taken in turn
+    (Dirac kernels, Zagoruyko & Komodakis, 2017). All operations of a block, all states and all paths then start with
+    nearly the same features. With He initialisation alone a supernet of cells hardly learns: each path gives its
+    consumers other random features.
+    """
+    initialize(module, generator)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            with torch.no_grad():
+                part.weight.mul_(noise).add_(_passing(part))
+
+
+def _passing(conv: nn.Conv2d) -> torch.Tensor:
+    """A kernel of a 1 in the middle per pair of channels, in the shape of the convolution's weight."""
+    out, per_group, height, width = conv.weight.shape
+    kernel = torch.zeros_like(conv.weight)
+    for channel in range(max(out, per_group)):
+        kernel[channel % out, channel % per_group, height // 2, width // 2] = 1.0
+    return kernel
 
 
 def supernet_parameters(s: Skeleton, spaces: dict[str, SearchSpace]) -> int:

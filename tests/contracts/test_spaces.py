@@ -63,9 +63,8 @@ SLOW |= {
     f"{name}-published": partial(create_supernet, name)
     for name in ("plain-small-widths", "resnet-20-widths", "resnet-50-widths", "mobilenetv2-widths")
 }
-SLOW |= {  # at 225 pixels: the stem has no padding, so that it makes 111 of 224, a whole pixel less than half
-    f"{name}-published": partial(create_supernet, f"{name}-imagenet", input_size=225)
-    for name in ("nasnet", "pnasnet", "amoebanet")
+SLOW |= {  # 224 pixels: the stem has no padding, so that it makes 111 of them, a whole pixel less than half
+    f"{name}-published": partial(create_supernet, f"{name}-imagenet") for name in ("nasnet", "pnasnet", "amoebanet")
 }
 SLOW |= {
     f"{name}-{blocks}-blocks": partial(create_supernet, name, filters=4, input_size=8, repeats=2, blocks=blocks)

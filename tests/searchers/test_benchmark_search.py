@@ -1,12 +1,12 @@
 """The searcher benchmark as a user runs it, and every searcher on every registered space."""
 
-import importlib.util
+import importlib
 import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,22 +23,18 @@ SMALL = {kind: {"repeats": 1, "filters": 8, "blocks": 2} for kind in ("nasnet", 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    """The script as a module."""
+    """The script and the modules that it is made of, as one."""
     sys.path.insert(0, str(TOOLS))
     try:
-        spec = importlib.util.spec_from_file_location("tool_benchmark_search", TOOLS / "benchmark_search.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        yield module
+        names = ("oracles", "curves", "fronts", "supernets", "search")
+        modules = [importlib.import_module(f"benchmark_{name}") for name in names]
+        yield SimpleNamespace(**{key: value for module in modules for key, value in vars(module).items()})
     finally:
         sys.path.remove(str(TOOLS))
 
 
 @pytest.fixture(scope="module")
-def macro(bench: ModuleType) -> Any:
+def macro(bench: Any) -> Any:
     """The published table."""
     return bench.nasbench_macro()
 
@@ -217,6 +213,34 @@ def test_nsga2_covers_more_of_the_published_front_than_chance(bench: Any, macro:
     assert shares[1] + 0.02 < shares[0] < 1
 
 
+def test_pymoo_evaluates_as_many_networks_of_the_table(bench: Any, macro: Any) -> None:
+    pytest.importorskip("pymoo")
+    points = bench.pymoo_points(macro, 3, 10, 40)
+    assert len(points) == 40
+    assert set(points) <= {bench.point(metrics) for metrics in macro.metrics.values()}
+    assert bench.pymoo_points(macro, 3, 10, 40) == points
+    assert bench.pymoo_points(macro, 4, 10, 40) != points
+
+
+@pytest.mark.slow
+def test_nsga2_covers_no_less_than_pymoos(bench: Any, macro: Any) -> None:
+    """Share of the true hypervolume after 300 networks, means over 30 seeds at the same population."""
+    pytest.importorskip("pymoo")
+    from searchers import NSGA2, hypervolume
+
+    reference, true = bench.reference_of(macro)
+    for population in (20, 100):
+        ours, theirs = (
+            sum(hypervolume(points(seed), reference) / true for seed in range(30)) / 30
+            for points in (
+                lambda s, n=population: bench.told_points(macro, NSGA2(macro.space, seed=s, population_size=n), 300),
+                lambda s, n=population: bench.pymoo_points(macro, s, n, 300),
+            )
+        )
+        print(f"N={population}: {ours:.4f} against {theirs:.4f}")
+        assert ours >= theirs
+
+
 @pytest.mark.slow
 def test_nsga2_covers_no_less_than_optunas(bench: Any, macro: Any) -> None:
     """Share of the true hypervolume after 300 networks, means over 30 seeds at the same population."""
@@ -286,15 +310,14 @@ def test_wrong_input_ends_in_one_line(call: Callable[..., Any], flags: tuple[obj
 
 def test_objectives_that_nobody_scores_are_refused_before_a_search(call: Callable[..., Any]) -> None:
     """By the tool that makes searchers for a run, with the costs of a real supernet."""
-    from types import SimpleNamespace
-
     import searching
 
     from supernet import create_supernet
     from supernet.cost import CostTable, Feasible
 
     supernet = create_supernet("nasbench-macro", input_size=8)
-    run: Any = SimpleNamespace(supernet=supernet, cost=CostTable(supernet))
+    kind = SimpleNamespace(metric="accuracy", metrics=("accuracy", "loss"))
+    run: Any = SimpleNamespace(supernet=supernet, cost=CostTable(supernet), kind=kind)
     free = Feasible(run.cost, {})
     made = searching.create_searcher("nsga2", run, free, 0, {"objectives": '["-loss", "-params"]', "mutation": "0.2"})
     assert (made.objectives, made.mutation) == (("-loss", "-params"), 0.2)

@@ -163,6 +163,21 @@ def test_a_weak_regulariser_leaves_all_alive() -> None:
     assert arch in morph.space
 
 
+def test_a_histogram_without_a_gap_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    morph = searcher(descend, net=varied(), scan=(1e-6,), rounds=1, threshold="gap")
+    morph.ask(1)
+    assert morph.history[0].alive == dict(morph.supernet.seed)
+    assert "round0-0: no two scales have a gap of a factor 3" in caplog.text
+    caplog.clear()
+    split = varied()
+    for name, (scale, *_) in split.scales(split.seed).items():
+        scale.data[len(scale) // 2 :] = 1e-3 if name != "block0.mid" else 1.0
+    morph = searcher(descend, net=split, scan=(1e-6,), rounds=1, threshold="gap")
+    morph.ask(1)
+    assert morph.history[0].alive["block1.out"] == int(split.seed["block1.out"]) // 2
+    assert "gap" not in caplog.text
+
+
 def test_a_scan_goes_on_from_its_best() -> None:
     morph = searcher(descend, net=varied(), scan=(0.5, 8.0))
     starts, archs = [], []

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from searchers.resources import (
+    equal_widths,
     filled,
     group_scales,
     histogram_gap,
     largest_multiplier,
     multipliers,
+    random_widths,
     regularization,
     resource_cost,
     widened,
@@ -175,3 +177,21 @@ def test_a_hundred_budgets_are_filled_to_one_percent_and_never_exceeded() -> Non
             assert full or 0.99 * limit <= cost(after) <= limit
             short += cost(before) < 0.99 * limit
     assert short > 10  # the multiplier alone would not do
+
+
+def test_random_widths_cost_what_morphnets_do() -> None:
+    chain = meta(resnet_20_widths)
+    _, largest, cost, _ = random_case(chain, 1)
+    seed = {name: int(width) for name, width in chain.seed.items()}
+    limit, rng = 0.5 * cost(seed), random.Random(0)
+    drawn = [random_widths(rng, seed, largest, cost, limit=limit, share=0.01) for _ in range(8)]
+    assert all(0.99 * limit <= cost(widths) <= limit for widths in drawn)
+    assert all(1 <= widths[name] <= largest[name] for widths in drawn for name in seed)
+    ratios = [widths["stage3.block1.mid"] / widths["stem.width"] for widths in drawn]
+    assert max(ratios) > 4 * min(ratios)
+    assert drawn[0] == random_widths(random.Random(0), seed, largest, cost, limit=limit, share=0.01)
+    uniform = equal_widths(seed, largest, cost, limit=limit, share=0.01)
+    assert all(0.6 <= uniform[name] / width <= 0.8 for name, width in seed.items())
+    assert cost(equal_widths(seed, largest, cost, limit=limit, share=0)) <= cost(uniform)
+    with pytest.raises(InputError, match="no random widths come within 1%"):
+        random_widths(rng, seed, largest, cost, limit=2 * cost(largest), share=0.01, tries=3)

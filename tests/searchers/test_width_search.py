@@ -1,0 +1,39 @@
+"""Searchers that know nothing of widths search width spaces as they are: hundreds of ordered options per decision."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+from searcher_cases import OURS
+
+from searchers import testing
+from supernet import create_supernet
+from supernet.space import Arch
+from supernet.spaces.widths import WidthChain
+
+
+@dataclass(frozen=True)
+class Within:
+    """A limit on multiply-accumulates, counted from the layers' formulas."""
+
+    chain: WidthChain
+    limits: Mapping[str, float]
+
+    def __call__(self, arch: Arch) -> bool:
+        widths = {name: int(value) for name, value in arch.items()}
+        return sum(layer.macs(widths) for layer in self.chain.layers()) <= self.limits["macs"]
+
+    def explain(self) -> str:
+        """The sentence that the error should hold."""
+        return "one channel per group is the smallest"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_searcher_keeps_its_contract_on_widths(name: str) -> None:
+    with torch.device("meta"):
+        chain = create_supernet("resnet-20-widths")
+    assert isinstance(chain, WidthChain)
+    assert max(len(choice.options) for choice in chain.space.choices) == 129
+    macs = sum(layer.macs({n: int(v) for n, v in chain.seed.items()}) for layer in chain.layers())
+    testing.check_searcher(OURS[name], chain.space, feasible=Within(chain, {"macs": 0.8 * macs}), trials=16)
