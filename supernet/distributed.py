@@ -164,7 +164,7 @@ def reduce_gradients(
     world = current()
     if world.size == 1:
         return extra, 0
-    used = _used(parts)
+    used = used_elements(parts)
     missing = [tuple(parameter.shape) for parameter, _ in used if parameter.grad is None]
     assert not missing, f"active_parts lists parameters without a gradient on rank {world.rank}, of shapes {missing}"
     pieces = [parameter.grad[index] for parameter, index in used]  # type: ignore[index]
@@ -186,7 +186,7 @@ def reduce_gradients(
     return extra, sent
 
 
-def _used(parts: Iterable[Part]) -> list[tuple[nn.Parameter, tuple[slice, ...] | Tensor]]:
+def used_elements(parts: Iterable[Part]) -> list[tuple[nn.Parameter, tuple[slice, ...] | Tensor]]:
     """Every parameter that takes part, in order of first use, with the index of its used elements: the largest slice
     where that holds the others, or else a mask."""
     boxes: dict[nn.Parameter, dict[Box, None]] = {}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.config import Train
-from supernet.distributed import _used
+from supernet.distributed import used_elements
 from supernet.searchable import Part, Searchable
 
 
@@ -95,7 +95,7 @@ def _sliced(parts: Iterable[Part]) -> list[tuple[nn.Parameter, tuple[slice, ...]
     partly = {parameter: given for parameter, given in indices.items() if all(given)}
     once = [(parameter, given[0]) for parameter, given in partly.items() if len(given) == 1]
     several = [(parameter, index) for parameter, given in partly.items() if len(given) > 1 for index in given]
-    return [*once, *_used(several)]
+    return [*once, *used_elements(several)]
 
 
 def _is_elementwise(state: Mapping[str, Any], parameter: Tensor) -> bool:
