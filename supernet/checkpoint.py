@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from supernet.config import from_dict
 from supernet.errors import InputError, RunError
 
 FORMAT = 1
@@ -194,10 +195,11 @@ def check_run(folder: Path, kind: str, config: Any) -> None:
         if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run; give a new folder")
         return
-    found, document = read_json(path), json.loads(json.dumps(dataclasses.asdict(config)))
+    found = read_json(path)
     if found.get("kind") != kind:
         raise InputError(f"{folder} holds a {found.get('kind')} run, not a {kind} run; give another folder")
-    before, now = flatten(found["config"]), flatten(document)
+    written = from_dict(type(config), found["config"])  # with the defaults of settings that are newer than the run
+    before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
     for name in sorted(before.keys() | now.keys()):
         if not name.endswith("save_seconds") and before.get(name) != now.get(name):
             raise InputError(

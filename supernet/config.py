@@ -173,8 +173,10 @@ class Preprocess:
 def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
     """A config dataclass from the nested dictionary that `dataclasses.asdict` makes of it.
 
+    A field that the dictionary lacks takes its default: releases add fields whose defaults do what was done before.
+
     Raises:
-        InputError: an unknown or missing field, as after a change of release.
+        InputError: an unknown field, or a missing one without a default, as after a change of release.
     """
     known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -185,7 +187,8 @@ def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             value = from_dict(inner, value)
         values[name] = tuple(value) if isinstance(value, list) else value
-    missing = [name for name in known if name not in values]
+    unset = (dataclasses.MISSING, dataclasses.MISSING)
+    missing = [n for n, item in known.items() if n not in values and (item.default, item.default_factory) == unset]
     if missing:
         raise InputError(f"the setting {missing[0]!r} of {kind.__name__} is missing: written by another release")
     return kind(**values)

@@ -23,7 +23,7 @@ from supernet.checkpoint import (
     save_weights,
     write_json,
 )
-from supernet.config import Data, SupernetRun, Train, from_dict
+from supernet.config import Data, Preprocess, SupernetRun, Train, from_dict
 from supernet.errors import InputError, RunError
 
 
@@ -137,6 +137,12 @@ def test_a_run_folder_knows_its_settings(tmp_path: Path) -> None:
     assert from_dict(SupernetRun, read_json(folder / "run.json")["config"]) == config
     with open_run(folder, "supernet", dataclasses.replace(config, train=Train(epochs=3, save_seconds=1.0))):
         pass
+    document = read_json(folder / "run.json")  # as an earlier release would have written it
+    del document["config"]["largest_epochs"], document["config"]["train"]["ema"], document["config"]["window"]
+    write_json(folder / "run.json", document)
+    assert from_dict(SupernetRun, read_json(folder / "run.json")["config"]) == config
+    with open_run(folder, "supernet", config):
+        pass
     changed = dataclasses.replace(config, train=Train(epochs=4))
     with (
         pytest.raises(InputError, match=r"another run: train\.epochs is 3 there and 4 here"),
@@ -174,5 +180,6 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 def test_settings_of_another_release_are_named() -> None:
     with pytest.raises(InputError, match=r"no setting 'epoch'; did you mean 'epochs'"):
         from_dict(Train, {"epoch": 3})
-    with pytest.raises(InputError, match="'epochs' of Train is missing"):
-        from_dict(Train, {})
+    with pytest.raises(InputError, match="'input_size' of Preprocess is missing"):
+        from_dict(Preprocess, {})
+    assert from_dict(Train, {"lr": 0.3}) == Train(lr=0.3)

@@ -295,7 +295,7 @@ def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
 
 def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    flags = ("--out", out, "--epochs", 1, "--retrain-epochs", 1, "--trials", 4)
+    flags = ("--out", out, "--epochs", 1, "--retrain-epochs", 1, "--trials", 4, "--ranked", 4, "--ranked-epochs", 1)
     done = script("quickstart", *flags)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
@@ -307,6 +307,9 @@ def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:
     retrained = [summary["winner"], *summary["random_controls"]]
     assert len({row["key"] for row in retrained}) >= 3
     assert all(row["macs"] <= summary["limit"]["macs"] and row["seed"] == 0 for row in retrained)
+    ranking = summary["fidelity"]
+    assert (ranking["n"], ranking["epochs"], ranking["rankers"][0]["name"]) == (4, 1, "shared weights")
+    assert ranking["verdict"] in done.stdout
     assert max(summary["export"]["differences"].values()) <= 1e-5
     assert summary["seconds"] > 0
     assert "retrained from scratch" in done.stdout
