@@ -27,7 +27,7 @@ class Quickstart:
     """Epochs of every retraining."""
     ranked: int = 20
     """Random networks within the limit that are trained shortly, to see whether the shared weights rank; 0 for none."""
-    ranked_epochs: int = 3
+    ranked_epochs: int = 1
     """Of these trainings."""
     seed: int = 0
     """Of everything."""
@@ -123,7 +123,7 @@ def show(summary: dict[str, Any]) -> None:
         rows = [
             (row["name"], "{value:.2f} ({low:.2f} to {high:.2f})".format(**row["tau"])) for row in report["rankers"]
         ]
-        title = f"agreement with {report['n']} trainings of {report['epochs']} epochs"
+        title = f"agreement with {report['n']} trainings, epochs: {report['epochs']}"
         print_table(title, ("ranker", "Kendall τ-b", "from", "to (95 %)"), rows)
         print(report["verdict"])
     print(f"exported to {summary['export']['folder']}, parity {json.dumps(summary['export']['differences'])}")
