@@ -124,7 +124,7 @@ def show(summary: dict[str, Any]) -> None:
             (row["name"], "{value:.2f} ({low:.2f} to {high:.2f})".format(**row["tau"])) for row in report["rankers"]
         ]
         title = f"agreement with {report['n']} trainings, epochs: {report['epochs']}"
-        print_table(title, ("ranker", "Kendall τ-b", "from", "to (95 %)"), rows)
+        print_table(title, ("ranker", "Kendall τ-b, 95 %"), rows)
         print(report["verdict"])
     print(f"exported to {summary['export']['folder']}, parity {json.dumps(summary['export']['differences'])}")
     print(f"{summary['seconds']:.0f} s in all; the same figures are in summary.json")
