@@ -3,14 +3,13 @@
 import json
 import random
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from scripts import Call, one_line
 
 from supernet import Arch
 from supernet.blocks.cell_graph import cell_space, graph_of
@@ -19,8 +18,6 @@ from supernet.drawing import COLOURS, Box, Label, Line, Picture, draw_cell, draw
 from supernet.errors import InputError
 from supernet.spaces import GENOTYPES, NETWORKS, builder
 from supernet.spaces.cells import CELLS, cell
-
-TOOLS = Path(__file__).parent.parent / "tools"
 
 
 def boxes(picture: Picture) -> list[Box]:
@@ -122,33 +119,10 @@ def test_files(tmp_path: Path) -> None:
         picture.save(tmp_path / "cell.gif")
 
 
-Call = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """The script in this process: (exit code, output and errors)."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.setattr("warnings.showwarning", lambda *args: None)
-
-    def run(*args: object) -> tuple[int, str]:
-        import draw
-
-        monkeypatch.setattr(sys, "argv", ["draw.py", *map(str, args)])
-        code = 0
-        try:
-            draw.main(draw.run)
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
-        return code, "".join(capsys.readouterr())
-
-    return run
-
-
 def test_every_published_network_is_drawn(call: Call, tmp_path: Path) -> None:
     for name in ("nasnet-a-large", "pnasnet-5-mobile", "enas-micro-cifar", "detnas-coco-fpn-300m", "spos-channels-a"):
         assert name in {**NETWORKS, **GENOTYPES}
-        assert call(name, "--out", tmp_path / f"{name}.svg")[0] == 0
+        assert call("draw", name, "--out", tmp_path / f"{name}.svg")[0] == 0
         assert name in (tmp_path / f"{name}.svg").read_text()
 
 
@@ -157,7 +131,7 @@ def test_an_architecture_is_drawn(call: Call, tmp_path: Path) -> None:
         space = builder("pnasnet-small")(phase="standalone").space
     arch = space.sample(random.Random(0))
     (tmp_path / "arch.json").write_text(arch.to_json())
-    assert call("pnasnet-small", "--arch", tmp_path / "arch.json", "--out", tmp_path / "a.svg")[0] == 0
+    assert call("draw", "pnasnet-small", "--arch", tmp_path / "arch.json", "--out", tmp_path / "a.svg")[0] == 0
     assert arch.key in (tmp_path / "a.svg").read_text()
 
 
@@ -171,7 +145,6 @@ def test_an_architecture_is_drawn(call: Call, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_ends_in_one_line(call: Call, args: tuple[str, ...], message: str) -> None:
-    code, text = call(*args)
-    assert code == 2
-    assert re.search(message, text)
-    assert len(text.strip().splitlines()) == 1
+    result = call("draw", *args)
+    one_line(result)
+    assert re.search(message, result[2])

@@ -4,14 +4,13 @@ import itertools
 import json
 import random
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from test_draw import TOOLS, boxes, check
+from scripts import Call, one_line
+from test_draw import boxes, check
 
 from detection.drawing import draw_pyramid, names_of, pyramid_of
 from detection.nasfpn import ATTENTION, SUM, WIRINGS, Wiring, pyramid_space, values_of, wiring_of
@@ -166,35 +165,13 @@ def test_the_pyramid_of_any_architecture() -> None:
 
 # -- the script -------------------------------------------------------------------------------------------------------
 
-Draw = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def draw(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Draw:
-    """tools/draw.py in this process: (exit code, output and errors)."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.setattr("warnings.showwarning", lambda *args: None)
-
-    def run(*args: object) -> tuple[int, str]:
-        import draw
-
-        monkeypatch.setattr(sys, "argv", ["draw.py", *map(str, args)])
-        code = 0
-        try:
-            draw.main(draw.run)
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
-        return code, "".join(capsys.readouterr())
-
-    return run
-
 
 def named(path: Path) -> int:
     """Arrows of a pyramid in a file."""
     return len(re.findall(r"<title>[Pc]\d+ → c\d+</title>", path.read_text()))
 
 
-def test_pyramids_and_backbones_of_detectors_are_drawn(draw: Draw, tmp_path: Path) -> None:
+def test_pyramids_and_backbones_of_detectors_are_drawn(call: Call, tmp_path: Path) -> None:
     genotype = GENOTYPES["detnas-coco-retinanet-300m"]
     backbone = builder(genotype.space)(phase="standalone").space.from_indices(genotype.indices)
     body = {f"backbone.{name}": value for name, value in backbone.items()}
@@ -212,7 +189,7 @@ def test_pyramids_and_backbones_of_detectors_are_drawn(draw: Draw, tmp_path: Pat
         ("faster-rcnn-fpn-detnas-300m", body, 0, 20),
         ("detnas-300m", dict(backbone), 0, 20),
     ):
-        code, text = draw(name, *(() if arch is None else ("--arch", json.dumps(arch))), "--out", out)
+        code, _, text = call("draw", name, *(() if arch is None else ("--arch", json.dumps(arch))), "--out", out)
         assert code == 0, text
         assert named(out) == arrows, name
         assert len(re.findall(r"stage\d\.block\d+: ", out.read_text())) == steps, name
@@ -233,8 +210,7 @@ def test_pyramids_and_backbones_of_detectors_are_drawn(draw: Draw, tmp_path: Pat
         ),
     ],
 )
-def test_wrong_pyramids_end_in_one_line(draw: Draw, args: tuple[str, ...], message: str) -> None:
-    code, text = draw(*args)
-    assert code == 2
-    assert re.search(message, text), text
-    assert len(text.strip().splitlines()) == 1
+def test_wrong_pyramids_end_in_one_line(call: Call, args: tuple[str, ...], message: str) -> None:
+    result = call("draw", *args)
+    one_line(result)
+    assert re.search(message, result[2]), result

@@ -84,7 +84,8 @@ def variants(
             train = dataclasses.replace(
                 base.train, epochs=max(1, round(epochs / paths)), batch=batch, ema=ema, seed=seed
             )
-            config = change(dataclasses.replace(base, data=data, train=train))
+            retrain = dataclasses.replace(base.retrain, batch=batch)
+            config = change(dataclasses.replace(base, data=data, train=train, retrain=retrain))
             rows += _ranked(config, out / f"{name}-{seed}", name, n, images, bn_batches)
     columns = (
         "variant",
@@ -123,7 +124,8 @@ def _ranked(config: SupernetRun, folder: Path, name: str, n: int, images: int, b
     last = stages.create_supernet(config.space, **stages.network_settings(config, run.data))
     last.load_state_dict(torch.load(folder / "state.pt", weights_only=True)["model"])
     rows = []
-    for title, supernet in ((name, last.eval()), (f"{name}, averaged", run.supernet)):
+    ranked = {name: last.eval(), **({f"{name}, averaged": run.supernet} if config.train.ema else {})}
+    for title, supernet in ranked.items():
         cache = ScoreCache(folder / "scores.db")
         evaluate = SharedWeights(supernet, run.data.calibration, part, bn=Recalibrate(bn_batches), cache=cache)
         found: dict[Any, Any] = {}
@@ -235,11 +237,10 @@ def _searched(
         return [found.repeats[arch][0] for arch in chosen]
 
     made = calibrated_ranking(shared, label, space=space, labels=labels)
+    corrected = sorted(made.scores, key=lambda arch: -made.scores[arch])
     return {
         "evolution": sorted(shared, key=lambda arch: -shared[arch])[:10],
-        f"evolution, corrected by {len(made.labels)} trainings": sorted(made.scores, key=lambda a: -made.scores[a])[
-            :10
-        ],
+        f"evolution, corrected by {len(made.labels)} trainings": corrected[:10],
         "the best that the evolution saw": sorted(shared, key=lambda arch: -found.values[arch])[:10],
     }
 

@@ -39,25 +39,6 @@ def macro(bench: Any) -> Any:
     return bench.nasbench_macro()
 
 
-@pytest.fixture
-def call(bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """The script with arguments, in this process: (exit code, output, errors)."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.setattr("warnings.showwarning", lambda *args: None)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["benchmark_search.py", *map(str, args)])
-        code = 0
-        try:
-            bench.main(bench.run)
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 # -- every searcher on every space -------------------------------------------------------------------------------------
 
 
@@ -223,40 +204,23 @@ def test_pymoo_evaluates_as_many_networks_of_the_table(bench: Any, macro: Any) -
 
 
 @pytest.mark.slow
-def test_nsga2_covers_no_less_than_pymoos(bench: Any, macro: Any) -> None:
+@pytest.mark.parametrize(("peer", "populations"), [("pymoo", (20, 100)), ("optuna", (20, 50, 100))])
+def test_nsga2_covers_no_less_than_its_peers(bench: Any, macro: Any, peer: str, populations: tuple[int, ...]) -> None:
     """Share of the true hypervolume after 300 networks, means over 30 seeds at the same population."""
-    pytest.importorskip("pymoo")
+    pytest.importorskip(peer)
     from searchers import NSGA2, hypervolume
 
     reference, true = bench.reference_of(macro)
-    for population in (20, 100):
+    theirs_of = {"pymoo": bench.pymoo_points, "optuna": bench.optuna_points}[peer]
+    for population in populations:
         ours, theirs = (
             sum(hypervolume(points(seed), reference) / true for seed in range(30)) / 30
             for points in (
                 lambda s, n=population: bench.told_points(macro, NSGA2(macro.space, seed=s, population_size=n), 300),
-                lambda s, n=population: bench.pymoo_points(macro, s, n, 300),
+                lambda s, n=population: theirs_of(macro, s, n, 300),
             )
         )
-        print(f"N={population}: {ours:.4f} against {theirs:.4f}")
-        assert ours >= theirs
-
-
-@pytest.mark.slow
-def test_nsga2_covers_no_less_than_optunas(bench: Any, macro: Any) -> None:
-    """Share of the true hypervolume after 300 networks, means over 30 seeds at the same population."""
-    pytest.importorskip("optuna")
-    from searchers import NSGA2, hypervolume
-
-    reference, true = bench.reference_of(macro)
-    for population in (20, 50, 100):
-        ours, theirs = (
-            sum(hypervolume(points(seed), reference) / true for seed in range(30)) / 30
-            for points in (
-                lambda s, n=population: bench.told_points(macro, NSGA2(macro.space, seed=s, population_size=n), 300),
-                lambda s, n=population: bench.optuna_points(macro, s, n, 300),
-            )
-        )
-        print(f"N={population}: {ours:.4f} against {theirs:.4f}")
+        print(f"{peer}, N={population}: {ours:.4f} against {theirs:.4f}")
         assert ours >= theirs
 
 
@@ -267,7 +231,7 @@ def test_the_script_prints_a_table_and_writes_curves_and_a_plot(call: Callable[.
     pytest.importorskip("plotly")
     flags = ("regret", "--oracles", "conditional-0", "--seeds", 2, "--evaluations", 40, "--points", 20)
     names = ("random", "nsga2:population_size=10", "local-search")
-    code, out, err = call(*flags, "--searchers", *names, "--out", tmp_path / "out")
+    code, out, err = call("benchmark_search", *flags, "--searchers", *names, "--out", tmp_path / "out")
     assert code == 0, err
     assert all(word in out for word in ("22,620 networks", "regret at 20", "random", "local-search", "of 2)"))
     document = json.loads((tmp_path / "out" / "regret-conditional-0.json").read_text())
@@ -282,7 +246,7 @@ def test_a_searcher_that_does_not_fit_is_left_out_with_its_reason(call: Callable
     """A table without costs has nothing for a second objective."""
     path = tmp_path / "two.csv"
     path.write_text("arch,accuracy\n" + "\n".join(f"0000000{d},{d}" for d in range(3)) + "\n", encoding="utf-8")
-    code, out, err = call("regret", "--csv", path, "--seeds", 2, "--searchers", "nsga2", "random")
+    code, out, err = call("benchmark_search", "regret", "--csv", path, "--seeds", 2, "--searchers", "nsga2", "random")
     assert code == 0, err
     assert "nsga2 is left out of two: trial 0" in out
     assert "no objective 'macs'" in out
@@ -302,7 +266,7 @@ def test_a_searcher_that_does_not_fit_is_left_out_with_its_reason(call: Callable
 )
 def test_wrong_input_ends_in_one_line(call: Callable[..., Any], flags: tuple[object, ...], words: str) -> None:
     given = flags if "--oracles" in flags else ("--oracles", "nasbench-macro", *flags)
-    code, _, err = call("regret", "--seeds", 1, "--evaluations", 5, *given)
+    code, _, err = call("benchmark_search", "regret", "--seeds", 1, "--evaluations", 5, *given)
     assert code == 2
     assert words in err
     assert len(err.strip().splitlines()) == 1
