@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from supernet.window import CostWindow
 
 COSTS = ("macs", "params", "activations")
+SAME_SHAPE = {"native_batch_norm", "relu", "relu_", "hardtanh", "hardtanh_", "dropout"}
 MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
 TRIES = 10_000  # draws within one limit before the others are taken to leave nothing
 MOST_LISTED = 20_000  # architectures of a space whose costs are listed one by one: 6 s at 0.3 ms each
@@ -44,8 +45,10 @@ class _Counter(TorchDispatchMode):
         self.activations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if name in SAME_SHAPE:  # they are not counted, and torch takes 2 ms to infer a batch norm's shape
+            return (args[0], *args[3:5]) if name == "native_batch_norm" else args[0]
+        out = func(*args, **(kwargs or {}))
         if name == "convolution":
             weight, transposed = args[1], args[6]
             moved = args[0] if transposed else out
