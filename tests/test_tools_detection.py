@@ -19,9 +19,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import Call, one_line, run_script
+from test_detection_data import make_coco
 
 from detection.config import DetectorRun
 from detection.crops import digit_crops
+from detection.data import DetectionSet
 from searchers import Study
 from supernet.checkpoint import load_weights
 from supernet.config import Data
@@ -192,6 +194,33 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
     code, found, err = call("search", out, "--searcher", "reinforce", "--trials", 4, "--batch", 4, *FEW)
     assert code == 0, err
     assert {name.partition(".")[0] for name in json.loads(found.strip().splitlines()[-1])} == {"neck"}
+
+
+def test_images_left_on_disk_are_scored_from_there(
+    call: Call, tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but a batch of a set that `data.memory` has no room for is ever in memory, and scores are the same."""
+    annotations = make_coco(tmp_path, images=24, size=(64, 64))
+    found = []
+    for memory in (2**31, 0):
+        out = tmp_path / str(memory)
+        code, _, err = call(
+            "train_supernet", "detnas-bccd", *SMALL[1:], "--data.longest", 64, "--data.workers", 0, "--data.source",
+            annotations, "--data.images", tmp_path, "--data.memory", memory, "--train.epochs", 1, "--out", out,
+        )  # fmt: skip
+        assert code == 0, err
+        code, _, err = call("search", out, "--searcher", "random", "--trials", 3, *FEW)
+        assert code == 0, err
+        space = stages.open_stage(out).supernet.space
+        with Study(out / "search" / "random" / "study.db", space) as study:
+            found.append([(trial.key, dict(trial.metrics)) for trial in study.trials()])
+        monkeypatch.setattr(DetectionSet, "images", unwanted)
+    assert len(found[0]) == 3
+    assert found[0] == found[1]
+
+
+def unwanted(images: DetectionSet) -> None:
+    raise AssertionError(f"{len(images)} images were taken into memory")
 
 
 def test_every_recipe_builds_its_detector(stages: ModuleType) -> None:

@@ -20,6 +20,7 @@ from detection.train import Detection
 from supernet import GENOTYPES, Arch, create_network
 from supernet.checkpoint import read_json
 from supernet.config import SupernetRun
+from supernet.data import Images
 from supernet.errors import InputError
 from supernet.evaluate import Recalibrate, SharedWeights
 from supernet.scores import ScoreCache
@@ -105,7 +106,7 @@ class Detecting:
         """The evaluator on the search-validation split."""
         batch = self.config.scoring_batch
         return SharedWeights(
-            supernet, data.calibration.images(), data.validation.images(), bn=Recalibrate(bn_batches, batch),
+            supernet, _scored(data.calibration), _scored(data.validation), bn=Recalibrate(bn_batches, batch),
             batch=batch, metric=DetectionMetric(data.validation), cache=cache,
         )  # fmt: skip
 
@@ -149,6 +150,11 @@ class Detecting:
             with torch.device("meta"):
                 wanted = builder(genotype.space)(phase="standalone").space.from_indices(genotype.indices)
         return folder / stages.WEIGHTS if wanted is None else classified(folder, wanted, seed)
+
+
+def _scored(images: DetectionSet) -> Images | DetectionSet:
+    """All as they are seen in memory, or read for every pass where `data.memory` left them on disk."""
+    return images.images() if images.held_bytes else images
 
 
 def _backbone_settings(config: DetectorRun) -> dict[str, Any]:
