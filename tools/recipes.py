@@ -185,7 +185,7 @@ def detnas_digits() -> DetectorRun:
         settings=("levels=2", "anchor_scale=3"),
         data=DetectionData("digits", size=96, workers=1),
         train=train,
-        retrain=replace(train, epochs=16),
+        retrain=Train(epochs=16, batch=4, optimizer="adamw", lr=3e-3, weight_decay=0.05, clip=5.0),
         start="classification",
     )
 
