@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from supernet.window import CostWindow
 
 COSTS = ("macs", "params", "activations")
-SAME_SHAPE = {"native_batch_norm", "relu", "relu_", "hardtanh", "hardtanh_", "dropout"}
+SAME_SHAPE = {"native_batch_norm", "relu", "relu_", "hardtanh", "hardtanh_"}  # names of operators; none is counted
 MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
 TRIES = 10_000  # draws within one limit before the others are taken to leave nothing
 MOST_LISTED = 20_000  # architectures of a space whose costs are listed one by one: 6 s at 0.3 ms each
@@ -46,7 +46,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in SAME_SHAPE:  # they are not counted, and torch takes 2 ms to infer a batch norm's shape
+        if name in SAME_SHAPE:  # torch takes 2 ms to infer the shape of a batch norm
             return (args[0], *args[3:5]) if name == "native_batch_norm" else args[0]
         out = func(*args, **(kwargs or {}))
         if name == "convolution":

@@ -26,6 +26,7 @@ class Classifying:
         metric: that searches maximise; `metrics` are all that scoring gives.
         truth: the figure of a retraining that rankings are compared with.
         probes: random networks scored after a training.
+        start: what a retraining begins with.
     """
 
     config: SupernetRun
@@ -33,6 +34,7 @@ class Classifying:
     metrics = ("accuracy", "loss")
     truth = "test_accuracy"
     probes = 16
+    start = "scratch"
 
     @property
     def space(self) -> str:

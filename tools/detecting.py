@@ -47,6 +47,11 @@ class Detecting:
         return f"{self.config.detector}-{self.config.neck}-{self.config.backbone}"
 
     @property
+    def start(self) -> str:
+        """What a retraining begins with."""
+        return self.config.start
+
+    @property
     def task(self) -> Detection:
         """What trainings learn."""
         return Detection(self.config.data.augment, self.config.data.workers)

@@ -238,7 +238,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
         save_weights(folder / NETWORK, network, {"space": kind.space, "arch": arch.to_json()})
         document = {
             "format": 1, "arch": dict(arch), "key": arch.key, "seed": train.seed,
-            "init": "shared" if shared else getattr(run.config, "start", "scratch"),
+            "init": "shared" if shared else kind.start,
             **kind.figures(network, run.data, train.device), **run.cost(arch), "seconds": time.monotonic() - began,
         }  # fmt: skip
         write_json(result, document)
