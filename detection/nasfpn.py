@@ -244,13 +244,14 @@ WIRINGS: dict[str, Wiring] = {
 """Published pyramids; "nasfpn-7" is the one of Figure 6, as in TensorFlow's released code."""
 
 
-def wiring_arch(name: str, space: SearchSpace, *, prefix: str = "") -> Arch:
+def wiring_arch(name: str, space: SearchSpace, *, prefix: str = "", shift: int = 0) -> Arch:
     """A published pyramid as decisions of a space.
 
     Args:
         name: in `WIRINGS`.
         space: of `pyramid_space`, or one that holds its decisions below `prefix`, e.g. "neck". Other decisions are not
             part of the answer.
+        shift: moves all levels by as many: -1 reads P3 to P7 as P2 to P6, for backbones of other strides.
 
     Raises:
         InputError: no such pyramid, or the space lacks a level of it, or has another number of cells.
@@ -258,7 +259,8 @@ def wiring_arch(name: str, space: SearchSpace, *, prefix: str = "") -> Arch:
     if name not in WIRINGS:
         raise InputError(f"there is no published pyramid {name!r}; {nearest(name, WIRINGS)}")
     start = f"{prefix}." if prefix else ""
-    wiring, given = WIRINGS[name], str(space[f"{start}levels"].options[0])
+    wiring = WIRINGS[name]._replace(finest=WIRINGS[name].finest + shift)
+    given = str(space[f"{start}levels"].options[0])
     finest, coarsest = (int(number) for number in re.findall(r"\d+", given))
     lacking = [n for n in range(wiring.finest, wiring.finest + wiring.levels) if not finest <= n <= coarsest]
     if lacking:

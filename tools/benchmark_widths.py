@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from common import main, parse, print_table
+from common import main, mean_and_deviation, parse, print_differences, print_table
 
 from supernet.errors import InputError, RunError
 
@@ -173,24 +173,11 @@ def show(document: dict[str, Any]) -> None:
         known = [value for value in row["accuracy"] if value is not None]
         arms.setdefault(row["arm"], []).extend(known)
         each = ", ".join("failed" if value is None else f"{value:.4f}" for value in row["accuracy"])
-        rows.append((row["name"], row["macs"], row["params"], each, spread(known)))
-    rows += [(f"all of {arm}", "", "", f"n = {len(known)}", spread(known)) for arm, known in arms.items()]
+        rows.append((row["name"], row["macs"], row["params"], each, mean_and_deviation(known)))
+    rows += [(f"all of {arm}", "", "", f"n = {len(known)}", mean_and_deviation(known)) for arm, known in arms.items()]
     title = f"accuracy on {document['images']:,} test images, a column per seed"
     print_table(title, ("widths", "macs", "params", "accuracy", "mean ± s.d."), rows)
-    cells = [
-        (name, f"{d['mean']['value']:+.4f}", f"{d['mean']['low']:+.4f} to {d['mean']['high']:+.4f}", f"{d['p']:.3f}",
-         f"{d['detectable']:.4f}", "{} and {}".format(*d["sizes"]))
-        for name, d in document["differences"].items()
-    ]  # fmt: skip
-    columns = ("difference", "mean", "95 %", "p", "detectable at power 0.8", "n")
-    print_table("differences", columns, cells)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    if len(values) < 2:
-        return f"{values[0]:.4f}" if values else ""
-    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+    print_differences(document["differences"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What all scripts share: recipes and names from the command line, one-line errors, tables on screen."""
 
 import os
+import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,6 +85,24 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for row in rows:
         table.add_row(*map(_cell, row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def print_differences(differences: Mapping[str, Mapping[str, Any]]) -> None:
+    """A table of `supernet.ranking.Difference`s, as dictionaries, by name."""
+    rows = [
+        (name, f"{d['mean']['value']:+.4f}", f"{d['mean']['low']:+.4f} to {d['mean']['high']:+.4f}", f"{d['p']:.3f}",
+         f"{d['detectable']:.4f}", "{} and {}".format(*d["sizes"]))
+        for name, d in differences.items()
+    ]  # fmt: skip
+    columns = ("difference", "mean", "95 %", "p", "detectable at power 0.8", "n")
+    print_table("differences", columns, rows)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Mean and standard deviation over trainings."""
+    if len(values) < 2:
+        return f"{values[0]:.4f}" if values else ""
+    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def _cell(value: object) -> str:
