@@ -81,6 +81,10 @@ class SearchableMapStep(Searchable):
         """The parts of the block."""
         return self.block.active_parts(arch, self._given(layout))
 
+    def spread(self, arch: Arch) -> None:
+        """That of the block."""
+        self.block.spread(arch)
+
     def _given(self, layout: Any) -> Any:
         return layout[0] if self.mode == "all" else layout[0][-1]
 

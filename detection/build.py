@@ -14,7 +14,7 @@ from detection.detector import Detector, DetectorNetwork
 from supernet.errors import InputError, nearest
 from supernet.searchable import Chain, realize
 from supernet.space import Arch
-from supernet.spaces import GENOTYPES, SPACES, Phase, builder
+from supernet.spaces import GENOTYPES, SPACES, Phase, build
 
 DETECTORS: dict[str, tuple[str, int]] = {
     "retinanet": ("detection.retinanet:retinanet", 3),
@@ -74,7 +74,7 @@ def create_detector(
     """
     published = isinstance(backbone, str) and (backbone in GENOTYPES or backbone_arch is not None)
     single = arch is not None or (published and neck not in NECKS)
-    build = functools.partial(
+    make = functools.partial(
         _build, kind, backbone, phase or ("standalone" if single or published else "supernet"), backbone_settings or {},
         backbone_arch, arch, neck=neck,
         freeze_bn=freeze_bn and not single, levels=levels, num_classes=num_classes, head_width=head_width,
@@ -83,11 +83,11 @@ def create_detector(
     made: Detector | DetectorNetwork
     if single and isinstance(backbone, str):
         with torch.device("meta"):  # the supernet that the network is cut from costs no memory
-            detector, chosen = build()
+            detector, chosen = make()
             network = detector.subnet(detector.architecture(chosen or {}))
         made = cast("DetectorNetwork", realize(network, detector.init, generator))
     else:
-        detector, chosen = build()
+        detector, chosen = make()
         detector.init(detector, generator)
         made = detector if chosen is None else detector.subnet(detector.architecture(chosen))
     if freeze_bn:
@@ -139,11 +139,11 @@ def _classifier(
     if backbone not in GENOTYPES:
         if backbone not in SPACES and ":" not in backbone:
             raise InputError(f"there is no backbone {backbone!r}; {nearest(backbone, [*SPACES, *GENOTYPES])}")
-        return builder(backbone)(phase=phase, **settings), arch
+        return build(backbone, phase, settings), arch
     if arch is not None:
         raise InputError(f"the backbone {backbone!r} is an architecture already; leave arch out")
     genotype = GENOTYPES[backbone]
-    chain = builder(genotype.space)(phase=phase, **settings)
+    chain = build(genotype.space, phase, settings)
     return chain, chain.space.from_indices(genotype.indices)
 
 

@@ -108,6 +108,10 @@ class DetectorRun:
     """Random architectures of a sandwich."""
     largest_epochs: float = 0.0
     """Epochs at the start that train the largest architecture alone (OFA)."""
+    lead: str = ""
+    """Option that every choice takes at first, for `lead_epochs`; then all other options begin as copies of it."""
+    lead_epochs: float = 0.0
+    """Epochs at the start that train the architecture of `lead` alone."""
     window: Window = field(default_factory=Window)
     """Its cost may also be "backbone_macs", of the backbone at 224 pixels."""
     scoring_batch: int = 16

@@ -151,6 +151,10 @@ class SupernetRun:
     """Random architectures of a sandwich."""
     largest_epochs: float = 0.0
     """Epochs at the start that train the largest architecture alone (OFA)."""
+    lead: str = ""
+    """Option that every choice takes at first, for `lead_epochs`; then all other options begin as copies of it."""
+    lead_epochs: float = 0.0
+    """Epochs at the start that train the architecture of `lead` alone."""
     window: Window = field(default_factory=Window)
 
 

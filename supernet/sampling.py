@@ -6,6 +6,7 @@ trained are their normal forms, the same networks at the same cost.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -167,6 +168,38 @@ def create_sampler(
         return sampler
     largest, _ = _largest_and_smallest(space, table, window)
     return lambda step: (largest,) if step < largest_steps else sampler(step)
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How the options of a supernet begin alike, so that its paths agree on their features from the start.
+
+    With fresh weights of their own, units in a row give their consumers other random features on every path, and little
+    is learnt until they agree.
+
+    Attributes:
+        arch: trained alone in the first steps.
+        steps: how many; before the next one, every option becomes a copy of the one that `arch` chooses
+            (`Searchable.spread`), larger kernels with zeros around.
+    """
+
+    arch: Arch
+    steps: int
+
+
+def create_lead(space: SearchSpace, option: str, steps: int) -> Lead:
+    """The lead that takes one option in every choice that has it, and the first option in the others.
+
+    Raises:
+        InputError: no choice has the option, or it would lead for less than a step.
+    """
+    if not any(option in choice.options for choice in space.choices):
+        known = [str(value) for choice in space.choices for value in choice.options]
+        raise InputError(f"no choice of {space.name!r} has the option {option!r}; {nearest(option, known)}")
+    if steps < 1:
+        raise InputError(f"the lead {option!r} of {space.name!r} trains {steps} steps; give lead_epochs above 0")
+    values = {c.name: option if option in c.options else c.options[0] for c in space.choices}
+    return Lead(space.normal_form(space.canonical(values)), steps)
 
 
 # -- windows ----------------------------------------------------------------------------------------------------------

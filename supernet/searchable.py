@@ -80,6 +80,18 @@ class Searchable(nn.Module):
                 seen.add(id(parameter))
                 yield parameter
 
+    def spread(self, arch: Arch) -> None:
+        """Let every option begin as a copy of the one that `arch` chooses; in place.
+
+        Raises:
+            InputError: options of other form, or decisions that are not such options.
+        """
+        if self.space.choices:
+            raise InputError(
+                f"{self.space.choices[0].name!r} of {type(self).__name__} is no choice between layers of one form; "
+                "leave out the lead"
+            )
+
     def bind(self, arch: Arch) -> "Bound":
         """This module with the architecture filled in; the weights stay shared."""
         return Bound(self, arch)
@@ -154,6 +166,12 @@ class Chain(Searchable):
         for name, step in zip(self.step_names, self.blocks, strict=True):
             state = step(state, arch.sub(name)) if isinstance(step, Searchable) else step(state)
         return state
+
+    def spread(self, arch: Arch) -> None:
+        """See `Searchable.spread`; step by step."""
+        for name, step in self.steps:
+            if isinstance(step, Searchable):
+                step.spread(arch.sub(name))
 
     def walk(self, arch: Arch, layout: Layouts = None) -> Iterator[tuple[nn.Module, Arch, Layouts]]:
         """`(step, its part of arch, layout of its input)` for every step in order."""

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from supernet.checkpoint import environment, load_state, save_state
 from supernet.config import Augment, Train
+from supernet.cost import meta_copy
 from supernet.distributed import World, convert_sync_bn, current, reduce_gradients, revert_sync_bn
 from supernet.errors import InputError, RunError, nearest
 from supernet.monitor import Monitor
 from supernet.optim import compiled, create_ema, create_optimizer, create_schedule, step_active
 from supernet.progress import progress
-from supernet.sampling import ArchSampler, uniform
+from supernet.sampling import ArchSampler, Lead, uniform
 from supernet.searchable import Chain, PartsMemo
 from supernet.seeding import derive_seed
 from supernet.space import Arch
@@ -63,6 +64,7 @@ class _Loop:
     monitor: Monitor | None
     state: Path | None
     penalty: Penalty | None = None
+    lead: Lead | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: {"images": 0.0})
@@ -100,6 +102,7 @@ def train_supernet(
     log: Path | None = None,
     monitor: Monitor | None = None,
     penalty: Penalty | None = None,
+    lead: Lead | None = None,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
     """Train the shared weights in place.
@@ -123,6 +126,7 @@ def train_supernet(
         log: folder for TensorBoard events.
         monitor: watches the health of the shared weights.
         penalty: added to the loss of every architecture; may end the training early.
+        lead: an architecture that is trained alone at first, and whose weights the other options then begin with.
         verbose: show progress.
 
     Returns:
@@ -130,14 +134,17 @@ def train_supernet(
         `penalty` if given.
 
     Raises:
-        InputError: see `check_training`; or a checkpoint that is damaged or of another network.
+        InputError: see `check_training`; a checkpoint that is damaged or of another network; or options that cannot
+            begin as copies of those of the lead.
         RunError: the loss is not finite or has leapt; the step, its architectures and the last checkpoint are named.
     """
     world = current()
     chosen: Task = task or Classification(augment or Augment())
     check_training(config, data, task=chosen)
     loop = _prepare(supernet, data, config, chosen, sampler or uniform(supernet.space, config.seed), world, state)
-    loop.monitor, loop.penalty = monitor, penalty
+    loop.monitor, loop.penalty, loop.lead = monitor, penalty, lead
+    if lead is not None:
+        meta_copy(supernet).spread(lead.arch)  # what cannot be is an error now, not after its steps
     if monitor is not None:
         monitor.begin(loop.total)
     try:
@@ -315,10 +322,22 @@ def _prepare(
     return loop
 
 
+def _paths(loop: _Loop) -> Sequence[Arch]:
+    """The architectures of this step; on the first after the lead's, its weights are spread before."""
+    lead = loop.lead
+    if lead is None or loop.step > lead.steps:
+        return loop.sampler(loop.step)
+    if loop.step < lead.steps:
+        return (lead.arch,)
+    for chain in (loop.chain, *([loop.ema.module] if loop.ema is not None else [])):
+        chain.spread(lead.arch)
+    return loop.sampler(loop.step)
+
+
 def _step(loop: _Loop, batch: Any, interrupted: threading.Event) -> None:
     """One update: every architecture of the step adds its gradients, the active parameters are averaged over ranks."""
     config, chain, step, rank = loop.config, loop.chain, loop.step, loop.world.rank
-    archs = loop.sampler(step)
+    archs = _paths(loop)
     loop.schedule.step_update(step)
     loss_of = loop.task.paths(chain, batch, loop.data, config, step=step, rank=rank)
     torch.manual_seed(derive_seed(config.seed, "step", step, rank))  # dropout and the like, whatever ran before

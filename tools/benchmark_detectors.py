@@ -142,15 +142,14 @@ def wired(opened: "Run", name: str, shift: int) -> "Arch":
 
 def with_fpn(opened: "Run") -> "tuple[str, Run, Arch]":
     """The fixed backbone of a run with torchvision's feature pyramid, everything else as it is."""
-    import stages
-
     from detection.detector import PREFIX
+    from supernet.space import Arch
 
     if not opened.config.backbone_arch:
         raise InputError("--fpn keeps a fixed backbone, and this run searches its own")
     kept = [s for s in opened.config.settings if s.partition("=")[0] not in ("repeats", "cells", "pooled_levels")]
     other = beside(opened, "fpn", neck="fpn", backbone_arch="", settings=tuple(kept))
-    fixed = stages.arch_of(opened.config.backbone_arch, other.supernet.space.sub(PREFIX))
+    fixed = Arch.from_json(opened.config.backbone_arch)
     return "fpn", other, other.supernet.space.canonical({f"{PREFIX}.{name}": value for name, value in fixed.items()})
 
 

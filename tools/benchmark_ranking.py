@@ -29,7 +29,7 @@ def _cost_bins(run: SupernetRun) -> SupernetRun:
     """Ten bins of MACs, each drawn equally often: the deepest and widest paths come as often as medium ones."""
     import stages
 
-    _, supernet, _ = stages.supernet_parts(run)
+    supernet = stages.supernet_parts(run)[1]
     low, high = stages.CostTable(supernet).extremes("macs") or (0.0, 0.0)
     return dataclasses.replace(run, window=Window("macs", low, high, (high - low) / 10))
 

@@ -24,7 +24,7 @@ from supernet.data import Images
 from supernet.errors import InputError
 from supernet.evaluate import Recalibrate, SharedWeights
 from supernet.scores import ScoreCache
-from supernet.spaces import builder
+from supernet.spaces import build
 
 TOLD = ("kind", "backbone", "backbone_settings", "backbone_arch", "neck", "num_classes", "image_size", "arch", "phase",
         "head_width", "head_convs", "norm", "freeze_bn", "generator")  # fmt: skip
@@ -153,7 +153,7 @@ class Detecting:
         if wanted is None and config.backbone in GENOTYPES:
             genotype = GENOTYPES[config.backbone]
             with torch.device("meta"):
-                wanted = builder(genotype.space)(phase="standalone").space.from_indices(genotype.indices)
+                wanted = build(genotype.space, "standalone", {}).space.from_indices(genotype.indices)
         return folder / stages.WEIGHTS if wanted is None else classified(folder, wanted, seed)
 
 
@@ -173,7 +173,7 @@ def _fixed(config: DetectorRun) -> Arch | None:
 def _space(config: DetectorRun) -> Any:
     """The space of the backbone."""
     with torch.device("meta"):
-        return builder(config.backbone)(phase="standalone", **_backbone_settings(config)).space
+        return build(config.backbone, "standalone", _backbone_settings(config)).space
 
 
 # -- pre-training -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from detection.config import DetectorRun
 from supernet import Arch, Chain, SearchSpace, create_supernet
 from supernet.checkpoint import check_run, load_weights, open_run, read_json, save_weights, write_json
 from supernet.config import SupernetRun, Train, from_dict
-from supernet.cost import CostTable, Feasible
+from supernet.cost import CostTable, Feasible, meta_copy
 from supernet.distributed import current
 from supernet.errors import InputError, RunError
 from supernet.evaluate import SharedWeights
@@ -28,7 +28,7 @@ from supernet.export import export
 from supernet.latency import LatencyTable
 from supernet.monitor import Monitor
 from supernet.progress import progress
-from supernet.sampling import ArchSampler, create_sampler
+from supernet.sampling import ArchSampler, Lead, create_lead, create_sampler
 from supernet.scores import ScoreCache
 from supernet.seeding import derive_seed, generator
 from supernet.train import check_training, plan_training, train_standalone, train_supernet
@@ -88,14 +88,14 @@ def train_stage(config: Any, out: Path, *, verbose: bool = True) -> Run:
     kind = kind_of(config)
     if world.main:
         check_run(out, holds(config), config)
-    data, supernet, sampler = supernet_parts(config)  # a run that cannot start leaves no folder behind
+    data, supernet, sampler, lead = supernet_parts(config)  # a run that cannot start leaves no folder behind
     with open_run(out, holds(config), config) if world.main else nullcontext():
         if not world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
             kind.begin(supernet)
             monitor = Monitor(supernet)
             history = train_supernet(
                 supernet, data, config.train, sampler=sampler, task=kind.task,
-                state=out / "state.pt", log=out / "events", monitor=monitor, verbose=verbose,
+                state=out / "state.pt", log=out / "events", monitor=monitor, lead=lead, verbose=verbose,
             )  # fmt: skip
             if world.main:
                 write_json(out / "history.json", {"format": 1, "epochs": history, "health": monitor.report()})
@@ -108,7 +108,7 @@ def train_stage(config: Any, out: Path, *, verbose: bool = True) -> Run:
 def plan_stage(config: Any) -> list[tuple[str, str]]:
     """What a training will take, as rows to print; writes nothing."""
     config = kind_of(config).resolved()
-    data, supernet, sampler = supernet_parts(config)
+    data, supernet, sampler, _ = supernet_parts(config)
     plan = plan_training(supernet, data, config.train, sampler=sampler, task=kind_of(config).task)
     eta, mib = datetime.timedelta(seconds=round(plan["seconds"])), 2**20
     return [
@@ -120,8 +120,8 @@ def plan_stage(config: Any) -> list[tuple[str, str]]:
     ]
 
 
-def supernet_parts(config: Any) -> tuple[Any, Chain, ArchSampler]:
-    """Data, fresh supernet and sampler of a recipe, everything checked that can be before work begins."""
+def supernet_parts(config: Any) -> tuple[Any, Chain, ArchSampler, Lead | None]:
+    """Data, fresh supernet, sampler and lead of a recipe, everything checked that can be before work begins."""
     world, kind = current(), kind_of(config)
     fetches = getattr(config.data, "download", False)
     if fetches and not world.main:
@@ -137,9 +137,16 @@ def supernet_parts(config: Any) -> tuple[Any, Chain, ArchSampler]:
         config.sampler, supernet.space, config.train.seed, table=kind.costs(supernet), window=config.window,
         random_paths=config.random_paths, largest_steps=round(config.largest_epochs * per_epoch),
     )  # fmt: skip
+    if (config.lead or config.lead_epochs) and config.largest_epochs:
+        raise InputError(f"lead={config.lead!r} and largest_epochs={config.largest_epochs:g} both begin; leave one out")
+    if config.lead_epochs and not config.lead:
+        raise InputError(f"lead_epochs={config.lead_epochs:g} needs the option that leads; name it with lead")
+    lead = create_lead(supernet.space, config.lead, round(config.lead_epochs * per_epoch)) if config.lead else None
+    if lead is not None:
+        meta_copy(supernet).spread(lead.arch)
     for training in (config.train, config.retrain):
         check_training(training, data, task=kind.task)
-    return data, supernet, sampler
+    return data, supernet, sampler, lead
 
 
 def config_of(folder: Path) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from supernet.blocks.alike import spread_option
 from supernet.searchable import Layouts, Part, Searchable, parameters_of, plain_layout
 from supernet.space import Arch, Choice, SearchSpace
 
@@ -41,3 +42,7 @@ class ChoiceBlock(Searchable):
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """All parameters of the chosen option."""
         return parameters_of([self._chosen(arch)])
+
+    def spread(self, arch: Arch) -> None:
+        """See `supernet.blocks.alike.spread_option`."""
+        spread_option(dict(self.options.items()), str(arch["op"]))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from supernet.blocks.alike import spread_option
 from supernet.blocks.plain import ConvBNAct, PooledClassifier, Residual, ShuffleUnit
 from supernet.errors import InputError
 from supernet.searchable import Layout, Layouts, Part, Searchable, materialize, parameters_of, step_layout
@@ -198,6 +199,10 @@ class ElasticShuffle(Searchable):
             yield from sliced_parts(layer, cut)
         if unit.stride == 2:
             yield from parameters_of([unit.proj])
+
+    def spread(self, arch: Arch) -> None:
+        """See `supernet.blocks.alike.spread_option`; all channels of the chosen unit."""
+        spread_option(dict(self.units.items()), str(arch["op"]))
 
 
 def _cuts(unit: ShuffleUnit, mid: int) -> Iterator[tuple[ConvBNAct, Cut]]:

@@ -58,13 +58,24 @@ def builder(space: str) -> "Callable[..., Chain]":
     return function
 
 
-def _build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
+def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
+    """A space's supernet as its builder leaves it; settings that are None are the builder's own.
+
+    Raises:
+        InputError: see `builder`; or arguments that the builder does not take, or values that its blocks refuse.
+    """
     make, given = builder(space), {name: value for name, value in settings.items() if value is not None}
     try:
         inspect.signature(make).bind(phase=phase, **given)
     except TypeError as error:
         raise InputError(f"the builder of the space {space!r} does not take these settings: {error}") from error
-    return make(phase=phase, **given)
+    try:
+        return make(phase=phase, **given)
+    except InputError:
+        raise
+    except ValueError as error:
+        told = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise InputError(f"the space {space!r} cannot be built with {told or 'its defaults'}: {error}") from error
 
 
 def create_supernet(
@@ -87,7 +98,7 @@ def create_supernet(
         settings: further arguments of the builder.
     """
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
-    chain = _build(space, phase, given)
+    chain = build(space, phase, given)
     chain.init(chain, generator)
     return chain
 
@@ -120,7 +131,7 @@ def create_network(
 
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     with torch.device("meta"):
-        chain, chosen = _published(space, given) if arch is None else (_build(space, "standalone", given), arch)
+        chain, chosen = _published(space, given) if arch is None else (build(space, "standalone", given), arch)
         network = chain.subnet(chosen)
     return cast("nn.Sequential", realize(network, chain.init, generator))
 
@@ -132,10 +143,10 @@ def _published(name: str, given: Mapping[str, Any]) -> "tuple[Chain, Mapping[str
 
         network = NETWORKS[name]
         own = {key: value for key, value in given.items() if value is not None}
-        chain = _build(network.space, "standalone", {**network.settings, **own})
+        chain = build(network.space, "standalone", {**network.settings, **own})
         return chain, arch_of(CELLS[network.cells], chain.space)
     if name not in GENOTYPES:
         known = [*GENOTYPES, *NETWORKS]
         raise InputError(f"there is no published network {name!r}; give arch, or {nearest(name, known)}")
-    chain = _build(GENOTYPES[name].space, "standalone", given)
+    chain = build(GENOTYPES[name].space, "standalone", given)
     return chain, chain.space.from_indices(GENOTYPES[name].indices)
