@@ -195,11 +195,10 @@ def detnas_digits() -> DetectorRun:
 
 def detnas_bccd() -> DetectorRun:
     """RetinaNet on a few hundred photographs (BCCD's blood cells): give --data.source, annotations in COCO's layout."""
-    train = Train(epochs=60, batch=8, lr=0.025, weight_decay=1e-4, clip=5.0)
-    data = DetectionData("", size=240, longest=320, augment=DetectionAugment(flip=True, scale=(0.8, 1.25)))
+    data = DetectionData("", size=120, longest=160, augment=DetectionAugment(flip=True, scale=(0.8, 1.25)))
     return replace(
-        detnas_digits(), settings=("levels=2",), data=data, train=train, retrain=train, start="scratch",
-        scoring_batch=8,
+        detnas_digits(), data=data, train=replace(SMALL_STEPS, epochs=40), retrain=replace(SMALL_STEPS, epochs=16),
+        lead="shuffle3", lead_epochs=8.0, start="scratch", scoring_batch=8,
     )  # fmt: skip
 
 
@@ -271,7 +270,14 @@ def nasfpn_digits() -> DetectorRun:
 def nasfpn_bccd() -> DetectorRun:
     """NAS-FPN on a few hundred photographs, the pyramid alone on a fixed ShuffleNet: give --data.source."""
     return replace(
-        detnas_bccd(), backbone_arch=f"{{{PLAIN}}}", neck="nasfpn", settings=("levels=2", "repeats=2", "cells=6")
+        detnas_bccd(),
+        backbone_arch=f"{{{PLAIN}}}",
+        neck="nasfpn",
+        head_width=48,
+        head_convs=1,
+        settings=("levels=2", "pooled_levels=3", "anchor_scale=3", "repeats=2", "cells=7"),
+        lead="",
+        lead_epochs=0.0,
     )
 
 
