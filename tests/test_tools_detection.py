@@ -194,6 +194,10 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
     code, found, err = call("search", out, "--searcher", "reinforce", "--trials", 4, "--batch", 4, *FEW)
     assert code == 0, err
     assert {name.partition(".")[0] for name in json.loads(found.strip().splitlines()[-1])} == {"neck"}
+    beside = ("--score", "map", "--searchers", "random", "reinforce", "--evaluations", 4, "--points", 4, "--batch", 4)
+    code, shown, err = call("benchmark_search", "supernet", out, *beside, "--seeds", 2, "--bn-batches", 1)
+    assert code == 0, err
+    assert "best map after so many networks, 2 seeds" in shown
 
 
 def test_images_left_on_disk_are_scored_from_there(

@@ -29,11 +29,13 @@ class Supernet:
 
     best = math.inf
 
-    def __init__(self, folder: Path, *, images: int, bn_batches: int) -> None:
+    def __init__(self, folder: Path, score: str, *, images: int, bn_batches: int) -> None:
         import torch
         from stages import open_stage
 
         run = open_stage(folder)
+        if score not in run.kind.metrics:
+            raise InputError(f"networks of {folder} have no {score!r}; --score is one of {', '.join(run.kind.metrics)}")
         held = run.data.validation
         if images > len(held):
             raise InputError(f"images={images} is more than the {len(held)} of the search-validation split")
@@ -52,7 +54,7 @@ class Supernet:
         return int(self._evaluate.hits)
 
     def score(self, archs: Sequence[Arch]) -> list[Mapping[str, float]]:
-        """Accuracy and loss of normal forms; what one search asked for is there for all others."""
+        """Metrics of normal forms; what one search asked for is there for all others."""
         new = [arch for arch in dict.fromkeys(archs) if arch.key not in self.asked]
         if new:
             self.asked |= {arch.key: row for arch, row in zip(new, self._evaluate(new), strict=True)}
@@ -62,7 +64,7 @@ class Supernet:
 def supernet(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
     searchers: tuple[str, ...] = SEARCHERS,
-    score: Literal["loss", "accuracy"] = "loss",
+    score: Literal["loss", "accuracy", "map", "map50"] = "loss",
     seeds: int = 5,
     first_seed: int = 0,
     evaluations: int = 300,
@@ -81,14 +83,14 @@ def supernet(
     Args:
         runs: Folders of trained supernets.
         searchers: Names of tools/search.py, with settings as in nsga2:population_size=20.
-        score: What is searched for; losses are shown with a minus, so that higher is better.
+        score: What is searched for, map or map50 of detectors; losses are shown with a minus, so that higher is better.
         seeds: Searches of each.
         first_seed: The others follow.
         evaluations: Distinct networks after which a search ends.
         batch: Architectures asked for at a time.
         points: Evaluations at which the best score is told.
         images: Of the search-validation split; 0 for all.
-        bn_batches: Calibration batches of 64 images.
+        bn_batches: Calibration batches, of 64 images or a detector's `scoring_batch`.
         out: Folder for the curves, supernet-RUN.json, .html and .png; only tables without.
     """
     for name, value in (("seeds", seeds), ("evaluations", evaluations), ("batch", batch), ("runs", len(runs))):
@@ -101,7 +103,7 @@ def supernet(
         plotly_objects()
         out.mkdir(parents=True, exist_ok=True)
     for folder in runs:
-        opened = Supernet(folder, images=images, bn_batches=bn_batches)
+        opened = Supernet(folder, score, images=images, bn_batches=bn_batches)
         title = f"{folder.resolve().name} ({opened.space.name})"
         curves = _curves(opened, makers, range(first_seed, first_seed + seeds), evaluations, batch)
         told = [n for n in points if n <= evaluations]

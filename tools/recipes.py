@@ -263,6 +263,8 @@ def nasfpn_digits() -> DetectorRun:
         head_convs=1,
         settings=("levels=2", "anchor_scale=3", "repeats=2", "cells=6"),
         data=replace(detnas_digits().data, compose=(800, 100, 200)),
+        train=replace(SMALL_STEPS, epochs=12),
+        retrain=replace(SMALL_STEPS, epochs=10),
         start="scratch",
     )
 

@@ -110,6 +110,7 @@ def test_a_killed_comparison_goes_on_with_its_scores(run: Path, call: Call, tmp_
 
 def test_what_cannot_be_compared_is_refused_in_one_line(run: Path, call: Call, tmp_path: Path) -> None:
     one_line(call("benchmark_search", "supernet", run, "--images", 10_000), "images=10000", "search-validation")
+    one_line(call("benchmark_search", "supernet", run, "--score", "map"), "no 'map'", "accuracy, loss")
     one_line(call("benchmark_search", "supernet", run, run), "two runs have folders of one name")
     one_line(call("benchmark_search", "supernet", run, "--searchers", "random:metric=macs"), "follows from --score")
     one_line(call("benchmark_search", "supernet", run, "--seeds", 0), "seeds=0")
