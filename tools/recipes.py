@@ -188,7 +188,7 @@ def detnas_digits() -> DetectorRun:
         settings=("levels=2", "anchor_scale=3"),
         data=DetectionData("digits", size=96, workers=1),
         train=replace(SMALL_STEPS, epochs=8),
-        retrain=replace(SMALL_STEPS, epochs=16),
+        retrain=replace(SMALL_STEPS, epochs=12),
         start="classification",
     )
 
@@ -278,6 +278,8 @@ def nasfpn_bccd() -> DetectorRun:
         head_width=48,
         head_convs=1,
         settings=("levels=2", "pooled_levels=3", "anchor_scale=3", "repeats=2", "cells=7"),
+        train=replace(SMALL_STEPS, epochs=30),
+        retrain=replace(SMALL_STEPS, epochs=10),
         lead="",
         lead_epochs=0.0,
     )

@@ -35,29 +35,31 @@ def spread_option(options: Mapping[str, nn.Module], chosen: str) -> None:
 
 
 def _copied(target: nn.Module, source: nn.Module) -> bool:
+    """Whether the target could be made a copy; if not, it may be one in part."""
     if isinstance(target, ShuffleUnit) and isinstance(source, ShuffleUnit) and target.xception != source.xception:
-        if source.xception:
-            return False
-        own, theirs = list(target.main), list(source.main)
-        passing = [own[index] for index in (0, 3, 4)]
-        copied = [_copied(own[to], theirs[of]) for to, of in ((1, 0), (2, 1), (5, 2))]
-        copied += [_copied(target.proj, source.proj)] if target.stride == 2 else []
-        return all(copied) and all(_passes(layer) for layer in passing)
-    pairs = list(zip(target.modules(), source.modules(), strict=False))
-    alike = len(list(target.modules())) == len(list(source.modules()))
-    return alike and all(_layer(to, of) for to, of in pairs)
+        return not source.xception and _xception_copied(target, source)
+    own, theirs = list(target.modules()), list(source.modules())
+    return len(own) == len(theirs) and all(map(_tensors_copied, own, theirs))
 
 
-def _layer(target: nn.Module, source: nn.Module) -> bool:
-    """Copies the tensors of one module, without its children's."""
-    if type(target) is not type(source):
-        return False
-    own = {**dict(target.named_parameters(recurse=False)), **dict(target.named_buffers(recurse=False))}
-    theirs = {**dict(source.named_parameters(recurse=False)), **dict(source.named_buffers(recurse=False))}
-    return own.keys() == theirs.keys() and all(_centred(tensor, theirs[name]) for name, tensor in own.items())
+def _xception_copied(target: ShuffleUnit, source: ShuffleUnit) -> bool:
+    layers = [_copied(target.main[to], source.main[of]) for to, of in ((1, 0), (2, 1), (5, 2))]
+    projections = [_copied(target.proj, source.proj)] if target.stride == 2 else []
+    return all(layers + projections) and all(_passes(target.main[index]) for index in (0, 3, 4))
+
+
+def _tensors_copied(target: nn.Module, source: nn.Module) -> bool:
+    """Copies the tensors of a module without its children's."""
+    own, theirs = (
+        {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
+        for part in (target, source)
+    )
+    same = type(target) is type(source) and own.keys() == theirs.keys()
+    return same and all(_centred(tensor, theirs[name]) for name, tensor in own.items())
 
 
 def _centred(target: Tensor, source: Tensor) -> bool:
+    """Copies a tensor of the same shape, or a kernel of another size by their centres, zeros around."""
     if target.shape == source.shape:
         target.copy_(source)
         return True
