@@ -195,7 +195,8 @@ def detnas_digits() -> DetectorRun:
 
 def detnas_bccd() -> DetectorRun:
     """RetinaNet on a few hundred photographs (BCCD's blood cells): give --data.source, annotations in COCO's layout."""
-    data = DetectionData("", size=120, longest=160, augment=DetectionAugment(flip=True, scale=(0.8, 1.25)))
+    varied = DetectionAugment(flip=True, scale=(0.8, 1.25))
+    data = DetectionData("", size=120, longest=160, workers=1, augment=varied)
     return replace(
         detnas_digits(), data=data, train=replace(SMALL_STEPS, epochs=40), retrain=replace(SMALL_STEPS, epochs=16),
         lead="shuffle3", lead_epochs=8.0, start="scratch", scoring_batch=8,
