@@ -171,7 +171,7 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
 
 def test_commands_are_found() -> None:
     scripts = {"train_supernet", "search", "morphnet", "retrain", "export", "evaluate", "fidelity", "draw", "predict"}
-    assert {name for name, _ in commands()} == {*scripts, "benchmark_widths"}
+    assert {name for name, _ in commands()} == {*scripts, "benchmark_widths", "benchmark_detectors"}
 
 
 def test_make_targets_exist() -> None:

@@ -171,7 +171,7 @@ def detnas_digits_pretrain() -> SupernetRun:
         space="shufflenet-small",
         space_settings=SMALL,
         data=Data("detection.crops:digit_crops", size=32, augment=Augment(shift=3)),
-        train=replace(SMALL_STEPS, epochs=10, batch=8),
+        train=replace(SMALL_STEPS, epochs=8, batch=8),
         retrain=replace(SMALL_STEPS, epochs=6, batch=8),
         lead="shuffle3",
         lead_epochs=3.0,
@@ -187,8 +187,8 @@ def detnas_digits() -> DetectorRun:
         head_convs=2,
         settings=("levels=2", "anchor_scale=3"),
         data=DetectionData("digits", size=96, workers=1),
-        train=replace(SMALL_STEPS, epochs=8),
-        retrain=replace(SMALL_STEPS, epochs=12),
+        train=replace(SMALL_STEPS, epochs=5),
+        retrain=replace(SMALL_STEPS, epochs=8),
         start="classification",
     )
 
