@@ -26,6 +26,7 @@ from supernet.blocks.plain import PooledClassifier
 from supernet.errors import InputError, nearest
 from supernet.searchable import Chain, Layouts, Part, Searchable, parameters_of, realize
 from supernet.space import Arch, Choice, SearchSpace, Value
+from supernet.spaces.nasnet import initialize_passing
 
 SUM, ATTENTION = "sum", "gp"
 Gate = Literal["tf", "mmcv"]
@@ -414,10 +415,16 @@ def retinanet_nasfpn(
 
 
 def initialize_nasfpn(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Initial weights of pyramids and head: uniform of variance 1 / fan-in for the former, as torchvision's FPN."""
+    """Initial weights of pyramids and head: uniform of variance 1 / fan-in for the former, as torchvision's FPN.
+
+    Cells of a supernet begin by passing their input on (`initialize_passing`), so that what a level hands on means
+    the same whichever cells it came through.
+    """
     initialize_retinanet(module, generator)
     for part in module.modules():
-        if isinstance(part, MergingConv | PyramidInputs):
+        if isinstance(part, SearchablePyramid):
+            initialize_passing(part, generator)
+        elif isinstance(part, PyramidInputs | MergingPyramid):
             draw_weights(part, functools.partial(nn.init.kaiming_uniform_, a=1, generator=generator))
 
 
