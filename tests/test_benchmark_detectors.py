@@ -75,3 +75,4 @@ def test_a_found_pyramid_against_the_published_one_and_fpn(call: Call, tmp_path:
     assert {row["backbone_macs"] for row in rows.values()} == {rows["fpn"]["backbone_macs"]}
     assert set(rows["fpn"]["arch"]) == {f"backbone.stage{stage}.block0.op" for stage in (1, 2, 3)}
     one_line(call("benchmark_detectors", *flags), "P7")
+    one_line(call("benchmark_detectors", *flags[:-2], "--plain", "shuffle3"), "searches the backbone alone")

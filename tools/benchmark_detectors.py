@@ -120,9 +120,11 @@ def plain(args: Compare, opened: "Run", option: str, best: "Arch") -> "tuple[str
         widths = f"widths={list(args.plain_widths)}"
         other = beside(opened, f"plain-{'-'.join(map(str, args.plain_widths))}", backbone_settings=(*kept, widths))
     choices = other.supernet.space.choices
-    if lacking := [c.name for c in choices if c.name.startswith("backbone.") and option not in c.options]:
+    if not choices or any(not c.name.startswith("backbone.") for c in choices):
+        raise InputError(f"--plain {option!r} needs a run that searches the backbone alone")
+    if lacking := [c.name for c in choices if option not in c.options]:
         raise InputError(f"--plain {option!r} is no option of the choice {lacking[0]!r}")
-    arch = other.supernet.space.canonical({c.name: option for c in choices if c.name.startswith("backbone.")})
+    arch = other.supernet.space.canonical({c.name: option for c in choices})
     ours, theirs = (at.cost(which)["backbone_macs"] for at, which in ((other, arch), (opened, best)))
     if ours < theirs:
         raise InputError(f"the backbone of {option!r} alone has {ours:,.0f} MACs, less than the found one's "
