@@ -1,15 +1,19 @@
-"""A supernet whose options begin as copies of one that was trained first."""
+"""Supernets whose options begin alike: as copies of one that was trained first, or by passing their input on."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detector_cases import tiny
 from scripts import Call, one_line
 from torch import Tensor, nn
 
 from detection import create_detector
+from detection.nasfpn import SearchablePyramid
+from detection.nasfpn_plain import MergingConv
 from supernet import Chain, create_supernet
 from supernet.blocks.alike import spread_option
 from supernet.blocks.plain import ConvBNAct, ShuffleUnit
@@ -140,6 +144,19 @@ def test_options_of_other_form_are_refused() -> None:
         spread_option(units, "y")
     with pytest.raises(InputError, match="'wide' cannot begin"):
         spread_option({"narrow": ConvBNAct(4, 4), "wide": ConvBNAct(4, 8)}, "narrow")
+
+
+def test_cells_of_a_supernet_begin_by_passing_their_input_on() -> None:
+    """With weights of their own, every wiring would hand other random features to the head."""
+    detector = tiny("retinanet", neck="nasfpn", repeats=2, head_convs=1, generator=torch.Generator().manual_seed(0))
+    pyramid = next(part for part in detector.modules() if isinstance(part, SearchablePyramid))
+    single = tiny(
+        "retinanet", neck="nasfpn", repeats=2, head_convs=1, arch=detector.space.sample(random.Random(0)),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    weight = next(part for part in single.modules() if isinstance(part, MergingConv)).conv.weight
+    assert pyramid.convs["0-0"].conv.weight[:, :, 1, 1].diagonal().mean() > 0.9
+    assert abs(float(weight.detach()[:, :, 1, 1].diagonal().mean())) < 0.3  # as published: variance 1 / fan-in
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
