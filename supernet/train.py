@@ -144,6 +144,10 @@ def train_supernet(
     loop = _prepare(supernet, data, config, chosen, sampler or uniform(supernet.space, config.seed), world, state)
     loop.monitor, loop.penalty, loop.lead = monitor, penalty, lead
     if lead is not None:
+        if lead.steps >= loop.total:
+            raise InputError(
+                f"a lead of {lead.steps} steps leaves none of {loop.total} to the other options; shorten it"
+            )
         meta_copy(supernet).spread(lead.arch)  # what cannot be is an error now, not after its steps
     if monitor is not None:
         monitor.begin(loop.total)

@@ -183,8 +183,7 @@ def test_the_lead_trains_alone_and_the_others_then_begin_with_its_weights(digits
     assert torch.equal(spread[other], spread[first])
     assert not torch.equal(spread[other], start[other])
     alone = small()
-    train_supernet(alone, digits, replace(CONFIG, epochs=2), sampler=lambda _: (lead.arch,), lead=Lead(lead.arch, 99),
-                   verbose=False)  # fmt: skip
+    train_supernet(alone, digits, replace(CONFIG, epochs=2), sampler=lambda _: (lead.arch,), verbose=False)
     assert torch.equal(alone.state_dict()[other], start[other])  # never spread, never trained
     assert len({tuple(seen[step][other].flatten().tolist()) for step in seen}) > 1
 
@@ -245,6 +244,8 @@ def test_what_cannot_lead_is_refused_before_any_step(digits: Splits) -> None:
         create_lead(net.space, "shuffle3", 0)
     with pytest.raises(InputError, match="cannot begin as a copy of 'xception'"):
         train_supernet(net, digits, CONFIG, lead=Lead(every(net, "xception"), 3), verbose=False)
+    with pytest.raises(InputError, match="a lead of 16 steps leaves none of 16"):
+        train_supernet(net, digits, CONFIG, lead=Lead(every(net, "shuffle3"), 16), verbose=False)
     assert all(torch.equal(tensor, start[name]) for name, tensor in net.state_dict().items())
 
 
