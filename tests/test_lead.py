@@ -255,6 +255,7 @@ def test_the_recipe_leads_by_flag(call: Call, tmp_path: Path) -> None:
     one_line(call("train_supernet", "quickstart", *short, "--lead-epochs", 1), "name it with lead")
     both = ("--lead", "shuffle3", "--lead-epochs", 1, "--largest-epochs", 1)
     one_line(call("train_supernet", "quickstart", *short, *both), "leave one out")
+    one_line(call("train_supernet", "quickstart", *short, "--lead", "shuffle3", "--lead-epochs", 2), "lower it")
     one_line(call("train_supernet", "macro-digits", *short, "--lead", "identity", "--lead-epochs", 1), "copy of")
     assert not (tmp_path / "run").exists()
     code, out, err = call("train_supernet", "quickstart", *short, "--lead", "shuffle3", "--lead-epochs", 1)

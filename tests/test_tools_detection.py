@@ -34,7 +34,8 @@ TOOLS = ROOT / "tools"
 SPACE = ("depths=[1, 1, 1]", "widths=[8, 16, 24]", "stem=4")
 PRETRAIN = (
     "detnas-digits-pretrain", "--data.source", f"{__name__}:few_crops", "--data.size", 16, "--data.calibration", 16,
-    "--train.epochs", 1, "--retrain.epochs", 1, "--train.batch", 32, "--retrain.batch", 32, "--space-settings", *SPACE,
+    "--train.epochs", 1, "--retrain.epochs", 1, "--train.batch", 32, "--retrain.batch", 32, "--lead-epochs", 0.5,
+    "--space-settings", *SPACE,
 )  # fmt: skip
 SMALL = (
     "detnas-digits", "--data.size", 64, "--data.compose", 24, 6, 6, "--data.calibration", 16, "--head-width", 8,
@@ -210,7 +211,8 @@ def test_images_left_on_disk_are_scored_from_there(
         out = tmp_path / str(memory)
         code, _, err = call(
             "train_supernet", "detnas-bccd", *SMALL[1:], "--data.longest", 64, "--data.workers", 0, "--data.source",
-            annotations, "--data.images", tmp_path, "--data.memory", memory, "--train.epochs", 1, "--out", out,
+            annotations, "--data.images", tmp_path, "--data.memory", memory, "--train.epochs", 1,
+            "--lead", "", "--lead-epochs", 0, "--out", out,
         )  # fmt: skip
         assert code == 0, err
         code, _, err = call("search", out, "--searcher", "random", "--trials", 3, *FEW)

@@ -141,6 +141,11 @@ def supernet_parts(config: Any) -> tuple[Any, Chain, ArchSampler, Lead | None]:
         raise InputError(f"lead={config.lead!r} and largest_epochs={config.largest_epochs:g} both begin; leave one out")
     if config.lead_epochs and not config.lead:
         raise InputError(f"lead_epochs={config.lead_epochs:g} needs the option that leads; name it with lead")
+    if config.lead and config.lead_epochs >= config.train.epochs:
+        raise InputError(
+            f"lead_epochs={config.lead_epochs:g} leaves none of train.epochs={config.train.epochs:g} to the other "
+            "options; lower it, or turn the lead off with an empty lead and lead_epochs 0"
+        )
     lead = create_lead(supernet.space, config.lead, round(config.lead_epochs * per_epoch)) if config.lead else None
     if lead is not None:
         meta_copy(supernet).spread(lead.arch)
