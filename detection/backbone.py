@@ -4,14 +4,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detection.inputs import State
+from detection.resnet import from_torchvision
 from supernet.errors import InputError
 from supernet.searchable import (
     Chain,
@@ -238,7 +241,7 @@ def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] 
     Args:
         detector: a supernet, or the network of one architecture.
         source: a classification supernet for the former, `supernet.subnet(arch)` for the latter; its state dict; or a
-            safetensors file of it.
+            file of it, of safetensors or of `torch.save`. A ResNet's tensors may have torchvision's and timm's names.
 
     Raises:
         InputError: no such file, or the first tensor that is missing, left over or of another shape.
@@ -263,14 +266,24 @@ def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] 
 
 
 def _tensors(source: nn.Module | Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
-    if isinstance(source, nn.Module):
-        return source.state_dict()
-    if isinstance(source, Mapping):
-        return source
+    if isinstance(source, nn.Module | Mapping):
+        return from_torchvision(source.state_dict() if isinstance(source, nn.Module) else source)
     try:
-        tensors: dict[str, Tensor] = load_file(source)
+        saved = torch.load(source, weights_only=True, map_location="cpu") if _pickled(source) else load_file(source)
     except FileNotFoundError:
         raise InputError(f"{source} does not exist; has the training of the backbone finished?") from None
     except SafetensorError as error:
         raise InputError(f"{source} is truncated or no safetensors file ({error})") from error
-    return tensors
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"{source} is truncated or holds more than weights ({_first_line(error)})") from error
+    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
+        raise InputError(f"{source} holds no state dict; save `model.state_dict()` alone")
+    return from_torchvision(saved)
+
+
+def _pickled(source: str | Path) -> bool:
+    return Path(source).suffix in (".pth", ".pt", ".bin")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

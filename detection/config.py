@@ -92,12 +92,13 @@ class DetectorRun:
     """Further arguments of the detector's builder as NAME=VALUE, values in JSON: repeats=3 anchor_scale=3."""
     data: DetectionData = field(default_factory=DetectionData)
     train: Train = field(default_factory=Train)
+    """How the supernet is trained; with 0 epochs it is not, and the run is for retrainings of given architectures."""
     retrain: Train = field(default_factory=Train)
     """How a single detector is trained."""
     pretrained: str = ""
     """Where the backbone's weights come from: the folder of a trained classification supernet over the same space, or
-    for a fixed backbone also a folder of its retraining; fresh weights if empty. data.mean and data.std may repeat what
-    its images were normalised with."""
+    for a fixed backbone also a folder of its retraining or a file of weights, such as torchvision's or timm's of its
+    ResNet; fresh weights if empty. data.mean and data.std may repeat what its images were normalised with."""
     start: Literal["scratch", "supernet", "classification"] = "scratch"
     """What the backbone of a retrained detector begins with: fresh weights; its weights in the pre-trained supernet; or
     those of a training of its own on classification, by the `retrain` recipe of the pre-training (the paper's way)."""

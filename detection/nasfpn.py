@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from detection.backbone import Backbone, MapStep, SearchableMapStep, as_backbone
 from detection.detector import Detector, DetectorNetwork
 from detection.inputs import ImageBatch
-from detection.nasfpn_plain import MergingConv, MergingPyramid, PyramidInputs, ResNetStage, ResNetStem, merge
+from detection.nasfpn_plain import MergingConv, MergingPyramid, PyramidInputs, merge
 from detection.pyramid import Norm, draw_weights
+from detection.resnet import resnet_50
 from detection.retinanet import OCTAVE, RATIOS, RetinaBoxes, RetinaPredictor, initialize_retinanet
-from supernet.blocks.plain import PooledClassifier
 from supernet.errors import InputError, nearest
-from supernet.searchable import Chain, Layouts, Part, Searchable, parameters_of, realize
+from supernet.searchable import Layouts, Part, Searchable, parameters_of, realize
 from supernet.space import Arch, Choice, SearchSpace, Value
 from supernet.spaces.nasnet import initialize_passing
 
@@ -380,7 +380,7 @@ def retinanet_nasfpn(
         head_convs: convolutions of each tower.
         norm: of the towers; NAS-FPN was published with batch norm everywhere.
         anchor_scale: side of a level's smallest anchor over its stride.
-        boxes: thresholds and limits of `RetinaBoxes`.
+        boxes: thresholds, limits and focal loss of `RetinaBoxes`.
 
     Raises:
         InputError: no repeat, strides of the backbone that do not double, and see `SearchablePyramid`.
@@ -428,20 +428,7 @@ def initialize_nasfpn(module: nn.Module, generator: torch.Generator | None = Non
             draw_weights(part, functools.partial(nn.init.kaiming_uniform_, a=1, generator=generator))
 
 
-# -- ResNet-50 and the published networks -----------------------------------------------------------------------------
-
-
-def resnet_50(*, num_classes: int = 1000, input_size: int = 224, phase: str = "standalone") -> Chain:
-    """torchvision's ResNet-50 as a chain without decisions; its tensors stand in torchvision's order."""
-    steps: list[tuple[str, nn.Module]] = [("stem", ResNetStem())]
-    channels = 64
-    for stage, (width, blocks) in enumerate(zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True), start=1):
-        made = ResNetStage(channels, width, blocks=blocks, stride=1 if stage == 1 else 2)
-        steps.append((f"layer{stage}", made))
-        channels = made.out_channels
-    steps.append(("head", PooledClassifier(channels, num_classes)))
-    return Chain("resnet-50", steps, input_shape=(3, input_size, input_size))
-
+# -- published networks -----------------------------------------------------------------------------------------------
 
 NASFPN_NETWORKS = {"nasfpn-r50-7at256": (256, 640), "nasfpn-r50-7at384": (384, 1280)}
 """Name to channels and image size, of seven repeats on ResNet-50 (Table 1)."""

@@ -1,4 +1,4 @@
-"""The modules of NAS-FPN networks: merging cells, what feeds them, and torchvision's ResNet-50 in stages."""
+"""The modules of NAS-FPN networks: merging cells and what feeds them."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import Bottleneck
 
 MergingCell = tuple[int, str, int, int, tuple[int, ...]]
 """Output level, operation, its two operands, and the feature maps added after it. Levels and the maps that a pyramid is
@@ -140,45 +139,3 @@ def pool_same(x: Tensor, factor: int) -> Tensor:
         around = (width // 2, width - width // 2, height // 2, height - height // 2)
         x = functional.pad(x, around, value=float("-inf"))
     return functional.max_pool2d(x, factor, factor)
-
-
-# -- ResNet-50 --------------------------------------------------------------------------------------------------------
-
-
-class ResNetStem(nn.Sequential):
-    """7×7 convolution of stride 2, batch norm, ReLU, 3×3 max pooling of stride 2 (He et al., 2016)."""
-
-    stride = 4
-
-    def __init__(self, in_channels: int = 3, out_channels: int = 64) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, 7, 2, 3, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, 2, 1),
-        )
-        self.in_channels, self.out_channels = in_channels, out_channels
-
-    def out_layout(self, layout: Any) -> Any:
-        """A quarter of the size."""
-        return dataclasses.replace(layout, channels=self.out_channels, stride=self.stride * layout.stride)
-
-
-class ResNetStage(nn.Sequential):
-    """A stage of torchvision's bottlenecks, the stride in the first one's 3×3 convolution.
-
-    Shapes: (N, in_channels, H, W) to (N, 4·width, H / stride, W / stride).
-    """
-
-    def __init__(self, in_channels: int, width: int, *, blocks: int, stride: int) -> None:
-        out = width * Bottleneck.expansion
-        shortcut = nn.Sequential(nn.Conv2d(in_channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-        super().__init__(
-            Bottleneck(in_channels, width, stride, shortcut), *(Bottleneck(out, width) for _ in range(blocks - 1))
-        )
-        self.in_channels, self.width, self.blocks, self.stride = in_channels, width, blocks, stride
-        self.out_channels = out
-
-    def out_layout(self, layout: Any) -> Any:
-        """That of the last bottleneck."""
-        return dataclasses.replace(layout, channels=self.out_channels, stride=self.stride * layout.stride)

@@ -78,6 +78,7 @@ class RetinaBoxes(nn.Module):
         overlap: IoU above which the weaker of two boxes of a class is suppressed.
         detections: the most per image.
         positive, negative: IoU of anchors and targets from which an anchor is positive, and below which it is negative.
+        focal_alpha, focal_gamma: of the focal loss (Lin et al., 2017b, equation 5); NAS-FPN was trained with 0.25, 1.5.
     """
 
     traceable = False
@@ -85,12 +86,13 @@ class RetinaBoxes(nn.Module):
     def __init__(
         self, strides: tuple[int, ...], sizes: Sizes, ratios: tuple[float, ...], *, score_threshold: float = 0.05,
         candidates: int = 1000, overlap: float = 0.5, detections: int = 300, positive: float = 0.5,
-        negative: float = 0.4,
+        negative: float = 0.4, focal_alpha: float = 0.25, focal_gamma: float = 2.0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.strides, self.sizes, self.ratios, self.score_threshold = strides, sizes, ratios, score_threshold
         self.candidates, self.overlap, self.detections = candidates, overlap, detections
         self.positive, self.negative = positive, negative
+        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.anchors = Anchors(strides, sizes, ratios)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(positive, negative, allow_low_quality_matches=True)
@@ -126,7 +128,10 @@ class RetinaBoxes(nn.Module):
             wanted = torch.zeros_like(scores)
             wanted[positive, target["labels"][found] - 1] = 1.0
             counted = matched != Matcher.BETWEEN_THRESHOLDS
-            classification.append(sigmoid_focal_loss(scores[counted], wanted[counted], reduction="sum") / number)
+            focal = sigmoid_focal_loss(
+                scores[counted], wanted[counted], alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
+            )
+            classification.append(focal / number)
             aims = self.coder.encode_single(boxes[found], anchors[positive])
             regression.append(nn.functional.l1_loss(moves[positive], aims, reduction="sum") / number)
         return {
@@ -168,7 +173,7 @@ def retinanet(
         head_convs: convolutions of each tower.
         norm: of pyramid and towers; RetinaNet was published without, DetNAS has synchronised batch norm "everywhere".
         anchor_scale: side of a level's smallest anchor over its stride.
-        boxes: thresholds and limits of `RetinaBoxes`.
+        boxes: thresholds, limits and focal loss of `RetinaBoxes`.
     """
     pyramid = FeaturePyramid(tuple(backbone.out_channels.values()), head_width, extra="convs", norm=norm)
     strides = (*backbone.out_channels, *(max(backbone.out_channels) * step for step in (2, 4)))

@@ -142,6 +142,7 @@ class SupernetRun:
     """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
+    """How the supernet is trained; with 0 epochs it is not, and the run is for retrainings of given architectures."""
     retrain: Train = field(default_factory=Train)
     """How a standalone network is trained from scratch."""
     sampler: str = "uniform"

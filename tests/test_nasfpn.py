@@ -27,7 +27,6 @@ from detection.nasfpn import (
     published_nasfpn,
     pyramid_space,
     read_out,
-    resnet_50,
     values_of,
     wiring_arch,
     wiring_of,
@@ -299,23 +298,13 @@ def test_macs_of_the_other_published_rows(name: str, size: int, macs: float) -> 
         assert round(count(detector.subnet(arch), detector.input_shape)["macs"] / 1e9, 1) == macs
 
 
-def test_the_backbone_is_torchvisions() -> None:
-    theirs, ours = torchvision.models.resnet50(weights=None), resnet_50()
-    randomize(theirs, seed=4)
-    tensors = zip(ours.state_dict(), theirs.state_dict().values(), strict=True)
-    ours.load_state_dict(dict(tensors))
-    with torch.no_grad():
-        x = images(64, 64)
-        assert torch.equal(ours.eval()(x, Arch()), theirs.eval()(x))
-
-
 def test_a_published_network_detects() -> None:
     network = create_nasfpn(
         "nasfpn-r50-7at256", num_classes=CLASSES, image_size=128, repeats=1, generator=torch.Generator().manual_seed(0)
     )
-    classifier = resnet_50()
-    load_backbone(network, classifier.subnet(Arch()))
-    assert torch.equal(network[1].block[0].weight, classifier.blocks[0][0].weight)
+    classifier = torchvision.models.resnet50(weights=None)
+    load_backbone(network, classifier)
+    assert torch.equal(network[1].block[0].weight, classifier.conv1.weight)
     with torch.no_grad():
         found = network.eval()(images(128, 100, number=1))
     assert found[0]["boxes"].shape[1] == 4

@@ -66,6 +66,9 @@ class Detecting:
             raise InputError(f"start={config.start!r} needs a pre-training; name its folder with --pretrained")
         if config.pretrained:
             check_pretrained(config)
+            if Path(config.pretrained).is_file():
+                with torch.device("meta"):
+                    load_backbone(self._create(2, None, None), Path(config.pretrained))
         return config
 
     def load(self) -> DetectionSplits:
@@ -74,7 +77,7 @@ class Detecting:
 
     def supernet(self, data: DetectionSplits, generator: torch.Generator | None = None) -> Detector:
         """The supernet with the weights that training begins with; those of a pre-training come in `begin`."""
-        made = self._create(data, None, generator)
+        made = self._create(len(data.classes), None, generator)
         if not isinstance(made, Detector):
             raise InputError(
                 f"there is nothing to search: the backbone {self.config.backbone!r} is fixed, and the neck "
@@ -89,7 +92,7 @@ class Detecting:
 
     def network(self, data: DetectionSplits, arch: Arch, generator: torch.Generator) -> nn.Module:
         """The detector of an architecture with fresh weights."""
-        return self._create(data, arch, generator)
+        return self._create(len(data.classes), arch, generator)
 
     def prepare(self, network: nn.Module, arch: Arch, seed: int) -> None:
         """Give the backbone of a retraining the weights of `start`, trained on classification now if need be."""
@@ -133,12 +136,12 @@ class Detecting:
         mean, std = (tuple(map(float, t.flatten())) for t in (data.train.mean, data.train.std))
         return DetectorPreprocess(self.config.data.size, mean, std, data.classes, longest=self.config.data.longest)
 
-    def _create(self, data: DetectionSplits, arch: Arch | None, generator: torch.Generator | None) -> Any:
+    def _create(self, classes: int, arch: Arch | None, generator: torch.Generator | None) -> Any:
         config = self.config
         size = config.data.size
         given = builder_settings(config.settings, "settings", dict.fromkeys(TOLD))
         return create_detector(
-            config.detector, backbone=config.backbone, neck=config.neck, num_classes=len(data.classes),
+            config.detector, backbone=config.backbone, neck=config.neck, num_classes=classes,
             image_size=(size, config.data.longest or size), arch=arch, generator=generator,
             head_width=config.head_width, head_convs=config.head_convs, norm=config.norm,
             backbone_settings=_backbone_settings(config), backbone_arch=_fixed(config), **given,
@@ -147,6 +150,8 @@ class Detecting:
     def _backbone_file(self, inside: Arch | None, seed: int) -> Path:
         """Weights for the backbone: of the pre-trained supernet, or of a network trained on classification."""
         folder, config = Path(self.config.pretrained), self.config
+        if folder.is_file():
+            return folder
         if (folder / stages.NETWORK).exists():
             return folder / stages.NETWORK
         wanted = inside if inside is not None else _fixed(config)
@@ -180,18 +185,18 @@ def _space(config: DetectorRun) -> Any:
 
 
 def check_pretrained(config: DetectorRun) -> None:
-    """Whether a folder of weights fits a recipe, before anything is built.
+    """Whether a folder of weights fits a recipe, before anything is built; a file is compared where it is loaded.
 
     Raises:
         InputError: there is none, its training has not finished, or it is over another space.
     """
     folder = Path(config.pretrained)
-    if (folder / stages.NETWORK).exists():
+    if (folder / stages.NETWORK).exists() or folder.is_file():
         return
     if not folder.is_dir() or not (folder / stages.WEIGHTS).exists():
         raise InputError(
             f"pretrained={config.pretrained!r} holds no {stages.WEIGHTS}; name the folder of a finished "
-            "tools/train_supernet.py over the backbone's space"
+            "tools/train_supernet.py over the backbone's space, or for a fixed backbone a file of weights"
         )
     if read_json(folder / "run.json").get("kind") != "supernet":
         raise InputError(

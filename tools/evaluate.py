@@ -32,7 +32,7 @@ def run() -> None:
 
     from supernet.export import load_exported
 
-    opened = stages.open_stage(args.run)
+    opened = stages.open_stage(args.run, trained=args.exported is None)
     if args.exported is not None:
         metrics = opened.kind.scores(load_exported(args.exported), opened.data.test)
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))

@@ -36,7 +36,7 @@ def run() -> None:
     import searching
     import stages
 
-    opened = stages.open_stage(args.run)
+    opened = stages.open_stage(args.run, trained=args.inherit or args.init == "shared")
     arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)
     network = stages.trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
     folder, report = stages.export_stage(opened, arch, network, onnx=args.onnx, out=args.out)

@@ -79,7 +79,7 @@ def from_run(args: Predict) -> tuple[Any, Any, Any]:
     import searching
     import stages
 
-    opened = stages.open_stage(args.model)
+    opened = stages.open_stage(args.model, trained=False)
     if opened.kind.metric != "map":
         raise InputError(f"{args.model} holds a classifier's run; give one of a detector, or an exported detector")
     arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)

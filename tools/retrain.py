@@ -52,7 +52,7 @@ def run() -> None:
 
     from supernet.distributed import process_group
 
-    opened = stages.open_stage(args.run)
+    opened = stages.open_stage(args.run, trained=args.init == "shared")
     changed = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
     train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changed)
     with process_group(train.device) as world:

@@ -71,6 +71,7 @@ class Run:
 
     def shared_weights(self, *, bn_batches: int = 10, costs: bool = True) -> SharedWeights:
         """The evaluator of this run: scores on the search-validation split, each kept in `scores.db`."""
+        check_trained(self.folder, self.config)
         cache = ScoreCache(self.folder / "scores.db")
         evaluate: SharedWeights = self.kind.shared_weights(self.supernet, self.data, cache, bn_batches)
         evaluate.cost = self.cost if costs else None
@@ -83,14 +84,17 @@ def torch_generator(*parts: object) -> torch.Generator:
 
 
 def train_stage(config: Any, out: Path, *, verbose: bool = True) -> Run:
-    """Train the supernet of a recipe into `out`; a finished run is only loaded, an interrupted one goes on."""
+    """Train the supernet of a recipe into `out`; a finished run is only loaded, an interrupted one goes on.
+
+    With `train.epochs` of 0 there is no such training: the run is for retrainings of architectures that are given.
+    """
     world, config = current(), kind_of(config).resolved()
     kind = kind_of(config)
     if world.main:
         check_run(out, holds(config), config)
     data, supernet, sampler, lead = supernet_parts(config)  # a run that cannot start leaves no folder behind
     with open_run(out, holds(config), config) if world.main else nullcontext():
-        if not world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
+        if config.train.epochs and not world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
             kind.begin(supernet)
             monitor = Monitor(supernet)
             history = train_supernet(
@@ -102,11 +106,13 @@ def train_stage(config: Any, out: Path, *, verbose: bool = True) -> Run:
                 metadata = {"space": kind.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
                 save_weights(out / WEIGHTS, supernet, metadata)
         world.barrier()
-    return open_stage(out)
+    return open_stage(out, trained=False)
 
 
 def plan_stage(config: Any) -> list[tuple[str, str]]:
     """What a training will take, as rows to print; writes nothing."""
+    if not config.train.epochs:
+        raise InputError("train.epochs=0 trains no supernet, so there is nothing to plan")
     config = kind_of(config).resolved()
     data, supernet, sampler, _ = supernet_parts(config)
     plan = plan_training(supernet, data, config.train, sampler=sampler, task=kind_of(config).task)
@@ -141,15 +147,16 @@ def supernet_parts(config: Any) -> tuple[Any, Chain, ArchSampler, Lead | None]:
         raise InputError(f"lead={config.lead!r} and largest_epochs={config.largest_epochs:g} both begin; leave one out")
     if config.lead_epochs and not config.lead:
         raise InputError(f"lead_epochs={config.lead_epochs:g} needs the option that leads; name it with lead")
-    if config.lead and config.lead_epochs >= config.train.epochs:
+    if config.lead and config.lead_epochs >= config.train.epochs > 0:
         raise InputError(
             f"lead_epochs={config.lead_epochs:g} leaves none of train.epochs={config.train.epochs:g} to the other "
             "options; lower it, or turn the lead off with an empty lead and lead_epochs 0"
         )
-    lead = create_lead(supernet.space, config.lead, round(config.lead_epochs * per_epoch)) if config.lead else None
+    leads = config.lead and config.train.epochs
+    lead = create_lead(supernet.space, config.lead, round(config.lead_epochs * per_epoch)) if leads else None
     if lead is not None:
         meta_copy(supernet).spread(lead.arch)
-    for training in (config.train, config.retrain):
+    for training in (config.train, config.retrain) if config.train.epochs else (config.retrain,):
         check_training(training, data, task=kind.task)
     return data, supernet, sampler, lead
 
@@ -162,14 +169,27 @@ def config_of(folder: Path) -> Any:
     return from_dict(CONFIGS[document["kind"]], document["config"])
 
 
-def open_stage(folder: Path) -> Run:
-    """Load a trained supernet. Raises `InputError` for a folder without one, or one trained on other images."""
+def check_trained(folder: Path, config: Any) -> None:
+    """Raises `InputError` for a run that has no shared weights, and never will."""
+    if not config.train.epochs:
+        raise InputError(f"the supernet of {folder} has train.epochs=0 and so no weights to share; train it")
+
+
+def open_stage(folder: Path, *, trained: bool = True) -> Run:
+    """Load a supernet, with `trained` one that has weights to share.
+
+    Raises `InputError` for a folder without one, or one trained on other images.
+    """
     config = config_of(folder)
+    if trained:
+        check_trained(folder, config)
     kind = kind_of(config)
     data = kind.load()
     supernet = kind.supernet(data)
-    metadata = load_weights(folder / WEIGHTS, supernet)
-    digests = (("space_digest", "space", supernet.space.digest()), ("data_digest", "set of images", data.digest))
+    metadata, digests = dict[str, str](), list[tuple[str, str, str]]()
+    if config.train.epochs:
+        metadata = load_weights(folder / WEIGHTS, supernet)
+        digests = [("space_digest", "space", supernet.space.digest()), ("data_digest", "set of images", data.digest)]
     for name, what, now in digests:
         if metadata.get(name) != now:
             found = f"digest {metadata.get(name)}, now {now}"
