@@ -146,6 +146,27 @@ def test_settings_of_a_space_come_with_the_recipe(call: Call, tmp_path: Path) ->
     assert not (tmp_path / "none").exists()
 
 
+def test_a_cell_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None:
+    """Searched with few filters, trained with more: a run without a supernet, whose networks are its own."""
+    params, cells = {}, ("blocks=2", 'ops=["identity", "sep3"]', 'combiners=["add"]', "chosen=false")
+    arch = tmp_path / "arch.json"
+    for filters, epochs in ((4, 1), (8, 0)):
+        out = tmp_path / str(filters)
+        size = ("--space-settings", *cells, f"filters={filters}")
+        short = ("--train.epochs", epochs, "--retrain.epochs", 1, "--train.batch", 128, "--retrain.batch", 128)
+        code, _, err = call("train_supernet", "nasnet-digits", *short, *size, "--out", out)
+        assert code == 0, err
+        if epochs:
+            code, found, err = call("search", out, "--searcher", "random", "--trials", 2, "--batch", 2)
+            assert code == 0, err
+            arch.write_text(found.strip().splitlines()[-1])
+        code, _, err = call("retrain", out, "--arch", arch)
+        assert code == 0, err
+        params[filters] = json.loads(next((out / "retrain").glob("*/result.json")).read_text())["params"]
+    assert params[8] > 2 * params[4]
+    one_line(call("search", tmp_path / "8", "--searcher", "random"), "train.epochs=0")
+
+
 def test_training_takes_options_of_every_kind(call: Call, tmp_path: Path) -> None:
     code, _, err = call(
         "train_supernet", "quickstart", *SHORT, "--out", tmp_path / "run", "--sampler", "sandwich", "--train.distill",
