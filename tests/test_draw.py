@@ -133,6 +133,10 @@ def test_an_architecture_is_drawn(call: Call, tmp_path: Path) -> None:
     (tmp_path / "arch.json").write_text(arch.to_json())
     assert call("draw", "pnasnet-small", "--arch", tmp_path / "arch.json", "--out", tmp_path / "a.svg")[0] == 0
     assert arch.key in (tmp_path / "a.svg").read_text()
+    exported = {"format": 1, "space": "pnasnet-small", "key": arch.key, "values": dict(arch)}
+    (tmp_path / "arch.json").write_text(json.dumps(exported))
+    assert call("draw", "pnasnet-small", "--arch", tmp_path / "arch.json", "--out", tmp_path / "b.svg")[0] == 0
+    assert (tmp_path / "b.svg").read_text() == (tmp_path / "a.svg").read_text()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,8 @@ def test_an_architecture_is_drawn(call: Call, tmp_path: Path) -> None:
     [
         (("nasnet-a-larg",), r"no published network 'nasnet-a-larg'.*did you mean 'nasnet-a-large'"),
         (("nasnet-small", "--arch", json.dumps({"nothing": 1})), r"no choice 'nothing'"),
-        (("nasnet-small", "--arch", "missing.json"), r"'missing\.json' cannot be read"),
+        (("nasnet-small", "--arch", "missing.json"), r"'missing\.json' is neither the JSON of"),
+        (("nasnet-small", "--arch", __file__), r"test_draw\.py' cannot be read"),
         (("nasnet-a-large", "--out", "no/such/a.svg"), r"no folder 'no/such'"),
     ],
 )

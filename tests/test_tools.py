@@ -165,6 +165,9 @@ def test_a_cell_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None
         params[filters] = json.loads(next((out / "retrain").glob("*/result.json")).read_text())["params"]
     assert params[8] > 2 * params[4]
     one_line(call("search", tmp_path / "8", "--searcher", "random"), "train.epochs=0")
+    code, _, err = call("draw", tmp_path / "8", "--arch", arch, "--out", tmp_path / "cell.svg")
+    assert code == 0, err  # with the blocks and operations of the run
+    one_line(call("draw", "nasnet-small", "--arch", arch, "--out", tmp_path / "cell.svg"), "lacks")
 
 
 def test_training_takes_options_of_every_kind(call: Call, tmp_path: Path) -> None:

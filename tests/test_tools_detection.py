@@ -108,6 +108,8 @@ def test_search_retrain_export_evaluate_predict(
     assert code == 0, err
     folder = next((run_folder / "export").iterdir())
     assert max(json.loads((folder / "parity.json").read_text())["differences"].values()) <= 1e-5
+    code, _, err = call("draw", run_folder, "--arch", folder / "arch.json", "--out", tmp_path / "found.svg")
+    assert code == 0, err
     code, out, err = call("evaluate", run_folder, "--exported", folder)
     assert code == 0, err
     assert f"│ mar100     │ {shown(result['test_mar100'])}" in out

@@ -1,5 +1,6 @@
 """What all scripts share: recipes and names from the command line, one-line errors, tables on screen."""
 
+import json
 import os
 import statistics
 import sys
@@ -74,6 +75,23 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         return config, out, plan
 
     return tyro.cli(configure, args=args[1:], prog=f"{Path(sys.argv[0]).name} {args[0]}", description=description)
+
+
+def given_arch(text: str) -> Any:
+    """The `Arch` of JSON text or of a file with it, such as an export's arch.json; nothing of a space is checked."""
+    from supernet.space import Arch
+
+    if text.lstrip().startswith("{"):
+        return Arch.from_json(text)
+    try:
+        written = Path(text).read_text(encoding="utf-8")
+        document = json.loads(written)
+    except FileNotFoundError:
+        raise InputError(f"{text!r} is neither the JSON of an architecture nor a file with one") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"the architecture {text!r} cannot be read ({error})") from error
+    exported = isinstance(document, dict) and isinstance(document.get("values"), dict)
+    return Arch.from_json(json.dumps(document["values"]) if exported else written)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

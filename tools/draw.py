@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from common import main, parse
+from common import given_arch, main, parse
 
 if TYPE_CHECKING:
     from supernet.drawing import Picture
@@ -21,9 +21,9 @@ class Draw:
 
     name: Annotated[str, tyro.conf.Positional]
     """A published network or pyramid, or with --arch a space: of a detector its name or its backbone's, of a pyramid
-    alone "nasfpn"."""
+    alone "nasfpn". Or the folder of a run, whose settings its space then has."""
     arch: str | None = None
-    """Architecture of the space: JSON, or a file with it."""
+    """Architecture of the space: JSON, or a file with it (an export's arch.json too)."""
     out: Path | None = None
     """File to write, .svg or .png; NAME.svg by default."""
 
@@ -34,7 +34,7 @@ def run() -> None:
     from supernet.errors import InputError
 
     picture = published(args.name) if args.arch is None else decided(args.name, args.arch)
-    out = args.out or Path(f"{args.name}.svg")
+    out = args.out or Path(f"{Path(args.name).name}.svg")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {str(out.parent)!r} to write {out.name!r} in")
     picture.save(out)
@@ -66,9 +66,10 @@ def published(name: str) -> "Picture":
 def decided(name: str, text: str) -> "Picture":
     """An architecture of a space; of a detector its backbone beside its pyramid, whichever is decided on."""
     from supernet.errors import InputError
-    from supernet.space import Arch
 
-    arch = Arch.from_json(text if text.lstrip().startswith("{") else _read(Path(text)))
+    arch, settings = given_arch(text), dict[str, Any]()
+    if (Path(name) / "run.json").exists():
+        name, settings = recipe_of(Path(name))
     body, pyramid = arch.sub("backbone"), None
     if any(choice.endswith("cell1.inputs") for choice in arch):
         from detection.drawing import draw_pyramid, pyramid_of
@@ -80,35 +81,40 @@ def decided(name: str, text: str) -> "Picture":
         return pyramid
     detector = re.fullmatch("(?:retinanet-nasfpn|retinanet|faster-rcnn-fpn)-(.+)", name)
     space = detector[1] if body and detector else name
-    backbone = of_space(space, f"{name} {arch.key}", lambda space: space.canonical(body or arch))
+    backbone = of_space(space, f"{name} {arch.key}", lambda space: space.canonical(body or arch), **settings)
     return backbone if pyramid is None else backbone.beside(pyramid)
 
 
-def of_space(name: str, title: str, choose: "Callable[[SearchSpace], Arch]") -> "Picture":
+def recipe_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name of a run's space, and the settings of its classifier or of its detector's backbone."""
+    import stages
+    from classifying import builder_settings
+
+    from detection.config import DetectorRun
+
+    config = stages.config_of(folder)
+    if isinstance(config, DetectorRun):
+        found = builder_settings(config.backbone_settings, "backbone_settings", {})
+        return f"{config.detector}-{config.neck}-{config.backbone}", found
+    return config.space, builder_settings(config.space_settings, "space_settings", {})
+
+
+def of_space(name: str, title: str, choose: "Callable[[SearchSpace], Arch]", **settings: Any) -> "Picture":
     """One architecture of a classification space."""
     import torch
 
     from supernet.drawing import draw_cells, draw_chain, draw_widths
-    from supernet.spaces import builder
+    from supernet.spaces import build
     from supernet.spaces.cells import cells_of
 
     with torch.device("meta"):
-        chain = builder(name)(phase="standalone")
+        chain = build(name, "standalone", settings)
     arch = choose(chain.space)
     if any(choice.endswith(".block0.left") for choice in arch):
         return draw_cells(cells_of(arch, chain.space).cells, title=title)
     if hasattr(chain, "seed"):  # a WidthChain
         return draw_widths(arch, chain.seed, title=title)
     return draw_chain(arch, title=title)
-
-
-def _read(path: Path) -> str:
-    from supernet.errors import InputError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"the architecture {str(path)!r} cannot be read: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import statistics
 import time
 import warnings
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 from classifying import Classifying, network_settings, pairs
+from common import given_arch
 from torch import nn
 
 from detection.config import DetectorRun
@@ -222,12 +222,7 @@ def read_arch(run: Run, text: str) -> Arch:
 
 def arch_of(text: str, space: SearchSpace) -> Arch:
     """An architecture of a space, in normal form, from JSON text or a file with it (an export's arch.json too)."""
-    if not text.lstrip().startswith("{"):
-        if not Path(text).is_file():
-            raise InputError(f"{text!r} is neither the JSON of an architecture nor a file with one")
-        document = read_json(Path(text))
-        text = json.dumps(document.get("values", document))
-    return space.normal_form(space.canonical(Arch.from_json(text)))
+    return space.normal_form(space.canonical(given_arch(text)))
 
 
 def random_feasible(run: Run, feasible: Feasible, n: int, seed: int, tries: int = 10_000) -> list[Arch]:
