@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from scripts import Call, one_line, run_script
 from test_detection_data import make_coco
 
+from detection import wiring_arch
 from detection.config import DetectorRun
 from detection.crops import digit_crops
 from detection.data import DetectionSet
@@ -239,9 +240,15 @@ def test_every_recipe_builds_its_detector(stages: ModuleType) -> None:
             kind = stages.kind_of(stages.kind_of(dataclasses.replace(make(), start="scratch")).resolved())
             with torch.device("meta"):
                 sizes[name] = kind.supernet(SimpleNamespace(classes=("cat", "dog"))).space.size()
-    assert len(sizes) == 9
+    assert len(sizes) == 10
     assert sizes["detnas-coco-fpn"] == sizes["detnas-voc-retinanet"] == 4**20
     assert round(sizes["nasfpn-coco"] / 1e15, 1) == 3.0
+    final = stages.kind_of(dataclasses.replace(import_module("recipes").RECIPES["nasfpn-coco-final"](), start="scratch"))
+    with torch.device("meta"):
+        supernet = final.supernet(SimpleNamespace(classes=range(91)))
+        published = supernet.subnet(wiring_arch("nasfpn-7", supernet.space, prefix="neck"))
+    assert supernet.input_shape == (3, 640, 640)
+    assert round(sum(p.numel() for p in published.parameters()) / 1e6, 1) == 60.1
 
 
 # -- killed -----------------------------------------------------------------------------------------------------------

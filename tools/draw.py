@@ -79,7 +79,7 @@ def decided(name: str, text: str) -> "Picture":
         if name != "nasfpn" and not name.startswith("retinanet-nasfpn-"):
             raise InputError(f"the architecture decides on a pyramid alone, and {name!r} is none; give 'nasfpn'")
         return pyramid
-    detector = re.fullmatch("(?:retinanet-nasfpn|retinanet|faster-rcnn-fpn)-(.+)", name)
+    detector = re.fullmatch("(?:retinanet|faster-rcnn-fpn)(?:-fpn|-nasfpn)?-(.+)", name)
     space = detector[1] if body and detector else name
     backbone = of_space(space, f"{name} {arch.key}", lambda space: space.canonical(body or arch), **settings)
     return backbone if pyramid is None else backbone.beside(pyramid)
