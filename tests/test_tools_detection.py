@@ -243,7 +243,8 @@ def test_every_recipe_builds_its_detector(stages: ModuleType) -> None:
     assert len(sizes) == 10
     assert sizes["detnas-coco-fpn"] == sizes["detnas-voc-retinanet"] == 4**20
     assert round(sizes["nasfpn-coco"] / 1e15, 1) == 3.0
-    final = stages.kind_of(dataclasses.replace(import_module("recipes").RECIPES["nasfpn-coco-final"](), start="scratch"))
+    recipe = import_module("recipes").RECIPES["nasfpn-coco-final"]()
+    final = stages.kind_of(dataclasses.replace(recipe, start="scratch"))
     with torch.device("meta"):
         supernet = final.supernet(SimpleNamespace(classes=range(91)))
         published = supernet.subnet(wiring_arch("nasfpn-7", supernet.space, prefix="neck"))
