@@ -246,9 +246,17 @@ def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] 
     Raises:
         InputError: no such file, or the first tensor that is missing, left over or of another shape.
     """
+    for block, given in backbone_weights(detector, source):
+        block.load_state_dict(given, strict=False)
+
+
+def backbone_weights(
+    detector: nn.Module, source: nn.Module | Mapping[str, Tensor] | str | Path
+) -> list[tuple[nn.Module, Mapping[str, Tensor]]]:
+    """The steps of a backbone, each with its tensors of the source, compared and not loaded; see `load_backbone`."""
     tensors = _tensors(source)
     prefix = "blocks." if any(name.startswith("blocks.") for name in tensors) else ""
-    pairs = []
+    pairs = list[tuple[nn.Module, Mapping[str, Tensor]]]()
     for number, step in enumerate(backbone_steps(detector)):
         start = f"{prefix}{number}."
         given = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
@@ -261,8 +269,7 @@ def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] 
                     "for the detector of one architecture give supernet.subnet(arch)"
                 )
         pairs.append((step.block, given))
-    for block, given in pairs:
-        block.load_state_dict(given, strict=False)
+    return pairs
 
 
 def _tensors(source: nn.Module | Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:

@@ -82,10 +82,12 @@ class Train:
     """Momentum of the optimizer."""
     weight_decay: float = 5e-4
     """Decay of weights with more than one dimension; biases and batch norm are left alone."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """How the learning rate falls from its peak."""
+    drops: tuple[float, ...] = (2 / 3, 8 / 9)
+    """Where the schedule "step" divides by 10, as shares of all steps (Detectron's by default)."""
     lr_floor: float = 0.0
-    """Share of the peak below which the schedule does not fall (0.05 in BigNAS)."""
+    """Share of the peak below which the schedules "cosine" and "linear" do not fall (0.05 in BigNAS)."""
     warmup_epochs: float = 1.0
     """Linear warm-up from a tenth of the learning rate."""
     label_smoothing: float = 0.0

@@ -24,17 +24,19 @@ def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
 
 def create_schedule(optimizer: torch.optim.Optimizer, config: Train, per_epoch: int) -> Any:
     """timm's schedule in steps, `step_update(step)`: linear warm-up, then `config.schedule` down to the floor."""
-    from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+    from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 
-    floor = config.lr if config.schedule == "constant" else config.lr * config.lr_floor
+    total = max(per_epoch * config.epochs, 1)
     settings: dict[str, Any] = {
-        "t_initial": max(per_epoch * config.epochs, 1),
-        "lr_min": floor,
         "warmup_t": round(per_epoch * config.warmup_epochs),
         "warmup_lr_init": config.lr / 10,
         "warmup_prefix": False,
         "t_in_epochs": False,
     }
+    if config.schedule == "step":
+        after = [round(total * drop) + 1 for drop in config.drops]  # timm drops a step before the number it is given
+        return MultiStepLRScheduler(optimizer, after, decay_rate=0.1, **settings)
+    settings |= {"t_initial": total, "lr_min": config.lr * (1 if config.schedule == "constant" else config.lr_floor)}
     if config.schedule == "linear":
         return PolyLRScheduler(optimizer, power=1.0, **settings)
     return CosineLRScheduler(optimizer, **settings)

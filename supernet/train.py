@@ -248,6 +248,8 @@ def check_training(
     ):
         if not 0 <= value < 1:
             raise InputError(f"{name}={value} must be at least 0 and below 1")
+    if list(config.drops) != sorted(drop for drop in config.drops if 0 < drop < 1):
+        raise InputError(f"drops={config.drops} are shares of the training between 0 and 1, the earlier first")
     if config.sync_bn and torch.device(config.device).type != "cuda":
         raise InputError(f"sync_bn needs CUDA, the device is {config.device!r}; leave it out, or recalibrate later")
     try:

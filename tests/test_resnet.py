@@ -114,6 +114,7 @@ def test_a_found_pyramid_is_retrained_at_another_size(call: Call, tmp_path: Path
     given = ("--pretrained", file, "--start", "classification", "--out", run)
     code, out, err = call("train_supernet", *SMALL, *FINAL, *given)
     assert code == 0, err
+    assert err == ""
     assert "none, train.epochs is 0" in out
     assert not (run / "supernet.safetensors").exists()
     space = create_detector(

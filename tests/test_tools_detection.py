@@ -327,6 +327,7 @@ def test_what_cannot_start_is_named(pretrained: Path, run_folder: Path, call: Ca
     one_line(call("train_supernet", *SMALL, *out), "start='classification'", "--pretrained")
     one_line(call("train_supernet", *SMALL, *out, "--pretrained", tmp_path / "no"), "pretrained=", "no' holds no")
     one_line(call("train_supernet", *SMALL, *out, "--pretrained", run_folder), "no run of a classifier")
+    one_line(call("train_supernet", *SMALL, *out, "--pretrained", pretrained / "supernet.safetensors"), "run's folder")
     other = ("--backbone-settings", "depths=[1, 1, 1]", "--pretrained", pretrained)
     one_line(call("train_supernet", *SMALL, *other, *out), "widths", "must be the same")
     given = (*SMALL, *out, "--start", "scratch")

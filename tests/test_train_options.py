@@ -69,6 +69,19 @@ def test_schedules_follow_their_formula_down_to_the_floor(
     assert rates[100] == pytest.approx(0.2 * max(floor, end))
 
 
+def test_the_step_schedule_drops_where_it_is_told() -> None:
+    """At exactly these steps, whatever the warm-up."""
+    config = Train(epochs=4, lr=0.2, schedule="step", drops=(0.6, 0.8), warmup_epochs=1.0)
+    optimizer = create_optimizer(nn.Linear(2, 2), config)
+    steps = create_schedule(optimizer, config, 25)
+    rates = []
+    for step in range(100):
+        steps.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[10] == pytest.approx(0.02 + 0.18 * 10 / 25)
+    assert rates[25:] == pytest.approx([0.2] * 35 + [0.02] * 20 + [0.002] * 20)
+
+
 def test_biases_and_batch_norm_are_not_decayed() -> None:
     net = toy()
     groups = create_optimizer(net, Train(weight_decay=0.1)).param_groups
@@ -258,6 +271,7 @@ def test_the_bound_on_leaps_can_be_turned_off(digits: Splits) -> None:
     ("settings", "message"),
     [
         ({"lr_floor": 1.5}, "lr_floor=1.5"),
+        ({"drops": (0.9, 0.6)}, "drops=.*the earlier first"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"sync_bn": True}, "sync_bn needs CUDA"),
         ({"optimizer": "sgdd"}, "no optimizer 'sgdd'"),

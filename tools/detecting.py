@@ -12,6 +12,7 @@ from classifying import builder_settings
 from torch import nn
 
 from detection import DetectorCosts, DetectorPreprocess, create_detector, load_backbone
+from detection.backbone import backbone_weights
 from detection.config import DetectorRun
 from detection.data import DetectionSet, DetectionSplits, load
 from detection.detector import PREFIX, Detector
@@ -67,9 +68,20 @@ class Detecting:
         if config.pretrained:
             check_pretrained(config)
             if Path(config.pretrained).is_file():
-                with torch.device("meta"):
-                    load_backbone(self._create(2, None, None), Path(config.pretrained))
+                self._check_file(Path(config.pretrained))
         return config
+
+    def _check_file(self, file: Path) -> None:
+        """Whether a file of weights fits, before any image is read."""
+        with torch.device("meta"):
+            made = self._create(2, None, None)
+            backbone_weights(made, file)
+        searched = isinstance(made, Detector) and any(c.name.startswith(f"{PREFIX}.") for c in made.space.choices)
+        if searched and self.config.start != "scratch":
+            raise InputError(
+                f"pretrained={str(file)!r} holds one set of weights, and a retraining with "
+                f"start={self.config.start!r} needs those of any backbone of the space; give a run's folder"
+            )
 
     def load(self) -> DetectionSplits:
         """The images."""

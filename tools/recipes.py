@@ -204,13 +204,10 @@ def detnas_bccd() -> DetectorRun:
 
 
 def _detnas(detector: str, lr: float, data: DetectionData, images: int, steps: int) -> DetectorRun:
-    """Fine-tuning of DetNAS (Chen et al., 2019): 16 images a step, batch norm trained everywhere.
-
-    The published schedule falls by 10 at two thirds and eight ninths; a cosine does here.
-    """
+    """Fine-tuning of DetNAS (Chen et al., 2019): 16 images a step, batch norm trained everywhere."""
     train = Train(
         epochs=round(steps * 16 / images), batch=16, optimizer="momentum", lr=lr, weight_decay=1e-4,
-        warmup_epochs=500 * 16 / images, device="cuda", sync_bn=True,
+        warmup_epochs=500 * 16 / images, schedule="step", device="cuda", sync_bn=True,
     )  # fmt: skip
     return DetectorRun(
         detector=detector, backbone="detnas-300m", data=data, train=train, retrain=train, start="classification",
@@ -286,8 +283,8 @@ def nasfpn_bccd() -> DetectorRun:
 def nasfpn_coco() -> DetectorRun:
     """NAS-FPN's proxy on COCO (Ghiasi et al., 2019): ResNet-10, 512 pixels, three repeats, 10 epochs."""
     train = Train(
-        epochs=10, batch=64, optimizer="momentum", lr=0.08, weight_decay=1e-4, warmup_epochs=0.3, device="cuda",
-        sync_bn=True,
+        epochs=10, batch=64, optimizer="momentum", lr=0.08, weight_decay=1e-4, warmup_epochs=0.3, schedule="step",
+        drops=(0.8,), device="cuda", sync_bn=True,
     )  # fmt: skip
     data = replace(
         _coco(), longest=0, size=512, min_side=32, validation=7392 / 118_287,
@@ -300,15 +297,12 @@ def nasfpn_coco() -> DetectorRun:
 
 
 def nasfpn_coco_final() -> DetectorRun:
-    """NAS-FPN 7@256 on ResNet-50, 640 pixels, 50 epochs: for tools/retrain.py --arch; --pretrained torchvision's file.
-
-    Ghiasi et al. (2019); their rate falls by 10 at 30 and 40 epochs, a cosine does here.
-    """
+    """NAS-FPN 7@256 on ResNet-50, 640 pixels, 50 epochs: for retrain.py --arch; --pretrained torchvision's file."""
     proxy = nasfpn_coco()
     return replace(
         proxy, backbone="detection.resnet:resnet_50", settings=("repeats=7", "focal_gamma=1.5"), start="classification",
         data=replace(proxy.data, size=640, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-        train=replace(proxy.train, epochs=0), retrain=replace(proxy.train, epochs=50),
+        train=replace(proxy.train, epochs=0), retrain=replace(proxy.train, epochs=50, drops=(0.6, 0.8)),
     )  # fmt: skip
 
 
