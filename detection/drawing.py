@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detection.nasfpn import ATTENTION, SUM, Wiring, pyramid_space, wiring_of
-from supernet.drawing import INPUT, JOIN, MARGIN, OPERATION, Box, Label, Picture, Point, Route
+from supernet.drawing import INPUT, JOIN, LETTER, MARGIN, OPERATION, Box, Label, Picture, Point, Route
 from supernet.errors import InputError
 from supernet.space import Arch
 
@@ -14,7 +14,7 @@ COLOURS = (
     "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#a0a020",
     "#0b3d91", "#006400",
 )  # fmt: skip
-HEIGHT, LETTER, TRACK, PADDING, HEADING = 36.0, 6.6, 9.0, 12.0, 34.0
+HEIGHT, TRACK, PADDING, HEADING = 36.0, 9.0, 12.0, 34.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def draw_pyramid(wiring: Wiring, *, title: str = "") -> Picture:
     first. Cells with a thick frame are the outputs of their levels; dashed arrows add leftovers.
     """
     grid = _Grid(wiring)
-    picture = Picture(grid.width, grid.height + HEADING)
+    picture = Picture(max(grid.width, LETTER * len(title) + 2 * MARGIN), grid.height + HEADING)
     picture.shapes += [grid.route(edge) for edge in edges_of(wiring)]
     names = names_of(wiring)
     for state, name in enumerate(names):

@@ -21,6 +21,7 @@ Point = tuple[float, float]
 COLOURS = ("#444444", "#888888", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
 INPUT, OPERATION, JOIN, OUTPUT = "#dddddd", "#fff2b3", "#cfe8cf", "#cfdcf2"
 OP_WIDTH, OP_HEIGHT, GAP, LANE, RISE, MARGIN = 96.0, 26.0, 12.0, 26.0, 62.0, 24.0
+LETTER = 6.6  # width of a character
 BLOCK_WIDTH, BLOCK_HEIGHT = 2 * OP_WIDTH + GAP, 2 * OP_HEIGHT + 16.0
 
 
@@ -149,7 +150,7 @@ def draw_cell(graph: CellGraph, *, title: str = "", inputs: Sequence[str] = ("h[
     top = max(levels) + 1
     rows = _rows(graph, levels, top)
     widths = [sum(_width(kind, level) for kind, _ in row) + GAP * (len(row) - 1) for level, row in enumerate(rows)]
-    picture = Picture(max([*widths, 240.0]) + 2 * MARGIN, 0.0)
+    picture = Picture(max([*widths, 240.0, LETTER * len(title)]) + 2 * MARGIN, 0.0)
     picture.height = 2 * MARGIN + 20 + 2 * OP_HEIGHT - BLOCK_HEIGHT + top * (BLOCK_HEIGHT + RISE)
     columns: list[dict[int, float]] = []  # per level the middle of what carries each state
     for level in range(top):
@@ -268,10 +269,12 @@ def draw_chain(arch: Arch, *, title: str = "", rows: int = 12) -> Picture:
         raise InputError("the architecture decides nothing, so there is nothing to draw")
     width, height = 220.0, OP_HEIGHT
     pitch, columns = height + 14, -(-len(steps) // rows)
-    picture = Picture(MARGIN + columns * (width + MARGIN), 2 * MARGIN + 20 + min(len(steps), rows) * pitch)
+    needed, titled = MARGIN + columns * (width + MARGIN), 2 * MARGIN + LETTER * len(title)
+    picture = Picture(max(needed, titled), 2 * MARGIN + 20 + min(len(steps), rows) * pitch)
     picture.shapes.append(Label((picture.width / 2, MARGIN), title))
+    left = MARGIN + max(0.0, titled - needed) / 2
     for index, (step, values) in enumerate(steps.items()):
-        x, y = MARGIN + index // rows * (width + MARGIN), MARGIN + 20 + index % rows * pitch
+        x, y = left + index // rows * (width + MARGIN), MARGIN + 20 + index % rows * pitch
         if index % rows:
             picture.shapes.append(Line((x + width / 2, y - 14), (x + width / 2, y)))
         picture.shapes.append(Box(x, y, width, height, f"{step}: {', '.join(values)}", OPERATION))

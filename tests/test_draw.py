@@ -14,7 +14,7 @@ from scripts import Call, one_line
 from supernet import Arch
 from supernet.blocks.cell_graph import cell_space, graph_of
 from supernet.blocks.cell_ops import OPS
-from supernet.drawing import COLOURS, Box, Label, Line, Picture, draw_cell, draw_cells, draw_chain, label_of
+from supernet.drawing import COLOURS, LETTER, Box, Label, Line, Picture, draw_cell, draw_cells, draw_chain, label_of
 from supernet.errors import InputError
 from supernet.spaces import GENOTYPES, NETWORKS, builder
 from supernet.spaces.cells import CELLS, cell
@@ -30,7 +30,10 @@ def overlap(one: Box, other: Box) -> bool:
 
 
 def check(picture: Picture) -> None:
-    """All boxes are on the canvas and none lies on another."""
+    """All boxes are on the canvas and none lies on another; titles are not cut off."""
+    for label in (shape for shape in picture.shapes if isinstance(shape, Label)):
+        assert label.at[0] - LETTER * len(label.text) / 2 >= 0, label.text
+        assert label.at[0] + LETTER * len(label.text) / 2 <= picture.width, label.text
     found = boxes(picture)
     for index, box in enumerate(found):
         assert box.x >= 0
@@ -101,6 +104,12 @@ def test_a_chain_lists_its_steps() -> None:
     assert len({box.x for box in boxes(picture)}) == 2
     with pytest.raises(InputError, match="decides nothing"):
         draw_chain(Arch())
+
+
+def test_long_titles_are_not_cut_off() -> None:
+    title = "retinanet-nasfpn-shufflenet-small 080c9bc2deb2e898, found by the tenth search of a long series"
+    check(draw_chain(Arch({"stage.block1.op": "k3"}), title=title))
+    check(draw_cell(cell("identity(0)+identity(1)"), title=title))
 
 
 def test_files(tmp_path: Path) -> None:

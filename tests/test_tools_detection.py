@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -202,6 +203,24 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
     code, shown, err = call("benchmark_search", "supernet", out, *beside, "--seeds", 2, "--bn-batches", 1)
     assert code == 0, err
     assert "│ reinforce │" in shown
+
+
+def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    neck = ("--neck", "nasfpn", "--start", "scratch", "--settings", "levels=2", "repeats=1", "cells=5")
+    code, _, err = call("train_supernet", *SMALL, "--train.epochs", 1, *neck, "--out", out)
+    assert code == 0, err
+    few = ("population_size=4", "parents=2", "mutants=1", "crossovers=1")
+    trials = ("--searcher", "detnas", "--trials", 8, "--batch", 4)
+    code, found, err = call("search", out, *trials, *FEW, "--settings", *few)
+    assert code == 0, err
+    arch = found.strip().splitlines()[-1]
+    assert {name.partition(".")[0] for name in json.loads(arch)} == {"backbone", "neck"}
+    code, _, err = call("retrain", out, "--search", "detnas")
+    assert code == 0, err
+    code, _, err = call("draw", out, "--arch", arch, "--out", tmp_path / "both.svg")
+    assert code == 0, err
+    assert {"stage3.block0", "c5 ="} <= set(re.findall(r"stage\d\.block\d|c\d =", (tmp_path / "both.svg").read_text()))
 
 
 def test_images_left_on_disk_are_scored_from_there(
