@@ -13,7 +13,10 @@ from supernet.searchable import Chain
 
 
 class ResNetStem(nn.Sequential):
-    """7×7 convolution of stride 2, batch norm, ReLU, 3×3 max pooling of stride 2 (He et al., 2016)."""
+    """7×7 convolution of stride 2, batch norm, ReLU, 3×3 max pooling of stride 2 (He et al., 2016).
+
+    Shapes: (N, in_channels, H, W) to (N, out_channels, H / 4, W / 4), rounded up.
+    """
 
     stride = 4
 

@@ -43,6 +43,16 @@ def weights(module: nn.Module) -> torch.Tensor:
 # -- optimisation -----------------------------------------------------------------------------------------------------
 
 
+def rates_of(config: Train, steps: int) -> list[float]:
+    """The learning rate of every step, 25 to an epoch."""
+    optimizer = create_optimizer(nn.Linear(2, 2), config)
+    schedule, rates = create_schedule(optimizer, config, 25), []
+    for step in range(steps):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
 @pytest.mark.parametrize(
     ("schedule", "middle", "end"),
     [
@@ -56,12 +66,7 @@ def test_schedules_follow_their_formula_down_to_the_floor(
     schedule: str, middle: Callable[[float], float], end: float, floor: float
 ) -> None:
     config = Train(epochs=4, lr=0.2, schedule=schedule, lr_floor=floor, warmup_epochs=1.0)  # type: ignore[arg-type]
-    optimizer = create_optimizer(nn.Linear(2, 2), config)
-    steps = create_schedule(optimizer, config, 25)
-    rates = []
-    for step in range(101):
-        steps.step_update(step)
-        rates.append(optimizer.param_groups[0]["lr"])
+    rates = rates_of(config, 101)
     assert rates[0] == pytest.approx(0.02)
     assert rates[10] == pytest.approx(0.02 + 0.18 * 10 / 25)
     for step in (25, 50, 99):
@@ -72,12 +77,7 @@ def test_schedules_follow_their_formula_down_to_the_floor(
 def test_the_step_schedule_drops_where_it_is_told() -> None:
     """At exactly these steps, whatever the warm-up."""
     config = Train(epochs=4, lr=0.2, schedule="step", drops=(0.6, 0.8), warmup_epochs=1.0)
-    optimizer = create_optimizer(nn.Linear(2, 2), config)
-    steps = create_schedule(optimizer, config, 25)
-    rates = []
-    for step in range(100):
-        steps.step_update(step)
-        rates.append(optimizer.param_groups[0]["lr"])
+    rates = rates_of(config, 100)
     assert rates[10] == pytest.approx(0.02 + 0.18 * 10 / 25)
     assert rates[25:] == pytest.approx([0.2] * 35 + [0.02] * 20 + [0.002] * 20)
 

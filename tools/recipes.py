@@ -301,7 +301,7 @@ def nasfpn_coco_final() -> DetectorRun:
     proxy = nasfpn_coco()
     return replace(
         proxy, backbone="detection.resnet:resnet_50", settings=("repeats=7", "focal_gamma=1.5"), start="classification",
-        data=replace(proxy.data, size=640, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        data=replace(proxy.data, size=640, validation=0.001, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         train=replace(proxy.train, epochs=0), retrain=replace(proxy.train, epochs=50, drops=(0.6, 0.8)),
     )  # fmt: skip
 

@@ -36,6 +36,8 @@ from supernet.train import check_training, plan_training, train_standalone, trai
 __all__ = ["CostTable", "RunError", "check_training", "create_supernet", "network_settings", "pairs", "write_json"]
 
 WEIGHTS, NETWORK = "supernet.safetensors", "network.safetensors"
+DIGESTS = "digests.json"
+"""Of a run that trains no supernet: its space and images, which weights hold otherwise."""
 CONFIGS: dict[str, type[Any]] = {"supernet": SupernetRun, "detector": DetectorRun}
 """What a run folder says it holds, and the recipe that it has then."""
 
@@ -71,7 +73,6 @@ class Run:
 
     def shared_weights(self, *, bn_batches: int = 10, costs: bool = True) -> SharedWeights:
         """The evaluator of this run: scores on the search-validation split, each kept in `scores.db`."""
-        check_trained(self.folder, self.config)
         cache = ScoreCache(self.folder / "scores.db")
         evaluate: SharedWeights = self.kind.shared_weights(self.supernet, self.data, cache, bn_batches)
         evaluate.cost = self.cost if costs else None
@@ -94,7 +95,13 @@ def train_stage(config: Any, out: Path, *, verbose: bool = True) -> Run:
         check_run(out, holds(config), config)
     data, supernet, sampler, lead = supernet_parts(config)  # a run that cannot start leaves no folder behind
     with open_run(out, holds(config), config) if world.main else nullcontext():
-        if config.train.epochs and not world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
+        metadata = {"space": kind.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
+        end = out / (WEIGHTS if config.train.epochs else DIGESTS)
+        done = world.from_main(b"done" if end.exists() else b"")
+        if not done and not config.train.epochs:
+            if world.main:
+                write_json(end, metadata)
+        elif not done:
             kind.begin(supernet)
             monitor = Monitor(supernet)
             history = train_supernet(
@@ -103,7 +110,6 @@ def train_stage(config: Any, out: Path, *, verbose: bool = True) -> Run:
             )  # fmt: skip
             if world.main:
                 write_json(out / "history.json", {"format": 1, "epochs": history, "health": monitor.report()})
-                metadata = {"space": kind.space, "space_digest": supernet.space.digest(), "data_digest": data.digest}
                 save_weights(out / WEIGHTS, supernet, metadata)
         world.barrier()
     return open_stage(out, trained=False)
@@ -169,31 +175,23 @@ def config_of(folder: Path) -> Any:
     return from_dict(CONFIGS[document["kind"]], document["config"])
 
 
-def check_trained(folder: Path, config: Any) -> None:
-    """Raises `InputError` for a run that has no shared weights, and never will."""
-    if not config.train.epochs:
-        raise InputError(f"the supernet of {folder} has train.epochs=0 and so no weights to share; train it")
-
-
 def open_stage(folder: Path, *, trained: bool = True) -> Run:
     """Load a supernet, with `trained` one that has weights to share.
 
     Raises `InputError` for a folder without one, or one trained on other images.
     """
     config = config_of(folder)
-    if trained:
-        check_trained(folder, config)
+    if trained and not config.train.epochs:
+        raise InputError(f"the supernet of {folder} has train.epochs=0 and so no weights to share; train it")
     kind = kind_of(config)
     data = kind.load()
     supernet = kind.supernet(data)
-    metadata, digests = dict[str, str](), list[tuple[str, str, str]]()
-    if config.train.epochs:
-        metadata = load_weights(folder / WEIGHTS, supernet)
-        digests = [("space_digest", "space", supernet.space.digest()), ("data_digest", "set of images", data.digest)]
+    metadata = load_weights(folder / WEIGHTS, supernet) if config.train.epochs else read_json(folder / DIGESTS)
+    digests = (("space_digest", "space", supernet.space.digest()), ("data_digest", "set of images", data.digest))
     for name, what, now in digests:
         if metadata.get(name) != now:
             found = f"digest {metadata.get(name)}, now {now}"
-            raise InputError(f"{folder} was trained on another {what} ({found}); restore it or train again")
+            raise InputError(f"{folder} was made with another {what} ({found}); restore it or train again")
     supernet.eval().to(config.train.device)
     return Run(folder, config, data, supernet, kind.costs(supernet))
 

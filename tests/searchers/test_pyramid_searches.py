@@ -7,7 +7,7 @@ import pytest
 from searcher_cases import MAKERS, Make, small_evolution, small_predictor, small_reinforce
 
 from detection.nasfpn import pyramid_space, wiring_arch
-from searchers import AgingEvolution, LocalSearch, RandomSearch, Study, TopKEvolution, search, testing
+from searchers import AgingEvolution, LocalSearch, RandomSearch, Searcher, Study, TopKEvolution, search, testing
 from supernet.space import Arch, SearchSpace
 
 PUBLISHED = pyramid_space()
@@ -36,7 +36,7 @@ def test_every_searcher_keeps_the_contract_over_pyramids(name: str) -> None:
     testing.check_searcher(MAKERS[name], SMALL, trials=24)
 
 
-def quick_reinforce(space: SearchSpace, **settings: object) -> object:
+def quick_reinforce(space: SearchSpace, **settings: object) -> Searcher:
     return small_reinforce(space, minibatch=10, learning_rate=0.01, epochs=3, **settings)
 
 
