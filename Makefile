@@ -19,6 +19,7 @@ test-all: lint .venv/.installed-all
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p .venv/source && ln -sfn ../../tools .venv/source/supernet_tools
 	$(BIN)/mypy
 
 format: .venv/.installed-dev

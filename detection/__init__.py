@@ -4,18 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detection.backbone import load_backbone
     from detection.build import DETECTORS, create_detector
     from detection.cost import DetectorCosts
     from detection.detector import Detector, DetectorNetwork, backbone_of
     from detection.inputs import Labelled
-    from detection.nasfpn import create_nasfpn, pyramid_space, read_out, wiring_arch
+    from detection.nasfpn.published import create_nasfpn
+    from detection.nasfpn.space import pyramid_space, wiring_arch
+    from detection.nasfpn.supernet import read_out
     from detection.preprocess import DetectorPreprocess
+    from detection.weights import load_backbone
 
 _HOME = {
     "create_detector": "detection.build",
     "DETECTORS": "detection.build",
-    "load_backbone": "detection.backbone",
+    "load_backbone": "detection.weights",
     "backbone_of": "detection.detector",
     "Detector": "detection.detector",
     "DetectorNetwork": "detection.detector",

@@ -11,10 +11,11 @@ from torch import nn
 
 from detection.backbone import as_backbone, check_frozen, freeze_batch_norm
 from detection.detector import Detector, DetectorNetwork
+from supernet.chain import Chain, realize
 from supernet.errors import InputError, nearest
-from supernet.searchable import Chain, realize
 from supernet.space import Arch
-from supernet.spaces import GENOTYPES, SPACES, Phase, build
+from supernet.spaces import GENOTYPES, SPACES, build
+from supernet.spaces.create import Phase
 
 DETECTORS: dict[str, tuple[str, int]] = {
     "retinanet": ("detection.retinanet:retinanet", 3),
@@ -22,7 +23,7 @@ DETECTORS: dict[str, tuple[str, int]] = {
 }
 """Name to builder, and how many levels of the backbone it reads by default (C3 to C5, C2 to C5)."""
 
-NECKS: dict[str, dict[str, str]] = {"nasfpn": {"retinanet": "detection.nasfpn:retinanet_nasfpn"}}
+NECKS: dict[str, dict[str, str]] = {"nasfpn": {"retinanet": "detection.nasfpn.supernet:retinanet_nasfpn"}}
 """Name of a searched neck to the detectors that have it and their builders."""
 
 
@@ -75,11 +76,21 @@ def create_detector(
     published = isinstance(backbone, str) and (backbone in GENOTYPES or backbone_arch is not None)
     single = arch is not None or (published and neck not in NECKS)
     make = functools.partial(
-        _build, kind, backbone, phase or ("standalone" if single or published else "supernet"), backbone_settings or {},
-        backbone_arch, arch, neck=neck,
-        freeze_bn=freeze_bn and not single, levels=levels, num_classes=num_classes, head_width=head_width,
-        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size, **settings,
-    )  # fmt: skip
+        _build,
+        kind,
+        backbone,
+        phase or ("standalone" if single or published else "supernet"),
+        backbone_settings or {},
+        backbone_arch,
+        arch,
+        neck=neck,
+        freeze_bn=freeze_bn and not single,
+        levels=levels,
+        num_classes=num_classes,
+        head_width=head_width,
+        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+        **settings,
+    )
     made: Detector | DetectorNetwork
     if single and isinstance(backbone, str):
         with torch.device("meta"):  # the supernet that the network is cut from costs no memory
@@ -96,10 +107,18 @@ def create_detector(
 
 
 def _build(
-    kind: str, backbone: str | Chain, phase: Phase, backbone_settings: Mapping[str, Any],
-    backbone_arch: Mapping[str, Any] | None, arch: Mapping[str, Any] | None, *, neck: str, freeze_bn: bool,
-    levels: int | None, **settings: Any,
-) -> tuple[Detector, Mapping[str, Any] | None]:  # fmt: skip
+    kind: str,
+    backbone: str | Chain,
+    phase: Phase,
+    backbone_settings: Mapping[str, Any],
+    backbone_arch: Mapping[str, Any] | None,
+    arch: Mapping[str, Any] | None,
+    *,
+    neck: str,
+    freeze_bn: bool,
+    levels: int | None,
+    **settings: Any,
+) -> tuple[Detector, Mapping[str, Any] | None]:
     """A searchable detector without initial weights, and the architecture that is wanted of it, if one is."""
     if kind not in DETECTORS:
         raise InputError(f"there is no detector {kind!r}; {nearest(kind, DETECTORS)}")

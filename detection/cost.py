@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from detection.detector import Detector, backbone_of
-from supernet.cost import COSTS, CostTable, Entry
+from supernet.cost import CostTable
+from supernet.cost.count import COSTS
+from supernet.cost.table import Entry
 from supernet.space import Arch
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from detection.backbone import Backbone, backbone_steps
 from detection.inputs import ImageBatch, Labelled, Target
+from supernet.chain import Chain, Init, Layouts, Searchable, materialize
 from supernet.errors import InputError
-from supernet.searchable import Chain, Init, Layouts, Searchable, materialize
 from supernet.space import Arch, SearchSpace, compose
 
 PREFIX = "backbone"
@@ -49,9 +49,15 @@ class Detector(Chain):
     """
 
     def __init__(
-        self, kind: str, backbone: Backbone, batch: ImageBatch, steps: Sequence[tuple[str, nn.Module]], *,
-        image_size: tuple[int, int], heads_init: Init,
-    ) -> None:  # fmt: skip
+        self,
+        kind: str,
+        backbone: Backbone,
+        batch: ImageBatch,
+        steps: Sequence[tuple[str, nn.Module]],
+        *,
+        image_size: tuple[int, int],
+        heads_init: Init,
+    ) -> None:
         if max(image_size) < batch.stride:
             raise InputError(
                 f"images of {image_size[0]}×{image_size[1]} pixels are smaller than the largest stride of the "

@@ -101,29 +101,62 @@ class RegionBoxes(nn.Module):
     traceable = False
 
     def __init__(
-        self, in_channels: int, classes: int, strides: tuple[int, ...], sizes: Sizes, ratios: tuple[float, ...], *,
-        pooled_levels: int, convs: int = 4, hidden: int = 1024, norm: Norm = "none", proposals: int = 1000,
-        train_proposals: int = 2000, candidates: int = 1000, train_candidates: int = 2000,
-        score_threshold: float = 0.05, overlap: float = 0.5, detections: int = 100,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        classes: int,
+        strides: tuple[int, ...],
+        sizes: Sizes,
+        ratios: tuple[float, ...],
+        *,
+        pooled_levels: int,
+        convs: int = 4,
+        hidden: int = 1024,
+        norm: Norm = "none",
+        proposals: int = 1000,
+        train_proposals: int = 2000,
+        candidates: int = 1000,
+        train_candidates: int = 2000,
+        score_threshold: float = 0.05,
+        overlap: float = 0.5,
+        detections: int = 100,
+    ) -> None:
         super().__init__()
         self.in_channels, self.classes, self.strides, self.sizes, self.ratios = (
-            in_channels, classes, strides, sizes, ratios,
-        )  # fmt: skip
+            in_channels,
+            classes,
+            strides,
+            sizes,
+            ratios,
+        )
         self.pooled_levels, self.convs, self.hidden, self.norm = pooled_levels, convs, hidden, norm
         self.proposals, self.train_proposals = proposals, train_proposals
         self.candidates, self.train_candidates = candidates, train_candidates
         self.score_threshold, self.overlap, self.detections = score_threshold, overlap, detections
         self.anchors = Anchors(strides, sizes, ratios)
         self.rpn = RegionProposalNetwork(
-            nn.Identity(), nn.Identity(), 0.7, 0.3, 256, 0.5,  # anchors and predictions are made before it is asked
+            nn.Identity(),
+            nn.Identity(),
+            0.7,
+            0.3,
+            256,
+            0.5,  # anchors and predictions are made before it is asked
             {"training": train_candidates, "testing": candidates},
-            {"training": train_proposals, "testing": proposals}, 0.7,
-        )  # fmt: skip
+            {"training": train_proposals, "testing": proposals},
+            0.7,
+        )
         self.roi = RoIHeads(
-            self._pooling(), ConvFCHead(in_channels, convs=convs, hidden=hidden, norm=norm),
-            FastRCNNPredictor(hidden, classes + 1), 0.5, 0.5, 512, 0.25, None, score_threshold, overlap, detections,
-        )  # fmt: skip
+            self._pooling(),
+            ConvFCHead(in_channels, convs=convs, hidden=hidden, norm=norm),
+            FastRCNNPredictor(hidden, classes + 1),
+            0.5,
+            0.5,
+            512,
+            0.25,
+            None,
+            score_threshold,
+            overlap,
+            detections,
+        )
 
     def _pooling(self) -> MultiScaleRoIAlign:
         """Region pooling at the known strides; torchvision would guess them and keep those of its first images."""
@@ -158,8 +191,9 @@ class RegionBoxes(nn.Module):
         objectness_loss, region_loss = self.rpn.compute_loss(flat, moves, labels, aims)
         # in the order of torchvision's own, so that one seed draws the same samples
         return self._losses(maps, proposals, shapes, targets) | {
-            "loss_objectness": objectness_loss, "loss_rpn_box_reg": region_loss,
-        }  # fmt: skip
+            "loss_objectness": objectness_loss,
+            "loss_rpn_box_reg": region_loss,
+        }
 
     def _predict(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits, the background first, (regions, classes + 1), and box deltas, (regions, 4·(classes + 1))."""
@@ -194,9 +228,17 @@ class RegionBoxes(nn.Module):
 
 
 def faster_rcnn_fpn(
-    backbone: Backbone, *, num_classes: int, image_size: tuple[int, int], head_width: int = 256, head_convs: int = 4,
-    norm: Norm = "batch", anchor_scale: float = 8.0, region_convs: int = 1, **boxes: Any,
-) -> Detector:  # fmt: skip
+    backbone: Backbone,
+    *,
+    num_classes: int,
+    image_size: tuple[int, int],
+    head_width: int = 256,
+    head_convs: int = 4,
+    norm: Norm = "batch",
+    anchor_scale: float = 8.0,
+    region_convs: int = 1,
+    **boxes: Any,
+) -> Detector:
     """Faster R-CNN with a feature pyramid on the levels of a backbone and one pooled from the coarsest.
 
     DetNAS trains it with synchronised batch norm in pyramid and box head and the box head "4conv1fc".

@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from detection.augment import Resize
+from detection.data.augment import Resize
 from detection.inputs import Target
 from detection.preprocess import DetectorPreprocess
+from supernet.data.decode import UNREADABLE
 from supernet.errors import InputError
-from supernet.sources import UNREADABLE
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 SHOWN = 480
@@ -48,9 +48,13 @@ def detect(network: nn.Module, pixels: Tensor, preprocess: DetectorPreprocess) -
 
 
 def drawn(
-    pixels: Tensor, found: Mapping[str, Tensor], classes: Sequence[str], *, threshold: float = 0.5,
+    pixels: Tensor,
+    found: Mapping[str, Tensor],
+    classes: Sequence[str],
+    *,
+    threshold: float = 0.5,
     truth: Mapping[str, Tensor] | None = None,
-) -> tuple[Image.Image, int]:  # fmt: skip
+) -> tuple[Image.Image, int]:
     """A picture of an image with its detections, enlarged if it is small, and how many of them are drawn.
 
     Args:

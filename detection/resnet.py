@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from supernet.blocks.plain import PooledClassifier
-from supernet.searchable import Chain
+from supernet.chain import Chain
 
 
 class ResNetStem(nn.Sequential):

@@ -84,10 +84,20 @@ class RetinaBoxes(nn.Module):
     traceable = False
 
     def __init__(
-        self, strides: tuple[int, ...], sizes: Sizes, ratios: tuple[float, ...], *, score_threshold: float = 0.05,
-        candidates: int = 1000, overlap: float = 0.5, detections: int = 300, positive: float = 0.5,
-        negative: float = 0.4, focal_alpha: float = 0.25, focal_gamma: float = 2.0,
-    ) -> None:  # fmt: skip
+        self,
+        strides: tuple[int, ...],
+        sizes: Sizes,
+        ratios: tuple[float, ...],
+        *,
+        score_threshold: float = 0.05,
+        candidates: int = 1000,
+        overlap: float = 0.5,
+        detections: int = 300,
+        positive: float = 0.5,
+        negative: float = 0.4,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
         super().__init__()
         self.strides, self.sizes, self.ratios, self.score_threshold = strides, sizes, ratios, score_threshold
         self.candidates, self.overlap, self.detections = candidates, overlap, detections
@@ -163,9 +173,16 @@ class RetinaBoxes(nn.Module):
 
 
 def retinanet(
-    backbone: Backbone, *, num_classes: int, image_size: tuple[int, int], head_width: int = 256, head_convs: int = 4,
-    norm: Norm = "none", anchor_scale: float = 4.0, **boxes: Any,
-) -> Detector:  # fmt: skip
+    backbone: Backbone,
+    *,
+    num_classes: int,
+    image_size: tuple[int, int],
+    head_width: int = 256,
+    head_convs: int = 4,
+    norm: Norm = "none",
+    anchor_scale: float = 4.0,
+    **boxes: Any,
+) -> Detector:
     """RetinaNet on the levels of a backbone and two more; on C3 to C5 these are P3 to P7.
 
     Args:

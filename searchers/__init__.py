@@ -4,18 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from searchers.evolution import AgingEvolution
+    from searchers.evolution.aging import AgingEvolution
+    from searchers.evolution.nsga2 import NSGA2
+    from searchers.evolution.topk import TopKEvolution
     from searchers.local_search import LocalSearch
     from searchers.loop import Searcher, search
-    from searchers.morphnet import MorphNet
-    from searchers.optuna_adapter import OptunaSearcher
-    from searchers.pareto import NSGA2, hypervolume, pareto_front
-    from searchers.predictor import PredictorSearch
+    from searchers.morphnet.search import MorphNet
+    from searchers.optuna_search import OptunaSearcher
+    from searchers.pareto import hypervolume, pareto_front
+    from searchers.pnas.search import PNAS
+    from searchers.predictor.search import PredictorSearch
     from searchers.random_search import RandomSearch
-    from searchers.reinforce import Reinforce
-    from searchers.smbo import PNAS
+    from searchers.reinforce.search import Reinforce
     from searchers.study import Study, Trial
-    from searchers.topk import TopKEvolution
 
 _HOME = {
     "Trial": "searchers.study",
@@ -24,14 +25,14 @@ _HOME = {
     "search": "searchers.loop",
     "RandomSearch": "searchers.random_search",
     "AgingEvolution": "searchers.evolution",
-    "TopKEvolution": "searchers.topk",
+    "TopKEvolution": "searchers.evolution",
     "LocalSearch": "searchers.local_search",
     "MorphNet": "searchers.morphnet",
-    "OptunaSearcher": "searchers.optuna_adapter",
+    "OptunaSearcher": "searchers.optuna_search",
     "PredictorSearch": "searchers.predictor",
     "Reinforce": "searchers.reinforce",
-    "PNAS": "searchers.smbo",
-    "NSGA2": "searchers.pareto",
+    "PNAS": "searchers.pnas",
+    "NSGA2": "searchers.evolution",
     "pareto_front": "searchers.pareto",
     "hypervolume": "searchers.pareto",
 }

@@ -129,9 +129,12 @@ def search(
     _check_arguments(searcher, study, numbers, resume)
     start = _resume(searcher, study, _settings(searcher, evaluate, batch), resume)
     budget = _Budget(
-        trials=trials, evaluations=evaluations, architectures=study.space.size(), repeats=batch * REPEATS_IN_A_ROW,
+        trials=trials,
+        evaluations=evaluations,
+        architectures=study.space.size(),
+        repeats=batch * REPEATS_IN_A_ROW,
         start=start,
-    )  # fmt: skip
+    )
     scorer = _Scorer(evaluate, searcher.metric, max_failures=max_failures)
     study.ended = ""
     snapshots = _Snapshots(searcher, study)

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from supernet.searchable import Bound, Chain, Layout, Searchable
+    from supernet.chain import Bound, Chain, Layout, Searchable
     from supernet.space import Arch, Choice, SearchSpace, compose
     from supernet.spaces import GENOTYPES, SPACES, create_network, create_supernet
 
@@ -15,10 +15,10 @@ _HOME = {
     "Choice": "supernet.space",
     "SearchSpace": "supernet.space",
     "compose": "supernet.space",
-    "Searchable": "supernet.searchable",
-    "Chain": "supernet.searchable",
-    "Layout": "supernet.searchable",
-    "Bound": "supernet.searchable",
+    "Searchable": "supernet.chain",
+    "Chain": "supernet.chain",
+    "Layout": "supernet.chain",
+    "Bound": "supernet.chain",
     "SPACES": "supernet.spaces",
     "GENOTYPES": "supernet.spaces",
     "create_supernet": "supernet.spaces",

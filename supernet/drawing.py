@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
-from supernet.blocks.cell_graph import ADD, CellGraph
+from supernet.blocks.cells.graph import ADD, CellGraph
 from supernet.errors import InputError
 from supernet.space import Arch
 
@@ -221,9 +221,12 @@ def _colour(state: int) -> str:
 
 
 def _draw_node(
-    picture: Picture, graph: CellGraph, node: tuple[str, int, int], columns: Sequence[Mapping[int, float]],
+    picture: Picture,
+    graph: CellGraph,
+    node: tuple[str, int, int],
+    columns: Sequence[Mapping[int, float]],
     inputs: Sequence[str],
-) -> None:  # fmt: skip
+) -> None:
     kind, state, level = node
     x, floor, ceiling = columns[level][state], _floor(picture, level), _ceiling(picture, level)
     shapes = picture.shapes

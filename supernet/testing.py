@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from supernet.chain import Chain, Hidden, Layout, Layouts, Searchable, step_layout
 from supernet.cost import CostTable, count
 from supernet.errors import InputError
-from supernet.export import expression
-from supernet.optim import step_active
-from supernet.searchable import Chain, Hidden, Layout, Layouts, Searchable, step_layout
+from supernet.export.expression import expression
 from supernet.space import Arch, SearchSpace
+from supernet.training.sparse_step import step_active
 
 
 def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 2, inputs: Any = None) -> None:

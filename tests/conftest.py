@@ -1,7 +1,8 @@
 """What tests of several files ask for."""
 
 import pytest
-from scripts import Call, run_script
+
+from helpers.scripts import Call, run_script
 
 
 @pytest.fixture

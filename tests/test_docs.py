@@ -61,7 +61,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from supernet.data import load
+    from supernet.data.load import load
 
     own_data, training = blocks(ROOT / "docs" / "train.md", "python")
     (tmp_path / "scans.py").write_text(own_data)
@@ -156,15 +156,23 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
         return  # what they print is tested with the scripts
     if name == "train_supernet":
         monkeypatch.setattr(sys, "argv", [name, *args])
-        config, out, _ = importlib.import_module("common").parse_recipe(module.RECIPES, "")
+        config, out, _ = importlib.import_module("supernet_tools.pipeline.command_line").parse_recipe(
+            module.RECIPES, ""
+        )
         assert out.parts[0] == "runs"
         assert dataclasses.is_dataclass(config)
         return
-    (settings,) = [kind for kind in vars(module).values() if getattr(kind, "__module__", "") == module.__name__
-                   and dataclasses.is_dataclass(kind)]  # fmt: skip
+    (settings,) = [
+        kind
+        for kind in vars(module).values()
+        if getattr(kind, "__module__", "") == module.__name__ and dataclasses.is_dataclass(kind)
+    ]
     parsed = module.parse(settings, None, args)
     if name == "search":
-        stages, searching = importlib.import_module("stages"), importlib.import_module("searching")
+        stages, searching = (
+            importlib.import_module("supernet_tools.pipeline.stages"),
+            importlib.import_module("supernet_tools.pipeline.search"),
+        )
         known = inspect.signature(getattr(searchers, searching.SEARCHERS[parsed.searcher].partition(".")[0])).parameters
         assert set(stages.pairs(parsed.settings)) <= set(known)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from common import given_arch, main, parse
+
+from supernet_tools.pipeline.command_line import given_arch, main, parse
 
 if TYPE_CHECKING:
     from supernet.drawing import Picture
@@ -46,15 +47,16 @@ def published(name: str) -> "Picture":
     from supernet.drawing import draw_cells
     from supernet.errors import InputError, nearest
     from supernet.spaces import GENOTYPES, NETWORKS
-    from supernet.spaces.cells import CELLS
+    from supernet.spaces.published_cells import CELLS
 
     if name in NETWORKS:
         return draw_cells(CELLS[NETWORKS[name].cells].cells, title=name)
     if name in GENOTYPES:
         return of_space(GENOTYPES[name].space, name, lambda space: space.from_indices(GENOTYPES[name].indices))
 
-    from detection.drawing import draw_pyramid
-    from detection.nasfpn import NASFPN_NETWORKS, WIRINGS
+    from detection.nasfpn.drawing import draw_pyramid
+    from detection.nasfpn.published import NASFPN_NETWORKS
+    from detection.nasfpn.space import WIRINGS
 
     pyramids = {**WIRINGS, **{network: WIRINGS["nasfpn-7"] for network in NASFPN_NETWORKS}}
     if name not in pyramids:
@@ -72,7 +74,7 @@ def decided(name: str, text: str) -> "Picture":
         name, settings = recipe_of(Path(name))
     body, pyramid = arch.sub("backbone"), None
     if any(choice.endswith("cell1.inputs") for choice in arch):
-        from detection.drawing import draw_pyramid, pyramid_of
+        from detection.nasfpn.drawing import draw_pyramid, pyramid_of
 
         pyramid = draw_pyramid(pyramid_of(arch), title=f"{name} {arch.key}")
     if pyramid is not None and not body:
@@ -87,10 +89,9 @@ def decided(name: str, text: str) -> "Picture":
 
 def recipe_of(folder: Path) -> tuple[str, dict[str, Any]]:
     """The name of a run's space, and the settings of its classifier or of its detector's backbone."""
-    import stages
-    from classifying import builder_settings
-
     from detection.config import DetectorRun
+    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.classifier import builder_settings
 
     config = stages.config_of(folder)
     if isinstance(config, DetectorRun):
@@ -105,7 +106,7 @@ def of_space(name: str, title: str, choose: "Callable[[SearchSpace], Arch]", **s
 
     from supernet.drawing import draw_cells, draw_chain, draw_widths
     from supernet.spaces import build
-    from supernet.spaces.cells import cells_of
+    from supernet.spaces.published_cells import cells_of
 
     with torch.device("meta"):
         chain = build(name, "standalone", settings)

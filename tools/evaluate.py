@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from common import main, parse, print_table
+
+from supernet_tools.pipeline.command_line import main, parse, print_table
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,9 @@ class Evaluate:
 def run() -> None:
     args = parse(Evaluate, __doc__)
 
-    import searching
-    import stages
-
     from supernet.export import load_exported
+    from supernet_tools.pipeline import search as searching
+    from supernet_tools.pipeline import stages
 
     opened = stages.open_stage(args.run, trained=args.exported is None)
     if args.exported is not None:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from common import main, parse, print_table
+
+from supernet_tools.pipeline.command_line import main, parse, print_table
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Export:
 def run() -> None:
     args = parse(Export, __doc__)
 
-    import searching
-    import stages
+    from supernet_tools.pipeline import search as searching
+    from supernet_tools.pipeline import stages
 
     opened = stages.open_stage(args.run, trained=args.inherit or args.init == "shared")
     arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)

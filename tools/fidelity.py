@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from common import main, parse, print_table
 
 from supernet.errors import InputError
 from supernet.seeding import generator
+from supernet_tools.pipeline.command_line import main, parse, print_table
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,8 @@ def run() -> None:
     if (args.run is None) != args.table_only:
         raise InputError("give the folder of a trained supernet, or --table-only and no folder")
 
-    import stages
-
-    from supernet.fidelity import fidelity
+    from supernet.ranking.report import fidelity
+    from supernet_tools.pipeline import stages
 
     if args.table_only:
         space, found, settings = stages.create_supernet("nasbench-macro").space, *shipped()
@@ -67,9 +66,16 @@ def run() -> None:
     scores, others = shared(args, opened, archs, found)
     named = {str(path): score(opened_scores(args, opened, archs, path), args.score) for path in args.checkpoints}
     report = fidelity(
-        scores, found.values, space=opened.supernet.space, repeats=found.repeats, others=others, checkpoints=named,
-        times=args.resamples, seed=args.seed, **settings,
-    )  # fmt: skip
+        scores,
+        found.values,
+        space=opened.supernet.space,
+        repeats=found.repeats,
+        others=others,
+        checkpoints=named,
+        times=args.resamples,
+        seed=args.seed,
+        **settings,
+    )
     name = args.name or f"{Path(args.truth).stem}-{args.score}-n{len(archs)}-seed{args.seed}"
     folder = args.run / "fidelity"
     folder.mkdir(exist_ok=True)
@@ -82,8 +88,8 @@ def run() -> None:
 def shipped() -> tuple[Any, dict[str, Any]]:
     """The table of NAS-Bench-Macro: truth and costs of its distinct networks."""
     from supernet import create_supernet
+    from supernet.ranking.truth import distinct
     from supernet.spaces.nasbench_macro import table
-    from supernet.truth import distinct
 
     found = distinct(create_supernet("nasbench-macro").space, table())
     return found, {"costs": {arch: table()[arch] for arch in found.values}}
@@ -91,9 +97,8 @@ def shipped() -> tuple[Any, dict[str, Any]]:
 
 def truth(args: Fidelity, opened: Any) -> tuple[list[Any], Any, dict[str, Any]]:
     """The networks to rank, their true accuracies, and the costs that bands of MACs are made of."""
-    import stages
-
-    from supernet.truth import Truth, read_truth
+    from supernet.ranking.truth import Truth, read_truth
+    from supernet_tools.pipeline import stages
 
     space = opened.supernet.space
     if args.truth == "retrain":
@@ -125,7 +130,7 @@ def sampled(args: Fidelity, found: Any) -> list[Any]:
 
 def opened_scores(args: Fidelity, opened: Any, archs: list[Any], weights: Path | None = None) -> dict[Any, Any]:
     """Metrics of all networks with the shared weights."""
-    import stages
+    from supernet_tools.pipeline import stages
 
     found: dict[Any, Any] = stages.shared_scores(opened, archs, bn_batches=args.bn_batches, weights=weights)
     return found
@@ -138,7 +143,7 @@ def score(metrics: dict[Any, Any], name: str) -> dict[Any, float]:
 
 def shared(args: Fidelity, opened: Any, archs: list[Any], found: Any) -> tuple[dict[Any, float], dict[str, Any]]:
     """The scores that the report is about, and further rankers beside them."""
-    from supernet.calibrate import calibrated_ranking
+    from supernet.ranking.calibrate import calibrated_ranking
 
     metrics = opened_scores(args, opened, archs)
     mine, other = score(metrics, args.score), next(name for name in opened.kind.metrics if name != args.score)
@@ -194,8 +199,10 @@ def show(report: Any) -> None:
         print(f"τ-b with the scores of {name}: {tau:.3f}")
     if report.ceiling:
         c = report.ceiling
-        print(f"{c.runs} trainings each: seed to seed {c.seed_to_seed:.3f}, one to the mean of the others "
-              f"{c.seed_to_rest:.3f}, an exact ranker about {c.exact:.3f}")  # fmt: skip
+        print(
+            f"{c.runs} trainings each: seed to seed {c.seed_to_seed:.3f}, one to the mean of the others "
+            f"{c.seed_to_rest:.3f}, an exact ranker about {c.exact:.3f}"
+        )
     print(report.verdict)
 
 

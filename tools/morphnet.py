@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from common import choose, main, parse, print_table
 
 from supernet.errors import InputError
+from supernet_tools.pipeline.command_line import choose, main, parse, print_table
 
 if TYPE_CHECKING:
-    from stages import Run
-
     from searchers import MorphNet, Trial
     from supernet.config import Train
+    from supernet_tools.pipeline.stages import Run
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,10 @@ def run() -> None:
     if (args.max_macs is None) == (args.max_params is None):
         raise InputError("MorphNet keeps exactly one limit: give either --max-macs or --max-params")
 
-    import stages
-
     from searchers import Study, search
-    from supernet.checkpoint import open_run
-    from supernet.evaluate import SharedWeights
+    from supernet.scoring.shared_weights import SharedWeights
+    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.folder import open_run
 
     opened, folder = stages.open_stage(args.run), args.run / "search" / args.name
     if opened.kind.metric != "accuracy":
@@ -72,10 +70,9 @@ def run() -> None:
 
 def create(args: Morph, opened: "Run", config: "Train", folder: Path) -> "MorphNet":
     """The searcher over the run's supernet, or over one with fresh weights."""
-    import stages
-
     from searchers import MorphNet
-    from supernet.train import train_supernet
+    from supernet.training.loop import train_supernet
+    from supernet_tools.pipeline import stages
 
     data, net = opened.data, opened.supernet
     if args.init == "scratch":
@@ -95,14 +92,18 @@ def create(args: Morph, opened: "Run", config: "Train", folder: Path) -> "MorphN
 
 def setting(opened: "Run", name: str, text: str) -> Any:
     """A hyperparameter of MorphNet from text."""
-    import stages
+    from supernet_tools.pipeline import stages
 
     kinds: dict[str, Callable[[str], Any]] = {
         "metric": lambda text: choose("metric", text, {name: name for name in ("accuracy", "-loss")}),
-        "strength": float, "scan": lambda text: [float(multiple) for multiple in json.loads(text)],
-        "threshold": lambda text: text if text == "gap" else float(text), "fill": float,
-        "start": lambda text: stages.read_arch(opened, text), "patience": int, "tolerance": float,
-    }  # fmt: skip
+        "strength": float,
+        "scan": lambda text: [float(multiple) for multiple in json.loads(text)],
+        "threshold": lambda text: text if text == "gap" else float(text),
+        "fill": float,
+        "start": lambda text: stages.read_arch(opened, text),
+        "patience": int,
+        "tolerance": float,
+    }
     try:
         return choose("setting of MorphNet", name, kinds)(text)
     except (ValueError, TypeError) as error:
@@ -117,8 +118,18 @@ def show(searcher: "MorphNet", trials: "Sequence[Trial]", best: "Trial", folder:
         epochs = json.loads((folder / f"{found.run}.json").read_text(encoding="utf-8"))["epochs"]
         moved = f"{epochs[0]['penalty']:.3g} to {epochs[-1]['penalty']:.3g}"
         score = trial.failed or f"{trial.metrics[metric]:.4f}"
-        rows.append((found.run, f"{found.strength:.2e}", moved, sum(found.alive.values()),
-                     f"{found.multiplier:.4g}", found.cost, len(found.clipped), score))  # fmt: skip
+        rows.append(
+            (
+                found.run,
+                f"{found.strength:.2e}",
+                moved,
+                sum(found.alive.values()),
+                f"{found.multiplier:.4g}",
+                found.cost,
+                len(found.clipped),
+                score,
+            )
+        )
     columns = ("training", "λ", "λ·G", "alive", "ω", limit, "groups at largest", metric)
     print_table(f"{limit} <= {searcher.budget:,.0f}", columns, rows)
     chosen = next(found for found in searcher.history if found.arch == best.arch)

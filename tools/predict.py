@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from common import main, parse
 
 from supernet.errors import InputError
+from supernet_tools.pipeline.command_line import main, parse
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def run() -> None:
 def from_export(folder: Path) -> tuple[Any, Any, None]:
     """The network of an exported folder, what it expects of images, and no run."""
     from detection.preprocess import DetectorPreprocess
-    from supernet.checkpoint import read_json
     from supernet.config import from_dict
     from supernet.export import load_exported
+    from supernet.files import read_json
 
     document = read_json(folder / "preprocess.json")
     if "longest" not in document:
@@ -76,8 +76,8 @@ def from_export(folder: Path) -> tuple[Any, Any, None]:
 
 def from_run(args: Predict) -> tuple[Any, Any, Any]:
     """The retrained network of a run, what it expects of images, and the run."""
-    import searching
-    import stages
+    from supernet_tools.pipeline import search as searching
+    from supernet_tools.pipeline import stages
 
     opened = stages.open_stage(args.model, trained=False)
     if opened.kind.metric != "map":

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import main, parse, print_table
-from recipes import quickstart
+from supernet_tools.pipeline.command_line import main, parse, print_table
+from supernet_tools.pipeline.recipes import quickstart
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def run() -> None:
     args = parse(Quickstart, __doc__)
     began = time.monotonic()
 
-    import searching
-    import stages
+    from supernet_tools.pipeline import search as searching
+    from supernet_tools.pipeline import stages
 
     stages.torch.set_num_threads(args.threads)
     config = quickstart()
@@ -81,15 +81,19 @@ def compare(accuracies: list[float]) -> dict[str, Any]:
 
     winner, controls = accuracies[0], accuracies[1:]
     mean, deviation = statistics.mean(controls), statistics.stdev(controls)
-    return {"winner": winner, "controls_mean": mean, "controls_deviation": deviation, "n_controls": len(controls),
-            "winner_at_least_mean_minus_deviation": winner >= mean - deviation}  # fmt: skip
+    return {
+        "winner": winner,
+        "controls_mean": mean,
+        "controls_deviation": deviation,
+        "n_controls": len(controls),
+        "winner_at_least_mean_minus_deviation": winner >= mean - deviation,
+    }
 
 
 def fidelity_of(run: Any, feasible: Any, taken: tuple[Any, ...], train: Any, n: int) -> dict[str, Any]:
     """How well shared weights rank `n` random networks, by short trainings of each, beside rankers that need none."""
-    import stages
-
-    from supernet.fidelity import fidelity
+    from supernet.ranking.report import fidelity
+    from supernet_tools.pipeline import stages
 
     drawn = stages.random_feasible(run, feasible, n + len(taken), train.seed + 1)
     archs = [arch for arch in drawn if arch not in taken][:n]  # those are trained for longer, in the same folders
@@ -108,14 +112,17 @@ def show(summary: dict[str, Any]) -> None:
     print_table(
         f"search with shared weights ({probe})",
         ("searcher", "score", "macs", "params", "evaluations", "seconds"),
-        [(name, *(row[key] for key in ("score", "macs", "params", "evaluations", "seconds")))
-         for name, row in summary["searchers"].items()],
-    )  # fmt: skip
+        [
+            (name, *(row[key] for key in ("score", "macs", "params", "evaluations", "seconds")))
+            for name, row in summary["searchers"].items()
+        ],
+    )
     rows = [("winner", summary["winner"])] + [(f"random {i}", r) for i, r in enumerate(summary["random_controls"], 1)]
     print_table(
-        "retrained from scratch, test split", ("network", "accuracy", "macs", "params", "seconds"),
+        "retrained from scratch, test split",
+        ("network", "accuracy", "macs", "params", "seconds"),
         [(name, *(row[key] for key in ("test_accuracy", "macs", "params", "seconds"))) for name, row in rows],
-    )  # fmt: skip
+    )
     verdict = "at least" if compared["winner_at_least_mean_minus_deviation"] else "BELOW"
     bar = f"{compared['controls_mean']:.4f} - {compared['controls_deviation']:.4f}, n={compared['n_controls']}"
     print(f"winner {compared['winner']:.4f} is {verdict} the controls' mean - 1 s.d. ({bar})")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from common import main, parse, print_table
 
 from supernet.errors import InputError
+from supernet_tools.pipeline.command_line import main, parse, print_table
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,9 @@ def run() -> None:
     if compare and (min(args.top, args.random, args.seeds) < 1 or args.arch or args.init != "scratch"):
         raise InputError("a comparison takes --top and --random of at least 1, --seeds too, and no --arch or --init")
 
-    import searching
-    import stages
-
-    from supernet.distributed import process_group
+    from supernet.training.distributed import process_group
+    from supernet_tools.pipeline import search as searching
+    from supernet_tools.pipeline import stages
 
     opened = stages.open_stage(args.run, trained=args.init == "shared")
     changed = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from common import main, parse, print_table
+
+from supernet_tools.pipeline.command_line import main, parse, print_table
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,9 @@ class Search:
 def run() -> None:
     args = parse(Search, __doc__)
 
-    import searching
-    import stages
-
-    from supernet.distributed import process_group
+    from supernet.training.distributed import process_group
+    from supernet_tools.pipeline import search as searching
+    from supernet_tools.pipeline import stages
 
     with process_group(stages.config_of(args.run).train.device) as world:
         opened = stages.open_stage(args.run)
@@ -62,9 +62,15 @@ def run() -> None:
         feasible = stages.limits_of(opened, limits)
         searcher = searching.create_searcher(args.searcher, opened, feasible, args.seed, stages.pairs(args.settings))
         result = searching.search_stage(
-            opened, searcher, args.name or args.searcher, trials=args.trials, evaluations=args.evaluations,
-            batch=args.batch, bn_batches=args.bn_batches, resume=args.resume,
-        )  # fmt: skip
+            opened,
+            searcher,
+            args.name or args.searcher,
+            trials=args.trials,
+            evaluations=args.evaluations,
+            batch=args.batch,
+            bn_batches=args.bn_batches,
+            resume=args.resume,
+        )
     if not world.main:
         return
     cheapest, front = result.pop("cheapest_tied", None), result.pop("front")

@@ -1,15 +1,14 @@
 """Train a supernet by a recipe: python tools/train_supernet.py quickstart --train.epochs 20 --out runs/x"""
 
-from common import main, parse_recipe, print_table
-from recipes import RECIPES
+from supernet_tools.pipeline.command_line import main, parse_recipe, print_table
+from supernet_tools.pipeline.recipes import RECIPES
 
 
 def run() -> None:
     config, out, plan = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
 
-    import stages
-
-    from supernet.distributed import process_group
+    from supernet.training.distributed import process_group
+    from supernet_tools.pipeline import stages
 
     with process_group(config.train.device) as world:
         if plan:

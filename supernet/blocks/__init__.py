@@ -1,1 +1,5 @@
-"""Building blocks: ordinary modules that exports write out (`plain`), and searchable ones that share weights."""
+"""Searchable blocks and the ordinary modules that they become.
+
+`plain` holds ordinary modules that an export writes out as source; `choice`, `elastic`, `sum_cell` and `cells` hold
+their searchable counterparts. It imports torch, `supernet.chain` and `supernet.space`.
+"""

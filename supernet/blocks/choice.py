@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from supernet.blocks.alike import spread_option
-from supernet.searchable import Layouts, Part, Searchable, parameters_of, plain_layout
+from supernet.blocks.copying import spread_option
+from supernet.chain import Layouts, Part, Searchable, parameters_of, plain_layout
 from supernet.space import Arch, Choice, SearchSpace
 
 
@@ -44,5 +44,5 @@ class ChoiceBlock(Searchable):
         return parameters_of([self._chosen(arch)])
 
     def spread(self, arch: Arch) -> None:
-        """See `supernet.blocks.alike.spread_option`."""
+        """See `supernet.blocks.copying.spread_option`."""
         spread_option(dict(self.options.items()), str(arch["op"]))

@@ -1,7 +1,7 @@
 """Ordinary modules, needing only torch: what subnets are made of and what an export writes out as source.
 
 Every class keeps its constructor arguments as attributes of the same names, so that its constructor expression can be
-written down; see `supernet.export.expression`. `out_channels` and `stride` are read by `supernet.searchable`.
+written down; see `supernet.export.expression`. `out_channels` and `stride` are read by `supernet.chain.searchable`.
 """
 
 from collections.abc import Iterable

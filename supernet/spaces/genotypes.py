@@ -26,7 +26,7 @@ class Network:
 
     Attributes:
         space: name in `SPACES`.
-        cells: name in `supernet.spaces.cells.CELLS`.
+        cells: name in `supernet.spaces.published_cells.CELLS`.
         settings: of the space's builder, where they differ from its own.
     """
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from supernet.blocks.cell import Edge, SumCell, decision, edges, live
 from supernet.blocks.plain import ConvBNAct, NormClassifier, PooledResidual, ReLUConvBN
+from supernet.blocks.sum_cell import Edge, SumCell, decision, edges, live
+from supernet.chain import Chain
 from supernet.errors import InputError
-from supernet.searchable import Chain
 from supernet.space import Arch, Value
-from supernet.spaces import Phase
+from supernet.spaces.create import Phase
 
 OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NODES = 4
@@ -21,9 +21,14 @@ NAMES = tuple(f"cell.{decision(edge)}" for edge in EDGES)
 
 
 def nasbench201(
-    *, num_classes: int = 10, input_size: int = 32, in_channels: int = 3, phase: Phase = "supernet",
-    channels: int = 16, cells: int = 5,
-) -> Chain:  # fmt: skip
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    channels: int = 16,
+    cells: int = 5,
+) -> Chain:
     """3×3 stem to 16 channels; three stages of five equal cells, 16, 32, 64 channels; batch norm, ReLU, linear layer.
 
     Between stages stands a residual block that halves the resolution. All cells share one set of six decisions, not

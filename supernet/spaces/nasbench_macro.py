@@ -11,9 +11,9 @@ from torch import nn
 
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct, InvertedResidual
-from supernet.searchable import Chain, initialize
+from supernet.chain import Chain, initialize
 from supernet.space import Arch, Value
-from supernet.spaces import Phase
+from supernet.spaces.create import Phase
 
 OPTIONS = ("identity", "mb3_k3", "mb6_k5")
 DEPTHS = (2, 3, 3)
@@ -88,7 +88,7 @@ def table() -> dict[Arch, dict[str, float]]:
         per architecture `accuracy` (mean test accuracy in % of three trainings), `accuracy_1` … `accuracy_3`,
         `params` and `macs` (convolutions and linear layer, at 32×32).
     """
-    packed = resources.files("supernet").joinpath("tables/nasbench_macro.csv.xz").read_bytes()
+    packed = resources.files("supernet").joinpath("spaces/tables/nasbench_macro.csv.xz").read_bytes()
     rows = csv.DictReader(io.StringIO(lzma.decompress(packed).decode()))
     return {
         arch_of(row["arch"]): {

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from supernet.blocks.cell_graph import ADD, CONCAT, cell_space
-from supernet.blocks.cell_ops import AMOEBANET_RELEASED, NASNET_OPS, PNASNET_OPS, cell_op
-from supernet.blocks.loose import LooseAuxiliary, LooseCell, LooseClassifier, Source
-from supernet.blocks.nasnet import CellStem
+from supernet.blocks.cells.graph import ADD, CONCAT, cell_space
+from supernet.blocks.cells.ops import AMOEBANET_RELEASED, NASNET_OPS, PNASNET_OPS, cell_op
+from supernet.blocks.cells.plain import CellStem
+from supernet.blocks.cells.searchable import LooseAuxiliary, LooseCell, LooseClassifier, Source
+from supernet.chain import Chain, initialize
 from supernet.errors import InputError, nearest
-from supernet.searchable import Chain, initialize
+from supernet.memory import check_fits
 from supernet.space import SearchSpace
-from supernet.spaces import Phase
-from supernet.spaces.memory import check_fits
+from supernet.spaces.create import Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,11 @@ class Skeleton:
         """Refuses what no network can be made of."""
         least = 8 if self.imagenet else 2
         for name, value, smallest in (
-            ("filters", self.filters, least), ("repeats", self.repeats, 1), ("stem", self.stem_channels, 1),
+            ("filters", self.filters, least),
+            ("repeats", self.repeats, 1),
+            ("stem", self.stem_channels, 1),
             ("input_size", self.input_size, 15 if self.imagenet else 4),
-        ):  # fmt: skip
+        ):
             if value < smallest:
                 raise InputError(f"{name}={value} must be at least {smallest}")
         if not 0 < self.keep <= 1:
@@ -194,10 +196,17 @@ def _steps(s: Skeleton, spaces: dict[str, SearchSpace], op: Op, *, lazy: bool = 
             steps.append(("auxiliary", _auxiliary(s, current, side)))
         reached = (index + 1) / len(places) if s.keep_by_depth else 1.0
         cell = LooseCell(
-            current, previous, space=spaces[place.name], filters=place.filters,
-            op=functools.partial(op, place.filters), stride=place.stride, keep_previous=place.keep_previous,
-            keep=1.0 - reached * (1.0 - s.keep) if final else 1.0, lazy=lazy, **s.norm,
-        )  # fmt: skip
+            current,
+            previous,
+            space=spaces[place.name],
+            filters=place.filters,
+            op=functools.partial(op, place.filters),
+            stride=place.stride,
+            keep_previous=place.keep_previous,
+            keep=1.0 - reached * (1.0 - s.keep) if final else 1.0,
+            lazy=lazy,
+            **s.norm,
+        )
         steps.append((place.name, cell))
         previous, current = previous if place.keep_previous else current, cell.source
         side = -(-side // place.stride)
@@ -241,8 +250,13 @@ def _skeleton(name: str, defaults: Mapping[str, Any], settings: Mapping[str, Any
 
 SMALL: dict[str, Any] = {"input_size": 32, "filters": 8, "repeats": 1, "in_channels": 3}
 IMAGENET: dict[str, Any] = {
-    "imagenet": True, "num_classes": 1000, "input_size": 224, "dropout": 0.5, "eps": 1e-3, "momentum": 3e-4
-}  # fmt: skip
+    "imagenet": True,
+    "num_classes": 1000,
+    "input_size": 224,
+    "dropout": 0.5,
+    "eps": 1e-3,
+    "momentum": 3e-4,
+}
 NASNET: dict[str, Any] = {"ops": NASNET_OPS, "combiners": (ADD, CONCAT)}
 PNASNET: dict[str, Any] = {"ops": PNASNET_OPS}
 AMOEBANET: dict[str, Any] = {"ops": AMOEBANET_RELEASED, "keep_by_depth": False}

@@ -12,8 +12,8 @@ from torch import nn
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.elastic import ElasticShuffle
 from supernet.blocks.plain import ClassifierHead, ConvBNAct, ShuffleUnit
-from supernet.searchable import Chain, Searchable
-from supernet.spaces import Phase
+from supernet.chain import Chain, Searchable
+from supernet.spaces.create import Phase
 
 OPERATIONS: dict[str, dict[str, Any]] = {
     "shuffle3": {"kernel": 3},
@@ -37,9 +37,14 @@ def channel_choice(in_channels: int, out_channels: int, **settings: Any) -> Elas
 
 
 def shuffle_stages(
-    in_channels: int, widths: Sequence[int], depths: Sequence[int], *, shuffle: str, affine: bool,
+    in_channels: int,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    *,
+    shuffle: str,
+    affine: bool,
     block: Callable[..., Searchable] = shuffle_choice,
-) -> list[tuple[str, nn.Module]]:  # fmt: skip
+) -> list[tuple[str, nn.Module]]:
     """Stages of choice blocks, each made by `block`; the first block of each halves the resolution."""
     steps: list[tuple[str, nn.Module]] = []
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
@@ -74,9 +79,19 @@ def shufflenet_small(
 
 
 def _imagenet(
-    name: str, widths: Sequence[int], depths: Sequence[int], *, stem: int, num_classes: int, input_size: int,
-    in_channels: int, shuffle: str, affine: bool, dropout: float, block: Callable[..., Searchable] = shuffle_choice,
-) -> Chain:  # fmt: skip
+    name: str,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    *,
+    stem: int,
+    num_classes: int,
+    input_size: int,
+    in_channels: int,
+    shuffle: str,
+    affine: bool,
+    dropout: float,
+    block: Callable[..., Searchable] = shuffle_choice,
+) -> Chain:
     """The skeleton that SPOS and DetNAS share: stride-2 stem, four stages, 1×1 to 1,024, linear layer without bias."""
     steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(in_channels, stem, kernel=3, stride=2))]
     steps += shuffle_stages(stem, widths, depths, shuffle=shuffle, affine=affine, block=block)
@@ -85,14 +100,29 @@ def _imagenet(
 
 
 def _spos(
-    name: str, block: Callable[..., Searchable], *, num_classes: int = 1000, input_size: int = 224,
-    in_channels: int = 3, phase: Phase = "supernet", shuffle: str = "parity",
-) -> Chain:  # fmt: skip
+    name: str,
+    block: Callable[..., Searchable],
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    shuffle: str = "parity",
+) -> Chain:
     final = phase == "standalone"
     return _imagenet(
-        name, (64, 160, 320, 640), (4, 4, 8, 4), stem=16, num_classes=num_classes, input_size=input_size,
-        in_channels=in_channels, shuffle=shuffle, affine=final, dropout=0.1 if final else 0.0, block=block,
-    )  # fmt: skip
+        name,
+        (64, 160, 320, 640),
+        (4, 4, 8, 4),
+        stem=16,
+        num_classes=num_classes,
+        input_size=input_size,
+        in_channels=in_channels,
+        shuffle=shuffle,
+        affine=final,
+        dropout=0.1 if final else 0.0,
+        block=block,
+    )
 
 
 def spos(**settings: Any) -> Chain:
@@ -120,14 +150,30 @@ def spos_channels(**settings: Any) -> Chain:
 
 
 def _detnas(
-    name: str, widths: Sequence[int], depths: Sequence[int], *, stem: int, num_classes: int = 1000,
-    input_size: int = 224, in_channels: int = 3, phase: Phase = "supernet", shuffle: str = "interleave",
+    name: str,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    *,
+    stem: int,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    shuffle: str = "interleave",
     affine: bool = True,
-) -> Chain:  # fmt: skip
+) -> Chain:
     return _imagenet(
-        name, widths, depths, stem=stem, num_classes=num_classes, input_size=input_size, in_channels=in_channels,
-        shuffle=shuffle, affine=affine or phase == "standalone", dropout=0.0,
-    )  # fmt: skip
+        name,
+        widths,
+        depths,
+        stem=stem,
+        num_classes=num_classes,
+        input_size=input_size,
+        in_channels=in_channels,
+        shuffle=shuffle,
+        affine=affine or phase == "standalone",
+        dropout=0.0,
+    )
 
 
 def detnas_300m(**settings: Any) -> Chain:

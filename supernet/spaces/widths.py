@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from supernet.blocks.elastic import INCOMING, Elastic, ElasticBlock, ElasticHead, Wire
 from supernet.blocks.plain import ConvBNAct, ConvBNReLU6
+from supernet.chain import Chain, Layout
 from supernet.errors import InputError
-from supernet.searchable import Chain, Layout
 from supernet.space import Arch
-from supernet.spaces import Phase
+from supernet.spaces.create import Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +133,18 @@ class WidthChain(Chain):
             height, width = (-(-side // stride) if stride else 1 for side in self.input_shape[1:])
             found.append(
                 WidthLayer(
-                    name=name, reads=(wire.reads,) if wire.reads != INCOMING else (), makes=wire.makes or "",
-                    inputs=inputs, outputs=outputs, positions=height * width, taps=taps, depthwise=depthwise,
-                    branch=wire.branch, extra=extra,
+                    name=name,
+                    reads=(wire.reads,) if wire.reads != INCOMING else (),
+                    makes=wire.makes or "",
+                    inputs=inputs,
+                    outputs=outputs,
+                    positions=height * width,
+                    taps=taps,
+                    depthwise=depthwise,
+                    branch=wire.branch,
+                    extra=extra,
                 )
-            )  # fmt: skip
+            )
         return tuple(found)
 
     def scales(self, arch: Arch) -> dict[str, list[Tensor]]:

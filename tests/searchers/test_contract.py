@@ -5,8 +5,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from searcher_cases import LIMITS, MAKERS, SPACES
 
+from helpers.searcher_cases import LIMITS, MAKERS, SPACES
 from searchers import LocalSearch, RandomSearch, Trial, testing
 from supernet.space import Arch, SearchSpace
 

@@ -6,8 +6,8 @@ from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 
 import pytest
-from searcher_cases import AtMost, chain_space, noise, trial
 
+from helpers.searcher_cases import AtMost, chain_space, noise, trial
 from searchers import AgingEvolution, RandomSearch, Searcher, Study, search
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace

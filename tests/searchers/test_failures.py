@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from searcher_cases import MAKERS, OURS, Counter, chain_space, noise
 
+from helpers.searcher_cases import MAKERS, OURS, Counter, chain_space, noise
 from searchers import RandomSearch, Study, Trial, search
 from searchers.study import score
 from supernet.errors import InputError, RunError

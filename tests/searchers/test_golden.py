@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import pytest
-from searcher_cases import MAKERS, SPACES
 
+from helpers.searcher_cases import MAKERS, SPACES
 from searchers.testing import searched
 
 FILE = Path(__file__).with_name("golden.json")

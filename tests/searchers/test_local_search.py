@@ -4,8 +4,8 @@ import itertools
 from collections import Counter as Tally
 
 import pytest
-from searcher_cases import AtMost, chain_space, trial
 
+from helpers.searcher_cases import AtMost, chain_space, trial
 from searchers import LocalSearch, Trial
 from searchers.testing import stand_in
 from supernet.space import Arch, Choice, SearchSpace

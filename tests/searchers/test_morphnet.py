@@ -17,17 +17,18 @@ from torch import Tensor
 
 import searchers
 from searchers import MorphNet, Study, Trial, search
-from searchers.resources import group_scales
+from searchers.morphnet.resources import group_scales
 from supernet import create_supernet
 from supernet.config import Data, Train
 from supernet.cost import CostTable, Feasible
-from supernet.data import Splits, load
+from supernet.data.images import Splits
+from supernet.data.load import load
 from supernet.errors import InputError
-from supernet.evaluate import SharedWeights
+from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch
 from supernet.spaces.widths import WidthChain
 from supernet.testing import randomize
-from supernet.train import train_supernet
+from supernet.training.loop import train_supernet
 
 ROOT = Path(searchers.__path__[0]).parent
 
@@ -219,7 +220,7 @@ def test_a_snapshot_in_the_middle_of_a_scan_goes_on_identically() -> None:
 
 
 def test_weights_too_large_for_a_study_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("searchers.morphnet.MOST_BYTES", 1000)
+    monkeypatch.setattr("searchers.morphnet.search.MOST_BYTES", 1000)
     morph = searcher(never)
     data = morph.snapshot()
     assert len(data) < 5000
@@ -276,7 +277,7 @@ searched(searcher(Shrinking(folder, kill=("round1-0", 20))), folder / "study.db"
 
 def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(tmp_path: Path, uninterrupted: Any) -> None:
     morph, whole, trials, _ = uninterrupted
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/searchers'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     with Study(tmp_path / "study.db", morph.space) as study:
@@ -312,16 +313,25 @@ class Fixed:
 
 
 def test_a_penalty_adds_its_gradient_and_ends_the_training(tmp_path: Path) -> None:
-    config = Train(epochs=3, batch=1150, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", warmup_epochs=0.0,
-                   optimizer="momentum")  # fmt: skip
+    config = Train(
+        epochs=3,
+        batch=1150,
+        lr=0.1,
+        momentum=0.0,
+        weight_decay=0.0,
+        schedule="constant",
+        warmup_epochs=0.0,
+        optimizer="momentum",
+    )
     found = []
     for penalised in (False, True):
         net = supernet()
         penalty = Fixed(net, epochs=1) if penalised else None
         state = tmp_path / "state.pt" if penalised else None
         options: dict[str, Any] = {"sampler": lambda step, net=net: (net.seed,), "penalty": penalty, "state": state}
-        rows = train_supernet(net, digits(), config if penalised else replace(config, epochs=1),
-                              verbose=False, **options)  # fmt: skip
+        rows = train_supernet(
+            net, digits(), config if penalised else replace(config, epochs=1), verbose=False, **options
+        )
         found.append((net.blocks[0].body[0].bn.weight.detach().clone(), rows, net, options))
     (plain, plain_rows, *_), (shrunk, rows, net, options) = found
     assert [len(plain_rows), len(rows)] == [1, 1]

@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from searcher_cases import LIMITS, SPACES, AtMost, chain_space, letters, noise
 
+from helpers.searcher_cases import LIMITS, SPACES, AtMost, chain_space, letters, noise
 from searchers import NSGA2, RandomSearch, Study, Trial, hypervolume, pareto_front, search
 from searchers.pareto import crowding_distance, nondominated_sort
 from searchers.testing import stand_in

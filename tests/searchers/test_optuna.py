@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searcher_cases import CONDITIONAL, LIMITS, AtMost, Counter, chain_space, trial
 
 import searchers
+from helpers.searcher_cases import CONDITIONAL, LIMITS, AtMost, Counter, chain_space, trial
 from searchers import OptunaSearcher, RandomSearch, Study, search
 from searchers.testing import evaluate, searched, stand_in
 from supernet.errors import InputError

@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 import pytest
-from searcher_cases import OURS, Make
 
+from helpers.searcher_cases import OURS, Make
 from searchers import OptunaSearcher, Study, Trial, search
 from searchers.testing import evaluate
 from supernet.space import Choice, SearchSpace
@@ -56,7 +56,9 @@ def test_optuna_beside_ours(sampler: str) -> None:
     trials = 3_000
     theirs = clock(lambda space: OptunaSearcher(space, sampler=sampler), trials)
     ours = clock(OURS["evolution"], trials)
-    early, late, own = (1e3 * (times[b] - times[a]) / 500 for times, a, b in
-                        ((theirs, 500, 1_000), (theirs, -501, -1), (ours, -501, -1)))  # fmt: skip
+    early, late, own = (
+        1e3 * (times[b] - times[a]) / 500
+        for times, a, b in ((theirs, 500, 1_000), (theirs, -501, -1), (ours, -501, -1))
+    )
     print(f"{sampler}: {early:.2f} ms a trial at 750, {late:.2f} ms at 2,750 (processor); aging evolution {own:.2f} ms")
     assert own < late

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from searcher_cases import CONDITIONAL, Cheap, chain_space, trial
 
+from helpers.searcher_cases import CONDITIONAL, Cheap, chain_space, trial
 from searchers import PNAS, RandomSearch, Study, Trial, search, testing
-from searchers.ladder_surrogates import LadderSurrogate, ranking
-from searchers.smbo import find_ladder, spearman
+from searchers.pnas.ladder import find_ladder
+from searchers.pnas.search import spearman
+from searchers.pnas.surrogate import LadderSurrogate, ranking
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value, compose
 
@@ -177,8 +178,10 @@ def test_limits_exclude_cells_from_every_level_and_impossible_ones_are_explained
 def test_the_first_proposals_are_those_on_record() -> None:
     """Eight of each level: by seed alone in the first, by what a surrogate learnt in the others."""
     trials = run(small(SPACE))
-    numbers = [[list(SPACE.to_indices(t.arch))[: 1 + 4 * size] for t in trials if t.arch["blocks"] == size][:8]
-               for size in (1, 2, 3)]  # fmt: skip
+    numbers = [
+        [list(SPACE.to_indices(t.arch))[: 1 + 4 * size] for t in trials if t.arch["blocks"] == size][:8]
+        for size in (1, 2, 3)
+    ]
     assert numbers == GOLDEN
 
 
@@ -249,20 +252,35 @@ def test_what_is_outside_of_the_ladder_is_held_at_its_first_option() -> None:
 
 
 def test_the_spaces_of_pnasnet_are_ladders() -> None:
-    from supernet.blocks.cell_graph import cell_space
-    from supernet.blocks.cell_ops import PNASNET_OPS
+    from supernet.blocks.cells.graph import cell_space
+    from supernet.blocks.cells.ops import PNASNET_OPS
 
     space = compose("pnasnet", {"stem": SearchSpace("", []), "cell": cell_space(PNASNET_OPS, blocks=5, fewer=True)})
     found = find_ladder(space)
     assert found.choice.name == "cell.blocks"
     assert [found.counts(b) for b in range(5)] == [[b + 2, b + 2, 8, 8] for b in range(5)]
     assert found.decisions == [(0, 6), (0, 6), (1, 8), (1, 8)]
-    assert len({space.normal_form(found.arch(space, [block])).key
-                for block in itertools.product(range(2), range(2), range(8), range(8))}) == 136  # fmt: skip
+    assert (
+        len(
+            {
+                space.normal_form(found.arch(space, [block])).key
+                for block in itertools.product(range(2), range(2), range(8), range(8))
+            }
+        )
+        == 136
+    )
 
 
-BAD = {"surrogate": "svm", "beam": 0, "members": 0, "embedding": 0, "hidden": 0, "epochs": 0, "learning_rate": 0.0,
-       "later_learning_rate": math.nan}  # fmt: skip
+BAD = {
+    "surrogate": "svm",
+    "beam": 0,
+    "members": 0,
+    "embedding": 0,
+    "hidden": 0,
+    "epochs": 0,
+    "learning_rate": 0.0,
+    "later_learning_rate": math.nan,
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -11,11 +11,14 @@ import pytest
 from scipy.integrate import quad
 from scipy.optimize import check_grad
 from scipy.stats import norm, spearmanr
-from searcher_cases import CONDITIONAL, LIMITS, AtMost, chain_space, noise, trial
 
+from helpers.searcher_cases import CONDITIONAL, LIMITS, AtMost, chain_space, noise, trial
 from searchers import PredictorSearch, RandomSearch, Study, Trial, search
-from searchers.predictor import _Candidates, compressed, log_expected_improvement
-from searchers.surrogates import Encoding, Ensemble, Floats, GaussianProcess, Indices, Surrogate, subset
+from searchers.predictor.encoding import Encoding
+from searchers.predictor.ensemble import Ensemble
+from searchers.predictor.gaussian_process import GaussianProcess
+from searchers.predictor.prediction import Floats, Indices, Surrogate, subset
+from searchers.predictor.search import _Candidates, compressed, log_expected_improvement
 from searchers.testing import evaluate, searched, stand_in
 from supernet.errors import InputError
 from supernet.space import Choice, SearchSpace

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import pytest
-from searcher_cases import MAKERS, Make, small_evolution, small_predictor, small_reinforce
 
-from detection.nasfpn import pyramid_space, wiring_arch
+from detection.nasfpn.space import pyramid_space, wiring_arch
+from helpers.searcher_cases import MAKERS, Make, small_evolution, small_predictor, small_reinforce
 from searchers import AgingEvolution, LocalSearch, RandomSearch, Searcher, Study, TopKEvolution, search, testing
 from supernet.space import Arch, SearchSpace
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from searcher_cases import CONDITIONAL, AtMost, Counter, chain_space, noise, small_reinforce, trial
 
 import searchers
+from helpers.searcher_cases import CONDITIONAL, AtMost, Counter, chain_space, noise, small_reinforce, trial
 from searchers import RandomSearch, Reinforce, Study, Trial, loop, search
-from searchers.controller import Controller, embedding_rows, ppo_loss, reinforce_loss
+from searchers.reinforce.controller import Controller, embedding_rows, ppo_loss, reinforce_loss
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace
 
@@ -322,8 +322,10 @@ def test_a_reward_that_is_no_number_is_named(value: float) -> None:
 
 def test_an_evaluation_that_is_sometimes_no_number_leaves_the_policy_whole() -> None:
     def evaluate(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
-        return [{"accuracy": math.nan if arch["block0"] == "k3" else m["accuracy"]}
-                for arch, m in zip(archs, agreement(archs), strict=True)]  # fmt: skip
+        return [
+            {"accuracy": math.nan if arch["block0"] == "k3" else m["accuracy"]}
+            for arch, m in zip(archs, agreement(archs), strict=True)
+        ]
 
     searcher = Reinforce(BANDIT, hidden=24, learning_rate=0.01)
     with Study(None, BANDIT) as study:
@@ -347,10 +349,20 @@ def test_equal_rewards_and_a_policy_that_only_repeats_end_with_a_message() -> No
 
 
 BAD = {
-    "algorithm": "poo", "entropy_to": "rewards", "minibatch": 0, "hidden": 0, "epochs": 0, "learning_rate": 0.0,
-    "clip": -0.1, "temperature": 0.0, "tanh_constant": math.nan, "penalty": math.inf, "baseline_start": math.nan,
-    "entropy": -1.0, "baseline": 1.0,
-}  # fmt: skip
+    "algorithm": "poo",
+    "entropy_to": "rewards",
+    "minibatch": 0,
+    "hidden": 0,
+    "epochs": 0,
+    "learning_rate": 0.0,
+    "clip": -0.1,
+    "temperature": 0.0,
+    "tanh_constant": math.nan,
+    "penalty": math.inf,
+    "baseline_start": math.nan,
+    "entropy": -1.0,
+    "baseline": 1.0,
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -391,8 +403,12 @@ def test_ten_thousand_trials_cost_five_milliseconds_each(algorithm: Any, tmp_pat
         searcher = Reinforce(space, algorithm=algorithm)
         search(searcher, lambda archs: [{"accuracy": noise(a)} for a in archs], study, trials=100)  # loads torch
         began = time.process_time()
-        search(Reinforce(space, algorithm=algorithm), lambda archs: [{"accuracy": noise(a)} for a in archs], study,
-               trials=10_100)  # fmt: skip
+        search(
+            Reinforce(space, algorithm=algorithm),
+            lambda archs: [{"accuracy": noise(a)} for a in archs],
+            study,
+            trials=10_100,
+        )
     cost = (time.process_time() - began) / 10_000
     print(f"{algorithm}: {1e3 * cost:.2f} ms a trial (processor), the study on disk included")
     assert cost < 5e-3
@@ -430,6 +446,8 @@ def test_on_nasbench_macro_the_best_hundredth_comes_sooner_than_at_random(settin
     chance = [evaluations_to(found, RandomSearch(space, seed=seed), results) for seed in seeds]
     gain = statistics.fmean(chance) - statistics.fmean(ours)
     error = 1.96 * math.sqrt((statistics.variance(ours) + statistics.variance(chance)) / len(seeds))
-    print(f"controller {statistics.fmean(ours):.1f}, random {statistics.fmean(chance):.1f} evaluations to {found}; "
-          f"sooner by {gain:.1f} ± {error:.1f}")  # fmt: skip
+    print(
+        f"controller {statistics.fmean(ours):.1f}, random {statistics.fmean(chance):.1f} evaluations to {found}; "
+        f"sooner by {gain:.1f} ± {error:.1f}"
+    )
     assert gain > error

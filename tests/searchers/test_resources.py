@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from searchers.resources import (
+from searchers.morphnet.resources import (
     equal_widths,
     filled,
     group_scales,

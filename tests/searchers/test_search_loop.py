@@ -10,8 +10,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from searcher_cases import MAKERS, OURS, REPEAT, AtMost, Counter, chain_space, noise, small_evolution
 
+from helpers.searcher_cases import MAKERS, OURS, REPEAT, AtMost, Counter, chain_space, noise, small_evolution
 from searchers import AgingEvolution, RandomSearch, Study, Trial, search
 from searchers.loop import settings_of
 from supernet.errors import InputError

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from searcher_cases import CONDITIONAL, LIMITS, SPACES, Counter, chain_space, small_reinforce
 
 import searchers
+from helpers.searcher_cases import CONDITIONAL, LIMITS, SPACES, Counter, chain_space, small_reinforce
 from searchers import RandomSearch, Reinforce, Study, Trial, loop, search
 from supernet.space import Arch, SearchSpace
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from searcher_cases import MAKERS, Counter, chain_space, noise, trial
 
 import searchers
+from helpers.searcher_cases import MAKERS, Counter, chain_space, noise, trial
 from searchers import RandomSearch, Study, search
 from supernet.errors import InputError
 from supernet.space import Choice, SearchSpace

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from searcher_cases import CONDITIONAL, AtMost, chain_space, trial
 
+from helpers.searcher_cases import CONDITIONAL, AtMost, chain_space, trial
 from searchers import TopKEvolution, Trial
 from searchers.testing import stand_in
 from supernet.errors import InputError
@@ -91,8 +91,9 @@ def test_one_point_crossover_keeps_what_is_active_in_either_parent() -> None:
     made = {searcher._one_point(*pair, searcher._rng) for pair in [(deep, shallow), (shallow, deep)] for _ in range(50)}
     assert made <= set(CONDITIONAL.enumerate())
     assert {tuple(arch.values()) for arch in made if arch["depth"] == 3} == {
-        (3, "y", "z", 38, 2.0), (3, "z", "z", 38, 2.0)
-    }  # fmt: skip
+        (3, "y", "z", 38, 2.0),
+        (3, "z", "z", 38, 2.0),
+    }
 
 
 def test_parents_are_the_best_of_all_history() -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from searcher_cases import OURS
 
+from helpers.searcher_cases import OURS
 from searchers import testing
 from supernet import create_supernet
 from supernet.space import Arch

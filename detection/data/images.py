@@ -1,0 +1,183 @@
+"""Images with boxes, in memory or read from disk when they are used."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from detection.data.augment import Resize
+from detection.data.coco import Annotations
+from supernet.data.decode import UNREADABLE
+from supernet.data.images import Images
+from supernet.errors import InputError
+from supernet.memory import free_memory
+
+Pixels = Tensor | list[Tensor]
+"""Images of one size, (N, 3, H, W), or of several, (3, h, w) each."""
+
+HASHED = 2**28
+"""Bytes of image files up to which a digest is over their contents; of more over their names and sizes."""
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionSet:
+    """Images with boxes, decoded in memory or read from disk when they are used; in either case resized only then.
+
+    Attributes:
+        annotations: names and sizes of the images, boxes, labels and categories.
+        resize: which size images get.
+        mean, std: float32, (3, 1, 1), on the scale 0..1; their device is where batches go.
+        root: folder of the image files; None for images that have none.
+        pixels: decoded images, uint8, (3, H, W) each as stored; None for images that are read from `root`.
+    """
+
+    annotations: Annotations
+    resize: Resize
+    mean: Tensor
+    std: Tensor
+    root: Path | None = None
+    pixels: tuple[Tensor, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a training batch is a function of seed and step alone: always."""
+        return True
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels 1, 2, … in order."""
+        return self.annotations.classes
+
+    @property
+    def scales(self) -> Tensor:
+        """Pixels as stored per pixel that a detector sees, float64, (N, 2): of x and y."""
+        seen = torch.tensor([self.resize.of(*size) for size in self.annotations.sizes.tolist()])
+        return self.annotations.sizes.flip(1).double() / seen.flip(1)
+
+    def subset(self, index: Tensor) -> "DetectionSet":
+        """The images at these positions, in this order."""
+        pixels = None if self.pixels is None else tuple(self.pixels[i] for i in index.tolist())
+        return dataclasses.replace(self, annotations=self.annotations.subset(index), pixels=pixels)
+
+    def to(self, device: torch.device | str) -> "DetectionSet":
+        """The same set, its batches moved to a device."""
+        return dataclasses.replace(self, mean=self.mean.to(device), std=self.std.to(device))
+
+    def normalize(self, pixels: Pixels) -> Pixels:
+        """uint8 to float32, zero mean and unit variance per channel, on the set's device."""
+        if isinstance(pixels, Tensor):
+            return (pixels.to(self.mean.device, non_blocking=True).float() / 255 - self.mean) / self.std
+        return [
+            (image.to(self.mean.device, non_blocking=True).float() / 255 - self.mean) / self.std for image in pixels
+        ]
+
+    def image(self, index: int) -> Tensor:
+        """One image as stored, uint8, (3, H, W).
+
+        Raises:
+            InputError: a file that cannot be read, or of another size than its annotation file says.
+        """
+        if self.pixels is not None:
+            return self.pixels[index]
+        assert self.root is not None
+        path = self.root / self.annotations.name(index)
+        what = f"the image {path} (id {int(self.annotations.ids[index])})"
+        try:
+            with Image.open(path) as file:
+                pixels: Tensor = pil_to_tensor(file.convert("RGB"))
+        except UNREADABLE as error:
+            raise InputError(f"{what} cannot be read ({error}); repair it, or remove it and its annotations") from error
+        if list(pixels.shape[-2:]) != self.annotations.sizes[index].tolist():
+            height, width = self.annotations.sizes[index].tolist()
+            raise InputError(
+                f"{what} has {pixels.shape[-1]}×{pixels.shape[-2]} pixels and {width}×{height} by its annotation file: "
+                "its boxes would be wrong; repair either"
+            )
+        return pixels
+
+    def seen(self, index: int) -> Tensor:
+        """One image as a detector sees it but for the normalisation, uint8, (3, h, w)."""
+        return self.resize(self.image(index))
+
+    def batches(self, size: int) -> Iterator[tuple[Pixels, Tensor]]:
+        """Normalised images and their positions in this set, int64, (n,), in order."""
+        for positions in torch.arange(len(self)).split(size):
+            yield self.normalize(gathered([self.seen(i) for i in positions.tolist()])), positions
+
+    def images(self) -> Images:
+        """All images in memory as detectors see them, for `SharedWeights`: their labels are positions in this set, by
+        which a `DetectionMetric` finds the boxes. Smaller ones are padded at the right and the bottom, with the mean.
+
+        Raises:
+            InputError: they need more memory than is free; later on, see `image`.
+        """
+        seen = [self.resize.of(*size) for size in self.annotations.sizes.unique(dim=0).tolist()]
+        height, width = (max(sides) for sides in zip(*seen, strict=True))
+        needed, free = len(self) * 3 * height * width, free_memory()
+        if needed > free:
+            raise InputError(
+                f"{len(self)} images of {width}×{height} need {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB "
+                "are free; lower data.size, or score with fewer images"
+            )
+        pixels = torch.empty(len(self), 3, height, width, dtype=torch.uint8)
+        pixels[:] = (self.mean.cpu() * 255).round().to(torch.uint8)
+
+        def fill(index: int) -> None:
+            image = self.seen(index)
+            pixels[index, :, : image.shape[1], : image.shape[2]] = image
+
+        with _threads() as pool:
+            list(pool.map(fill, range(len(self))))
+        return Images(pixels, torch.arange(len(self)), self.mean.cpu(), self.std.cpu()).to(self.mean.device)
+
+    def cached(self, limit: int) -> "DetectionSet":
+        """The same set decoded in memory; itself if that takes more than `limit` bytes. Raises as `image` does."""
+        if self.pixels is not None or self.decoded_bytes > limit:
+            return self
+        with _threads() as pool:
+            return dataclasses.replace(self, pixels=tuple(pool.map(self.image, range(len(self)))))
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all images once decoded."""
+        return int(3 * self.annotations.sizes.prod(1).sum())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the images in memory."""
+        return 0 if self.pixels is None else self.decoded_bytes
+
+    def identity(self) -> str:
+        """Digest of annotations and images; of many files by their names and sizes (`HASHED`)."""
+        sha = hashlib.sha256(self.annotations.identity().encode())
+        paths = [] if self.root is None else [self.root / self.annotations.name(i) for i in range(len(self))]
+        sizes = [os.path.getsize(path) for path in paths]
+        if not paths:
+            for image in self.pixels or ():
+                sha.update(image.contiguous().numpy().data)
+        elif sum(sizes) > HASHED:
+            sha.update(repr(sizes).encode())
+        else:
+            for path in paths:
+                sha.update(path.read_bytes())
+        return sha.hexdigest()
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+
+def gathered(images: Sequence[Tensor]) -> Pixels:
+    """Images, (3, h, w) each, as one tensor if they are of one size."""
+    return torch.stack(list(images)) if len({image.shape for image in images}) == 1 else list(images)

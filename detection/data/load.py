@@ -1,0 +1,179 @@
+"""Images with boxes: COCO's layout or composed digits, split by seed, resized and varied together with their boxes."""
+
+import dataclasses
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detection.config import DetectionData
+from detection.data import digits
+from detection.data.augment import Resize
+from detection.data.batches import _generator
+from detection.data.coco import Annotations, read_annotations
+from detection.data.images import DetectionSet
+from supernet.errors import InputError
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionSplits:
+    """The four parts of a data set. `calibration` is drawn from `train`; the others are disjoint.
+
+    Attributes:
+        train: for gradients.
+        calibration: for batch-norm statistics before an evaluation, not varied.
+        validation: for scores during a search.
+        test: for the final report.
+        digest: 16 hex digits over annotations and images of all parts; see `DetectionSet.identity`.
+    """
+
+    train: DetectionSet
+    calibration: DetectionSet
+    validation: DetectionSet
+    test: DetectionSet
+    digest: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels 1, 2, … in order."""
+        return self.train.classes
+
+    def to(self, device: torch.device | str) -> "DetectionSplits":
+        """The same splits, their batches moved to a device."""
+        parts = {part: getattr(self, part).to(device) for part in ("train", "calibration", "validation", "test")}
+        return dataclasses.replace(self, **parts)
+
+
+def load(config: DetectionData) -> DetectionSplits:
+    """Read and split a data set; what fits into `config.memory` is decoded.
+
+    Raises:
+        InputError: a setting out of range, an annotation file or an image that is not there or makes no sense, or a
+            split without images or boxes.
+    """
+    _check(config)
+    if config.source == "digits":
+        parts = digits.compose(config.size, config.compose, seed=config.seed)
+        named = zip(("train", "validation", "test"), parts, strict=True)
+        return _splits(
+            config, *(_set(config, _composed(part, name), pixels=tuple(part.pixels)) for name, part in named)
+        )
+    train = _read(config, config.source, config.images, config.memory)
+    room = config.memory - train.held_bytes
+    validation = test = None
+    if config.validation_source:
+        validation = _read(config, config.validation_source, config.validation_images or config.images, room, train)
+        room -= validation.held_bytes
+    if config.test_source:
+        test = _read(config, config.test_source, config.test_images or config.images, room, train)
+    return split(config, train, validation, test)
+
+
+def _check(config: DetectionData) -> None:
+    if min(config.min_side, config.calibration) < 1 or min(config.workers, config.memory) < 0:
+        raise InputError(
+            f"data.min_side={config.min_side} and data.calibration={config.calibration} must be at least 1, "
+            f"data.workers={config.workers} and data.memory={config.memory} at least 0"
+        )
+    if config.size < config.min_side or 0 < config.longest < config.size or config.longest < 0:
+        raise InputError(
+            f"data.size={config.size} must be at least data.min_side={config.min_side}, and "
+            f"data.longest={config.longest} 0 or at least data.size"
+        )
+    if {len(config.mean), len(config.std)} not in ({0}, {3}) or min(config.std, default=1.0) <= 0:
+        raise InputError(
+            f"data.mean={config.mean} and data.std={config.std} have three values each, of std above 0; or none"
+        )
+    low, high = config.augment.scale
+    if not 0 < low <= high:
+        raise InputError(f"augment.scale={low, high} is a range of factors: more than 0, the smaller one first")
+    for name, share in (("validation", config.validation), ("test", config.test)):
+        if not 0 <= share < 1:
+            raise InputError(f"data.{name}={share} is a share of the images, at least 0 and less than 1")
+
+
+def _set(config: DetectionData, annotations: Annotations, **where: Any) -> DetectionSet:
+    mean, std = (torch.tensor(t).view(3, 1, 1) for t in (config.mean or (0.0,) * 3, config.std or (1.0,) * 3))
+    return DetectionSet(annotations, Resize(config.size, config.longest), mean, std, **where)
+
+
+def _read(config: DetectionData, source: str, folder: str, room: int, like: DetectionSet | None = None) -> DetectionSet:
+    known = None if like is None else like.annotations
+    annotations = read_annotations(Path(source), Path(folder), min_side=config.min_side, like=known)
+    return _set(config, annotations, root=Path(folder)).cached(room)
+
+
+def _composed(part: digits.Composed, name: str) -> Annotations:
+    count, _, *size = part.pixels.shape
+    names: NDArray[np.bytes_] = np.array([f"composed {name} {i}".encode() for i in range(count)])
+    sizes, ids = torch.tensor([size]).expand(count, 2), torch.arange(1, count + 1)
+    return Annotations.of(names, ids, sizes, part.boxes, part.labels, classes=digits.CLASSES)
+
+
+# -- splitting --------------------------------------------------------------------------------------------------------
+
+
+def split(
+    config: DetectionData,
+    images: DetectionSet,
+    validation: DetectionSet | None = None,
+    test: DetectionSet | None = None,
+) -> DetectionSplits:
+    """Splits by seed of a set, for every source.
+
+    Args:
+        config: `seed`, `calibration`, and the shares of `validation` and `test`.
+        images: what is split.
+        validation, test: splits of their own; otherwise they are held out of the images.
+
+    Raises:
+        InputError: a split without images, or without boxes other than crowds.
+    """
+    order = torch.randperm(len(images), generator=_generator(config.seed, "split"))
+    n_test = 0 if test is not None else round(config.test * len(order))
+    n_validation = 0 if validation is not None else round(config.validation * (len(order) - n_test))
+    parts = [images.subset(index) for index in order.tensor_split([n_test, n_test + n_validation])]
+    return _splits(config, parts[2], validation or parts[1], test or parts[0])
+
+
+def _splits(
+    config: DetectionData, train: DetectionSet, validation: DetectionSet, test: DetectionSet
+) -> DetectionSplits:
+    present = []
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        present.append(set(part.annotations.labels[~part.annotations.crowd].tolist()))
+        if not present[-1]:
+            raise InputError(
+                f"the {name} split of {config.source!r} has {len(part)} images and no boxes to find; give more images, "
+                "another share or another data.seed"
+            )
+    missing = sorted(set.union(*present[1:]) - present[0])
+    if missing:
+        shown = ", ".join(repr(train.classes[label - 1]) for label in missing[:5])
+        warnings.warn(f"no training image shows {len(missing)} of the classes held out: {shown}", stacklevel=3)
+    calibration = train.subset(torch.arange(min(config.calibration, len(train))))
+    mean, std = (calibration.mean, calibration.std) if config.mean else _statistics(calibration)
+    parts = {"train": train, "calibration": calibration, "validation": validation, "test": test}
+    sha = hashlib.sha256("".join(part.identity() for part in parts.values()).encode())
+    normal = {name: dataclasses.replace(part, mean=mean, std=std) for name, part in parts.items()}
+    return DetectionSplits(**normal, digest=sha.hexdigest()[:16])
+
+
+def _statistics(part: DetectionSet) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel, (3, 1, 1), of images as detectors see them: counted by levels, without a copy."""
+    counts = torch.zeros(3, 256, dtype=torch.float64)
+    for index in range(len(part)):
+        for channel, values in enumerate(part.seen(index)):
+            counts[channel] += torch.bincount(values.flatten(), minlength=256)
+    levels, share = torch.arange(256, dtype=torch.float64) / 255, counts / counts.sum(1, keepdim=True)
+    mean = share @ levels
+    std = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt().clamp_min(1e-3)
+    return mean.float().view(3, 1, 1), std.float().view(3, 1, 1)

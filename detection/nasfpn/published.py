@@ -1,0 +1,63 @@
+"""The published NAS-FPN detectors."""
+
+from typing import Any
+
+import torch
+
+from detection.backbone import as_backbone
+from detection.detector import Detector, DetectorNetwork
+from detection.nasfpn.space import wiring_arch
+from detection.nasfpn.supernet import NECK, retinanet_nasfpn
+from detection.resnet import resnet_50
+from supernet.chain import realize
+from supernet.errors import InputError, nearest
+from supernet.space import Arch
+
+# -- published networks -----------------------------------------------------------------------------------------------
+
+NASFPN_NETWORKS = {"nasfpn-r50-7at256": (256, 640), "nasfpn-r50-7at384": (384, 1280)}
+"""Name to channels and image size, of seven repeats on ResNet-50 (Table 1)."""
+COCO_IDS = 91
+"""Logits per anchor in TensorFlow's code, one per COCO id: the published costs are those of so many classes."""
+
+
+def published_nasfpn(
+    name: str, *, num_classes: int = COCO_IDS, image_size: int | None = None, **settings: Any
+) -> tuple[Detector, Arch]:
+    """A network of `NASFPN_NETWORKS` as a detector without initial weights and the architecture that was published.
+
+    Raises:
+        InputError: no such network.
+    """
+    if name not in NASFPN_NETWORKS:
+        raise InputError(f"there is no network {name!r}; {nearest(name, NASFPN_NETWORKS)}")
+    width, size = NASFPN_NETWORKS[name]
+    side = image_size or size
+    body = as_backbone(resnet_50(), levels=3)
+    detector = retinanet_nasfpn(
+        body, num_classes=num_classes, image_size=(side, side), head_width=width, **{"repeats": 7, **settings}
+    )
+    return detector, wiring_arch("nasfpn-7", detector.space, prefix=NECK)
+
+
+def create_nasfpn(
+    name: str,
+    *,
+    num_classes: int = COCO_IDS,
+    image_size: int | None = None,
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> DetectorNetwork:
+    """A network of `NASFPN_NETWORKS` with fresh weights; `load_backbone` gives it a trained `resnet_50`'s.
+
+    Args:
+        image_size: in pixels, of its costs; the published one where None.
+        generator: of the initial weights; torch's global generator if None.
+        settings: further arguments of `retinanet_nasfpn`.
+    """
+    with torch.device("meta"):
+        detector, arch = published_nasfpn(name, num_classes=num_classes, image_size=image_size, **settings)
+        network = detector.subnet(arch)
+    made = realize(network, detector.init, generator)
+    assert isinstance(made, DetectorNetwork)
+    return made

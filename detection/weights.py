@@ -1,0 +1,77 @@
+"""Weights of backbones: of this project, torchvision's or timm's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from detection.backbone import backbone_steps
+from detection.resnet import from_torchvision
+from supernet.errors import InputError
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] | str | Path) -> None:
+    """Copy the weights of a classification network into the backbone of a detector; the classifier's head is ignored.
+
+    Args:
+        detector: a supernet, or the network of one architecture.
+        source: a classification supernet for the former, `supernet.subnet(arch)` for the latter; its state dict; or a
+            file of it, of safetensors or of `torch.save`. A ResNet's tensors may have torchvision's and timm's names.
+
+    Raises:
+        InputError: no such file, or the first tensor that is missing, left over or of another shape.
+    """
+    for block, given in backbone_weights(detector, source):
+        block.load_state_dict(given, strict=False)
+
+
+def backbone_weights(
+    detector: nn.Module, source: nn.Module | Mapping[str, Tensor] | str | Path
+) -> list[tuple[nn.Module, Mapping[str, Tensor]]]:
+    """The steps of a backbone, each with its tensors of the source, compared and not loaded; see `load_backbone`."""
+    tensors = _tensors(source)
+    prefix = "blocks." if any(name.startswith("blocks.") for name in tensors) else ""
+    pairs = list[tuple[nn.Module, Mapping[str, Tensor]]]()
+    for number, step in enumerate(backbone_steps(detector)):
+        start = f"{prefix}{number}."
+        given = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+        own = step.block.state_dict()
+        for name in sorted(own.keys() | given.keys()):
+            counter = name.endswith("num_batches_tracked")  # frozen norms have none
+            if not counter and (name not in own or name not in given or own[name].shape != given[name].shape):
+                raise InputError(
+                    f"the weights belong to another backbone: tensor {start + name!r} is missing or has another shape; "
+                    "for the detector of one architecture give supernet.subnet(arch)"
+                )
+        pairs.append((step.block, given))
+    return pairs
+
+
+def _tensors(source: nn.Module | Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
+    if isinstance(source, nn.Module | Mapping):
+        return from_torchvision(source.state_dict() if isinstance(source, nn.Module) else source)
+    try:
+        saved = torch.load(source, weights_only=True, map_location="cpu") if _pickled(source) else load_file(source)
+    except FileNotFoundError:
+        raise InputError(f"{source} does not exist; has the training of the backbone finished?") from None
+    except SafetensorError as error:
+        raise InputError(f"{source} is truncated or no safetensors file ({error})") from error
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"{source} is truncated or holds more than weights ({_first_line(error)})") from error
+    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
+        raise InputError(f"{source} holds no state dict; save `model.state_dict()` alone")
+    return from_torchvision(saved)
+
+
+def _pickled(source: str | Path) -> bool:
+    return Path(source).suffix in (".pth", ".pt", ".bin")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,445 @@
+"""MorphNet (Gordon et al., CVPR 2018): widths shrink under a resource regulariser, then grow into the budget."""
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from searchers.loop import Evaluate, Feasible
+from searchers.morphnet.resources import (
+    GAP,
+    Resource,
+    ShrinkingPenalty,
+    filled,
+    group_scales,
+    histogram_gap,
+    largest_multiplier,
+    resource_cost,
+    widened,
+)
+from searchers.study import Trial, score
+from supernet.errors import InputError
+from supernet.space import Arch, SearchSpace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from supernet.spaces.widths import WidthChain
+
+
+RESOURCES: dict[str, Resource] = {"macs": "flops", "params": "size"}
+"""The name of a limit, and what is regularised to keep it."""
+
+RELEASED_THRESHOLD = 1e-3  # of the released code's example
+FORMAT = 1
+MOST_BYTES = 900_000_000  # of weights in a snapshot: SQLite holds no more than 1e9 bytes in a field
+
+_log = logging.getLogger("searchers")
+
+
+class Shrink(Protocol):
+    """Trains the shared weights of one architecture, in place, with a penalty and at a constant learning rate."""
+
+    def __call__(self, supernet: Any, arch: Arch, penalty: ShrinkingPenalty, run: str) -> Any:
+        """Train until `penalty.settled`.
+
+        Args:
+            run: names the training within the search, `round0-0`: for its checkpoint, so that a search that goes on
+                finds what is finished and repeats nothing.
+        """
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What one training led to.
+
+    Attributes:
+        run: its name.
+        strength: λ.
+        threshold: above which |γ| was alive.
+        alive: channels left per group.
+        multiplier: ω, what the alive widths were multiplied by.
+        clipped: groups that stand at the largest width of the supernet.
+        arch: what is proposed: ω times the alive widths, filled up if asked for.
+        cost: of `arch`, in the units of the limit.
+        checkpoint: SHA-256 of the weights that score it, 16 hex digits.
+    """
+
+    run: str
+    strength: float
+    threshold: float
+    alive: dict[str, int]
+    multiplier: float
+    clipped: tuple[str, ...]
+    arch: Arch
+    cost: int
+    checkpoint: str
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What a study keeps beside the score; `checkpoint` as a number of 48 bits, which a double holds exactly."""
+        number, _, attempt = self.run.removeprefix("round").partition("-")
+        return {
+            "round": float(number),
+            "attempt": float(attempt),
+            "strength": self.strength,
+            "multiplier": self.multiplier,
+            "alive": float(sum(self.alive.values())),
+            "clipped": float(len(self.clipped)),
+            "checkpoint": float(int(self.checkpoint[:12], 16)),
+        }
+
+
+class MorphNet:
+    """Shrinks widths under λ·G, expands the survivors uniformly to the budget, and repeats (the paper's Algorithm 1).
+
+    A round trains the current widths with each λ of the scan, from the same weights. After each training, channels
+    are put in the order of their |γ| (the outputs stay the same), and ω times the alive widths are proposed: an
+    ordinary architecture, which is scored with the shared weights as they are then. The best of the scan starts the
+    next round; the channels that it gains start at scale 1 and shift 0.
+
+    Proposals come one at a time, since each is scored with weights of its own; trials for a whole search are
+    `rounds * len(scan)`. Evaluate with `searcher.scored(evaluate)`, where `evaluate` reads `searcher.supernet`, so that
+    the study holds rounds and checkpoint hashes; a search that goes on is then checked against them.
+
+    Args:
+        space: of the supernet.
+        supernet: its decisions are widths (`supernet.spaces.widths`); a copy is trained.
+        train: see `Shrink`; a call of `train_supernet` with `penalty`, one architecture and a constant learning rate.
+        seed: kept for the record: nothing is drawn here, the training draws.
+        metric: compares the λ of a scan; with a leading minus, lower is better.
+        feasible: exactly one limit: on `macs` (FLOPs are regularised) or on `params` (model size is).
+        rounds: how often to shrink and expand.
+        strength: λ; None for 1 / (cost of the widths that the round starts from).
+        scan: multiples of λ that each round tries.
+        threshold: |γ| above it is alive; "gap" for the gap of the histogram (then 1e-3 counts while training).
+        fill: add single channels until the cost is within this share below the limit; 0 for none.
+        start: widths to start from; the supernet's seed if None.
+        patience, tolerance: see `ShrinkingPenalty`.
+        inplace: train the supernet itself.
+
+    Attributes:
+        history: what every training led to, in order.
+
+    Raises:
+        InputError: no widths, no batch norm with scale in a group, no such limit or one below a channel per group, a
+            start outside the space (such as a width of 0 where a channel is needed), or a number out of range.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        supernet: "WidthChain",
+        train: Shrink,
+        seed: int = 0,
+        metric: str = "accuracy",
+        feasible: Feasible | None = None,
+        rounds: int = 1,
+        strength: float | None = None,
+        scan: Sequence[float] = (0.1, 1.0, 10.0),
+        threshold: float | Literal["gap"] = RELEASED_THRESHOLD,
+        fill: float = 0.0,
+        start: Mapping[str, int] | None = None,
+        patience: int = 3,
+        tolerance: float = 0.01,
+        inplace: bool = False,
+    ) -> None:
+        _check_numbers(rounds, strength, scan, threshold, fill, patience, tolerance)
+        self.limit, self.budget = _limit(feasible)
+        _check_supernet(space, supernet)
+        self.space, self.seed, self.metric, self.feasible = space, seed, metric, feasible
+        self.train, self.rounds, self.strength, self.scan = train, rounds, strength, tuple(scan)
+        self.threshold, self.fill, self.patience, self.tolerance = threshold, fill, patience, tolerance
+        self.start, self.inplace = None if start is None else dict(start), inplace
+        self.history: list[Shrunk] = []
+        self._layers = supernet.layers()
+        self._largest = {choice.name: int(choice.options[-1]) for choice in space.choices}
+        self._arch = space.normal_form(space.canonical(supernet.seed if start is None else start))
+        self._check_budget()
+        self.supernet = supernet if inplace else copy.deepcopy(supernet)
+        self._round = 0
+        self._tried: list[Shrunk] = []
+        self._before: dict[str, Tensor] = {}  # the weights that the round began with, while a scan needs them
+        self._best: tuple[float, Shrunk, dict[str, Tensor]] | None = None  # of the round, with its weights
+        self._told = True  # whether the weights as they are now have been scored
+
+    def cost(self, widths: Mapping[str, int]) -> int:
+        """In the units of the limit: multiply-accumulates, or parameters with batch norm and biases."""
+        return sum(layer.macs(widths) if self.limit == "macs" else layer.params(widths) for layer in self._layers)
+
+    def ask(self, n: int) -> list[Arch]:
+        """Trains, and returns one architecture; none when all rounds are over."""
+        if len(self._tried) == len(self.scan):
+            self._conclude()
+        if n < 1 or self._round == self.rounds:
+            return []
+        if not self._tried and len(self.scan) > 1:
+            self._before = self._weights()
+        elif self._tried:
+            self.supernet.load_state_dict(self._before)
+        shrunk = self._shrink(self.scan[len(self._tried)], f"round{self._round}-{len(self._tried)}")
+        self._tried.append(shrunk)
+        self.history.append(shrunk)
+        self._told = False
+        return [shrunk.arch]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Notes the score of what was asked last; other trials, as of a warm start, teach nothing.
+
+        Raises:
+            InputError: the study was recorded with other weights than the training has led to now.
+        """
+        for trial in trials:
+            if not self._tried or trial.arch != self._tried[-1].arch:
+                continue
+            self._told = True
+            if trial.failed:
+                continue
+            shrunk = self._tried[-1]
+            recorded, now = trial.metrics.get("checkpoint"), shrunk.figures["checkpoint"]
+            if recorded is not None and recorded != now and not trial.repeat:
+                raise InputError(
+                    f"trial {trial.number} was scored with other weights than {shrunk.run} has now ({int(recorded):x}, "
+                    f"{int(now):x}): restore the training's checkpoint, data and settings, or use another study file"
+                )
+            value = score(trial, self.metric)
+            if self._best is None or value > self._best[0]:
+                self._best = (value, shrunk, self._weights() if len(self.scan) > 1 else {})
+
+    def scored(self, evaluate: Evaluate) -> Evaluate:
+        """`evaluate` with round, λ, ω, alive channels and checkpoint hash beside each score."""
+        return _Scored(self, evaluate)
+
+    def snapshot(self) -> bytes:
+        """The search so far as safetensors, with the weights that it goes on from unless they exceed `MOST_BYTES`."""
+        from safetensors.torch import save
+
+        best = self._best[2] if self._best else {}
+        needed = not self._told or not (best if len(self._tried) == len(self.scan) else self._before)
+        held = {"now": self._weights() if needed else {}, "best": best}
+        held["before"] = self._before if len(self._tried) < len(self.scan) else {}
+        tensors = {f"{kind}/{name}": tensor for kind, state in held.items() for name, tensor in state.items()}
+        whole = sum(tensor.nbytes for tensor in tensors.values()) <= MOST_BYTES
+        document = {
+            "format": FORMAT,
+            "space": self.space.digest(),
+            "whole": whole,
+            "round": self._round,
+            "arch": dict(self._arch),
+            "tried": len(self._tried),
+            "told": self._told,
+            "history": [asdict(s) | {"arch": dict(s.arch)} for s in self.history],
+            "best": None if self._best is None else [self._best[0], self.history.index(self._best[1])],
+        }
+        return save(tensors if whole else {}, {"morphnet": json.dumps(document)})
+
+    def restore(self, data: bytes) -> None:
+        """Goes on from a snapshot of a searcher with the same arguments.
+
+        Raises:
+            InputError: it is damaged, of another space, or without weights; nothing has changed then.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            tensors = load(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            document = json.loads(header["__metadata__"]["morphnet"])
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"this is no snapshot of MorphNet ({error}); search from the start") from error
+        if (document["format"], document["space"]) != (FORMAT, self.space.digest()):
+            raise InputError("the snapshot is of another space or release; search from the start")
+        if not document["whole"]:
+            raise InputError(f"the snapshot holds no weights, which exceed {MOST_BYTES:,} bytes; search from the start")
+        held: dict[str, dict[str, Tensor]] = {"now": {}, "before": {}, "best": {}}
+        for name, tensor in tensors.items():
+            kind, _, name = name.partition("/")
+            held[kind][name] = tensor
+        self.supernet.load_state_dict(held["now"] or held["best"] or held["before"])
+        self._before, self._told = held["before"], document["told"]
+        self._round, self._arch = document["round"], Arch(document["arch"])
+        records = [s | {"arch": Arch(s["arch"]), "clipped": tuple(s["clipped"])} for s in document["history"]]
+        self.history = [Shrunk(**record) for record in records]
+        self._tried = self.history[len(self.history) - document["tried"] :]
+        best = document["best"]
+        self._best = None if best is None else (best[0], self.history[best[1]], held["best"])
+
+    def _shrink(self, multiple: float, run: str) -> Shrunk:
+        """One training, and the architecture that it leads to."""
+        resource = RESOURCES[self.limit]
+        widths = {name: int(value) for name, value in self._arch.items()}
+        base = self.strength or 1 / resource_cost(self._layers, widths, resource)
+        counted = RELEASED_THRESHOLD if self.threshold == "gap" else self.threshold
+        penalty = ShrinkingPenalty(
+            supernet=self.supernet,
+            layers=self._layers,
+            resource=resource,
+            strength=multiple * base,
+            threshold=counted,
+            patience=self.patience,
+            tolerance=self.tolerance,
+        )
+        self.train(self.supernet, self._arch, penalty, run)
+        scales = {name: scale.detach() for name, scale in group_scales(self.supernet.scales(self._arch)).items()}
+        threshold = counted
+        if self.threshold == "gap":
+            threshold = histogram_gap(value for scale in scales.values() for value in scale.tolist())
+            if not threshold:
+                _log.warning(
+                    "%s: no two scales have a gap of a factor %g between them, and all channels count as "
+                    "alive; give a number as the threshold, or a larger strength",
+                    run,
+                    GAP,
+                )
+        self.supernet.permute({name: scale.argsort(descending=True, stable=True) for name, scale in scales.items()})
+        alive = self._alive(scales, threshold)
+        kept = [name for name, n in alive.items() if n and not bool((scales[name] > threshold).any())]
+        if kept:
+            _log.warning(
+                "%s: no channel of %s is above the threshold %g, and one is kept; a smaller strength may help",
+                run,
+                ", ".join(kept),
+                threshold,
+            )
+        multiplier = largest_multiplier(alive, self._largest, self.cost, self.budget)
+        found = widened(alive, multiplier, self._largest)
+        if self.fill:
+            found = filled(found, alive, self._largest, self.cost, limit=self.budget, share=self.fill)
+        clipped = tuple(name for name, width in found.items() if width == self._largest[name])
+        if clipped:
+            _log.warning(
+                "%s: %d groups stand at the largest width of the supernet: %s; more headroom would let them grow",
+                run,
+                len(clipped),
+                ", ".join(clipped),
+            )
+        return Shrunk(
+            run,
+            multiple * base,
+            threshold,
+            alive,
+            float(multiplier),
+            clipped,
+            self.space.canonical(found),
+            self.cost(found),
+            _digest(self.supernet),
+        )
+
+    def _alive(self, scales: "Mapping[str, Tensor]", threshold: float) -> dict[str, int]:
+        """Channels above the threshold per group, at least 1 where the space has no 0; branches are whole or gone."""
+        counts = {
+            choice.name: max(
+                int(choice.options[0]), int((scales[choice.name] > threshold).sum()) if choice.name in scales else 0
+            )
+            for choice in self.space.choices
+        }
+        return {name: int(n) for name, n in self.space.normal_form(self.space.canonical(counts)).items()}
+
+    def _conclude(self) -> None:
+        """The best of the scan starts the next round."""
+        best = self._best or (0.0, self._tried[-1], {})
+        if best[2]:
+            self.supernet.load_state_dict(best[2])
+        self._arch = best[1].arch
+        self._round += 1
+        if self._round < self.rounds:
+            self.supernet.renew(best[1].alive)
+        self._tried, self._best, self._before = [], None, {}
+
+    def _weights(self) -> "dict[str, Tensor]":
+        return {name: tensor.detach().clone().contiguous() for name, tensor in self.supernet.state_dict().items()}
+
+    def _check_budget(self) -> None:
+        least = self.cost(dict.fromkeys(self._largest, 1))
+        if least > self.budget:
+            raise InputError(
+                f"the limit {self.limit} <= {self.budget:,.0f} is below the smallest network of {self.space.name!r}, "
+                f"one channel per group, which has {least:,}; raise it"
+            )
+        widths = {name: int(value) for name, value in self._arch.items()}
+        table: Any = getattr(self.feasible, "cost", None)
+        counted = self.cost(widths) if table is None else table(self._arch)[self.limit]
+        if counted != self.cost(widths):
+            raise InputError(
+                f"feasible counts {counted:,} {self.limit} where the supernet has {self.cost(widths):,}; give "
+                "Feasible(CostTable(supernet), …) of this supernet at its own input size"
+            )
+
+
+class _Scored:
+    """An evaluator that adds what a searcher's last training led to."""
+
+    def __init__(self, searcher: MorphNet, evaluate: Evaluate) -> None:
+        self._searcher, self._evaluate = searcher, evaluate
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those of the evaluator."""
+        found: Mapping[str, Any] = getattr(self._evaluate, "settings", {})
+        return found
+
+    def __call__(self, archs: Sequence[Arch]) -> list[Mapping[str, float] | None]:
+        """The metrics with the figures of the training."""
+        figures = self._searcher.history[-1].figures
+        return [None if metrics is None else {**metrics, **figures} for metrics in self._evaluate(archs)]
+
+
+def _digest(supernet: "WidthChain") -> str:
+    sha = hashlib.sha256()
+    for tensor in supernet.state_dict().values():
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _limit(feasible: Feasible | None) -> tuple[str, float]:
+    limits = {} if feasible is None else dict(feasible.limits)
+    if len(limits) != 1 or not limits.keys() <= RESOURCES.keys():
+        raise InputError(
+            f"MorphNet keeps one limit, on one of {', '.join(RESOURCES)}, not {limits or 'none'}; give "
+            'feasible=Feasible(CostTable(supernet), {"macs": …})'
+        )
+    return next(iter(limits.items()))
+
+
+def _check_supernet(space: SearchSpace, supernet: Any) -> None:
+    if not hasattr(supernet, "layers"):
+        raise InputError(
+            f"space {space.name!r} has no widths to shrink; MorphNet takes a WidthChain, such as 'resnet-20-widths'"
+        )
+    if supernet.space.digest() != space.digest():
+        raise InputError(f"the supernet is of space {supernet.space.name!r}, not of {space.name!r}; give its own space")
+    bare = [name for name, scales in supernet.scales(supernet.seed).items() if not scales]
+    if bare:
+        raise InputError(
+            f"group {bare[0]!r} of {space.name!r} has no batch norm with scale to regularise; build the "
+            "supernet with affine batch norm"
+        )
+
+
+def _check_numbers(
+    rounds: int,
+    strength: float | None,
+    scan: Sequence[float],
+    threshold: float | str,
+    fill: float,
+    patience: int,
+    tolerance: float,
+) -> None:
+    for name, value in (("rounds", rounds), ("patience", patience)):
+        if value < 1:
+            raise InputError(f"{name}={value} is too small; give at least 1")
+    strengths = [*scan, 1.0 if strength is None else strength]
+    if not scan or min(strengths) <= 0:
+        raise InputError(
+            f"strength={strength} with scan={tuple(scan)} is no regularisation: λ is above 0; give larger "
+            "numbers, or None for 1 / (initial cost)"
+        )
+    if threshold != "gap" and (isinstance(threshold, str) or threshold <= 0):
+        raise InputError(f"threshold={threshold!r} is neither a number above 0 nor 'gap'")
+    if not 0 <= fill < 1 or tolerance <= 0:
+        raise InputError(f"fill={fill} is at least 0 and below 1, and tolerance={tolerance} above 0")

@@ -1,0 +1,170 @@
+"""Any sampler of Optuna as a searcher (Akiba et al., KDD 2019), through its ask-and-tell interface."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from searchers.loop import Feasible
+from searchers.proposals import Visited, up_to
+from searchers.study import Trial, score
+from supernet.errors import InputError, nearest
+from supernet.seeding import derive_seed, generator
+from supernet.space import Arch, Choice, SearchSpace, Value
+
+if TYPE_CHECKING:
+    import optuna  # type: ignore[import-not-found]  # an extra
+
+
+SAMPLER_TRIES = 20
+"""Proposals of the sampler that may be known or outside the limits before a random new network takes their place. Each
+costs a sampler's step, and one that has converged proposes the same network again and again."""
+
+
+class OptunaSearcher:
+    """Proposals of an Optuna sampler, each network once and within the limits.
+
+    A decision is a categorical parameter of its name, an ordered one an integer (its position on the scale); a
+    conditional one is suggested only where it is active. What the sampler proposes again is told to it at once with the
+    known score; what is outside the limits is told as pruned, which samplers that learn from pruned trials (TPE) take
+    for the worst there is. After `SAMPLER_TRIES` of these, a random new network within the limits is proposed and
+    told to the sampler as a trial of its own. When there is none, fewer are returned than asked for, and finally none.
+
+    Needs the package `optuna` (the extra `supernet[optuna]`). Optuna's samplers look through the whole history at each
+    proposal: with ten thousand trials TPE takes tenths of a second for one.
+
+    Args:
+        space: to search.
+        seed: of the sampler and of the random draws.
+        metric: to maximise; with a leading minus, to minimise.
+        feasible: limits that every proposal keeps; None for none.
+        sampler: name of a class in `optuna.samplers`, or anything that makes a sampler from `seed` and `options`.
+        options: further arguments of the sampler, e.g. `{"n_startup_trials": 20}`.
+
+    Raises:
+        InputError: Optuna is not installed, has no sampler of that name, or the sampler refuses the options.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        seed: int = 0,
+        metric: str = "accuracy",
+        feasible: Feasible | None = None,
+        sampler: str | Callable[..., "optuna.samplers.BaseSampler"] = "TPESampler",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.space = space
+        self.seed = seed
+        self.metric = metric
+        self.feasible = feasible
+        self.sampler = sampler
+        self.options = options
+        self._optuna = _imported()
+        self._rng = generator("optuna", seed)
+        self._visited = Visited(space, feasible)
+        self._known: dict[str, float] = {}  # scores by network
+        self._asked: dict[str, optuna.trial.Trial] = {}  # the sampler's proposals that are not told yet, by network
+        self._study = self._create_study()
+
+    def ask(self, n: int) -> list[Arch]:
+        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
+        return up_to(n, self._proposal, lambda: self._visited.sample(self._rng))
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Tells the sampler; trials that it did not propose are added to its study."""
+        states = self._optuna.trial.TrialState
+        self._visited.tell(trials)
+        for trial in trials:
+            value = None if trial.failed else score(trial, self.metric)
+            state = states.COMPLETE if value is not None else states.FAIL
+            asked = self._asked.pop(trial.key, None)
+            if asked is not None:
+                self._study.tell(asked, value, state=state)
+            elif self.feasible is None or self.feasible(trial.arch):
+                params, distributions = self._described(trial.arch)
+                self._study.add_trial(
+                    self._optuna.trial.create_trial(
+                        params=params, distributions=distributions, value=value, state=state
+                    )
+                )
+            if value is not None:
+                self._known[trial.key] = value
+
+    def _proposal(self) -> Arch | None:
+        """The sampler's next network that is new and within the limits; None if it has none in `SAMPLER_TRIES`."""
+        states = self._optuna.trial.TrialState
+        for _ in range(SAMPLER_TRIES):
+            trial = self._study.ask()
+            arch = self._suggested(trial)
+            key = self.space.normal_form(arch).key
+            if self.feasible is not None and not self.feasible(arch):
+                self._study.tell(trial, state=states.PRUNED)
+            elif key in self._known:
+                self._study.tell(trial, self._known[key])
+            elif arch in self._visited:  # failed, or asked for in this batch: nothing to learn
+                self._study.tell(trial, state=states.FAIL)
+            else:
+                self._visited.add(arch)
+                self._asked[key] = trial
+                return arch
+        return None
+
+    def _suggested(self, trial: "optuna.trial.Trial") -> Arch:
+        """An architecture by define-by-run: an inactive decision is never suggested."""
+
+        def pick(choice: Choice) -> Value:
+            if choice.ordered:
+                number: int = trial.suggest_int(choice.name, 0, len(choice.options) - 1)
+                return choice.options[number]
+            return cast(Value, trial.suggest_categorical(choice.name, tuple(choice.options)))
+
+        values: dict[str, Value] = {}
+        inactive: set[str] = set()
+        for choice in self.space.choices:
+            off = choice.off(values, inactive)
+            values[choice.name] = choice.options[0] if off else pick(choice)
+            inactive |= {choice.name} if off else set()
+        return Arch(values)
+
+    def _described(self, arch: Arch) -> tuple[dict[str, Any], dict[str, "optuna.distributions.BaseDistribution"]]:
+        """Parameters and distributions as the sampler would have suggested them."""
+        params: dict[str, Any] = {}
+        distributions: dict[str, optuna.distributions.BaseDistribution] = {}
+        kinds = self._optuna.distributions
+        for choice in self.space.active(arch):
+            options, value = tuple(choice.options), arch[choice.name]
+            params[choice.name] = choice.index(value) if choice.ordered else value
+            distributions[choice.name] = (
+                kinds.IntDistribution(0, len(options) - 1) if choice.ordered else kinds.CategoricalDistribution(options)
+            )
+        return params, distributions
+
+    def _create_study(self) -> "optuna.study.Study":
+        make = self.sampler
+        if isinstance(make, str):
+            names = [name for name in dir(self._optuna.samplers) if name.endswith("Sampler")]
+            if make not in names:
+                raise InputError(f"Optuna has no sampler {make!r}; {nearest(make, names)}")
+            make = getattr(self._optuna.samplers, make)
+        seed = derive_seed("optuna sampler", self.seed) % 2**32  # numpy's limit
+        try:
+            sampler = make(seed=seed, **(self.options or {}))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the sampler {self.sampler} cannot be made with {self.options or {}}: {error}") from error
+        level = self._optuna.logging.get_verbosity()
+        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)  # no line per study
+        try:
+            study: optuna.study.Study = self._optuna.create_study(sampler=sampler, direction="maximize")
+            return study
+        finally:
+            self._optuna.logging.set_verbosity(level)
+
+
+def _imported() -> Any:
+    try:
+        import optuna  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise InputError(
+            "OptunaSearcher needs the package optuna, which is not installed; pip install 'supernet[optuna]'"
+        ) from error
+    return optuna

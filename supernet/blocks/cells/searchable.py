@@ -1,0 +1,420 @@
+"""Searchable cells with loose ends, and their consumers: the number of channels between cells depends on the cell.
+
+A consumer holds one parameter per state that its producer may hand on and concatenates those of the states that are
+there (`Layout.ids`), which gives the very weight that its materialised copy has.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from supernet.blocks.cells.graph import CONCAT, CellGraph, graph_of
+from supernet.blocks.cells.ops import IDENTITY
+from supernet.blocks.cells.plain import (
+    AuxiliaryHead,
+    BlockCell,
+    CellClassifier,
+    ConvNorm,
+    DropPath,
+    FactorizedReduction,
+    Operand,
+    Output,
+    halves,
+    run_blocks,
+    split_state,
+)
+from supernet.chain import Hidden, Layout, Layouts, Part, Searchable, parameters_of
+from supernet.space import Arch, SearchSpace
+
+MakeOp = Callable[[str, int, int], nn.Module]
+"""(name, in_channels, stride) to an operation."""
+_NOTHING = Arch()
+
+
+class Source(NamedTuple):
+    """What a consumer must be ready to read.
+
+    Attributes:
+        width: channels of one state.
+        stride: input pixels per pixel.
+        ids: the states that may be there; none for a tensor that is always the same.
+    """
+
+    width: int
+    stride: int
+    ids: tuple[int, ...] = ()
+
+
+def hidden(state: Any) -> Hidden:
+    """A tensor with the ids of its states, none for a plain one."""
+    return state if isinstance(state, Hidden) else Hidden(state, ())
+
+
+class Bank(nn.Module):
+    """The weights of a 1×1 convolution or linear layer without bias, one layer per state that may be there."""
+
+    def __init__(self, source: Source, out: int, *, linear: bool = False) -> None:
+        super().__init__()
+        self.linear = linear
+        self.layers = nn.ModuleDict()
+        for state in source.ids or (0,):
+            made = nn.Linear(source.width, out, bias=False) if linear else nn.Conv2d(source.width, out, 1, bias=False)
+            self.layers[str(state)] = made
+
+    def _present(self, ids: Sequence[int]) -> list[Tensor]:
+        return [self.layers[str(i)].get_parameter("weight") for i in ids or (0,)]
+
+    def weight(self, ids: Sequence[int]) -> Tensor:
+        """(out, channels of the states, …)."""
+        found = self._present(ids)
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+    def copied(self, ids: Sequence[int]) -> nn.Parameter:
+        """The weight as a parameter of its own."""
+        return nn.Parameter(self.weight(ids).detach().clone())
+
+    def parts(self, ids: Sequence[int]) -> Iterator[Part]:
+        """The parameters of the states."""
+        return ((self.layers[str(i)].get_parameter("weight"), ()) for i in ids or (0,))
+
+
+class LooseConv(Searchable):
+    """ReLU, 1×1 convolution over the states that are there, batch norm; to `out` channels.
+
+    Args:
+        passing: where the input has `out` channels already, it is handed on untouched.
+    """
+
+    def __init__(self, source: Source, out: int, *, passing: bool = False, **norm: Any) -> None:
+        super().__init__()
+        self.out, self.passing, self.norm = out, passing, norm
+        self.space = SearchSpace("loose-conv")
+        if not self._passes(source.width if not source.ids else 0):
+            self.bank = Bank(source, out)
+            self.bn = nn.BatchNorm2d(out, **norm)
+
+    def _passes(self, channels: int) -> bool:
+        return self.passing and channels == self.out
+
+    def forward(self, state: Any, arch: Arch = _NOTHING) -> Tensor:
+        """(N, channels of the states, H, W) to (N, out, H, W)."""
+        tensor, ids = hidden(state)
+        if self._passes(tensor.shape[1]):
+            return tensor
+        out: Tensor = self.bn(functional.conv2d(functional.relu(tensor), self.bank.weight(ids)))
+        return out
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
+        """The same for every input."""
+        assert isinstance(layout, Layout)
+        return Layout(self.out, layout.stride)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """A `ConvNorm`, or an identity."""
+        assert isinstance(layout, Layout)
+        if self._passes(layout.channels):
+            return nn.Identity()
+        with torch.device("meta"):
+            made = ConvNorm(layout.channels, self.out, **self.norm)
+        made.conv.weight, made.bn = self.bank.copied(layout.ids), copy.deepcopy(self.bn)
+        return made
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """The weights of the states that are there, and the batch norm's."""
+        assert isinstance(layout, Layout)
+        if not self._passes(layout.channels):
+            yield from self.bank.parts(layout.ids)
+            yield from parameters_of([self.bn])
+
+
+class LooseReduction(Searchable):
+    """A `FactorizedReduction` behind a ReLU over the states that are there; to `out` channels at half the size."""
+
+    def __init__(self, source: Source, out: int, **norm: Any) -> None:
+        super().__init__()
+        self.out, self.norm = out, norm
+        self.space = SearchSpace("loose-reduction")
+        self.bank1 = Bank(source, out // 2)
+        self.bank2 = Bank(source, out - out // 2)
+        self.bn = nn.BatchNorm2d(out, **norm)
+
+    def forward(self, state: Any, arch: Arch = _NOTHING) -> Tensor:
+        """(N, channels of the states, H, W) to (N, out, ceil(H / 2), ceil(W / 2))."""
+        tensor, ids = hidden(state)
+        even, odd = halves(functional.relu(tensor))
+        made = [functional.conv2d(even, self.bank1.weight(ids)), functional.conv2d(odd, self.bank2.weight(ids))]
+        out: Tensor = self.bn(torch.cat(made, dim=1))
+        return out
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
+        """The same for every input."""
+        assert isinstance(layout, Layout)
+        return Layout(self.out, layout.stride * 2)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """A `FactorizedReduction`."""
+        assert isinstance(layout, Layout)
+        with torch.device("meta"):
+            made = FactorizedReduction(layout.channels, self.out, **self.norm)
+        made.conv1.weight, made.conv2.weight = self.bank1.copied(layout.ids), self.bank2.copied(layout.ids)
+        made.bn = copy.deepcopy(self.bn)
+        return made
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """The weights of the states that are there, and the batch norm's."""
+        assert isinstance(layout, Layout)
+        yield from self.bank1.parts(layout.ids)
+        yield from self.bank2.parts(layout.ids)
+        yield from parameters_of([self.bn])
+
+
+class LooseCell(Searchable):
+    """A cell of blocks whose loose ends, and other states if they are chosen, are its output.
+
+    Weights belong to (block, input, operation), whichever side of the block it stands on. A block that applies one
+    operation to one input on both sides runs it twice; its materialised copy has two, which training can tell apart.
+
+    The state is the pair of the last two cells' outputs, `(previous, current)`, or the stem's output alone; then that
+    is state 1 as it is (Zoph et al., 2018; TensorFlow's released code).
+
+    Args:
+        current, previous: what the two inputs may be; no `previous` directly behind the stem.
+        space: of `cell_space`.
+        filters: channels of every state.
+        stride: of the operations that read one of the two inputs.
+        op: makes the operations.
+        keep_previous, keep: see `BlockCell`.
+        lazy: make the operations on the meta device, when an architecture first uses them: a single network of
+            hundreds of candidates needs few.
+        norm: `eps` and `momentum` of the batch norms.
+    """
+
+    def __init__(
+        self,
+        current: Source,
+        previous: Source | None,
+        *,
+        space: SearchSpace,
+        filters: int,
+        op: MakeOp,
+        stride: int = 1,
+        keep_previous: bool = False,
+        keep: float = 1.0,
+        lazy: bool = False,
+        **norm: Any,
+    ) -> None:
+        super().__init__()
+        self.space, self.filters, self.stride, self.keep_previous, self.keep = (
+            space,
+            filters,
+            stride,
+            keep_previous,
+            keep,
+        )
+        self.squeeze = LooseConv(current, filters, **norm)
+        self.fit: Searchable | None = None
+        if previous is not None and previous.stride != current.stride:
+            self.fit = LooseReduction(previous, filters, **norm)
+        elif previous is not None:
+            self.fit = LooseConv(previous, filters, passing=True, **norm)
+        self.raw = filters if previous is not None else current.width  # channels of state 1
+        self.ops, self.joins = nn.ModuleDict(), nn.ModuleDict()
+        self._make = op if lazy else None
+        last = 1
+        for choice in space.choices:
+            block, _, field = choice.name.partition(".")
+            number = block.removeprefix("block")
+            if field == "left":
+                last = int(number) + 2
+                for source, name in [] if lazy else _options(space, block):
+                    self.ops[_key(last - 2, source, name)] = self._made(op, source, name)
+            elif field == "combine" and CONCAT in choice.options:
+                self.joins[number] = ConvNorm(2 * filters, filters, **norm)
+        self.output_fits = nn.ModuleDict()
+        for state, width in ((0, filters), (1, self.raw)):
+            if stride == 2:
+                self.output_fits[str(state)] = FactorizedReduction(width, filters, relu=False, **norm)
+            elif width != filters:
+                self.output_fits[str(state)] = ConvNorm(width, filters, relu=False, **norm)
+        self.drop = DropPath(keep)
+        self.source = Source(filters, current.stride * stride, tuple(range(last + 1)))
+
+    def set_progress(self, t: float) -> None:
+        """The part of the training that is over."""
+        self.drop.set_progress(t)
+
+    def _made(self, op: MakeOp, source: int, name: str) -> nn.Module:
+        return op(name, self.raw if source == 1 else self.filters, self.stride if source < 2 else 1)
+
+    def _op(self, block: int, source: int, name: str) -> nn.Module:
+        key = _key(block, source, name)
+        if self._make is not None and key not in self.ops:
+            with torch.device("meta"):
+                self.ops[key] = self._made(self._make, source, name)
+        return self.ops[key]
+
+    def _chosen(self, graph: CellGraph) -> tuple[list[Operand], list[nn.Module | None]]:
+        """Operands and joins, as `run_blocks` takes them."""
+        operands = [(s, self._op(block, s, op), op != IDENTITY) for block, s, op in graph.operands]
+        joins = [
+            self.joins[str(number)] if block.combine == CONCAT else None for number, block in enumerate(graph.blocks)
+        ]
+        return operands, joins
+
+    def _output_fits(self, graph: CellGraph) -> dict[str, nn.Module]:
+        return {str(s): self.output_fits[str(s)] for s in graph.outputs if str(s) in self.output_fits}
+
+    def forward(self, state: Any, arch: Arch) -> tuple[Any, ...]:
+        """`(previous, current)`, (N, C, H, W) each, or the stem's output, to the pair of the next two inputs."""
+        previous, current, rest = split_state(state)
+        graph = graph_of(arch)
+        states = [self.squeeze(current), hidden(current).tensor if self.fit is None else self.fit(previous)]
+        run_blocks(states, *self._chosen(graph), self.drop)
+        fits = self._output_fits(graph)
+        out = [fits[str(s)](states[s]) if str(s) in fits else states[s] for s in graph.outputs]
+        made = Hidden(torch.cat(out, dim=1), graph.outputs)
+        return (previous if self.keep_previous else current, made, *rest)
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
+        """The kept input's layout and that of the output, with the ids of its states."""
+        previous, current = _two(layout)
+        outputs = graph_of(arch).outputs
+        made = Layout(self.filters * len(outputs), current.stride * self.stride, outputs)
+        return (previous if self.keep_previous else current, made)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """A `BlockCell`."""
+        previous, current = _two(layout)
+        graph = graph_of(arch)
+        operands, joins = self._chosen(graph)
+        fits = self._output_fits(graph)
+        made = BlockCell(
+            self.squeeze.materialize(_NOTHING, current),
+            nn.Identity() if self.fit is None else self.fit.materialize(_NOTHING, previous),
+            nn.ModuleList(copy.deepcopy(op) for _, op, _ in operands),
+            inputs=tuple(source for source, _, _ in operands),
+            outputs=graph.outputs,
+            joins=nn.ModuleDict({str(i): copy.deepcopy(join) for i, join in enumerate(joins) if join is not None})
+            if any(joins)
+            else None,
+            output_fits=nn.ModuleDict({name: copy.deepcopy(fit) for name, fit in fits.items()}) if fits else None,
+            keep_previous=self.keep_previous,
+            keep=self.keep,
+            undropped=tuple(i for i, (_, _, falls) in enumerate(operands) if not falls) if self.keep < 1 else (),
+        )
+        made.set_progress(self.drop.progress)
+        return made
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """What fits the inputs, the chosen operations and joins, and what fits the outputs."""
+        previous, current = _two(layout)
+        graph = graph_of(arch)
+        operands, joins = self._chosen(graph)
+        yield from self.squeeze.active_parts(_NOTHING, current)
+        if self.fit is not None:
+            yield from self.fit.active_parts(_NOTHING, previous)
+        yield from parameters_of(op for _, op, _ in operands)
+        yield from parameters_of(join for join in joins if join is not None)
+        yield from parameters_of(self._output_fits(graph).values())
+
+
+def _options(space: SearchSpace, block: str) -> list[tuple[int, str]]:
+    """`(state, operation)`: what may stand on either side of a block."""
+    names = dict.fromkeys([*space[f"{block}.left_op"].options, *space[f"{block}.right_op"].options])
+    sources = dict.fromkeys([*space[f"{block}.left"].options, *space[f"{block}.right"].options])
+    return [(int(source), str(name)) for source in sources for name in names]
+
+
+def _key(block: int, source: int, name: str) -> str:
+    return f"{block}-{source}-{name}"
+
+
+def _two(layout: Layouts) -> tuple[Layout, Layout]:
+    """The layouts of the previous and the current output; behind the stem both are the stem's."""
+    previous, current = (layout, layout) if isinstance(layout, Layout) else layout or (None, None)
+    assert isinstance(previous, Layout)
+    assert isinstance(current, Layout)
+    return previous, current
+
+
+class LooseClassifier(Searchable):
+    """ReLU, global average pooling, dropout, linear layer over the states of the last cell that are there."""
+
+    def __init__(self, source: Source, classes: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.classes = classes
+        self.space = SearchSpace("loose-classifier")
+        self.drop = nn.Dropout(dropout)
+        self.bank = Bank(source, classes, linear=True)
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, state: Any, arch: Arch) -> Tensor | Output:
+        """The logits, (N, classes); with those of the auxiliary head where they are in the state."""
+        _, current, rest = split_state(state)
+        tensor, ids = hidden(current)
+        pooled = functional.relu(tensor).mean(dim=(2, 3))
+        logits = functional.linear(self.drop(pooled), self.bank.weight(ids), self.bias)
+        return Output(logits, rest[0]) if rest else logits
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
+        """Logits."""
+        return Layout(self.classes, 0)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """A `CellClassifier`."""
+        _, current = _two(layout)
+        with torch.device("meta"):
+            made = CellClassifier(current.channels, self.classes, dropout=self.drop.p)
+        made.fc.weight = self.bank.copied(current.ids)
+        made.fc.bias = nn.Parameter(self.bias.detach().clone())
+        return made
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """The weights of the states that are there, and the bias."""
+        _, current = _two(layout)
+        yield from self.bank.parts(current.ids)
+        yield self.bias, ()
+
+
+class LooseAuxiliary(Searchable):
+    """An `AuxiliaryHead` over the states of the last cell that are there; leaves the state alone outside training."""
+
+    def __init__(
+        self, source: Source, classes: int, *, size: tuple[int, int], hidden: tuple[int, int] = (128, 768), **norm: Any
+    ) -> None:
+        super().__init__()
+        self.norm = norm
+        self.space = SearchSpace("loose-auxiliary")
+        self.bank = Bank(source, hidden[0])
+        self.classes, self.size, self.hidden = classes, size, hidden
+        self.tail = AuxiliaryHead(1, classes, size=size, hidden=hidden, **norm).tail
+
+    def forward(self, state: Any, arch: Arch) -> Any:
+        """The state; in training with the logits, (N, classes), behind it."""
+        if not self.training:
+            return state
+        tensor, ids = hidden(state[1])
+        x = functional.avg_pool2d(functional.relu(tensor), 5, 3)
+        return (*state, self.tail(functional.conv2d(x, self.bank.weight(ids))))
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
+        """That of the input: no step is given the logits but the last."""
+        return layout
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """An `AuxiliaryHead`."""
+        _, current = _two(layout)
+        with torch.device("meta"):
+            made = AuxiliaryHead(current.channels, self.classes, size=self.size, hidden=self.hidden, **self.norm)
+        made.conv.weight, made.tail = self.bank.copied(current.ids), copy.deepcopy(self.tail)
+        return made
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """The weights of the states that are there, and all behind them."""
+        _, current = _two(layout)
+        yield from self.bank.parts(current.ids)
+        yield from parameters_of([self.tail])

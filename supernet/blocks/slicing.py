@@ -1,0 +1,120 @@
+"""Slices of convolutions, batch norms and linear layers: one function for the supernet and for the cut network."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from supernet.blocks.plain import ConvBNAct
+from supernet.chain import Part
+
+Cut = tuple[slice, ...]
+"""The used output channels, input channels, kernel rows and kernel columns of a layer, as far as they are given.
+Tensors with fewer dimensions take the leading entries: batch norm and bias are cut by the output channels."""
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+def leading(out: int, before: int, *, kernel: int = 0, largest: int = 0) -> Cut:
+    """The leading channels of a layer and, if `kernel` is given, the central taps of its `largest` kernel.
+
+    Args:
+        out, before: channels made and read; a depthwise weight reads 1.
+        kernel, largest: both odd, or both even.
+    """
+    start = (largest - kernel) // 2
+    taps = slice(start, start + kernel)
+    return (slice(out), slice(before), taps, taps) if kernel else (slice(out), slice(before))
+
+
+def sliced(tensor: Tensor, cut: Cut) -> Tensor:
+    """The used elements of one of a layer's parameters or buffers, as a view.
+
+    One view over all dimensions has one backward, which fills a gradient in the tensor's own memory order; a slice per
+    dimension fills one each, in another order, and they are copied again.
+    """
+    size, stride, offset = list(tensor.shape), tensor.stride(), tensor.storage_offset()
+    for number, part in enumerate(cut[: tensor.ndim]):
+        start, stop, _ = part.indices(size[number])
+        size[number] = stop - start
+        offset += start * stride[number]
+    return tensor if size == list(tensor.shape) else tensor.as_strided(size, stride, offset)
+
+
+def run_conv(conv: nn.Conv2d, cut: Cut, x: Tensor) -> Tensor:
+    """A convolution with the weights at `cut`; a smaller kernel is padded by as much less, so that it sees the same.
+
+    Args:
+        conv: dense or depthwise, with zero padding.
+        x: (N, channels that `cut` leaves to read, H, W).
+    """
+    weight, padding = sliced(conv.weight, cut), conv.padding
+    lost = [whole - used for whole, used in zip(conv.kernel_size, weight.shape[2:], strict=True)]
+    if any(lost):
+        assert isinstance(padding, tuple)
+        padding = tuple(p - d * n // 2 for p, d, n in zip(padding, conv.dilation, lost, strict=True))
+    groups = conv.groups if conv.groups == 1 else len(weight)  # depthwise
+    bias = None if conv.bias is None else sliced(conv.bias, cut)
+    return functional.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, groups)
+
+
+def run_norm(bn: nn.BatchNorm2d, cut: Cut, x: Tensor) -> Tensor:
+    """Batch norm of the leading channels; in training their running statistics move and no others."""
+    scale, shift = (None, None) if bn.weight is None else (sliced(bn.weight, cut), sliced(bn.bias, cut))
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.momentum is not None
+    mean, variance = sliced(bn.running_mean, cut), sliced(bn.running_var, cut)  # views, so that updates are kept
+    return functional.batch_norm(x, mean, variance, scale, shift, bn.training, bn.momentum, bn.eps)
+
+
+def run_linear(linear: nn.Linear, cut: Cut, x: Tensor) -> Tensor:
+    """A linear layer with the weights at `cut`; `x` is (N, features that `cut` leaves to read)."""
+    bias = None if linear.bias is None else sliced(linear.bias, cut)
+    return functional.linear(x, sliced(linear.weight, cut), bias)
+
+
+def run_sliced(layer: ConvBNAct, cut: Cut, x: Tensor) -> Tensor:
+    """A `ConvBNAct` with the weights at `cut` alone; in training the running statistics of these channels move.
+
+    Args:
+        x: (N, channels that `cut` leaves to read, H, W).
+    """
+    x = run_norm(layer.bn, cut, run_conv(layer.conv, cut, x))
+    return layer.relu(x) if layer.act else x
+
+
+def sliced_state(layer: nn.Module, cut: Cut) -> dict[str, Tensor]:
+    """Copies of what the layer reads at `cut`, named as in its state dict."""
+    return {name: sliced(tensor, cut).clone() for name, tensor in layer.state_dict().items()}
+
+
+def sliced_parts(layer: nn.Module, cut: Cut) -> Iterator[Part]:
+    """The parameters that the layer reads at `cut`, with the index of the used elements."""
+    for parameter in layer.parameters():
+        index = cut[: parameter.ndim]
+        yield parameter, () if sliced(parameter, cut).shape == parameter.shape else index
+
+
+def cut_layer(layer: ConvBNAct, cut: Cut, *, act: bool | None = None) -> ConvBNAct:
+    """An ordinary layer with its own copy of the weights at `cut`.
+
+    Args:
+        act: whether an activation follows; as in `layer` if None.
+    """
+    out, before, kernel, _ = sliced(layer.conv.weight, cut).shape
+    depthwise = layer.groups > 1
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+        made = type(layer)(
+            out if depthwise else before,
+            out,
+            kernel=kernel,
+            stride=layer.stride,
+            groups=out if depthwise else 1,
+            act=layer.act if act is None else act,
+            affine=layer.affine,
+        )
+    made.load_state_dict(sliced_state(layer, cut), assign=True)
+    return made

@@ -1,0 +1,90 @@
+"""Cells as graphs: a decision per edge, nodes that sum what reaches them (NAS-Bench-201)."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor, nn
+
+from supernet.blocks.plain import GraphCell, sum_nodes
+from supernet.chain import Layout, Layouts, Part, Searchable, parameters_of
+from supernet.space import Arch, Choice, SearchSpace
+
+Edge = tuple[int, int]
+"""`(source, target)` of an edge."""
+
+
+def edges(nodes: int) -> list[Edge]:
+    """Every pair of an earlier and a later node, sorted by target, then source."""
+    return [(source, target) for target in range(1, nodes) for source in range(target)]
+
+
+def decision(edge: Edge) -> str:
+    """The name of an edge's decision, such as `node2.from0`."""
+    return f"node{edge[1]}.from{edge[0]}"
+
+
+def live(present: list[Edge], last: int) -> list[Edge]:
+    """The edges that lie on a path from node 0 to node `last`; the others feed nothing or carry nothing.
+
+    Args:
+        present: sorted by target, then source.
+    """
+    reached, leading = {0}, {last}
+    for source, target in present:
+        if source in reached:
+            reached.add(target)
+    for source, target in reversed(present):
+        if target in leading:
+            leading.add(source)
+    return [edge for edge in present if edge[0] in reached and edge[1] in leading]
+
+
+class SumCell(Searchable):
+    """A complete graph of `nodes` nodes: node 0 is the input, every other the sum of its edges, the last the output.
+
+    Every edge decides for one of `options` and owns their weights. Only edges on a path from the input to the output
+    are run, trained and materialised; a cell without such a path gives zeros.
+
+    Args:
+        options: name to what makes the operation, in the order of index vectors; None stands for no edge. All keep the
+            shape.
+    """
+
+    def __init__(self, options: Mapping[str, Callable[[], nn.Module] | None], *, nodes: int = 4) -> None:
+        super().__init__()
+        self.last = nodes - 1
+        self.edges = edges(nodes)
+        self.absent = frozenset(name for name, make in options.items() if make is None)
+        self.ops = nn.ModuleDict(
+            {_key(edge, name): make() for edge in self.edges for name, make in options.items() if make is not None}
+        )
+        self.space = SearchSpace("sum-cell", [Choice(decision(edge), tuple(options)) for edge in self.edges])
+
+    def _live(self, arch: Arch) -> list[tuple[int, int, nn.Module]]:
+        """`(source, target, module)` of the edges that count."""
+        chosen = {edge: str(arch[decision(edge)]) for edge in self.edges}
+        present = [edge for edge, name in chosen.items() if name not in self.absent]
+        return [(*edge, self.ops[_key(edge, chosen[edge])]) for edge in live(present, self.last)]
+
+    def forward(self, state: Tensor, arch: Arch) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        return sum_nodes(state, self._live(arch), self.last)
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
+        """The layout of the input, without ids."""
+        assert isinstance(layout, Layout)
+        return Layout(layout.channels, layout.stride)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """A `GraphCell` of copies of the live edges' operations."""
+        found = self._live(arch)
+        ops = nn.ModuleList(copy.deepcopy(op) for _, _, op in found)
+        return GraphCell(ops, tuple((source, target) for source, target, _ in found), last=self.last)
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """All parameters of the live edges' operations."""
+        return parameters_of(op for _, _, op in self._live(arch))
+
+
+def _key(edge: Edge, name: str) -> str:
+    return f"{edge[0]}-{edge[1]}-{name}"

@@ -1,0 +1,28 @@
+"""The weight-sharing contract: what a searchable module offers, and the chain that folds such modules into a supernet.
+
+`Searchable` takes the architecture as an argument of `forward`; `Layout` says what a step hands to the next; `Chain` is
+the supernet. It imports torch and `supernet.space`.
+"""
+
+from supernet.chain.chain import Chain, PartsMemo
+from supernet.chain.initial import Init, initialize, realize
+from supernet.chain.layout import Hidden, Layout, Layouts, plain_layout
+from supernet.chain.searchable import Bound, Part, Searchable, materialize, parameters_of, step_layout
+
+__all__ = [
+    "Bound",
+    "Chain",
+    "Hidden",
+    "Init",
+    "Layout",
+    "Layouts",
+    "Part",
+    "PartsMemo",
+    "Searchable",
+    "initialize",
+    "materialize",
+    "parameters_of",
+    "plain_layout",
+    "realize",
+    "step_layout",
+]

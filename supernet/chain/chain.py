@@ -1,0 +1,150 @@
+"""A supernet: a fold over named steps, each of which takes its part of the architecture."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from supernet.chain.initial import Init, initialize
+from supernet.chain.layout import Layout, Layouts
+from supernet.chain.searchable import Part, Searchable, materialize, parameters_of, step_layout
+from supernet.errors import InputError
+from supernet.space import Arch, SearchSpace, compose
+from supernet.space.normal_form import Form
+
+
+class Chain(Searchable):
+    """A supernet: a fold `state = step(state, arch.sub(name))` over named steps.
+
+    Args:
+        name: of the space.
+        steps: `(name, module)` in order. A `Searchable` contributes its decisions under its name; an ordinary module
+            is a step without decisions and must say what it hands on (`plain_layout`). A repeated name shares its
+            decisions, not its weights (the normal cells of NASNet).
+        input_shape: (C, H, W) of one input; costs are counted at it.
+        normal_form: identities that reach over several steps.
+        init: initialises a fresh network; `initialize` by default.
+
+    Raises:
+        InputError: steps of one name with different spaces.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        steps: Sequence[tuple[str, nn.Module]],
+        *,
+        input_shape: tuple[int, int, int] = (3, 32, 32),
+        normal_form: Form | None = None,
+        init: Init | None = None,
+    ) -> None:
+        super().__init__()
+        self.step_names = tuple(step_name for step_name, _ in steps)
+        self.blocks = nn.ModuleList(module for _, module in steps)
+        self.input_shape = input_shape
+        self.init: Init = init or initialize
+        spaces: dict[str, SearchSpace] = {}
+        for step_name, module in steps:
+            space = module.space if isinstance(module, Searchable) else SearchSpace(step_name)
+            known = spaces.setdefault(step_name, space)
+            if (known.choices, known.forms) != (space.choices, space.forms):
+                raise InputError(
+                    f"the steps named {step_name!r} of {name!r} have different spaces, so they cannot share decisions; "
+                    "give them different names"
+                )
+        self.space = compose(name, spaces, normal_form)
+
+    @property
+    def steps(self) -> list[tuple[str, nn.Module]]:
+        """The `(name, module)` pairs in order."""
+        return list(zip(self.step_names, self.blocks, strict=True))
+
+    @property
+    def input_layout(self) -> Layout:
+        """The layout of the chain's own input."""
+        return Layout(self.input_shape[0])
+
+    def forward(self, state: Any, arch: Arch) -> Any:
+        """The state after the last step; for classifiers the logits, (N, classes)."""
+        for name, step in zip(self.step_names, self.blocks, strict=True):
+            state = step(state, arch.sub(name)) if isinstance(step, Searchable) else step(state)
+        return state
+
+    def spread(self, arch: Arch) -> None:
+        """See `Searchable.spread`; step by step."""
+        for name, step in self.steps:
+            if isinstance(step, Searchable):
+                step.spread(arch.sub(name))
+
+    def walk(self, arch: Arch, layout: Layouts = None) -> Iterator[tuple[nn.Module, Arch, Layouts]]:
+        """`(step, its part of arch, layout of its input)` for every step in order."""
+        layout = self.input_layout if layout is None else layout
+        before: tuple[nn.Module, Arch] | None = None  # what the last step hands on is asked only if a step reads it
+        for name, step in zip(self.step_names, self.blocks, strict=True):
+            layout = layout if before is None else step_layout(*before, layout)
+            before = (step, arch.sub(name))
+            yield *before, layout
+
+    def out_layout(self, arch: Arch, layout: Layouts = None) -> Layouts:
+        """The layout after the last step; from the chain's own input layout unless another is given."""
+        for step, sub, here in self.walk(arch, layout):
+            layout = step_layout(step, sub, here)
+        return layout
+
+    def materialize(self, arch: Arch, layout: Layouts = None) -> nn.Sequential:
+        """An `nn.Sequential` of the materialised steps, with its own weights."""
+        made = nn.Sequential(*(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout)))
+        return made.train(self.training)
+
+    def active_parts(self, arch: Arch, layout: Layouts = None) -> Iterator[Part]:
+        """The used parameters of all steps in order; ordinary modules are used whole."""
+        for step, sub, here in self.walk(arch, layout):
+            if isinstance(step, Searchable):
+                yield from step.active_parts(sub, here)
+            else:
+                yield from parameters_of([step])
+
+    def active_parameters(self, arch: Arch, layout: Layouts = None) -> Iterator[nn.Parameter]:
+        """The parameters that receive a gradient under `arch`, each once."""
+        return super().active_parameters(arch, self.input_layout if layout is None else layout)
+
+    def subnet(self, arch: Mapping[str, Any]) -> nn.Sequential:
+        """The standalone network of `arch` with its own copy of the shared weights.
+
+        Raises:
+            InputError: `arch` is no architecture of this space.
+        """
+        return self.materialize(self.space.canonical(arch))
+
+
+MOST_REMEMBERED = 4096  # entries of a PartsMemo: choices have dozens, shared cells may have thousands
+
+
+class PartsMemo:
+    """`chain.active_parts(arch)` for a training loop: each step's part is found once per (decisions, input layout).
+
+    It holds as long as the chain keeps its modules and parameters: a device must have been chosen before.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._known: dict[tuple[int, Arch, Layouts], tuple[list[Part], Layouts]] = {}
+
+    def __call__(self, arch: Arch) -> list[Part]:
+        """The used parameters of all steps in order."""
+        parts: list[Part] = []
+        layout: Layouts = self._chain.input_layout
+        last = len(self._chain.blocks) - 1
+        for index, name in enumerate(self._chain.step_names):
+            key = (index, arch.sub(name), layout)
+            found = self._known.get(key)
+            if found is None:
+                step, sub, before = self._chain.blocks[index], key[1], layout
+                used = step.active_parts(sub, before) if isinstance(step, Searchable) else parameters_of([step])
+                found = (list(used), None if index == last else step_layout(step, sub, before))
+                if len(self._known) >= MOST_REMEMBERED:
+                    self._known.clear()
+                self._known[key] = found
+            parts += found[0]
+            layout = found[1]
+        return parts

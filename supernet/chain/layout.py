@@ -1,0 +1,69 @@
+"""What a step hands on to the next: channels, stride and the hidden states concatenated in a tensor."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from supernet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one tensor of the state is.
+
+    Attributes:
+        channels: size of dimension 1.
+        stride: input pixels per pixel of this map; 0 where there is no spatial extent (logits).
+        ids: the hidden states concatenated in it, in order, where a later step must tell them apart.
+    """
+
+    channels: int
+    stride: int = 1
+    ids: tuple[int, ...] = ()
+
+
+Layouts = Layout | tuple["Layouts", ...] | None
+"""The layout of a state: of a tensor, of a tuple of states, or None for what no step reads (detections, losses)."""
+
+
+class Hidden(NamedTuple):
+    """A tensor that travels with the ids of the hidden states concatenated in it (`Layout.ids`)."""
+
+    tensor: Tensor  # (N, C, H, W)
+    ids: tuple[int, ...]
+
+
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
+_SAME = (nn.Identity, *_ACTIVATIONS, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout2d)
+
+
+def plain_layout(module: nn.Module, layout: Layouts) -> Layouts:
+    """What an ordinary module hands on, read from what it says of itself.
+
+    An `out_layout(layout)` method decides where there is one. Otherwise the attributes `out_channels` and `stride`
+    (1 if absent; 0 after global pooling) do, which torch's convolutions have anyway. Activations, batch norm, dropout
+    and identities change nothing; an `nn.Sequential` is folded.
+
+    Raises:
+        InputError: the module says nothing.
+    """
+    own = getattr(module, "out_layout", None)
+    if own is not None:
+        result: Layouts = own(layout)
+        return result
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            layout = plain_layout(part, layout)
+        return layout
+    if isinstance(module, _SAME):
+        return layout
+    channels, stride = getattr(module, "out_channels", None), getattr(module, "stride", 1)
+    if not isinstance(channels, int) or getattr(module, "transposed", False):
+        raise InputError(
+            f"{type(module).__name__} is a step of a chain and must say what it hands on: give it the attributes "
+            "out_channels and stride, or a method out_layout(layout)"
+        )
+    stride = stride[0] if isinstance(stride, tuple) else stride
+    before = layout.stride if isinstance(layout, Layout) else 1
+    return Layout(channels, before * stride)

@@ -1,0 +1,179 @@
+"""What an architecture costs: MACs, parameters and activations, exactly and fast.
+
+Truth is a trace of the standalone network (`count`). `CostTable` gives the same figures as a sum over the chain's
+steps, each counted once per (step, its decisions, its input) on the meta device.
+
+MACs are the multiply-accumulates of convolutions and linear layers for one input; bias, batch norm, pooling and
+activations count nothing. Parameters are the trainable ones, batch-norm statistics excluded. Activations are the
+output elements of convolutions and linear layers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from supernet.chain import Chain, Layouts, Searchable, materialize, step_layout
+from supernet.space import Arch, Value
+
+if TYPE_CHECKING:
+    pass
+
+from supernet.cost.count import COSTS, _run, meta_copy
+
+MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
+MOST_LISTED = 20_000  # architectures of a space whose costs are listed one by one: 6 s at 0.3 ms each
+
+
+class Entry(NamedTuple):
+    """A step's costs and what it hands on."""
+
+    cost: dict[str, int]
+    state: Any  # meta tensors
+    layout: Layouts
+
+
+State = tuple[Layouts, Any]
+"""What a step hands on, as far as costs can tell: its layout and the shapes of its tensors."""
+Edge = tuple[Arch, int, State]
+"""One option of a step: its decisions, its cost, and the state it leads to."""
+
+
+def _state(entry: Entry) -> State:
+    return entry.layout, shapes(entry.state)
+
+
+class CostTable:
+    """The costs of a supernet's architectures, `CostTable(supernet)(arch)`; equal to `count(supernet.subnet(arch))`.
+
+    Args:
+        supernet: only its shapes are kept.
+        input_shape: (C, H, W); the supernet's own by default.
+
+    Attributes:
+        costs: their names.
+    """
+
+    costs: tuple[str, ...] = COSTS
+
+    def __init__(self, supernet: Chain, input_shape: Sequence[int] | None = None) -> None:
+        self.space = supernet.space
+        self.input_shape = tuple(input_shape or supernet.input_shape)
+        self._chain: Chain = meta_copy(supernet).eval()
+        self._start = Entry(
+            dict.fromkeys(self.costs, 0), torch.empty(1, *self.input_shape, device="meta"), supernet.input_layout
+        )
+        self._entries: dict[tuple[Any, ...], Entry] = {}
+
+    def __call__(self, arch: Arch) -> dict[str, int]:
+        """`macs`, `params`, `activations` of one architecture."""
+        entry = self._start
+        total = dict(entry.cost)
+        for index, name in enumerate(self._chain.step_names):
+            entry = self._step(index, arch.sub(name), entry)
+            for cost in self.costs:
+                total[cost] += entry.cost[cost]
+        return total
+
+    def _step(self, index: int, arch: Arch, before: Entry) -> Entry:
+        key = (index, arch, _state(before))
+        entry = self._entries.get(key)
+        if entry is None:
+            step = self._chain.blocks[index]
+            cost, state = _run(materialize(step, arch, before.layout).eval(), before.state)
+            last = index == len(self._chain.blocks) - 1
+            entry = Entry(cost, state, None if last else step_layout(step, arch, before.layout))
+            self._entries[key] = entry
+        return entry
+
+    @cached_property
+    def _graph(self) -> list[dict[State, list[tuple[Arch, Entry]]]] | None:
+        """Per step and state that can reach it, every option of the step; None if that cannot be enumerated."""
+        names = self._chain.step_names
+        sizes = [step.space.size() for step in self._chain.blocks if isinstance(step, Searchable)]
+        if len(set(names)) < len(names) or any(size > MOST_OPTIONS for size in sizes):
+            return None
+        reached, graph = {_state(self._start): self._start}, []
+        for index, step in enumerate(self._chain.blocks):
+            archs = list(step.space.enumerate()) if isinstance(step, Searchable) else [Arch()]
+            options = {
+                state: [(arch, self._step(index, arch, before)) for arch in archs] for state, before in reached.items()
+            }
+            reached = {_state(entry): entry for edges in options.values() for _, entry in edges}
+            graph.append(options)
+        return graph
+
+    def edges(self, cost: str) -> list[dict[State, list[Edge]]] | None:
+        """Per step and state that can reach it, per option: `(decisions of the step, cost, state after it)`.
+
+        Returns:
+            None where steps share decisions or have more than `MOST_OPTIONS` options.
+        """
+        if self._graph is None:
+            return None
+        return [
+            {state: [(arch, e.cost[cost], _state(e)) for arch, e in options] for state, options in step.items()}
+            for step in self._graph
+        ]
+
+    @cached_property
+    def listing(self) -> list[tuple[Arch, dict[str, int]]] | None:
+        """Every architecture with its costs; None for a space of more than `MOST_LISTED`."""
+        return [(arch, self(arch)) for arch in self.space.enumerate()] if self.space.size() <= MOST_LISTED else None
+
+    def by_indices(self, cost: str) -> Callable[[Sequence[int]], int]:
+        """The cost of the architecture with these indices, as a function.
+
+        A lookup per step (microseconds) where no step's cost depends on earlier decisions and no choice on another, and
+        the whole table's way otherwise.
+        """
+        space, steps = self.space, self.edges(cost)
+        nested = any(choice.when is not None for choice in space.choices)
+        if steps is None or nested or any(len(states) > 1 for states in steps):
+            return lambda indices: self(space.from_indices(indices))[cost]
+        place = {choice.name: i for i, choice in enumerate(space.choices)}
+        parts: list[tuple[tuple[int, ...], dict[tuple[int, ...], int]]] = []
+        for number, states in enumerate(steps):
+            known: dict[tuple[int, ...], int] = {}
+            at: tuple[int, ...] = ()
+            for options in states.values():
+                for arch, spent, _ in options:
+                    named = self.named(number, arch)
+                    at = tuple(place[name] for name in named)
+                    known[tuple(space[name].index(value) for name, value in named.items())] = spent
+            parts.append((at, known))
+        return lambda indices: sum(known[tuple([indices[i] for i in at])] for at, known in parts)
+
+    def named(self, step: int, arch: Arch) -> dict[str, Value]:
+        """The decisions of a step under their names in the whole space."""
+        prefix = self._chain.step_names[step]
+        return {f"{prefix}.{name}": value for name, value in arch.items()}
+
+    def extremes(self, cost: str) -> tuple[int, int] | None:
+        """The smallest and largest `cost` of any architecture, exactly; None where `edges` has no answer."""
+        steps = self.edges(cost)
+        if steps is None:
+            return None
+        bounds: dict[State, tuple[int, int]] = {_state(self._start): (0, 0)}
+        for edges in steps:
+            found: dict[State, list[tuple[int, int]]] = {}
+            for state, options in edges.items():
+                for _, spent, after in options:
+                    low, high = bounds[state]
+                    found.setdefault(after, []).append((low + spent, high + spent))
+            bounds = {at: (min(low for low, _ in w), max(high for _, high in w)) for at, w in found.items()}
+        return min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
+
+
+def shapes(state: Any) -> Any:
+    """The shapes of a state's tensors, nested as it is."""
+    if isinstance(state, Tensor):
+        return tuple(state.shape)
+    if isinstance(state, Mapping):
+        return tuple((name, shapes(part)) for name, part in state.items())
+    if isinstance(state, tuple | list):
+        return tuple(map(shapes, state))
+    return tree_map(lambda leaf: leaf, state)

@@ -1,0 +1,13 @@
+"""Labelled images: where they come from, how they are split, and the batches that training and scoring read.
+
+One module per source (`embedded`, `folder`, `timm`), and `load` picks one by name. Images are decoded once to uint8 or
+streamed. It imports torch, torchvision, `supernet.config` and ground modules of `supernet`, and nothing that knows a
+network.
+"""
+
+from supernet.data.images import Batch, Images, Splits
+from supernet.data.load import load
+from supernet.data.split import split
+from supernet.data.training import training_batches
+
+__all__ = ["Batch", "Images", "Splits", "load", "split", "training_batches"]

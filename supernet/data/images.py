@@ -1,0 +1,98 @@
+"""Labelled images in memory and the splits of a data set."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supernet.config import Preprocess
+from supernet.data.stream import Stream
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images in memory and the normalisation that networks expect.
+
+    Attributes:
+        pixels: uint8, (N, C, H, W).
+        labels: int64, (N,).
+        mean, std: float32, (C, 1, 1), on the scale 0..1.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a training batch is a function of seed and step alone: always."""
+        return True
+
+    def subset(self, index: Tensor) -> "Images":
+        """The images at these positions, in this order."""
+        return Images(self.pixels[index], self.labels[index], self.mean, self.std)
+
+    def to(self, device: torch.device | str) -> "Images":
+        """The same set in the memory of a device."""
+        return Images(*(tensor.to(device) for tensor in (self.pixels, self.labels, self.mean, self.std)))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) to float32, zero mean and unit variance per channel."""
+        return (pixels.float() / 255 - self.mean) / self.std
+
+    def batches(self, size: int, *, drop_last: bool = False) -> Iterator[Batch]:
+        """Normalised `(images, labels)` in order; with `drop_last` all of the same size."""
+        stop = len(self) - len(self) % size if drop_last and len(self) >= size else len(self)
+        for start in range(0, stop, size):
+            end = min(start + size, stop)
+            yield self.normalize(self.pixels[start:end]), self.labels[start:end]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four parts of a data set. `calibration` is drawn from `train`; the others are disjoint.
+
+    Attributes:
+        train: for gradients; in memory, or streamed from disk.
+        calibration: for batch-norm statistics before an evaluation, not augmented.
+        validation: for scores during a search.
+        test: for the final report.
+        classes: names in the order of labels.
+        digest: 16 hex digits over pixels and labels of all parts; of a stream over the names and sizes of its files, or
+            what else tells it from others without reading it.
+    """
+
+    train: Images | Stream
+    calibration: Images
+    validation: Images
+    test: Images
+    classes: tuple[str, ...]
+    digest: str
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.calibration.pixels.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return self.calibration.pixels.shape[-1]
+
+    def preprocess(self) -> Preprocess:
+        """What a network trained on this set expects of its input."""
+        mean, std = (tuple(map(float, value.flatten())) for value in (self.calibration.mean, self.calibration.std))
+        return Preprocess(self.size, mean, std, self.classes)
+
+    def to(self, device: torch.device | str) -> "Splits":
+        """The same splits in the memory of a device; a stream's batches are moved to it one by one."""
+        parts = {part: getattr(self, part).to(device) for part in ("train", "calibration", "validation", "test")}
+        return dataclasses.replace(self, **parts)

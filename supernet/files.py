@@ -1,0 +1,95 @@
+"""Files that survive a kill at any moment: written aside, synced, renamed; loaded without unpickling code."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from supernet.errors import InputError, RunError
+
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what is written there replaces `path` at once, or not at all.
+
+    Raises:
+        RunError: it cannot be written, e.g. because the disk is full; what was at `path` before is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors have their own
+        before = "what was saved there before is intact" if path.exists() else "nothing was there before"
+        raise RunError(
+            f"{path} cannot be written ({str(error).splitlines()[0]}); {before}. Make room or give another folder; "
+            "the same command then goes on"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `InputError` if the file is missing, damaged or something else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; is its folder the output of an earlier command?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it or start in a new folder") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    return document
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What bit-for-bit reproduction depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "device": device if device == "cpu" else torch.cuda.get_device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the working tree this code runs from, None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat

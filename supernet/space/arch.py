@@ -1,0 +1,80 @@
+"""An architecture: an immutable, hashable mapping from decision names to values."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+
+from supernet.errors import InputError
+
+Value = str | int | float | bool
+
+
+class Arch(Mapping[str, Value]):
+    """An architecture: an immutable, hashable mapping from decision names to values.
+
+    Two architectures are equal when they hold the same values under the same names, whatever the order.
+    """
+
+    __slots__ = ("_hash", "_key", "_subs", "_values")
+
+    def __init__(self, values: Mapping[str, Value] | None = None) -> None:
+        self._values: dict[str, Value] = dict(values or {})
+        self._hash: int | None = None
+        self._key: str | None = None
+        self._subs: dict[str, Arch] = {}
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(frozenset(self._values.items()))
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Arch) and self._values == other._values
+
+    def __reduce__(self) -> tuple[type["Arch"], tuple[dict[str, Value]]]:
+        return Arch, (self._values,)
+
+    def __repr__(self) -> str:
+        return f"Arch({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+    def sub(self, prefix: str) -> "Arch":
+        """The decisions below `prefix`, with the prefix removed; empty where there are none."""
+        found = self._subs.get(prefix)
+        if found is None:
+            start = prefix + "."
+            cut = len(start)
+            found = Arch({name[cut:]: value for name, value in self._values.items() if name.startswith(start)})
+            self._subs[prefix] = found
+        return found
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of SHA-256 over the sorted names and values: the same in every process."""
+        if self._key is None:
+            text = json.dumps(self._values, sort_keys=True, separators=(",", ":"))
+            self._key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self._key
+
+    def to_json(self) -> str:
+        """Names and values as a JSON object, never option numbers."""
+        return json.dumps(self._values, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Arch":
+        """The inverse of `to_json`. Raises `InputError` for anything but an object of plain values."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"an architecture is a JSON object of decision names and values: {error}") from error
+        if not isinstance(values, dict) or not all(isinstance(v, str | int | float | bool) for v in values.values()):
+            raise InputError(f"an architecture is a JSON object of decision names and plain values, not {text[:80]!r}")
+        return cls(values)

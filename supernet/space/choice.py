@@ -1,0 +1,89 @@
+"""One decision of a search space: its options and the condition under which it is active."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from supernet.errors import InputError
+from supernet.space.arch import Value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision.
+
+    Attributes:
+        name: unique in its space; dots separate levels.
+        options: the values to choose from, in the order that index vectors use; may be a `range`.
+        when: `(parent, values)`: the decision is active only while the earlier decision `parent` is active and has one
+            of `values`. An inactive decision takes its first option, so that equal networks are equal values.
+        ordered: the options form a scale (a width, a depth); its neighbours are the adjacent options only.
+    """
+
+    name: str
+    options: tuple[Value, ...] | range
+    when: tuple[str, tuple[Value, ...]] | None = None
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        options = self.options
+        if isinstance(options, str) or (self.when is not None and isinstance(self.when[1], str)):
+            raise InputError(f"choice {self.name!r} takes sequences of values, not one string; write ('a', 'b')")
+        if isinstance(options, range) and options:  # one spelling per sequence, so that equal spaces have equal JSON
+            step = options[1] - options[0] if len(options) > 1 else 1
+            object.__setattr__(self, "options", range(options[0], options[-1] + step, step))
+        elif not isinstance(options, range):
+            object.__setattr__(self, "options", tuple(options))
+        if self.when is not None:
+            object.__setattr__(self, "when", (self.when[0], tuple(self.when[1])))
+        if not self.name or self.name.startswith(".") or self.name.endswith("."):
+            raise InputError(f"a choice needs a name that neither starts nor ends with a dot, not {self.name!r}")
+        if len(self.options) == 0:
+            raise InputError(f"choice {self.name!r} has no options; give it at least one")
+        if not isinstance(self.options, range) and len(set(self.options)) != len(self.options):
+            raise InputError(f"choice {self.name!r} lists an option twice: {self.options}")
+
+    def off(self, values: Mapping[str, Value], inactive: Collection[str]) -> bool:
+        """Whether the condition fails, given the values of earlier choices and the names of the inactive ones."""
+        return self.when is not None and (self.when[0] in inactive or values[self.when[0]] not in self.when[1])
+
+    def index(self, value: Value) -> int:
+        """The number of `value` among the options."""
+        return self.options.index(value)  # type: ignore[arg-type]
+
+    def draw(self, rng: Random) -> Value:
+        """One option, each equally likely."""
+        return self.options[rng.randrange(len(self.options))]
+
+    def draw_other(self, value: Value, rng: Random) -> Value:
+        """One option other than `value`, each equally likely; needs at least two options."""
+        index = rng.randrange(len(self.options) - 1)
+        return self.options[index if index < self.index(value) else index + 1]
+
+    def adjacent(self, value: Value) -> tuple[Value, ...]:
+        """The options one move away: all others, or the next smaller and larger one of an ordered choice."""
+        if not self.ordered:
+            return tuple(option for option in self.options if option != value)
+        index = self.index(value)
+        return tuple(self.options[i] for i in (index - 1, index + 1) if 0 <= i < len(self.options))
+
+
+def _choice_to_json(choice: Choice) -> dict[str, Any]:
+    options = choice.options
+    item: dict[str, Any] = {"name": choice.name}
+    item["options"] = (
+        {"range": [options.start, options.stop, options.step]} if isinstance(options, range) else list(options)
+    )
+    if choice.when is not None:
+        item["when"] = [choice.when[0], list(choice.when[1])]
+    if choice.ordered:
+        item["ordered"] = True
+    return item
+
+
+def _choice_from_json(item: Mapping[str, Any]) -> Choice:
+    raw = item["options"]
+    options = range(*raw["range"]) if isinstance(raw, dict) else tuple(raw)
+    when = (item["when"][0], tuple(item["when"][1])) if "when" in item else None
+    return Choice(item["name"], options, when, item.get("ordered", False))

@@ -1,0 +1,325 @@
+"""Search spaces and architectures as plain data: no torch, no modules, no hidden state.
+
+A `SearchSpace` is a list of named decisions (`Choice`); an `Arch` is one value per decision. Spaces compose by dotted
+prefix, so a network's space is the union of its steps' spaces, and `arch.sub("stage1.block0")` is what a step sees.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from supernet.errors import InputError, nearest
+from supernet.space.arch import Arch, Value
+from supernet.space.choice import Choice, _choice_from_json, _choice_to_json
+from supernet.space.normal_form import Form, NormalForm
+
+
+@dataclass(frozen=True, init=False)
+class SearchSpace:
+    """An ordered list of decisions and, where different values can mean the same network, a normal form.
+
+    Args:
+        name: shown in messages and part of the digest.
+        choices: the decisions; the parent of a conditional one must come before it.
+        normal_form: a module-level function from `Arch` to the values of one representative per network. It must be
+            idempotent. May carry a `version` attribute (an integer).
+
+    Raises:
+        InputError: for duplicate names, or a condition on an unknown, later or impossible parent value.
+    """
+
+    name: str
+    choices: tuple[Choice, ...]
+    forms: tuple[tuple[str, NormalForm], ...]
+    _by_name: dict[str, Choice] = field(repr=False, compare=False)
+    _resolved: list[tuple[str, Form]] | None = field(repr=False, compare=False)
+
+    def __init__(self, name: str, choices: Sequence[Choice] = (), normal_form: Form | None = None) -> None:
+        forms = (("", NormalForm.of(normal_form)),) if normal_form is not None else ()
+        self._set(name, choices, forms)
+
+    def _set(self, name: str, choices: Sequence[Choice], forms: Sequence[tuple[str, NormalForm]]) -> None:
+        by_name: dict[str, Choice] = {}
+        for choice in choices:
+            if choice.name in by_name:
+                raise InputError(f"space {name!r} has two choices named {choice.name!r}; names must be unique")
+            if choice.when is not None:
+                _check_condition(name, choice, by_name)
+            by_name[choice.name] = choice
+        fields = {
+            "name": name,
+            "choices": tuple(choices),
+            "forms": tuple(forms),
+            "_by_name": by_name,
+            "_resolved": None,
+        }
+        for attribute, value in fields.items():
+            object.__setattr__(self, attribute, value)
+
+    @classmethod
+    def _of(cls, name: str, choices: Sequence[Choice], forms: Sequence[tuple[str, NormalForm]]) -> "SearchSpace":
+        space = cls.__new__(cls)
+        space._set(name, choices, forms)
+        return space
+
+    def __getitem__(self, name: str) -> Choice:
+        """The choice of that name."""
+        if name not in self._by_name:
+            raise InputError(f"space {self.name!r} has no choice {name!r}; {nearest(name, self._by_name)}")
+        return self._by_name[name]
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def __contains__(self, arch: object) -> bool:
+        if not isinstance(arch, Arch):
+            return False
+        try:
+            return self.canonical(arch) == arch
+        except InputError:
+            return False
+
+    def _complete(self, pick: Callable[[Choice], Value]) -> Arch:
+        """One value per choice, `pick` asked for the active ones and the first option taken for the others."""
+        values: dict[str, Value] = {}
+        inactive: set[str] = set()
+        for choice in self.choices:
+            if choice.off(values, inactive):
+                inactive.add(choice.name)
+                values[choice.name] = choice.options[0]
+            else:
+                values[choice.name] = pick(choice)
+        return Arch(values)
+
+    def active(self, arch: Mapping[str, Value]) -> tuple[Choice, ...]:
+        """The choices whose conditions hold in `arch`, in the order of the space."""
+        found: list[Choice] = []
+
+        def note(choice: Choice) -> Value:
+            found.append(choice)
+            return arch[choice.name]
+
+        self._complete(note)
+        return tuple(found)
+
+    def canonical(self, values: Mapping[str, Value]) -> Arch:
+        """The architecture with these values, checked, its inactive choices at their first option.
+
+        Raises:
+            InputError: a name that the space lacks, a missing active choice, or a value that is no option.
+        """
+        for name in values:
+            self[name]  # names the nearest valid choice if there is none
+
+        def checked(choice: Choice) -> Value:
+            if choice.name not in values:
+                raise InputError(f"the architecture lacks {choice.name!r}, which space {self.name!r} decides")
+            value = values[choice.name]
+            if value not in choice.options:
+                hint = nearest(value, choice.options)
+                raise InputError(f"{value!r} is no option of {choice.name!r} in space {self.name!r}; {hint}")
+            return choice.options[choice.index(value)]
+
+        return self._complete(checked)
+
+    def normal_form(self, arch: Arch) -> Arch:
+        """The representative of the network that `arch` describes; `arch` itself where the space knows no identities.
+
+        After `fix`, a representative outside the restricted space is not used: `arch` is returned.
+        """
+        values = self.represent(arch) if self.forms else arch
+        try:
+            return self.canonical(values) if self.forms else arch
+        except InputError:
+            return arch
+
+    def represent(self, arch: Arch) -> dict[str, Value]:
+        """What the forms make of `arch`, unchecked."""
+        functions = self._resolved
+        if functions is None:
+            functions = [(prefix, form.resolve()) for prefix, form in self.forms]
+            object.__setattr__(self, "_resolved", functions)
+        values = dict(arch)
+        for prefix, function in functions:
+            current = Arch(values)
+            start = f"{prefix}." if prefix else ""
+            part = current.sub(prefix) if prefix else current
+            values.update({start + name: value for name, value in function(part).items()})
+        return values
+
+    def to_indices(self, arch: Arch) -> tuple[int, ...]:
+        """The number of each value among its choice's options, in the order of the space."""
+        return tuple(choice.index(arch[choice.name]) for choice in self.choices)
+
+    def from_indices(self, indices: Sequence[int]) -> Arch:
+        """The inverse of `to_indices`; every vector within the option counts is legal, inactive entries are ignored."""
+        if len(indices) != len(self.choices):
+            raise InputError(f"space {self.name!r} has {len(self.choices)} choices, not {len(indices)} indices")
+        for choice, index in zip(self.choices, indices, strict=True):
+            if not 0 <= index < len(choice.options):
+                raise InputError(f"index {index} of {choice.name!r} is outside 0..{len(choice.options) - 1}")
+        position = {choice.name: i for i, choice in enumerate(self.choices)}
+        return self._complete(lambda choice: choice.options[indices[position[choice.name]]])
+
+    def sample(self, rng: Random) -> Arch:
+        """Every active choice drawn independently and uniformly (SPOS, §3.3)."""
+        return self._complete(lambda choice: choice.draw(rng))
+
+    def mutate(self, arch: Arch, rng: Random, prob: float) -> Arch:
+        """Each active choice re-drawn with probability `prob`, the old value included (DetNAS, SPOS)."""
+        active = {choice.name for choice in self.active(arch)}
+
+        def redraw(choice: Choice) -> Value:
+            if choice.name not in active or rng.random() < prob:
+                return choice.draw(rng)
+            return arch[choice.name]
+
+        return self._complete(redraw)
+
+    def mutate_one(self, arch: Arch, rng: Random) -> Arch:
+        """Exactly one active choice, drawn uniformly, takes another value; choices that become active are drawn.
+
+        Raises:
+            InputError: no active choice has a second option.
+        """
+        active = self.active(arch)
+        movable = [choice for choice in active if len(choice.options) > 1]
+        if not movable:
+            raise InputError(f"space {self.name!r} leaves nothing to mutate: every active choice has one option")
+        chosen = movable[rng.randrange(len(movable))]
+        names = {choice.name for choice in active}
+
+        def move(choice: Choice) -> Value:
+            if choice.name == chosen.name:
+                return choice.draw_other(arch[choice.name], rng)
+            return arch[choice.name] if choice.name in names else choice.draw(rng)
+
+        return self._complete(move)
+
+    def crossover(self, first: Arch, second: Arch, rng: Random) -> Arch:
+        """Each active choice from either parent with equal probability; from the one in which it is active, if one."""
+        active = [{choice.name for choice in self.active(parent)} for parent in (first, second)]
+        parents = (first, second)
+
+        def inherit(choice: Choice) -> Value:
+            holders = [i for i in (0, 1) if choice.name in active[i]]
+            if not holders:
+                return choice.draw(rng)
+            return parents[holders[rng.randrange(len(holders))]][choice.name]
+
+        return self._complete(inherit)
+
+    def neighbors(self, arch: Arch) -> list[Arch]:
+        """All architectures with one active choice at another (ordered: adjacent) option; new ones at their first."""
+        active = self.active(arch)
+        kept = {choice.name: arch[choice.name] for choice in active}
+        found = []
+        for choice in active:
+            for value in choice.adjacent(arch[choice.name]):
+                moved = kept | {choice.name: value}
+                found.append(self._complete(lambda c, moved=moved: moved.get(c.name, c.options[0])))  # type: ignore[misc]
+        return found
+
+    def enumerate(self) -> Iterator[Arch]:
+        """Every architecture of the space once, the last choice varying fastest."""
+
+        def extend(position: int, values: dict[str, Value], inactive: frozenset[str]) -> Iterator[Arch]:
+            if position == len(self.choices):
+                yield Arch(values)
+                return
+            choice = self.choices[position]
+            off = choice.off(values, inactive)
+            hidden = inactive | {choice.name} if off else inactive
+            for option in choice.options[:1] if off else choice.options:
+                yield from extend(position + 1, {**values, choice.name: option}, hidden)
+
+        return extend(0, {}, frozenset())
+
+    def size(self) -> int:
+        """The exact number of architectures: distinct canonical values, before normal forms."""
+        children: dict[str, list[Choice]] = {choice.name: [] for choice in self.choices}
+        for choice in self.choices:
+            if choice.when is not None:
+                children[choice.when[0]].append(choice)
+
+        def count(choice: Choice) -> int:
+            below = [(child.when[1], count(child)) for child in children[choice.name] if child.when is not None]
+            if not below:
+                return len(choice.options)
+            return sum(math.prod(n for values, n in below if option in values) for option in choice.options)
+
+        return math.prod(count(choice) for choice in self.choices if choice.when is None)
+
+    def fix(self, values: Mapping[str, Value]) -> "SearchSpace":
+        """The same space with the named choices held at one value each."""
+        for name, value in values.items():
+            if value not in self[name].options:
+                raise InputError(f"{value!r} is no option of {name!r}; {nearest(value, self[name].options)}")
+        choices = []
+        for choice in self.choices:
+            options = (values[choice.name],) if choice.name in values else choice.options
+            choices.append(Choice(choice.name, options, choice.when, choice.ordered))
+        return SearchSpace._of(self.name, choices, self.forms)
+
+    def to_json(self) -> str:
+        """The whole space as JSON; ranges stay ranges, normal forms are named with their version."""
+        choices = [_choice_to_json(choice) for choice in self.choices]
+        forms = [{"prefix": prefix, "function": form.function, "version": form.version} for prefix, form in self.forms]
+        return json.dumps({"name": self.name, "choices": choices, "normal_forms": forms}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SearchSpace":
+        """The inverse of `to_json`. Raises `InputError` for anything else."""
+        try:
+            document = json.loads(text)
+            choices = [_choice_from_json(item) for item in document["choices"]]
+            forms = [(f["prefix"], NormalForm(f["function"], f["version"])) for f in document["normal_forms"]]
+            return cls._of(document["name"], choices, forms)
+        except InputError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"this is not the JSON of a search space ({error!r})") from error
+
+    def digest(self) -> str:
+        """16 hex digits of SHA-256 over `to_json`: two spaces are interchangeable exactly if these agree."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def compose(name: str, parts: Mapping[str, SearchSpace], normal_form: Form | None = None) -> SearchSpace:
+    """One space from several, each part's decisions and normal forms below its dotted prefix.
+
+    Args:
+        name: of the composed space.
+        parts: prefix to space; a part without choices adds nothing.
+        normal_form: a form over the whole, applied after those of the parts.
+    """
+    choices: list[Choice] = []
+    forms: list[tuple[str, NormalForm]] = []
+    for prefix, part in parts.items():
+        for choice in part.choices:
+            when = None if choice.when is None else (f"{prefix}.{choice.when[0]}", choice.when[1])
+            choices.append(Choice(f"{prefix}.{choice.name}", choice.options, when, choice.ordered))
+        forms += [(f"{prefix}.{inner}" if inner else prefix, form) for inner, form in part.forms]
+    if normal_form is not None:
+        forms.append(("", NormalForm.of(normal_form)))
+    return SearchSpace._of(name, choices, forms)
+
+
+def _check_condition(space: str, choice: Choice, earlier: Mapping[str, Choice]) -> None:
+    assert choice.when is not None
+    parent, values = choice.when
+    if not values:
+        raise InputError(
+            f"choice {choice.name!r} of space {space!r} waits for no value of {parent!r}; name one at least"
+        )
+    if parent not in earlier:
+        raise InputError(
+            f"choice {choice.name!r} of space {space!r} depends on {parent!r}, which is not listed before it; "
+            f"{nearest(parent, earlier)}"
+        )
+    wrong = [value for value in values if value not in earlier[parent].options]
+    if wrong and len(earlier[parent].options) > 1:
+        raise InputError(f"choice {choice.name!r} waits for {parent!r} = {wrong[0]!r}, which is no option of it")

@@ -1,0 +1,153 @@
+"""The published spaces by name, and the two functions that build networks from them. Importing this loads no torch."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from supernet.errors import InputError, nearest
+from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
+from supernet.spaces.genotypes import NETWORKS as NETWORKS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from supernet.chain import Chain
+
+
+Phase = Literal["supernet", "standalone"]
+
+SPACES: dict[str, str] = {
+    "shufflenet-small": "supernet.spaces.shufflenet:shufflenet_small",
+    "nasbench-macro": "supernet.spaces.nasbench_macro:nasbench_macro",
+    "nasbench201": "supernet.spaces.nasbench201:nasbench201",
+    "spos": "supernet.spaces.shufflenet:spos",
+    "spos-channels": "supernet.spaces.shufflenet:spos_channels",
+    "detnas-300m": "supernet.spaces.shufflenet:detnas_300m",
+    "detnas-1.3g": "supernet.spaces.shufflenet:detnas_1_3g",
+    "detnas-3.8g": "supernet.spaces.shufflenet:detnas_3_8g",
+    "nasnet-cifar": "supernet.spaces.nasnet:nasnet_cifar",
+    "nasnet-imagenet": "supernet.spaces.nasnet:nasnet_imagenet",
+    "nasnet-small": "supernet.spaces.nasnet:nasnet_small",
+    "pnasnet-cifar": "supernet.spaces.nasnet:pnasnet_cifar",
+    "pnasnet-imagenet": "supernet.spaces.nasnet:pnasnet_imagenet",
+    "pnasnet-small": "supernet.spaces.nasnet:pnasnet_small",
+    "amoebanet-cifar": "supernet.spaces.nasnet:amoebanet_cifar",
+    "amoebanet-imagenet": "supernet.spaces.nasnet:amoebanet_imagenet",
+    "plain-small-widths": "supernet.spaces.widths:plain_small_widths",
+    "resnet-20-widths": "supernet.spaces.widths:resnet_20_widths",
+    "resnet-50-widths": "supernet.spaces.widths:resnet_50_widths",
+    "mobilenetv2-widths": "supernet.spaces.widths:mobilenetv2_widths",
+}
+"""Name to builder. A space from outside is named the same way, `"package.module:builder"`."""
+
+
+def builder(space: str) -> "Callable[..., Chain]":
+    """The function that builds a space's supernet, from a name in `SPACES` or a `"package.module:function"`.
+
+    Raises:
+        InputError: no such space (the nearest name is offered), or the function cannot be imported.
+    """
+    if space not in SPACES and (":" not in space or space[0] in ":."):
+        raise InputError(f"there is no space {space!r}; {nearest(space, SPACES)}")
+    module, _, name = SPACES.get(space, space).partition(":")
+    try:
+        function: Callable[..., Chain] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"the space {space!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    return function
+
+
+def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
+    """A space's supernet as its builder leaves it; settings that are None are the builder's own.
+
+    Raises:
+        InputError: see `builder`; or arguments that the builder does not take, or values that its blocks refuse.
+    """
+    make, given = builder(space), {name: value for name, value in settings.items() if value is not None}
+    try:
+        inspect.signature(make).bind(phase=phase, **given)
+    except TypeError as error:
+        raise InputError(f"the builder of the space {space!r} does not take these settings: {error}") from error
+    try:
+        return make(phase=phase, **given)
+    except InputError:
+        raise
+    except ValueError as error:
+        told = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise InputError(f"the space {space!r} cannot be built with {told or 'its defaults'}: {error}") from error
+
+
+def create_supernet(
+    space: str,
+    *,
+    num_classes: int | None = None,
+    input_size: int | None = None,
+    in_channels: int | None = None,
+    phase: Phase = "supernet",
+    generator: "torch.Generator | None" = None,
+    **settings: Any,
+) -> "Chain":
+    """A supernet with fresh weights.
+
+    Args:
+        space: a name in `SPACES`, or `"package.module:builder"` for one's own.
+        num_classes, input_size (pixels), in_channels: the builder's published values where None.
+        phase: `"supernet"` for training with shared weights, `"standalone"` for the final network's layers.
+        generator: of the initial weights; torch's global generator if None, so `torch.manual_seed` reproduces them.
+        settings: further arguments of the builder.
+    """
+    given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
+    chain = build(space, phase, given)
+    chain.init(chain, generator)
+    return chain
+
+
+def create_network(
+    space: str,
+    *,
+    arch: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+    input_size: int | None = None,
+    in_channels: int | None = None,
+    generator: "torch.Generator | None" = None,
+    **settings: Any,
+) -> "nn.Sequential":
+    """The standalone network of one architecture with fresh weights, ready to be trained from scratch.
+
+    The supernet it is cut from exists on the meta device only, so its size costs no memory.
+
+    Args:
+        space: as in `create_supernet`, or without `arch` the name of a published network in `GENOTYPES` or `NETWORKS`.
+        arch: decision names and values; others as in `create_supernet`, those of a published network where None.
+
+    Raises:
+        InputError: no such space or published network, `arch` is no architecture of the space, or the space's `init`
+            leaves a tensor unset.
+    """
+    import torch
+
+    from supernet.chain import realize
+
+    given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
+    with torch.device("meta"):
+        chain, chosen = _published(space, given) if arch is None else (build(space, "standalone", given), arch)
+        network = chain.subnet(chosen)
+    return cast("nn.Sequential", realize(network, chain.init, generator))
+
+
+def _published(name: str, given: Mapping[str, Any]) -> "tuple[Chain, Mapping[str, Any]]":
+    """The chain that a published network is cut from, and its architecture there."""
+    if name in NETWORKS:
+        from supernet.spaces.published_cells import CELLS, arch_of
+
+        network = NETWORKS[name]
+        own = {key: value for key, value in given.items() if value is not None}
+        chain = build(network.space, "standalone", {**network.settings, **own})
+        return chain, arch_of(CELLS[network.cells], chain.space)
+    if name not in GENOTYPES:
+        known = [*GENOTYPES, *NETWORKS]
+        raise InputError(f"there is no published network {name!r}; give arch, or {nearest(name, known)}")
+    chain = build(GENOTYPES[name].space, "standalone", given)
+    return chain, chain.space.from_indices(GENOTYPES[name].indices)

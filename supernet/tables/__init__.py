@@ -1,1 +1,0 @@
-"""Published tables that ship with the package."""

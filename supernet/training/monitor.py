@@ -1,0 +1,205 @@
+"""The health of a supernet while it trains: who is visited, who gets gradient, how far paths lie apart, and depth.
+
+A ranking goes wrong in training, long before it is measured: options that are seldom visited or hardly updated stay
+behind, and paths whose losses lie closer together than a batch's noise cannot be told apart. All of it is read from
+what a step computes anyway, and nothing makes the device wait but once per epoch.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supernet.chain import Chain, Searchable
+from supernet.ranking.report import layers
+from supernet.ranking.statistics import kendall
+from supernet.space import Arch
+
+EVERY = 10  # steps between two looks at gradients: a norm of every active gradient costs as much as an update of it
+TENTHS = 10
+MOST_PATHS = 4096  # of a tenth, the last ones; τ over them has a deviation of 0.01
+MOST_SHOWN = 200  # options with curves of their own in TensorBoard
+MEMORY = 0.98  # of the running mean that losses are compared with, so that their fall does not look like a spread
+
+
+class Monitor:
+    """Watches one training; hand it to `train_supernet` and read `report()` afterwards.
+
+    Args:
+        chain: the supernet. One without decisions has nothing to watch.
+        depth: layers of an architecture; `supernet.ranking.report.layers` by default.
+        every: steps between two measurements of gradients.
+    """
+
+    def __init__(self, chain: Chain, *, depth: Callable[[Arch], float] = layers, every: int = EVERY) -> None:
+        self.chain, self.depth, self.every = chain, depth, every
+        self.steps = 0
+        self._visits = {choice.name: [0] * len(choice.options) for choice in chain.space.choices}
+        self._gradients: dict[tuple[str, int], Tensor | float] = {}
+        self._gaps: list[float] = []  # of this epoch: loss of a path less the running mean
+        self._paths: deque[tuple[float, float]] = deque(maxlen=MOST_PATHS)  # of this tenth: depth and gap
+        self._mean: float | None = None
+        self._tenth = 0
+        self._epochs: list[dict[str, float]] = []
+        self._depths: list[dict[str, Any]] = []
+
+    def begin(self, steps: int) -> None:
+        """Training takes this many steps in all."""
+        self.steps = steps
+
+    def gradients(self, step: int, archs: Sequence[Arch]) -> None:
+        """Look at the gradients of a step, after the last backward pass and before clipping.
+
+        A step of the chain credits the squared norm of its active gradients to the options that were chosen in it.
+        """
+        if not self._visits or step % self.every:
+            return
+        credits: dict[tuple[str, int], dict[int, Tensor]] = {}
+        for arch in archs:
+            for name, (block, sub, layout) in zip(self.chain.step_names, self.chain.walk(arch), strict=True):
+                if not isinstance(block, Searchable):
+                    continue
+                used = {id(p): p.grad for p, _ in block.active_parts(sub, layout) if p.grad is not None}
+                for choice in block.space.active(sub):
+                    key = f"{name}.{choice.name}", choice.index(sub[choice.name])
+                    credits.setdefault(key, {}).update(used)
+        found = {number: gradient for part in credits.values() for number, gradient in part.items()}
+        if not found:
+            return
+        norms = dict(zip(found, torch._foreach_norm(list(found.values())), strict=True))
+        for key, part in credits.items():
+            if part:
+                squared = torch.stack([norms[number] for number in part]).square().sum()
+                self._gradients[key] = self._gradients.get(key, 0.0) + squared
+
+    def losses(self, step: int, archs: Sequence[Arch], values: Sequence[float]) -> None:
+        """Book the paths of a step with their losses, which may be known only later."""
+        if not self._visits:
+            return
+        if self.steps and (tenth := step * TENTHS // self.steps) > self._tenth:
+            self._close_tenth()
+            self._tenth = tenth
+        before = self._mean
+        for arch, loss in zip(archs, values, strict=True):
+            for choice in self.chain.space.active(arch):
+                self._visits[choice.name][choice.index(arch[choice.name])] += 1
+            if before is not None:  # one mean for all paths of a step: they saw the same images
+                self._gaps.append(loss - before)
+                self._paths.append((self.depth(arch), loss - before))
+        mean = statistics.fmean(values)
+        self._mean = mean if before is None else MEMORY * before + (1 - MEMORY) * mean
+
+    def close_epoch(self, step: int) -> dict[str, float]:
+        """The figures at the end of an epoch, as TensorBoard scalars; the only place that waits for the device.
+
+        Returns:
+            `health/loss_spread`: deviation of the losses of the epoch's paths; `health/visits_least`: visits of the
+            option visited least, 1 for its fair share; `health/depth_tau` of the last tenth, once there is one; and
+            per option, where they are not too many, its shares of visits and gradient.
+        """
+        if not self._visits:
+            return {}
+        if step >= self.steps > 0:
+            self._close_tenth()
+        self._read()
+        row = {"loss_spread": statistics.stdev(self._gaps) if len(self._gaps) > 1 else math.nan}
+        row["visits_least"] = min(_least(counts) for counts in self._visits.values())
+        self._gaps.clear()
+        self._epochs.append({"step": step, **row})
+        if self._depths:
+            row["depth_tau"] = self._depths[-1]["tau"]
+        scalars = {f"health/{name}": value for name, value in row.items() if math.isfinite(value)}
+        if sum(map(len, self._visits.values())) <= MOST_SHOWN:
+            for kind, shares in (("visits", self.visits()), ("gradient", self.gradient_shares())):
+                for choice, options in shares.items():
+                    scalars |= {f"health/{kind}/{choice}/{option}": value for option, value in options.items()}
+        return scalars
+
+    def visits(self) -> dict[str, dict[str, float]]:
+        """Per choice and option, how often it was trained as a share of the choice's visits."""
+        return {name: self._named(name, _shares(counts)) for name, counts in self._visits.items()}
+
+    def gradient_shares(self) -> dict[str, dict[str, float]]:
+        """Per choice and option, the share of the squared gradient norm that its steps received."""
+        self._read()
+        found = {}
+        for name, counts in self._visits.items():
+            sums = [float(self._gradients.get((name, index), 0.0)) for index in range(len(counts))]
+            found[name] = self._named(name, _shares(sums))
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """Everything, for JSON: counts and shares per option, per epoch the spread, per tenth the ranking by depth."""
+        counts = {name: self._named(name, counts) for name, counts in self._visits.items()}
+        epochs = [
+            {name: value if math.isfinite(value) else None for name, value in row.items()} for row in self._epochs
+        ]
+        depths = [{**row, "tau": row["tau"] if math.isfinite(row["tau"]) else None} for row in self._depths]
+        return {"visits": counts, "gradient": self.gradient_shares(), "epochs": epochs, "depth": depths}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on identically: plain values only."""
+        self._read()
+        return {
+            "visits": {name: list(counts) for name, counts in self._visits.items()},
+            "gradients": [[name, index, value] for (name, index), value in self._gradients.items()],
+            "gaps": list(self._gaps),
+            "paths": [list(path) for path in self._paths],
+            "mean": self._mean,
+            "tenth": self._tenth,
+            "epochs": [dict(row) for row in self._epochs],
+            "depths": [dict(row) for row in self._depths],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a checkpoint; one written without a monitor leaves the figures to start here."""
+        if not state:
+            return
+        self._visits = {name: list(counts) for name, counts in state["visits"].items()}
+        self._gradients = {(name, index): value for name, index, value in state["gradients"]}
+        self._gaps = list(state["gaps"])
+        self._paths = deque(((d, gap) for d, gap in state["paths"]), maxlen=MOST_PATHS)
+        self._mean, self._tenth = state["mean"], state["tenth"]
+        self._epochs, self._depths = [dict(row) for row in state["epochs"]], [dict(row) for row in state["depths"]]
+
+    def _close_tenth(self) -> None:
+        """How far the losses of a tenth's paths rank them by depth: 1 if deeper was always better."""
+        if not self._paths:
+            return
+        depths, gaps = zip(*self._paths, strict=True)
+        by_depth: dict[float, list[float]] = {}
+        for depth, gap in self._paths:
+            by_depth.setdefault(depth, []).append(gap)
+        self._depths.append(
+            {
+                "tenth": self._tenth + 1,
+                "paths": len(depths),
+                "tau": kendall(depths, [-gap for gap in gaps]),
+                "gap": {f"{depth:g}": statistics.fmean(found) for depth, found in sorted(by_depth.items())},
+            }
+        )
+        self._paths.clear()
+
+    def _read(self) -> None:
+        """Fetch what lies on the device, in one go."""
+        waiting = [key for key, value in self._gradients.items() if isinstance(value, Tensor)]
+        if waiting:
+            values = torch.stack([torch.as_tensor(self._gradients[key]) for key in waiting]).tolist()
+            self._gradients.update(zip(waiting, values, strict=True))
+
+    def _named(self, name: str, values: Sequence[float]) -> dict[str, float]:
+        return {str(option): value for option, value in zip(self.chain.space[name].options, values, strict=True)}
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    total = sum(values)
+    return [value / total if total else 0.0 for value in values]
+
+
+def _least(counts: Sequence[int]) -> float:
+    """The smallest share in fair shares; 1 for a choice that was never active."""
+    return min(_shares(counts)) * len(counts) if sum(counts) else 1.0

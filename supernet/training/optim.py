@@ -1,0 +1,79 @@
+"""Optimisers, schedules and averaged weights from timm; blocks compiled one by one."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from supernet.chain import Searchable
+from supernet.config import Train
+
+
+def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; weights with one dimension are not decayed."""
+    from timm.optim import create_optimizer_v2
+
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        module, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+    )
+    return optimizer
+
+
+def create_schedule(optimizer: torch.optim.Optimizer, config: Train, per_epoch: int) -> Any:
+    """timm's schedule in steps, `step_update(step)`: linear warm-up, then `config.schedule` down to the floor."""
+    from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
+
+    total = max(per_epoch * config.epochs, 1)
+    settings: dict[str, Any] = {
+        "warmup_t": round(per_epoch * config.warmup_epochs),
+        "warmup_lr_init": config.lr / 10,
+        "warmup_prefix": False,
+        "t_in_epochs": False,
+    }
+    if config.schedule == "step":
+        after = [round(total * drop) + 1 for drop in config.drops]  # timm drops a step before the number it is given
+        return MultiStepLRScheduler(optimizer, after, decay_rate=0.1, **settings)
+    settings |= {"t_initial": total, "lr_min": config.lr * (1 if config.schedule == "constant" else config.lr_floor)}
+    if config.schedule == "linear":
+        return PolyLRScheduler(optimizer, power=1.0, **settings)
+    return CosineLRScheduler(optimizer, **settings)
+
+
+def create_ema(module: nn.Module, config: Train) -> Any:
+    """timm's moving average of weights and buffers, or None.
+
+    Weights that a step did not use are averaged with their unchanged values: the average is over time, not over uses.
+    """
+    if not config.ema:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(module, decay=config.ema)
+
+
+@contextlib.contextmanager
+def compiled(module: nn.Module, *, enabled: bool = True) -> Iterator[None]:
+    """Every candidate block runs compiled inside; each is compiled once and serves all paths.
+
+    A supernet compiled as a whole would be one graph per path until the recompile limit. Steps with sliced weights stay
+    eager, since their modules are not called but read.
+    """
+    blocks = list(_ordinary(module)) if enabled else []
+    for block in blocks:
+        block.compile()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None  # what `compile` sets; state-dict keys never changed
+
+
+def _ordinary(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest ordinary modules below searchables and plain containers."""
+    for child in module.children():
+        if isinstance(child, Searchable | nn.ModuleList | nn.ModuleDict):
+            yield from _ordinary(child)
+        elif any(True for _ in child.parameters()):
+            yield child

@@ -1,0 +1,102 @@
+"""Measured latency as a cost: consistent within a table, exact limits over it, far apart for far sizes."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from helpers.detector_cases import tiny
+from helpers.toy_spaces import GROUNDS
+from supernet import create_supernet
+from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
+from supernet.cost.count import COSTS
+from supernet.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def table() -> LatencyTable:
+    return LatencyTable(GROUNDS["chain"](input_size=32), seconds=0.002)
+
+
+def test_an_entry_is_timed_once_and_the_other_costs_are_the_same(table: LatencyTable) -> None:
+    plain = CostTable(GROUNDS["chain"](input_size=32))
+    for arch in table.space.enumerate():
+        costs = table(arch)
+        assert costs == table(arch)
+        assert {name: costs[name] for name in plain.costs} == plain(arch)
+        assert costs["latency"] > 0
+
+
+def test_limits_and_windows_on_latency_are_exact(table: LatencyTable) -> None:
+    times = sorted(table(arch)["latency"] for arch in table.space.enumerate())
+    assert table.extremes("latency") == (times[0], times[-1])
+    limit = times[len(times) // 2]
+    feasible = Feasible(table, {"latency": limit})
+    fitting = [arch for arch in table.space.enumerate() if feasible(arch)]
+    assert len(fitting) == sum(time <= limit for time in times) == CostWindow(table, "latency", high=limit).count
+    assert feasible(feasible.sample(random.Random(0)))
+    with pytest.raises(InputError, match=r"no architecture .* latency <= 0"):
+        Feasible(table, {"latency": 0})
+    with pytest.raises(InputError, match="did you mean 'latency'"):
+        Feasible(table, {"latencies": 1})
+    with pytest.raises(InputError, match="no cost 'latency'"):
+        Feasible(CostTable(GROUNDS["chain"]()), {"latency": 1})
+
+
+def test_a_resumed_search_meets_the_measured_figures(tmp_path: Path) -> None:
+    file = tmp_path / "latency.jsonl"
+    first = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
+    times = {arch: first(arch)["latency"] for arch in first.space.enumerate()}
+    with file.open("a") as torn:
+        torn.write('{"step": "cut off by a kil')
+    again = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
+    assert {arch: again(arch)["latency"] for arch in again.space.enumerate()} == times
+    with pytest.raises(InputError, match="measured with batch 1, and now it is 8"):
+        LatencyTable(GROUNDS["chain"](), batch=8, file=file)
+    file.write_text("nonsense}\n")
+    with pytest.raises(InputError, match="holds no latencies"):
+        LatencyTable(GROUNDS["chain"](), file=file)
+
+
+def test_small_and_large_networks_are_told_apart_and_the_error_is_reported() -> None:
+    table = LatencyTable(create_supernet("nasbench-macro"), seconds=0.005)
+    space = table.space
+    small, large = space.from_indices([0] * 8), space.from_indices([2] * 8)
+    assert 2 * table(small)["latency"] < table(large)["latency"]
+    assert 2 * table.end_to_end(small) < table.end_to_end(large)
+    report = table.error(4)
+    assert report["n"] == 4
+    assert 0 <= report["mean"] <= report["worst"]
+    assert -1 <= report["tau"] <= 1
+    assert report["bias"] > 0
+
+
+def test_shared_cells_are_timed_on_demand() -> None:
+    table = LatencyTable(GROUNDS["loose"](), seconds=0.002)
+    assert table.edges("latency") is None
+    arch = table.space.sample(random.Random(0))
+    assert table(arch)["latency"] == table(arch)["latency"] > 0
+
+
+def test_a_detector_is_timed_on_images_of_their_sizes() -> None:
+    """The sizes in a detector's state are values: random ones, or those of one image, would be no images' sizes."""
+    detector = tiny("retinanet", seed=3)
+    table, seen = LatencyTable(detector, batch=3, seconds=0.001), list[Tensor]()
+    time = table._time
+
+    def noted(module: nn.Module, state: Any) -> int:
+        if isinstance(state, tuple):
+            seen.append(tree_map(table._filled, state)[1])
+        return time(module, state)
+
+    table._time = noted  # type: ignore[method-assign]
+    arch = table.space.sample(random.Random(0))
+    costs = table(arch)
+    assert costs["latency"] >= len(detector.blocks)
+    assert {name: costs[name] for name in COSTS} == CostTable(detector)(arch)
+    assert len(seen) == len(detector.blocks) - 1
+    assert all(torch.equal(sizes, torch.tensor([[64, 64]] * 3)) for sizes in seen)

@@ -1,0 +1,480 @@
+"""Detection data: real COCO files, boxes that stay on their objects, exact resume, and errors that name file and id."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from detection.config import DetectionAugment, DetectionData
+from detection.data import digits
+from detection.data.augment import Resize, vary
+from detection.data.batches import training_batches
+from detection.data.coco import Annotations, read_annotations
+from detection.data.images import DetectionSet
+from detection.data.load import DetectionSplits, load
+from supernet.errors import InputError
+from supernet.seeding import generator
+
+Document = dict[str, Any]
+
+CATEGORIES = [{"id": 90, "name": "tree"}, {"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def annotation(number: int, image: int, category: int, box: list[float], **more: Any) -> Document:
+    return {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
+
+
+def make_coco(root: Path, *, images: int = 12, size: tuple[int, int] = (64, 48), name: str = "train") -> Path:
+    """Black images with one rectangle each, its colour telling the category, and a crowd in the first."""
+    (root / name).mkdir(parents=True, exist_ok=True)
+    entries, annotations = [], []
+    for i in range(images):
+        picture = Image.new("RGB", size)
+        x, y, w, h = 4 + 2 * (i % 12), 6 + i % 12, 16, 10 + i % 12
+        picture.paste((RED, GREEN, BLUE)[i % 3], (x, y, x + w, y + h))
+        picture.save(root / name / f"{i}.png")
+        entries.append({"id": 100 + i, "file_name": f"{name}/{i}.png", "width": size[0], "height": size[1]})
+        annotations.append(annotation(1000 + i, 100 + i, (3, 7, 90)[i % 3], [x, y, w, h], area=w * h / 2, iscrowd=0))
+    annotations.insert(0, annotation(500, 100, 7, [30, 30, 20, 10], area=90, iscrowd=1))
+    return write(root / f"{name}.json", {"images": entries, "annotations": annotations, "categories": CATEGORIES})
+
+
+def write(path: Path, document: Any) -> Path:
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+def change(path: Path, change: Callable[[Document], None]) -> Path:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    return write(path, document)
+
+
+def settings(path: Path, **more: Any) -> DetectionData:
+    return DetectionData(str(path), str(path.parent), **{"size": 32, **more})
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    pairs = (
+        zip(first.values(), second.values(), strict=True)
+        if isinstance(first, dict)
+        else zip(first, second, strict=True)
+    )
+    return all(same(a, b) for a, b in pairs)
+
+
+# -- annotation files -------------------------------------------------------------------------------------------------
+
+
+def test_labels_follow_category_ids_and_boxes_their_corners(tmp_path: Path) -> None:
+    read = read_annotations(make_coco(tmp_path), tmp_path)
+    assert (read.classes, read.categories) == (("cat", "dog", "tree"), (3, 7, 90))
+    assert read.ids.tolist() == list(range(100, 112))
+    assert read.sizes.unique(dim=0).tolist() == [[48, 64]]
+    first, third = read.target(0), read.target(2)
+    assert first["labels"].tolist() == [2, 1]  # the crowd stands first in the file
+    assert first["boxes"].tolist() == [[30, 30, 50, 40], [4, 6, 20, 16]]
+    assert first["crowd"].tolist() == [True, False]
+    assert first["areas"].tolist() == [90, 80]  # of the object, not of its box
+    assert third["labels"].tolist() == [3]
+    assert read.name(2) == "train/2.png"
+
+
+def test_images_without_boxes_stay_and_boxes_go_with_their_images(tmp_path: Path) -> None:
+    path = change(make_coco(tmp_path), lambda d: d["annotations"].reverse() or d["annotations"].pop(3))
+    read = read_annotations(path, tmp_path)
+    assert len(read) == 12
+    assert len(read.target(8)["boxes"]) == 0
+    assert read.target(9)["boxes"].tolist() == [
+        [22, 15, 38, 34]
+    ]  # that of its file, though it stands third in the list
+    assert read.target(0)["crowd"].tolist() == [False, True]
+    index = torch.tensor([8, 0, 5])
+    part = read.subset(index)
+    assert part.ids.tolist() == [108, 100, 105]
+    for place, i in enumerate(index.tolist()):
+        assert same(part.target(place), read.target(i))
+    assert part.name(2) == "train/5.png"
+
+
+def test_boxes_at_the_border_are_cut_or_skipped_with_one_warning_each(tmp_path: Path) -> None:
+    def spoil(document: Document) -> None:
+        document["annotations"] = [
+            annotation(1, 100, 3, [-5, 40, 20, 20]),
+            annotation(2, 101, 3, [64, 10, 5, 5]),  # begins where the image ends
+            annotation(3, 101, 3, [10, 10, 0, 5]),
+            annotation(4, 102, 3, [10, 10, 20, -5]),
+            annotation(5, 102, 3, [0, 0, 64, 48]),
+        ]
+
+    path = change(make_coco(tmp_path), spoil)
+    with pytest.warns(UserWarning, match="within|beyond their image") as caught:
+        read = read_annotations(path, tmp_path)
+    cut, skipped = (str(one.message) for one in caught)
+    assert cut == f"1 boxes of {path} reach beyond their image and are cut: annotation 1 (train/0.png)"
+    assert skipped.startswith(
+        f"3 boxes of {path} have no area within their image and are skipped: annotation 2 (train/1"
+    )
+    assert read.boxes.tolist() == [[0, 40, 15, 48], [0, 0, 64, 48]]
+    assert read.starts.tolist() == [0, 1, 1, *([2] * 10)]
+
+
+def drop(key: str, part: str, number: int) -> Callable[[Document], None]:
+    return lambda document: document[part][number].pop(key)
+
+
+def put(part: str, number: int, **values: Any) -> Callable[[Document], None]:
+    return lambda document: document[part][number].update(values)
+
+
+SPOILED: dict[str, tuple[Callable[[Document], Any], str]] = {
+    "no categories": (lambda d: d.pop("categories"), r"train\.json .* has no list 'categories'"),
+    "none listed": (lambda d: d["categories"].clear(), r"train\.json lists no categories"),
+    "no images": (lambda d: d["images"].clear(), r"train\.json lists no images"),
+    "a category": (put("annotations", 2, category_id=4), r"annotation 1001 of .*train\.json has the category 4"),
+    "an image": (put("annotations", 2, image_id=99), r"annotation 1001 of .*train\.json belongs to image 99"),
+    "a list for a number": (put("annotations", 2, image_id=[1]), r"annotation 1001 .* belongs to image \[1\]"),
+    "no box": (drop("bbox", "annotations", 3), r"annotation 1002 of .* has no bbox of four finite numbers"),
+    "three numbers": (put("annotations", 3, bbox=[1, 2, 3]), r"annotation 1002 .* four finite numbers: \[1, 2, 3\]"),
+    "not a number": (put("annotations", 3, bbox=[1, 2, 3, float("nan")]), r"annotation 1002 .* nan\]"),
+    "an area": (put("annotations", 3, area=None), "annotation 1002 .* area None"),
+    "image twice": (put("images", 1, id=100), r"train\.json uses the image id 100 twice"),
+    "category twice": (put("categories", 1, id=7), r"train\.json uses the category id 7 twice"),
+    "text for an id": (put("images", 1, id="b"), r"uses the image id 'b'; ids are integers"),
+    "no width": (drop("width", "images", 4), r"image 104 of .*train\.json needs a file_name, and height and width"),
+    "missing": (put("images", 4, file_name="train/x.png"), r"1 of 12 images .* the first is image 104, train/x\.png"),
+    "small": (put("images", 4, height=20), r"image 104 of .*train\.json, train/4\.png, has 64×20 pixels"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_what_is_wrong_is_named_before_any_work(tmp_path: Path, case: str) -> None:
+    spoil, message = SPOILED[case]
+    with pytest.raises(InputError, match=message):
+        load(settings(change(make_coco(tmp_path), spoil)))
+
+
+def test_files_that_are_no_annotations_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{'images': []}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.json is no annotation file in COCO's layout: it is not JSON"):
+        load(settings(tmp_path / "a.json"))
+    with pytest.raises(InputError, match=r"b\.json is no annotation file .* no list 'images'"):
+        load(settings(write(tmp_path / "b.json", [1])))
+    with pytest.raises(InputError, match=r"c\.json cannot be read \(No such file"):
+        load(settings(tmp_path / "c.json"))
+    with pytest.raises(InputError, match=r"12 of 12 images .* 'elsewhere'.*name the folder"):
+        load(dataclasses.replace(settings(make_coco(tmp_path)), images="elsewhere"))
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_unreadable_images_and_wrong_sizes_are_named(tmp_path: Path, memory: int) -> None:
+    path = make_coco(tmp_path)
+    config = settings(path, memory=memory, test_source=str(path), validation_source=str(path))
+    change(path, put("images", 2, width=60))
+    with pytest.raises(InputError, match=r"2\.png \(id 102\) has 64×48 pixels and 60×48 by its annotation file"):
+        load(config)
+    change(path, put("images", 2, width=64))
+    (tmp_path / "train" / "1.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1\.png \(id 101\) cannot be read"):
+        load(config)
+
+
+def test_a_batch_with_a_damaged_image_fails_with_its_name_in_a_worker_too(tmp_path: Path) -> None:
+    train = load(settings(make_coco(tmp_path), memory=0, validation=0.1, test=0.1)).train
+    for i in range(12):
+        (tmp_path / "train" / f"{i}.png").write_bytes(b"damaged later")
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"^the image .*\.png \(id 1\d\d\) cannot be read"):
+            next(training_batches(train, DetectionAugment(), batch=2, seed=0, workers=workers))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 16}, "data.size=16 must be at least data.min_side=32"),
+        ({"longest": 20}, "data.longest=20 0 or at least data.size"),
+        ({"calibration": 0}, "data.calibration=0 must be at least 1"),
+        ({"validation": 1.0}, "data.validation=1.0 is a share"),
+        ({"mean": (0.5, 0.5, 0.5)}, "three values each"),
+        ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "of std above 0"),
+        ({"augment": DetectionAugment(scale=(2.0, 1.0))}, "the smaller one first"),
+        ({"augment": DetectionAugment(scale=(0.0, 1.0))}, "more than 0"),
+        ({"compose": (5, 0, 5)}, "images in every split"),
+        ({"size": 24, "min_side": 8}, "a size of at least 32"),
+        ({"compose": (5000, 1, 1)}, "too few to give each"),
+    ],
+)
+def test_settings_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load(DetectionData(**values))
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
+
+
+def ids(splits: DetectionSplits) -> dict[str, list[int]]:
+    return {
+        name: getattr(splits, name).annotations.ids.tolist() for name in ("train", "calibration", "validation", "test")
+    }
+
+
+def test_splits_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    config = settings(make_coco(tmp_path, images=30), calibration=4)
+    first, again, other = (ids(load(dataclasses.replace(config, seed=seed))) for seed in (0, 0, 1))
+    assert first == again != other
+    assert [len(part) for part in first.values()] == [19, 4, 5, 6]
+    assert first["calibration"] == first["train"][:4]
+    assert sorted(first["train"] + first["validation"] + first["test"]) == list(range(100, 130))
+
+
+def test_splits_of_their_own_keep_the_training_labels(tmp_path: Path) -> None:
+    train, held = make_coco(tmp_path), make_coco(tmp_path / "other", images=4, name="val")
+    change(held, lambda d: d["categories"].pop(1) and d["annotations"].pop(1) and d["annotations"].pop(3))  # no cats
+    config = settings(train, test_source=str(held), test_images=str(tmp_path / "other"))
+    splits = load(config)
+    assert [len(part) for part in ids(splits).values()] == [10, 10, 2, 4]
+    assert splits.test.annotations.labels.tolist() == [2, 2, 3]
+    with pytest.raises(InputError, match=r"4 of 4 images of .*val\.json are not in the folder"):
+        load(dataclasses.replace(config, test_images=""))
+    change(held, put("categories", 1, name="cow"))
+    with pytest.raises(InputError, match=r"val\.json calls the category 7 'cow', and in the training .* 'dog'"):
+        load(config)
+
+
+def test_splits_without_boxes_are_refused_and_unseen_classes_told(tmp_path: Path) -> None:
+    train, held = make_coco(tmp_path), make_coco(tmp_path, images=3, name="val")
+    config = settings(train, validation_source=str(held))
+    change(
+        train,
+        lambda d: d["annotations"].__setitem__(slice(None), [a for a in d["annotations"] if a["category_id"] != 3]),
+    )
+    with pytest.warns(UserWarning, match="no training image shows 1 of the classes held out: 'cat'"):
+        load(config)
+    change(held, lambda d: d["annotations"].__setitem__(slice(1, None), []))  # the crowd stays
+    with pytest.raises(InputError, match=r"validation split .* has 3 images and no boxes to find"):
+        load(config)
+
+
+def test_the_digest_is_of_contents(tmp_path: Path) -> None:
+    path, picture = make_coco(tmp_path), tmp_path / "train" / "3.png"
+    pixels = Image.open(picture).convert("RGB")
+    pixels.save(picture, compress_level=0)
+    size, digest = picture.stat().st_size, load(settings(path)).digest
+    assert load(settings(path, memory=0)).digest == digest
+    pixels.putpixel((60, 40), (1, 0, 0))
+    pixels.save(picture, compress_level=0)
+    assert picture.stat().st_size == size
+    other = load(settings(path, memory=0)).digest
+    change(path, lambda d: d["annotations"][3]["bbox"].__setitem__(0, 1))
+    assert len({digest, other, load(settings(path)).digest}) == 3
+
+
+def test_images_are_decoded_up_to_the_limit_and_read_otherwise(tmp_path: Path) -> None:
+    config = settings(make_coco(tmp_path), validation=0.2, test=0.2)
+    limit = 12 * 3 * 64 * 48
+    held, read = (load(dataclasses.replace(config, memory=memory)).train for memory in (limit, limit - 1))
+    assert held.pixels is not None
+    assert read.pixels is None
+    for (a, i), (b, j) in zip(held.batches(5), read.batches(5), strict=True):
+        assert same(a, b)
+        assert same(i, j)
+    corner = held.annotations.target(0)["boxes"][-1].long().tolist()
+    assert held.image(0)[:, corner[1], corner[0]].sum() == 255  # the rectangle of its box
+    assert held.image(0)[:, corner[1] - 1, corner[0]].sum() == 0
+
+
+def test_normalisation_is_that_of_the_calibration_images_or_as_given(tmp_path: Path) -> None:
+    config = settings(make_coco(tmp_path))
+    splits = load(config)
+    pixels = torch.stack([splits.calibration.seen(i) for i in range(len(splits.calibration))]).double() / 255
+    assert torch.allclose(splits.train.mean.flatten().double(), pixels.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(splits.test.std.flatten().double(), pixels.std((0, 2, 3), correction=0), atol=1e-6)
+    given = load(dataclasses.replace(config, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))).validation
+    images, _ = next(given.batches(1))
+    assert torch.allclose(images[0, 2] * 0.3 + 0.3, given.seen(0)[2] / 255, atol=1e-6)
+
+
+# -- sizes and variation ----------------------------------------------------------------------------------------------
+
+
+def test_sizes_keep_the_aspect_ratio_or_become_square() -> None:
+    assert Resize(320).of(480, 640) == (320, 320)
+    assert Resize(800, 1333).of(480, 640) == (800, 1067)
+    assert Resize(800, 1333).of(640, 480) == (1067, 800)
+    assert Resize(800, 1333).of(300, 900) == (444, 1333)
+
+
+def test_unequal_images_come_as_a_list_and_padded_with_the_mean_in_memory(tmp_path: Path) -> None:
+    wide, tall = make_coco(tmp_path, images=3), make_coco(tmp_path, images=3, size=(48, 64), name="tall")
+    both, other = (json.loads(path.read_text(encoding="utf-8")) for path in (wide, tall))
+    both["images"] += [{**image, "id": image["id"] + 50} for image in other["images"]]
+    path = write(tmp_path / "both.json", both)
+    part = load(settings(path, longest=64, validation_source=str(path), test_source=str(path))).train
+    images, _ = next(part.batches(6))
+    assert isinstance(images, list)
+    assert {image.shape for image in images} == {(3, 32, 43), (3, 43, 32)}
+    held = part.images()
+    assert held.pixels.shape == (6, 3, 43, 43)
+    assert held.labels.tolist() == list(range(6))
+    for row, image in zip(held.normalize(held.pixels), images, strict=True):
+        assert torch.equal(row[:, : image.shape[1], : image.shape[2]], image)
+        assert (
+            row[:, image.shape[1] :].abs().sum() + row[:, :, image.shape[2] :].abs().sum() < 2000 / 255 / part.std.min()
+        )
+    for i in range(6):
+        height, width = images[i].shape[1:]
+        seen = torch.tensor([width, height]) * part.scales[i]
+        assert torch.allclose(seen.flip(0), part.annotations.sizes[i].double())
+
+
+def bright(image: torch.Tensor) -> list[int]:
+    """Extent of what is at least half red."""
+    mask = image[0] >= 128
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+@pytest.mark.parametrize("resize", [Resize(80), Resize(60, 90)])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.3, 1.0), (1.0, 2.5), (0.5, 2.0)])
+def test_boxes_stay_on_their_objects(resize: Resize, scale: tuple[float, float]) -> None:
+    image = torch.zeros(3, 96, 128, dtype=torch.uint8)
+    image[0, 20:60, 30:90] = 255
+    target = {
+        "boxes": torch.tensor([[30.0, 20, 90, 60], [0, 0, 9, 9]], dtype=torch.float64),
+        "labels": torch.tensor([5, 9]),
+        "crowd": torch.tensor([False, True]),
+    }
+    augment = DetectionAugment(flip=True, scale=scale)
+    flipped = left_out = 0
+    for trial in range(60):
+        draws = torch.rand(4, generator=torch.Generator().manual_seed(trial))
+        out, found = vary(image, target, augment, resize, draws)
+        assert out.shape[1:] == resize.of(96, 128)
+        assert found["boxes"].dtype == torch.float32
+        if not len(found["boxes"]):
+            left_out += 1
+            continue
+        assert found["labels"].tolist() == [5]
+        assert torch.allclose(found["boxes"][0], torch.tensor(bright(out)).float(), atol=1.01), (trial, draws)
+        flipped += bool(draws[0] < 0.5)
+    assert 10 < flipped < 50
+    assert (left_out > 0) == (scale[1] >= 2)
+
+
+def test_a_box_is_kept_if_its_centre_is() -> None:
+    image = torch.zeros(3, 100, 100, dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0, 100, 100], [0, 0, 40, 40], [50, 50, 100, 100], [10, 10, 10.01, 20]]).double()
+    target = {"boxes": boxes, "labels": torch.arange(1, 5), "crowd": torch.zeros(4, dtype=torch.bool)}
+    _, found = vary(image, target, DetectionAugment(scale=(2.0, 2.0)), Resize(100), torch.tensor([0.9, 0, 0, 0]))
+    assert found["labels"].tolist() == [2]  # the centre of the first lies on the cut, the last is thinner than a pixel
+    assert found["boxes"].tolist() == [[0, 0, 80, 80]]
+
+
+# -- training batches -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def composed() -> DetectionSplits:
+    return load(DetectionData(size=64, compose=(24, 8, 8), augment=DetectionAugment(flip=True, scale=(0.5, 1.5))))
+
+
+def batches(train: DetectionSet, count: int, **more: Any) -> list[Any]:
+    augment = DetectionAugment(flip=True, scale=(0.5, 1.5))
+    return list(itertools.islice(training_batches(train, augment, **{"batch": 4, "seed": 0, **more}), count))
+
+
+def test_batches_are_a_function_of_seed_and_step(composed: DetectionSplits) -> None:
+    state = torch.get_rng_state()
+    whole = batches(composed.train, 9)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(batches(composed.train, 4, start=5), whole[5:])
+    assert same(batches(composed.train, 3, workers=2), whole[:3])
+    assert not same(batches(composed.train, 1, seed=1), whole[:1])
+    parts = zip(*(batches(composed.train, 3, rank=rank, world=2) for rank in (0, 1)), strict=True)
+    for (first, second), (images, targets) in zip(parts, whole[:3], strict=True):
+        assert torch.equal(torch.stack([first[0], second[0]], 1).flatten(0, 1), images)
+        assert same([t for pair in zip(first[1], second[1], strict=True) for t in pair], targets)
+
+
+def test_an_epoch_shows_every_image_once_and_varied_anew(composed: DetectionSplits) -> None:
+    plain = list(itertools.islice(training_batches(composed.train, DetectionAugment(), batch=4, seed=0), 12))
+    seen = torch.cat([images for images, _ in plain])
+    held = torch.cat([images for images, _ in composed.train.batches(24)])
+    for epoch in (seen[:24], seen[24:]):
+        assert sorted(image.numpy().tobytes() for image in epoch) == sorted(image.numpy().tobytes() for image in held)
+    assert not torch.equal(seen[:24], seen[24:])
+    single = composed.train.subset(torch.tensor([0]))
+    assert len({images.numpy().tobytes() for images, _ in batches(single, 6, batch=1)}) == 6
+    for image, target in zip(plain[0][0], plain[0][1], strict=True):
+        place = int((held == image).flatten(1).all(1).nonzero())
+        assert torch.equal(target["boxes"], composed.train.annotations.target(place)["boxes"].float())
+        assert torch.equal(target["labels"], composed.train.annotations.target(place)["labels"])
+
+
+def test_crowds_are_no_training_boxes(tmp_path: Path) -> None:
+    train = load(settings(make_coco(tmp_path), validation=0.1, test=0.1)).train
+    place = train.annotations.ids.tolist().index(100)
+    assert train.annotations.target(place)["crowd"].tolist() == [True, False]
+    _, targets = next(training_batches(train, DetectionAugment(), batch=len(train), seed=0))
+    assert [len(target["labels"]) for target in targets] == [1] * len(train)
+
+
+# -- composed digits --------------------------------------------------------------------------------------------------
+
+
+def test_composed_digits_are_where_their_boxes_are() -> None:
+    from sklearn.datasets import load_digits, load_sample_images
+
+    part = digits.compose(64, (20, 4, 4), seed=3)[0]
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for i, (pixels, boxes) in enumerate(zip(part.pixels, part.boxes, strict=True)):
+        rng = generator(3, "digits", 0, i)
+        ground = torch.from_numpy(digits._background(rng.choice(photographs), 64, rng)).permute(2, 0, 1)
+        changed = (pixels != ground).any(0)
+        for x1, y1, x2, y2 in boxes.long().tolist():
+            inside = changed[y1:y2, x1:x2].clone()
+            assert inside[0].any()
+            assert inside[-1].any()
+            assert inside[:, 0].any()
+            assert inside[:, -1].any()
+            changed[y1:y2, x1:x2] = False
+        assert not changed.any()
+    labels = torch.cat(part.labels) - 1
+    assert torch.equal(labels, torch.from_numpy(load_digits().target)[torch.cat(part.scans)])
+
+
+def test_no_scan_is_in_two_splits_and_the_digest_tells_seeds_apart() -> None:
+    parts = digits.compose(64, (40, 20, 20), seed=0)
+    used = [set(torch.cat(part.scans).tolist()) for part in parts]
+    assert not used[0] & used[1] | used[0] & used[2] | used[1] & used[2]
+    assert [len(part.pixels) for part in parts] == [40, 20, 20]
+    assert 2 <= sum(map(len, parts[0].boxes)) / 40 <= 6
+    config = DetectionData(size=48, compose=(24, 4, 4))
+    first, again, other = (load(dataclasses.replace(config, seed=seed)) for seed in (0, 0, 1))
+    assert first.digest == again.digest != other.digest
+    assert first.classes == tuple("0123456789")
+    assert set(first.train.annotations.labels.tolist()) <= set(range(1, 11))
+
+
+def test_annotations_of_arrays_are_those_of_files(tmp_path: Path) -> None:
+    read = read_annotations(make_coco(tmp_path), tmp_path).subset(torch.arange(1, 12))  # without the crowd
+    targets = [read.target(i) for i in range(11)]
+    made = Annotations.of(
+        read.names,
+        read.ids,
+        read.sizes,
+        [t["boxes"] for t in targets],
+        [t["labels"] for t in targets],
+        classes=read.classes,
+    )
+    assert all(same(made.target(i)[key], targets[i][key]) for i in range(11) for key in ("boxes", "labels", "crowd"))
+    assert made.categories == (1, 2, 3)

@@ -1,0 +1,285 @@
+"""Mean average precision: COCO's own code gives the same figures, and candidates are scored with shared weights."""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detection import create_detector
+from detection.config import DetectionAugment, DetectionData
+from detection.data.batches import training_batches
+from detection.data.images import DetectionSet
+from detection.data.load import DetectionSplits, load
+from detection.metric import FIGURES, DetectionMetric, GroundTruth, coco_figures
+from supernet.chain import Chain
+from supernet.errors import InputError
+from supernet.scoring.batch_norm import Recalibrate
+from supernet.scoring.cache import ScoreCache
+from supernet.scoring.shared_weights import SharedWeights
+
+Boxes = list[dict[str, Tensor]]
+
+
+def drawn(seed: int, *, images: int = 40, classes: int = 12) -> tuple[Boxes, Boxes]:
+    """Targets, some of them crowds, in all of COCO's sizes, and detections near them, of equal scores now and then."""
+    draws = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=draws)
+
+    targets, detections = [], []
+    for image in range(images):
+        n = 0 if image % 7 == 3 else int(rand(1) * 12)
+        corner, sides = rand(n, 2) * 300, rand(n, 2) ** 3 * 290 + 3
+        boxes, labels = torch.cat([corner, corner + sides], 1), (rand(n) * classes).long() + 1
+        areas = sides.prod(1).double() * (0.4 + 0.6 * rand(n).double())
+        targets.append({"boxes": boxes, "labels": labels, "crowd": rand(n) < 0.15, "areas": areas})
+        m = 0 if image % 11 == 5 else int(rand(1) * (250 if image % 5 == 0 else 30))
+        pick = (rand(m) * (n + 1)).long()
+        near = torch.cat([boxes, torch.tensor([[5.0, 5, 50, 60]])])[pick] + 12 * rand(m, 4) - 6
+        near[:, 2:] = near[:, 2:].maximum(near[:, :2] + 1)
+        guesses = torch.cat([labels, torch.tensor([1])])[pick]
+        guesses = torch.where(rand(m) < 0.3, (rand(m) * (classes + 2)).long() + 1, guesses)  # two that are in no target
+        detections.append({"boxes": near, "labels": guesses, "scores": (rand(m) * 40).round() / 40})
+    return targets, detections
+
+
+def reference(targets: Boxes, detections: Boxes) -> list[float]:
+    """COCO's twelve figures by COCO's own code."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def listed(parts: Boxes) -> list[dict[str, Any]]:
+        found = []
+        for image, part in enumerate(parts):
+            for i, (x1, y1, x2, y2) in enumerate(part["boxes"].double().tolist()):
+                own: dict[str, Any] = {"image_id": image, "category_id": int(part["labels"][i]), "id": len(found) + 1}
+                own["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+                own |= (
+                    {"score": float(part["scores"][i])}
+                    if "scores" in part
+                    else {
+                        "iscrowd": int(part["crowd"][i]),
+                        "area": float(part["areas"][i]),
+                    }
+                )
+                found.append(own)
+        return found
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, known = COCO(), listed(targets)
+        truth.dataset = {
+            "images": [{"id": i} for i in range(len(targets))],
+            "annotations": known,
+            "categories": [{"id": label} for label in sorted({one["category_id"] for one in known})],
+        }
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(listed(detections)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(value) for value in evaluation.stats]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_twelve_figures_are_those_of_pycocotools(seed: int) -> None:
+    targets, detections = drawn(seed, classes=(1, 3, 12, 80)[seed])
+    found = coco_figures(targets, detections)
+    expected = dict(zip(FIGURES, reference(targets, detections), strict=True))
+    assert found == pytest.approx(expected, rel=0, abs=1e-12)
+    assert 0.02 < found["map"] < found["map50"] < 1
+    assert len(set(found.values())) == 12
+    rows = [
+        torch.cat([torch.full((len(d["labels"]), 1), image), d["labels"][:, None], d["scores"][:, None], d["boxes"]], 1)
+        for image, d in enumerate(detections)
+    ]
+    fast = GroundTruth(targets).figures(torch.cat(rows))
+    assert fast == pytest.approx({name: expected[name] for name in ("map", "map50", "map75")}, rel=0, abs=1e-12)
+
+
+def told(targets: Boxes) -> Boxes:
+    """The truth as detections, crowds left out."""
+    return [
+        {
+            "boxes": t["boxes"][~t["crowd"]],
+            "labels": t["labels"][~t["crowd"]],
+            "scores": torch.ones(int((~t["crowd"]).sum())),
+        }
+        for t in targets
+    ]
+
+
+def test_the_truth_gives_one_and_nothing_gives_zero() -> None:
+    targets, _ = drawn(0)
+    found = coco_figures(targets, told(targets))
+    assert (found["map"], found["map50"], found["map_small"], found["mar100"]) == (1, 1, 1, 1)
+    nothing = [{"boxes": torch.empty(0, 4), "labels": torch.empty(0).long(), "scores": torch.empty(0)}] * len(targets)
+    assert set(coco_figures(targets, nothing).values()) == {0.0}
+    assert set(coco_figures(nothing, nothing).values()) == {-1.0}  # nothing is there to be found
+    with pytest.raises(InputError, match="40 targets and 39 detections"):
+        coco_figures(targets, nothing[1:])
+
+
+def test_within_a_crowd_detections_count_neither_way() -> None:
+    box = torch.tensor([[10.0, 10, 50, 50]])
+    lone = {"boxes": box, "labels": torch.tensor([1]), "crowd": torch.tensor([False])}
+    crowd = {"boxes": 4 * box, "labels": torch.tensor([1]), "crowd": torch.tensor([True])}
+    right = {"boxes": box, "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
+    inside = {"boxes": 5 * box[[0, 0, 0]] - 10, "labels": torch.tensor([1, 1, 1]), "scores": torch.ones(3)}
+    inside["boxes"][:, 2:] = inside["boxes"][:, :2] + 20
+    assert coco_figures([lone, crowd], [right, inside])["map"] == 1
+    assert coco_figures([lone, {**crowd, "crowd": torch.tensor([False])}], [right, inside])["map"] < 0.3
+
+
+# -- the metric of a set ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def splits() -> DetectionSplits:
+    return load(DetectionData(size=64, compose=(12, 6, 6), calibration=8, seed=2))
+
+
+def seen(data: DetectionSet, found: Boxes) -> Boxes:
+    """Boxes in the pixels that a detector sees."""
+    return [{**one, "boxes": one["boxes"] / data.scales[i].repeat(2)} for i, one in enumerate(found)]
+
+
+def test_sizes_are_those_of_the_stored_images(tmp_path: Path) -> None:
+    """One set, seen at 96 and at 40 pixels: the same figures, also those that depend on the size of objects."""
+    from test_detection_data import make_coco, settings
+
+    path = make_coco(tmp_path, size=(200, 160))
+    sets = [load(settings(path, size=size, test_source=str(path))).test for size in (96, 40)]
+    targets = [sets[0].annotations.target(i) for i in range(12)]
+    found = told(targets)
+    for one in found:
+        one["boxes"] = one["boxes"] + torch.tensor([1.0, 0, 2, 0])
+    expected = coco_figures(targets, found)
+    assert expected["map_medium"] == -1  # none has 32 × 32 pixels
+    for data in sets:
+        metric = DetectionMetric(data, every=True)
+        parts = [
+            metric.of_batch(seen(data, found)[start : start + 5], torch.arange(12)[start : start + 5])
+            for start in (0, 5, 10)
+        ]
+        assert metric.combine(parts) == pytest.approx(expected, abs=1e-6)
+    assert 0.5 < expected["map"] < 1
+
+
+def test_what_is_not_finite_is_wrong_and_no_more(splits: DetectionSplits) -> None:
+    data = splits.validation
+    metric = DetectionMetric(data)
+    truth = told([data.annotations.target(i) for i in range(len(data))])
+    for one in truth:
+        one["boxes"], one["scores"] = one["boxes"].clone(), torch.full_like(one["scores"], float("nan"))
+        one["boxes"][0, 2] = float("nan")
+    found = metric.combine([metric.of_batch(truth, torch.arange(len(data)))])
+    assert 0 < found["map"] < 1
+    for one in truth:
+        one["boxes"][:] = float("nan")
+    assert metric.combine([metric.of_batch(truth, torch.arange(len(data)))])["map"] == 0
+
+
+def test_boxes_are_cut_at_the_border_of_the_stored_image(splits: DetectionSplits) -> None:
+    found = {"boxes": torch.tensor([[-9.0, 5, 1000, 2000]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.5])}
+    rows = DetectionMetric(splits.validation).of_batch([found], torch.tensor([4]))
+    assert rows.tolist() == [[4, 3, 0.5, 0, 5, 64, 64]]
+
+
+def test_half_precision_keeps_images_apart() -> None:
+    box = torch.tensor([[8.0, 8, 32, 32]])
+    targets = [{"boxes": box, "labels": torch.tensor([1])}] * 2100  # half precision counts to 2048
+    found = {"boxes": box.half(), "labels": torch.tensor([1]), "scores": torch.tensor([0.5]).half()}
+    assert coco_figures(targets, [found] * 2100)["map"] == 1
+
+
+def test_metrics_have_names_of_their_own(splits: DetectionSplits) -> None:
+    metric = DetectionMetric(splits.validation)
+    assert metric.name == DetectionMetric(splits.validation).name
+    others = [DetectionMetric(splits.test), DetectionMetric(splits.validation, every=True)]
+    assert len({metric.name, *(other.name for other in others)}) == 3
+    data = splits.validation
+    empty = data.subset(torch.tensor([0]))
+    empty.annotations.crowd[:] = True
+    with pytest.raises(InputError, match="1 images and no boxes to find"):
+        DetectionMetric(empty)
+
+
+@pytest.fixture(scope="module")
+def data(splits: DetectionSplits) -> DetectionSet:
+    """The images for a score, every digit of one class."""
+    known = splits.validation.annotations
+    known = dataclasses.replace(known, labels=torch.ones_like(known.labels), classes=("digit",), categories=(1,))
+    return dataclasses.replace(splits.validation, annotations=known)
+
+
+@pytest.fixture(scope="module")
+def detector(data: DetectionSet) -> Chain:
+    """A small RetinaNet supernet that has learnt the images of the score a little."""
+    made = create_detector(
+        "retinanet",
+        backbone="shufflenet-small",
+        num_classes=1,
+        image_size=64,
+        head_width=16,
+        head_convs=1,
+        backbone_settings={"depths": (1, 1, 1), "widths": (24, 32, 48)},
+        score_threshold=0.02,
+        anchor_scale=2.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert isinstance(made, Chain)
+    rng, optimizer = random.Random(0), torch.optim.Adam(made.parameters(), lr=1e-2)
+    for images, targets in itertools.islice(training_batches(data, DetectionAugment(), batch=6, seed=0), 24):
+        optimizer.zero_grad()
+        sum(made(images, made.space.sample(rng), targets).values()).backward()
+        optimizer.step()
+    return made.eval()
+
+
+def test_candidates_are_scored_with_shared_weights(
+    tmp_path: Path, splits: DetectionSplits, data: DetectionSet, detector: Chain
+) -> None:
+    rng = random.Random(0)
+    archs = [detector.space.sample(rng) for _ in range(4)]
+    metric = DetectionMetric(data)
+
+    def scorer(**more: Any) -> SharedWeights:
+        parts = splits.calibration.images(), data.images()
+        return SharedWeights(
+            detector, *parts, bn=Recalibrate(2, 4), metric=metric, batch=4, channels_last=False, **more
+        )
+
+    with ScoreCache(tmp_path / "scores.db") as cache:
+        shared = scorer(cache=cache)
+        scores = shared(archs)
+        assert shared.steps_run < shared.steps_asked
+        again = scorer(cache=cache)
+        assert again(archs) == scores
+        assert again.hits == len(set(archs))
+    assert scorer(share=False)(archs) == scores
+    assert len({tuple(score.values()) for score in scores}) == 4
+    assert all(score["map50"] > 0.001 for score in scores), scores
+    network = shared.subnet(archs[0])
+    assert metric(network, data, 4) == metric(network, data.images(), 3) == scores[0]
+    with torch.no_grad():
+        detections = [network(images)[0] for images, _ in data.batches(1)]
+    expected = coco_figures([data.annotations.target(i) for i in range(len(data))], detections)
+    assert scores[0] == pytest.approx({name: expected[name] for name in FIGURES[:3]}, abs=1e-6)
+
+
+def test_the_benchmark_agrees_with_coco(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    module = importlib.import_module("supernet_tools.benchmarks.detection_speed")
+    module.mean_average_precision(images=4, detections=(10,), runs=1)
+    printed = capsys.readouterr().out
+    assert "│ 40 " in printed
+    assert float(printed.split("│")[-2]) < 1e-12

@@ -1,0 +1,287 @@
+"""Detectors are chains that keep the contract of a space, and count what papers count."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import detection
+from detection import DetectorCosts, DetectorNetwork, Labelled, backbone_of, create_detector, load_backbone
+from detection.backbone import MapStep, SearchableMapStep, as_backbone
+from detection.detector import Detector
+from detection.inputs import ImageBatch
+from detection.pyramid import FeaturePyramid
+from detection.retinanet import RetinaBoxes, RetinaPredictor, initialize_retinanet
+from helpers.detector_cases import BACKBONE, CLASSES, KINDS, WIDTH, drawn, images, same, targets, tiny
+from supernet import Arch, Chain, create_supernet
+from supernet.blocks.choice import ChoiceBlock
+from supernet.blocks.plain import ClassifierHead, ConvBNAct
+from supernet.cost import CostTable, Feasible, count
+from supernet.errors import InputError
+from supernet.scoring.batch_norm import recalibrate_bn
+from supernet.scoring.prefix import PrefixSharing
+from supernet.scoring.trie import Trie
+from supernet.space import Choice, SearchSpace, compose
+from supernet.spaces import GENOTYPES
+from supernet.testing import check_space, randomize
+from supernet.training.checkpoint import save_weights
+
+PUBLISHED = {  # name: parameters and MACs / 1e6 of the backbone at 224×224
+    "detnas-coco-fpn-300m": (1_849_664, 288.1),
+    "detnas-coco-fpn-300m-alt": (1_857_344, 299.9),
+    "detnas-coco-retinanet-300m": (2_041_872, 291.2),
+    "detnas-voc-fpn-300m": (1_967_680, 316.4),
+    "detnas-voc-retinanet-300m": (1_796_032, 327.5),
+    "detnas-coco-fpn-1.3g": (8_415_168, 1269.2),
+    "detnas-coco-fpn-3.8g": (26_724_356, 3937.8),
+}
+
+
+# -- the contract -----------------------------------------------------------------------------------------------------
+
+CASES: dict[str, Callable[[], Detector]] = {
+    **{kind: lambda kind=kind: tiny(kind) for kind in KINDS},  # type: ignore[misc]
+    "elastic-with-batch-norm": lambda: tiny("retinanet", backbone=_elastic(), head_convs=1, norm="batch"),
+    "searched-neck": lambda: _searched_neck(),
+}
+
+
+def _elastic() -> Chain:
+    """A backbone of slices: channels between the layers are searched, those between the blocks are not."""
+    from supernet.spaces.shufflenet import channel_choice, shuffle_stages
+
+    steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(3, 4, kernel=3))]
+    steps += shuffle_stages(4, (8, 16, 32), (1, 1, 1), shuffle="parity", affine=True, block=channel_choice)
+    return Chain("elastic", [*steps, ("head", ClassifierHead(32, 5, hidden=8))], input_shape=(3, 64, 64))
+
+
+def _searched_neck() -> Detector:
+    """A neck with a decision of its own, beside those of the backbone."""
+    classifier = create_supernet("shufflenet-small", **BACKBONE)
+    backbone = as_backbone(classifier, levels=2)
+    channels = tuple(backbone.out_channels.values())
+    pyramids = {norm: FeaturePyramid(channels, WIDTH, norm=norm) for norm in ("none", "batch")}  # type: ignore[arg-type]
+    strides = tuple(backbone.out_channels)
+    steps: list[tuple[str, nn.Module]] = [
+        ("neck", SearchableMapStep(ChoiceBlock(pyramids), "all")),
+        ("head", RetinaPredictor(WIDTH, 1, CLASSES, convs=1)),
+        ("boxes", RetinaBoxes(strides, ((8,), (16,)), (1.0,))),
+    ]
+    batch = ImageBatch(divisor=8, stride=8, classes=CLASSES)
+    return Detector("toy", backbone, batch, steps, image_size=(64, 64), heads_init=initialize_retinanet)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_detectors_keep_the_contract_of_a_space(case: str) -> None:
+    """Losses and detections of supernet and subnet, gradients, layouts, storage, source and costs."""
+    check_space(CASES[case](), archs=2 if case in KINDS else 1, inputs=Labelled(images(), targets()))
+
+
+def test_decisions_have_the_names_and_forms_of_the_classification_space() -> None:
+    classifier = create_supernet("nasbench-macro", input_size=32)
+    detector = tiny("retinanet", backbone=classifier, levels=2)
+    assert [choice.name for choice in detector.space.choices] == [
+        f"backbone.{c.name}" for c in classifier.space.choices
+    ]
+    arch = classifier.space.sample(random.Random(3))
+    assert detector.space.normal_form(detector.architecture(arch)).sub("backbone") == classifier.space.normal_form(arch)
+    assert detector.architecture(detector.architecture(arch)) == detector.architecture(arch)
+    assert [choice.name for choice in CASES["searched-neck"]().space.choices][-1] == "neck.op"
+
+
+def test_names_without_a_part_are_those_of_the_part_that_has_them() -> None:
+    joint = _searched_neck()
+    arch = joint.space.sample(random.Random(2))
+    bare = {name.partition(".")[2]: value for name, value in arch.items()}
+    assert "op" in bare
+    assert joint.architecture(arch) == joint.architecture(bare) == joint.architecture({**bare, "neck.op": bare["op"]})
+    assert joint.architecture(bare) == arch
+    with pytest.raises(InputError, match="no choice 'ops'"):
+        joint.architecture({**bare, "ops": "none"})
+    neck = SearchSpace("neck", [Choice("op", ("none", "batch"))])
+    joint.space = compose("twice", {"one": neck, "two": neck})
+    with pytest.raises(InputError, match=r"'op' is a decision of several parts .* \['one\.op', 'two\.op'\]"):
+        joint.architecture({"op": "none"})
+
+
+class DifferentInTraining(ChoiceBlock):
+    """Its copy computes something else, in training only."""
+
+    def materialize(self, arch: Arch, layout: Any) -> nn.Module:
+        return nn.Sequential(super().materialize(arch, layout), nn.Dropout(0.5))
+
+
+def test_the_contract_covers_training_mode() -> None:
+    """The control of the test above."""
+    detector = tiny("retinanet", seed=1)
+    for step in detector.blocks:
+        if isinstance(step, SearchableMapStep):
+            step.block.__class__ = DifferentInTraining
+    with pytest.raises(AssertionError, match="in training mode"):
+        check_space(detector, archs=1, inputs=Labelled(images(), targets()))
+
+
+def test_both_ways_to_give_targets_are_one() -> None:
+    for kind in KINDS:
+        detector = tiny(kind, seed=2).train()
+        arch, found = drawn(detector), []
+        network = detector.subnet(arch)
+        for call in (
+            lambda: detector(images(), arch, targets()),  # noqa: B023
+            lambda: network(images(), targets()),  # noqa: B023
+            lambda: network(Labelled(images(), targets())),  # noqa: B023
+        ):
+            torch.manual_seed(0)
+            found.append(call())
+        assert found[0].keys() == found[1].keys() == found[2].keys()
+        assert all(torch.equal(found[0][k], found[1][k]) and torch.equal(found[0][k], found[2][k]) for k in found[0])
+        assert all(value.ndim == 0 and value.isfinite() and value > 0 for value in found[0].values())
+
+
+def test_a_shared_prefix_is_calibrated_and_run_once_with_the_same_detections() -> None:
+    for kind in KINDS:
+        detector = tiny(kind, seed=3).eval()
+        first = drawn(detector)
+        other = Arch({**first, "backbone.stage3.block0.op": "shuffle3"})
+        archs = [first, other]
+        calibration = [images(seed=seed) for seed in (5, 6)]
+        sharing = PrefixSharing(detector, memory_format=torch.contiguous_format)
+        trie = Trie(detector, archs)
+        assert trie.size < len(archs) * len(detector.blocks)
+        found: dict[int, Any] = {}
+        sharing.calibrate(trie, calibration)
+        sharing.outputs(trie, [images(seed=9)], found.__setitem__)
+        for number, arch in enumerate(archs):
+            network = detector.subnet(arch)
+            recalibrate_bn(network, calibration)
+            with torch.no_grad():
+                expected = network(images(seed=9))
+            assert same(found[number], expected)
+            assert sum(len(each["boxes"]) for each in expected) > 0
+
+
+# -- backbones --------------------------------------------------------------------------------------------------------
+
+
+def test_a_backbone_hands_on_the_classifiers_own_maps() -> None:
+    classifier = create_supernet("shufflenet-small", **BACKBONE)
+    randomize(classifier, seed=4)
+    classifier.eval()
+    detector = tiny("retinanet")
+    load_backbone(detector, classifier)
+    arch = classifier.space.sample(random.Random(1))
+    x = images()
+    state, expected = x, {}
+    with torch.no_grad():
+        for name, step in classifier.steps[:-1]:
+            state = step(state, arch.sub(name)) if hasattr(step, "space") else step(state)
+            expected[64 // state.shape[-1]] = state  # the last one at each stride
+        maps, *_ = backbone_of(detector).eval()(x, detector.architecture(arch))
+    assert list(detector.out_channels.items()) == [(2, 8), (4, 16), (8, 32)]
+    assert [m.shape[1] for m in maps] == [8, 16, 32]
+    assert all(torch.equal(found, expected[stride]) for found, stride in zip(maps, (2, 4, 8), strict=True))
+
+
+def test_weights_come_by_key_from_supernets_subnets_and_files(tmp_path: Path) -> None:
+    classifier = create_supernet("shufflenet-small", **BACKBONE)
+    randomize(classifier, seed=5)
+    save_weights(tmp_path / "supernet.safetensors", classifier, {})
+    arch = classifier.space.sample(random.Random(2))
+    from_file, given = tiny("retinanet"), tiny("retinanet", backbone=classifier)
+    load_backbone(from_file, tmp_path / "supernet.safetensors")
+    single = tiny("retinanet", arch=arch, phase="supernet")
+    load_backbone(single, classifier.subnet(arch))
+    copied = tiny("retinanet", backbone=classifier, arch=arch)
+    assert isinstance(copied, DetectorNetwork)
+    assert all(map(torch.equal, copied[1].state_dict().values(), single[1].state_dict().values()))
+    whole = [backbone_of(d).eval()(images(), d.architecture(arch))[0] for d in (from_file, given)]
+    alone = backbone_of(single).eval()(images())[0]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*whole, alone, strict=True))
+    with pytest.raises(InputError, match=r"another backbone: tensor 'blocks\.1\.main.* give supernet\.subnet"):
+        load_backbone(single, classifier)
+    with pytest.raises(InputError, match="does not exist"):
+        load_backbone(single, tmp_path / "none.safetensors")
+
+
+def test_published_backbones_have_four_levels() -> None:
+    with torch.device("meta"):
+        classifier = create_supernet("detnas-300m")
+    assert as_backbone(classifier, levels=4).out_channels == {4: 64, 8: 160, 16: 320, 32: 640}
+    with pytest.raises(InputError, match=r"on 6 levels.*has \[2, 4, 8, 16, 32\]"):
+        as_backbone(classifier, levels=6)
+
+
+def _published(kind: str, name: str) -> None:
+    network = create_detector(kind, backbone=name, num_classes=80, image_size=256)
+    found = count(backbone_of(network), (3, 224, 224))
+    assert (found["params"], round(found["macs"] / 1e6, 1)) == PUBLISHED[name]
+    with torch.no_grad():
+        detections = network.eval()(images(256, 256, number=1))
+    assert detections[0]["boxes"].shape[1] == 4
+
+
+def test_a_published_backbone_keeps_its_count() -> None:
+    _published("retinanet", "detnas-coco-retinanet-300m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_all_published_backbones_in_both_detectors(kind: str, name: str) -> None:
+    _published(kind, name)
+
+
+def test_the_slow_rows_are_all_of_detnas() -> None:
+    assert PUBLISHED.keys() == {name for name in GENOTYPES if name.startswith("detnas")}
+
+
+# -- costs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_costs_are_a_trace_and_the_backbones_are_counted_apart(kind: str) -> None:
+    detector = tiny(kind)
+    table, plain, backbone = (
+        DetectorCosts(detector),
+        CostTable(detector),
+        CostTable(backbone_of(detector), (3, 224, 224)),
+    )
+    for seed in range(2):
+        arch = drawn(detector, seed)
+        found = table(arch)
+        network = detector.subnet(arch)
+        assert {name: found[name] for name in plain.costs} == plain(arch) == count(network, (3, 64, 64))
+        assert found["backbone_macs"] == backbone(arch)["macs"]
+        assert found["backbone_macs"] == count(backbone_of(network), (3, 224, 224))["macs"]
+        assert found["params"] == sum(p.numel() for p in network.parameters())
+    low, high = table.extremes("backbone_macs") or (0, 0)
+    assert low < high
+    feasible = Feasible(table, {"backbone_macs": (low + high) // 2})
+    assert 0 < (feasible.count() or 0) < detector.space.size()
+    assert table(feasible.sample(random.Random(0)))["backbone_macs"] <= (low + high) // 2
+
+
+def test_the_box_head_counts_for_every_proposal() -> None:
+    arch = drawn(tiny("faster-rcnn-fpn"))
+    ten, twenty = (CostTable(tiny("faster-rcnn-fpn", proposals=n))(arch)["macs"] for n in (10, 20))
+    convolutions = 4 * 49 * 9 * WIDTH * WIDTH
+    assert twenty - ten == 10 * (convolutions + 49 * WIDTH * 16 + 16 * (CLASSES + 1) * 5)
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import detection, sys; sys.exit(int('torch' in sys.modules or 'torchvision' in sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert all(getattr(detection, name) is not None for name in detection.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        detection.no_such_name  # noqa: B018
+
+
+def test_steps_of_single_networks_need_no_searchable() -> None:
+    network = tiny("retinanet", arch=drawn(tiny("retinanet")))
+    assert [type(part) for part in network if isinstance(part, MapStep)] == [MapStep] * 6

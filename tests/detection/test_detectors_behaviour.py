@@ -1,0 +1,338 @@
+"""Detectors equal torchvision's own, name bad input, start as published and learn."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from detection import DetectorNetwork, Labelled, backbone_of, create_detector, load_backbone
+from detection.backbone import freeze_batch_norm
+from detection.faster_rcnn import ConvFCHead
+from detection.pyramid import Anchors, FeaturePyramid
+from detection.retinanet import RetinaHead
+from helpers.detector_cases import BACKBONE, CLASSES, KINDS, WIDTH, drawn, images, same, targets, tiny
+from supernet import Chain, create_network
+from supernet.blocks.choice import ChoiceBlock
+from supernet.blocks.plain import ClassifierHead, ConvBNAct
+from supernet.chain import Layout
+from supernet.errors import InputError
+from supernet.scoring.batch_norm import recalibrate_bn
+from supernet.testing import randomize
+
+# -- torchvision's own ------------------------------------------------------------------------------------------------
+
+
+class Body(nn.Module):
+    """Maps of our backbone through a pyramid of torchvision, in the form that its detectors ask for."""
+
+    def __init__(self, network: DetectorNetwork, extra: nn.Module) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(backbone_of(network))
+        self.out_channels = WIDTH
+        norm = nn.BatchNorm2d if isinstance(extra, LastLevelMaxPool) else None
+        self.fpn = FeaturePyramidNetwork([8, 16, 32], WIDTH, extra, norm)
+        self.fpn.load_state_dict(_step(network, FeaturePyramid).fpn.state_dict())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        given = Labelled(x, targets(largest=1)[:1] * len(x)) if self.training else x
+        maps = self.body(given)[0]
+        found: dict[str, Tensor] = self.fpn(OrderedDict((str(level), m) for level, m in enumerate(maps)))
+        return found
+
+
+def _step(network: nn.Module, kind: type) -> Any:
+    return next(part for part in network.modules() if isinstance(part, kind))
+
+
+PLAIN = {
+    "min_size": 64,
+    "max_size": 96,
+    "image_mean": [0.0] * 3,
+    "image_std": [1.0] * 3,
+    "size_divisible": 32,
+    "_skip_resize": True,  # it would draw a size for every training image, from the generator that samples anchors
+}
+
+
+def _theirs(kind: str, network: DetectorNetwork) -> nn.Module:
+    """A detector of torchvision, built by its own constructor, with our weights under its names."""
+    ratios = ((0.5, 1.0, 2.0),)
+    if kind == "retinanet":
+        sides = [tuple(int(4 * s * 2 ** (octave / 3)) for octave in range(3)) for s in (2, 4, 8, 16, 32)]
+        anchors = AnchorGenerator(tuple(sides), ratios * 5)
+        head = RetinaNetHead(WIDTH, 9, CLASSES)
+        head.load_state_dict(_step(network, RetinaHead).head.state_dict())
+        body = Body(network, LastLevelP6P7(WIDTH, WIDTH))
+        return RetinaNet(body, num_classes=CLASSES, anchor_generator=anchors, head=head, **PLAIN)
+    last = network[-1]
+    region_head = RPNHead(WIDTH, 3)
+    region_head.load_state_dict(network[-2].head.state_dict())
+    box_head = FastRCNNConvFCHead((WIDTH, 7, 7), [WIDTH] * 4, [16], nn.BatchNorm2d)
+    box_head.load_state_dict(last.roi.box_head.layers.state_dict())
+    predictor = FastRCNNPredictor(16, CLASSES + 1)
+    predictor.load_state_dict(last.roi.box_predictor.state_dict())
+    return FasterRCNN(
+        Body(network, LastLevelMaxPool()),
+        rpn_anchor_generator=AnchorGenerator(tuple((8 * s,) for s in (2, 4, 8, 16)), ratios * 4),
+        rpn_head=region_head,
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], 7, 2),
+        box_head=box_head,
+        box_predictor=predictor,
+        rpn_post_nms_top_n_test=20,
+        rpn_post_nms_top_n_train=30,
+        **PLAIN,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_detectors_equal_torchvisions_own(kind: str) -> None:
+    """Detections, losses and the number of parameters; labels of their RetinaNet count from 0."""
+    detector = tiny(kind, seed=6)
+    ours = detector.subnet(drawn(detector)).eval()
+    theirs = _theirs(kind, ours).eval()
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
+    first = 1 if kind == "retinanet" else 0
+    x = images(64, 96)
+    with torch.no_grad():
+        found, expected = ours(x), theirs(list(x))
+    assert all(len(each["boxes"]) > 10 for each in found)
+    assert same(found, [{**each, "labels": each["labels"] + first} for each in expected])
+    ours.train(), theirs.train()
+    losses = []
+    for network, shift in ((ours, 0), (theirs, first)):
+        torch.manual_seed(0)
+        given = [{**target, "labels": target["labels"] - shift} for target in targets()]
+        losses.append(network(list(x), given))
+    assert losses[0].keys() == losses[1].keys()
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(loss, losses[1][name], rtol=1e-6, atol=0)
+
+
+def test_anchors_are_torchvisions_where_strides_divide_and_centred_elsewhere() -> None:
+    sizes, strides = ((8, 10), (16, 20)), (4, 8)
+    ours = Anchors(strides, sizes, (0.5, 2.0))
+    theirs = AnchorGenerator(sizes, ((0.5, 2.0),) * 2)
+    for side, equal in ((64, True), (60, False)):
+        x = torch.zeros(1, 3, side, side)
+        maps = [torch.zeros(1, 1, -(-side // s), -(-side // s)) for s in strides]
+        found = ours([(m.shape[2], m.shape[3]) for m in maps], x.device)
+        expected = theirs(ImageList(x, [(side, side)]), maps)[0]
+        assert torch.equal(torch.cat(found), expected) == equal
+        centres = (found[1][:, :2] + found[1][:, 2:]) / 2
+        assert torch.equal(centres.unique(dim=0)[-1], torch.tensor([8.0 * (maps[1].shape[3] - 1)] * 2))
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_and_batches_of_images_are_one(kind: str) -> None:
+    detector = tiny(kind, seed=7).eval()
+    network = detector.subnet(drawn(detector)).eval()
+    x = images(64, 64)
+    with torch.no_grad():
+        assert same(network(list(x)), network(x))
+        small = x[0, :, :41, :53]
+        found = network([small, x[1]])
+        padded = torch.stack([nn.functional.pad(small, (0, 11, 0, 23)), x[1]])
+        assert same(network(padded)[1:], found[1:])
+    assert len(found[0]["boxes"]) > 0
+    assert (found[0]["boxes"] <= torch.tensor([53, 41, 53, 41])).all()
+    assert (found[0]["boxes"] >= 0).all()
+    assert {int(label) for each in found for label in each["labels"]} <= {1, 2, 3}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_untrained_detectors_survive_boxes_without_area_and_images_without_boxes(kind: str) -> None:
+    network = tiny(kind, arch=drawn(tiny(kind)))
+    assert isinstance(network, DetectorNetwork)
+    with torch.no_grad():
+        network.eval()(images(96, 96))
+        for name, part in network.named_modules():
+            if name.endswith(("bbox_reg", "bbox_pred")):
+                part.bias.fill_(-1e4)  # widths and heights of exp(-1e4), far outside the image
+        found = network(images(96, 96))
+    assert [each["boxes"].shape for each in found] == [(0, 4), (0, 4)]
+    assert all(each["labels"].dtype == torch.int64 and len(each["scores"]) == 0 for each in found)
+    losses = network.train()(images(), [targets()[1]] * 2)
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_a_batch_without_regions_does_not_count_in_calibration() -> None:
+    few, more = (torch.randn(number, 8, 7, 7, generator=torch.Generator().manual_seed(number)) for number in (2, 5))
+    one, other = (ConvFCHead(8, convs=1, hidden=4, norm="batch") for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    recalibrate_bn(one, [few, few[:0], more])
+    recalibrate_bn(other, [few, more])
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    assert one(few[:0]).shape == (0, 4)
+
+
+def _bad_targets(change: Callable[[list[dict[str, Tensor]]], Any]) -> Callable[[], Any]:
+    def run() -> None:
+        given = targets()
+        changed = change(given)
+        tiny("retinanet", arch=drawn(tiny("retinanet"))).train()(images(), given if changed is None else changed)
+
+    return run
+
+
+class Frozen(nn.Sequential):
+    """A strided convolution with a batch norm that does not learn."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, 8, 3, 2, 1), FrozenBatchNorm2d(8))
+
+    def out_layout(self, layout: Any) -> Layout:
+        return Layout(8, layout.stride * 2)
+
+
+def _frozen_supernet() -> Chain:
+    widths = {"a": 3, "b": 8, "c": 8}
+    steps: list[tuple[str, nn.Module]] = [
+        (name, ChoiceBlock({"learns": ConvBNAct(width, 8, kernel=3, stride=2), "frozen": Frozen(width)}))
+        for name, width in widths.items()
+    ]
+    return Chain("user", [*steps, ("head", ClassifierHead(8, 5, hidden=8))], input_shape=(3, 64, 64))
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "kind": (lambda: tiny("retinanett"), "no detector 'retinanett'; did you mean 'retinanet'"),
+    "backbone": (lambda: create_detector("retinanet", backbone="detnas-300n"), "no backbone 'detnas-300n'; did you"),
+    "setting": (lambda: tiny("retinanet", head_depth=3), "head_depth"),
+    "size": (
+        lambda: create_detector("retinanet", backbone="detnas-300m", image_size=96),
+        "96×96 pixels are smaller than the largest stride of the detector, 128",
+    ),
+    "image": (
+        lambda: tiny("retinanet").eval()(images(24, 24), drawn(tiny("retinanet"))),
+        "24×24 pixels is smaller than the largest stride of the detector, 32",
+    ),
+    "bytes": (
+        lambda: tiny("retinanet").eval()(images().byte(), drawn(tiny("retinanet"))),
+        "normalised float images.*not torch.uint8",
+    ),
+    "no images": (lambda: tiny("retinanet").eval()([], drawn(tiny("retinanet"))), "list of images is empty"),
+    "no targets": (lambda: tiny("retinanet").train()(images(), drawn(tiny("retinanet"))), "needs targets"),
+    "too few": (_bad_targets(lambda t: t[:1]), "2 images and 1 targets"),
+    "shapes": (_bad_targets(lambda t: t[0].update(labels=torch.ones(3))), r"target 0 has boxes \(2, 4\) and labels"),
+    "area": (
+        _bad_targets(lambda t: t[1].update(boxes=torch.tensor([[5.0, 5, 5, 9]]), labels=torch.tensor([1]))),
+        r"target 1 has a box without area, \[5.0, 5.0, 5.0, 9.0\]",
+    ),
+    "label": (_bad_targets(lambda t: t[0].update(labels=torch.tensor([1, 4]))), "target 0 has the label 4; .*1 to 3"),
+    "background": (_bad_targets(lambda t: t[0].update(labels=torch.tensor([0, 1]))), "target 0 has the label 0"),
+    "frozen": (lambda: tiny("retinanet", freeze_bn=True), "cannot be frozen in the supernet.*mix all paths"),
+    "frozen given": (lambda: tiny("retinanet", backbone=_frozen_supernet()), "cannot be frozen in the supernet"),
+    "arch": (lambda: tiny("retinanet", arch={"stage1.block0.op": "shuffle9"}), "shuffle9"),
+    "arch twice": (
+        lambda: create_detector("retinanet", backbone="detnas-coco-fpn-300m", arch={}),
+        "is an architecture already",
+    ),
+    "norm": (lambda: tiny("retinanet", norm="layer"), "'none', 'batch' or 'group', not 'layer'"),
+    "groups": (lambda: tiny("retinanet", norm="group"), "do not divide 8 channels"),
+    "loose ends": (
+        lambda: create_detector("retinanet", backbone="nasnet-small", backbone_settings={"filters": 4, "blocks": 1}),
+        "'nasnet-small' cannot be a backbone: its step 'normal'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case: str) -> None:
+    run, message = BAD[case]
+    with pytest.raises(InputError, match=message):
+        run()
+
+
+# -- weights and training ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_weights_follow_the_generator_and_torchvisions_rules(kind: str) -> None:
+    arch = drawn(tiny(kind))
+
+    def made(seed: int, width: int = WIDTH) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        settings: dict[str, Any] = {"levels": 3} | ({"hidden": 16} if kind != "retinanet" else {})
+        return dict(
+            create_detector(
+                kind,
+                backbone="shufflenet-small",
+                backbone_settings=BACKBONE,
+                num_classes=CLASSES,
+                image_size=64,
+                head_width=width,
+                arch=arch,
+                generator=generator,
+                **settings,
+            ).state_dict()
+        )
+
+    one, again, other = made(1), made(1), made(2)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    wide = made(1, 64)
+    small = [t.std() for name, t in wide.items() if t.ndim == 4 and ("cls_logits" in name or ".head.conv" in name)]
+    assert small
+    assert all(0.009 < float(std) < 0.011 for std in small)
+    bias = next(t for name, t in wide.items() if name.endswith("cls_logits.bias"))
+    prior = torch.full_like(bias, 0.01 if kind == "retinanet" else 0.5)
+    torch.testing.assert_close(bias.sigmoid(), prior)
+    lateral = next(t for name, t in wide.items() if name.endswith("fpn.inner_blocks.2.0.weight"))
+    torch.testing.assert_close(float(lateral.std()), 32**-0.5, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_learns_one_box(kind: str) -> None:
+    """The losses lead somewhere: after forty steps the best detection lies on the only box, with its label."""
+    generator, arch = torch.Generator().manual_seed(3), drawn(tiny(kind))
+    settings: dict[str, Any] = {"norm": "batch", "head_convs": 1}  # narrow towers without norm learn slowly
+    network = tiny(kind, arch=arch, generator=generator, **settings).train()
+    x = images(seed=8, number=1)
+    x[:, :, 16:40, 20:52] += 3.0
+    given = [{"boxes": torch.tensor([[20.0, 16.0, 52.0, 40.0]]), "labels": torch.tensor([2])}]
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    torch.manual_seed(0)
+    for _ in range(40):
+        optimizer.zero_grad()
+        sum(network(x, given).values()).backward()
+        optimizer.step()
+    recalibrate_bn(network, [x])
+    with torch.no_grad():
+        (found,) = network(x)
+    assert int(found["labels"][0]) == 2
+    assert found["scores"][0] > 0.5
+    assert (found["boxes"][0] - given[0]["boxes"][0]).abs().max() < 6
+
+
+def test_frozen_batch_norm_stays_as_it_was_loaded() -> None:
+    arch = drawn(tiny("retinanet"))
+    classifier = create_network("shufflenet-small", arch=arch.sub("backbone"), **BACKBONE)
+    randomize(classifier, seed=9)
+    frozen, plain = (tiny("retinanet", arch=arch, freeze_bn=freeze) for freeze in (True, False))
+    for network in (frozen, plain):
+        load_backbone(network, classifier)
+    x = images()
+    for found, expected in zip(*(backbone_of(each).eval()(x)[0] for each in (frozen, plain)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    before = copy.deepcopy(frozen.state_dict())
+    sum(frozen.train()(x, targets()).values()).backward()
+    assert all(torch.equal(before[name], tensor) for name, tensor in frozen.state_dict().items())
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in frozen.modules())
+    freeze_batch_norm(plain)
+    assert all(torch.equal(before[name], tensor) for name, tensor in plain[1].state_dict(prefix="1.").items())

@@ -1,0 +1,486 @@
+"""NAS-FPN: the space of merging cells, its supernet alone and in detectors, and the published pyramid."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detection import DetectorCosts, DetectorNetwork, DetectorPreprocess, Labelled, create_detector, load_backbone
+from detection.nasfpn.plain import MergingConv, PyramidInputs, attended, pool_same, resampled
+from detection.nasfpn.published import NASFPN_NETWORKS, create_nasfpn, published_nasfpn
+from detection.nasfpn.space import (
+    ATTENTION,
+    SUM,
+    WIRINGS,
+    Cell,
+    Wiring,
+    pyramid_space,
+    values_of,
+    wiring_arch,
+    wiring_of,
+)
+from detection.nasfpn.supernet import SearchablePyramid, read_out
+from helpers.detector_cases import BACKBONE, CLASSES, images, same, targets, tiny
+from supernet import Arch, Chain, SearchSpace, create_supernet
+from supernet.chain import Layout
+from supernet.cost import count
+from supernet.errors import InputError
+from supernet.export import export, load_exported
+from supernet.scoring.batch_norm import recalibrate_bn
+from supernet.scoring.prefix import PrefixSharing
+from supernet.scoring.trie import Trie
+from supernet.testing import check_space, randomize
+
+WIDTH = 4
+
+
+def drawn(space: SearchSpace, number: int, seed: int = 0) -> Iterator[Arch]:
+    rng = random.Random(seed)
+    return (space.sample(rng) for _ in range(number))
+
+
+def maps_of(*sizes: int, width: int = WIDTH, seed: int = 0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(2, width, size, size, generator=generator) for size in sizes)
+
+
+# -- the space --------------------------------------------------------------------------------------------------------
+
+
+def test_the_space_has_the_published_size() -> None:
+    pairs = math.prod(math.comb(5 + cell, 2) for cell in range(7))
+    assert pyramid_space().size() == pairs * 5**2 * math.factorial(5) * 2**7 == 3_017_710_080_000_000
+    assert pyramid_space(cells=9).size() == pairs * math.comb(12, 2) * math.comb(13, 2) * 5**4 * 120 * 2**9
+
+
+def test_a_small_space_holds_every_pyramid_once() -> None:
+    """By brute force over cells, not over decisions: each pair, level and operation, each level put out once."""
+    space = pyramid_space(levels=2, finest=4, cells=3)
+    cells = [
+        [
+            (pair, level, op)
+            for pair in itertools.combinations(range(there), 2)
+            for level in (0, 1)
+            for op in (SUM, "gp")
+        ]
+        for there in (2, 3, 4)
+    ]
+    wanted = {wiring for wiring in itertools.product(*cells) if {wiring[1][1], wiring[2][1]} == {0, 1}}
+    found = [
+        tuple((tuple(sorted((c.first, c.second))), c.level, c.op) for c in wiring_of(arch).cells)
+        for arch in space.enumerate()
+    ]
+    assert len(found) == len(set(found)) == space.size() == 576
+    assert set(found) == wanted
+
+
+def test_sampled_pyramids_are_legal() -> None:
+    space = pyramid_space()
+    for arch in drawn(space, 10_000):
+        wiring = wiring_of(arch)
+        assert sorted(cell.level for cell in wiring.cells[2:]) == [0, 1, 2, 3, 4]
+        assert sorted(wiring.output_order) == ["P3", "P4", "P5", "P6", "P7"]
+        read: set[int] = set()
+        for number, cell in enumerate(wiring.cells):
+            used = {cell.first, cell.second, *cell.leftovers}
+            assert len(used) == 2 + len(cell.leftovers)
+            assert max(used) < 5 + number
+            assert not read & set(cell.leftovers)
+            read |= used
+        assert read >= set(range(7))  # the inputs and the two cells that are no output
+        assert values_of(wiring) == dict(arch)
+
+
+def _leftovers_after_the_fact(wiring: Wiring) -> list[tuple[int, ...]]:
+    """Leftovers found by counting the consumers before each output, which the cells themselves are not asked for."""
+    levels = [*range(wiring.levels), *(cell.level for cell in wiring.cells)]
+    consumers, found = [0] * len(levels), []
+    for number, cell in enumerate(wiring.cells):
+        consumers[cell.first] += 1
+        consumers[cell.second] += 1
+        there = range(wiring.levels + number if number >= wiring.free else 0)
+        found.append(tuple(s for s in there if levels[s] == cell.level and consumers[s] == 0))
+        for state in found[-1]:
+            consumers[state] += 1
+    return found
+
+
+def test_leftovers_need_no_look_ahead() -> None:
+    later = 0
+    for arch in drawn(pyramid_space(), 500):
+        wiring = wiring_of(arch)
+        assert [cell.leftovers for cell in wiring.cells] == _leftovers_after_the_fact(wiring)
+        for number, cell in enumerate(wiring.cells):
+            after = {state for c in wiring.cells[number + 1 :] for state in (c.first, c.second)}
+            later += bool(after & set(cell.leftovers))
+    assert later > 20  # a leftover may be read again
+
+
+# -- normal forms -----------------------------------------------------------------------------------------------------
+
+
+def _graph(wiring: Wiring) -> tuple[Any, ...]:
+    """A pyramid without the order of its cells: the smallest of its descriptions under every renaming of the cells."""
+    n, free, total = wiring.levels, wiring.free, len(wiring.cells)
+    described = []
+    for first, last in itertools.product(
+        itertools.permutations(range(free)), itertools.permutations(range(free, total))
+    ):
+        name = [*range(n), *(n + new for new in (*first, *last))]
+        rows = []
+        for number, cell in enumerate(wiring.cells):
+            one, other, rest = name[cell.first], name[cell.second], [name[s] for s in cell.leftovers]
+            order = ((), tuple(sorted([one, other, *rest]))) if cell.op == SUM else ((one, other), tuple(sorted(rest)))
+            rows.append((name[n + number], cell.level, cell.op, *order))
+        described.append(tuple(sorted(rows)))
+    return min(described)
+
+
+@pytest.mark.parametrize(("cells", "ops"), [(3, (SUM, ATTENTION)), (4, (SUM,)), (4, (ATTENTION,))])
+def test_normal_forms_are_one_per_graph(cells: int, ops: tuple[str, ...]) -> None:
+    space = pyramid_space(levels=2, cells=cells, ops=ops)
+    by_graph: dict[Any, set[Arch]] = {}
+    for arch in space.enumerate():
+        normal = space.normal_form(arch)
+        assert space.normal_form(normal) == normal
+        graph = _graph(wiring_of(arch))
+        assert _graph(wiring_of(normal)) == graph
+        by_graph.setdefault(graph, set()).add(normal)
+    assert all(len(normals) == 1 for normals in by_graph.values())
+    normals = {normal for found in by_graph.values() for normal in found}
+    assert len(normals) == len(by_graph)
+    assert len(by_graph) < 0.9 * space.size()
+
+
+def test_normal_forms_compute_the_same() -> None:
+    """With one set of weights for all cells, equal pyramids have equal outputs, whichever cells they use."""
+    pyramid = SearchablePyramid(WIDTH)
+    randomize(pyramid, seed=0)
+    for conv in pyramid.convs.values():
+        conv.load_state_dict(pyramid.convs["0-0"].state_dict())
+    pyramid.eval()
+    maps, moved = maps_of(16, 8, 4, 2, 1), 0
+    with torch.no_grad():
+        for arch in drawn(pyramid.space, 60):
+            normal = pyramid.space.normal_form(arch)
+            moved += normal != arch
+            for one, other in zip(pyramid(maps, arch), pyramid(maps, normal), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert moved > 30
+
+
+# -- the published pyramid --------------------------------------------------------------------------------------------
+
+
+def test_the_published_pyramid_is_in_the_space() -> None:
+    space = pyramid_space()
+    arch = wiring_arch("nasfpn-7", space)
+    assert arch in space
+    wiring = wiring_of(arch)
+    assert wiring == WIRINGS["nasfpn-7"]
+    assert wiring.output_order == ("P3", "P4", "P5", "P7", "P6")
+    assert [(number, cell.leftovers) for number, cell in enumerate(wiring.cells) if cell.leftovers] == [
+        (4, (2,)),  # P5 of the input, at P5
+        (5, (4,)),  # P7, at P7
+    ]
+    assert wiring.cells[0] == Cell(1, ATTENTION, 3, 1)
+
+
+def _published_by_hand(maps: tuple[Tensor, ...], end: list[nn.Module]) -> tuple[Tensor, ...]:
+    """The pyramid of the released TensorFlow code, written out."""
+
+    def up(x: Tensor, factor: int) -> Tensor:
+        return x.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+
+    def gp(coarser: Tensor, finer: Tensor) -> Tensor:
+        return coarser + coarser.flatten(2).max(dim=2).values.sigmoid()[:, :, None, None] * finer
+
+    down = functional.max_pool2d
+    p3, p4, p5, p6, p7 = maps
+    c1 = end[0](gp(up(p6, 4), p4))
+    c2 = end[1](p4 + c1)
+    out3 = end[2](p3 + up(c2, 2))
+    out4 = end[3](c2 + down(out3, 2))
+    out5 = end[4](gp(down(out4, 2), down(out3, 4)) + p5)
+    out7 = end[5](gp(down(out5, 4), down(c2, 8)) + p7)
+    out6 = end[6](gp(up(out7, 2), down(out5, 2)))
+    return out3, out4, out5, out6, out7
+
+
+def test_the_published_pyramid_computes_what_the_paper_draws() -> None:
+    pyramid = SearchablePyramid(WIDTH)
+    randomize(pyramid, seed=1)
+    pyramid.eval()
+    maps, arch = maps_of(32, 16, 8, 4, 2), wiring_arch("nasfpn-7", pyramid.space)
+    end: list[nn.Module] = [pyramid.convs[f"{number}-{level}"] for number, level in enumerate((1, 1, 0, 1, 2, 4, 3))]
+    with torch.no_grad():
+        for one, other in zip(pyramid(maps, arch), _published_by_hand(maps, end), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cell_ends_in_relu_convolution_norm() -> None:
+    conv = MergingConv(WIDTH)
+    randomize(conv, seed=2)
+    conv.eval()
+    (x,) = maps_of(6)
+    with torch.no_grad():
+        expected = conv.bn(functional.conv2d(x.clamp(min=0), conv.conv.weight, conv.conv.bias, padding=1))
+        assert torch.equal(conv(x), expected)
+        assert (conv(x) < 0).any()  # no activation after
+    assert MergingConv(WIDTH, bias=False).conv.bias is None
+
+
+def test_the_two_gates() -> None:
+    coarser, finer = maps_of(4, 4, seed=3)
+    maximum, mean = coarser.flatten(2).amax(2)[..., None, None], finer.flatten(2).mean(2)[..., None, None]
+    torch.testing.assert_close(attended(coarser, finer, "tf"), coarser + maximum.sigmoid() * finer)
+    torch.testing.assert_close(attended(coarser, finer, "mmcv"), finer + mean.sigmoid() * coarser)
+    pyramids = [SearchablePyramid(WIDTH, gate=gate).eval() for gate in ("tf", "mmcv")]  # type: ignore[arg-type]
+    pyramids[1].load_state_dict(pyramids[0].state_dict())
+    arch = wiring_arch("nasfpn-7", pyramids[0].space)
+    one, other = (pyramid(maps_of(16, 8, 4, 2, 1), arch) for pyramid in pyramids)
+    assert not torch.allclose(one[0], other[0])
+
+
+def test_sizes_that_are_no_powers_of_two() -> None:
+    """Padding as TensorFlow's SAME, the smaller half first; finer maps are cut to the size of their level."""
+    row = torch.arange(7.0).view(1, 1, 1, 7)
+    assert pool_same(row.expand(1, 1, 7, 7), 4)[0, 0, 0].tolist() == [3, 6]
+    assert pool_same(row.expand(1, 1, 7, 7).mT, 4)[0, 0, :, 0].tolist() == [3, 6]
+    assert pool_same(row.flip(3).expand(1, 1, 6, 7), 4)[0, 0, 0].tolist() == [6, 2]
+    assert pool_same(-1 - row, 2).tolist() == [[[[-1, -3, -5, -7]]]]  # no zeros come in
+    assert resampled(row[..., :2], -1, (1, 3)).tolist() == [[[[0, 0, 1]]]]
+    maps = PyramidInputs((3, WIDTH, 5), WIDTH)(
+        (torch.randn(2, 3, 21, 13), torch.randn(2, WIDTH, 11, 7), torch.randn(2, 5, 6, 4))
+    )
+    assert [tuple(x.shape[2:]) for x in maps] == [(21, 13), (11, 7), (6, 4), (3, 2), (2, 1)]
+    pyramid = SearchablePyramid(WIDTH)
+    for arch in drawn(pyramid.space, 5):
+        assert [x.shape for x in pyramid(maps, arch)] == [x.shape for x in maps]
+
+
+# -- published counts -------------------------------------------------------------------------------------------------
+
+
+def test_parameters_and_macs_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        detector, arch = published_nasfpn("nasfpn-r50-7at256")
+        network = detector.subnet(arch)
+    necks = [step for name, step in zip(detector.step_names, network, strict=True) if name in ("inputs", "neck")]
+    assert len(necks) == 8
+    neck = sum(p.numel() for step in necks for p in step.parameters())
+    assert neck == 7 * 7 * (9 * 256**2 + 256 + 512) + (512 + 1024 + 2048) * 256 + 3 * (256 + 512) == 29_858_816
+    found = count(network, (3, 640, 640))
+    assert (round(found["params"] / 1e6, 1), round(found["macs"] / 1e9, 1)) == (60.1, 140.3)
+    with torch.device("meta"):
+        detector, arch = published_nasfpn("nasfpn-r50-7at384")
+        assert round(sum(p.numel() for p in detector.subnet(arch).parameters()) / 1e6, 1) == 103.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "macs"),
+    [("nasfpn-r50-7at256", 1024, 359.1), ("nasfpn-r50-7at256", 1280, 561.0), ("nasfpn-r50-7at384", 1280, 1040.7)],
+)
+def test_macs_of_the_other_published_rows(name: str, size: int, macs: float) -> None:
+    with torch.device("meta"):
+        detector, arch = published_nasfpn(name, image_size=size)
+        assert round(count(detector.subnet(arch), detector.input_shape)["macs"] / 1e9, 1) == macs
+
+
+def test_a_published_network_detects() -> None:
+    network = create_nasfpn(
+        "nasfpn-r50-7at256", num_classes=CLASSES, image_size=128, repeats=1, generator=torch.Generator().manual_seed(0)
+    )
+    classifier = torchvision.models.resnet50(weights=None)
+    load_backbone(network, classifier)
+    assert torch.equal(network[1].block[0].weight, classifier.conv1.weight)
+    with torch.no_grad():
+        found = network.eval()(images(128, 100, number=1))
+    assert found[0]["boxes"].shape[1] == 4
+    with pytest.raises(InputError, match="no network 'nasfpn-r50'; did you mean 'nasfpn-r50-7at"):
+        create_nasfpn("nasfpn-r50")
+    assert NASFPN_NETWORKS["nasfpn-r50-7at384"] == (384, 1280)
+
+
+# -- the contract -----------------------------------------------------------------------------------------------------
+
+
+class ToyMaps(nn.Module):
+    """Maps of strides 2, 4 and 8 from an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 6, 2, 2), nn.Conv2d(6, WIDTH, 2, 2), nn.Conv2d(WIDTH, 5, 2, 2)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        made = []
+        for conv in self.convs:
+            made.append(conv(made[-1] if made else x))
+        return tuple(made)
+
+    def out_layout(self, layout: Any) -> Any:
+        return Layout(6, 2), Layout(WIDTH, 4), Layout(5, 8)
+
+
+def alone(**settings: Any) -> Chain:
+    given = {"finest": 1, **settings}
+    pyramids = [("neck", SearchablePyramid(WIDTH, **given)) for _ in range(2)]
+    steps = [("maps", ToyMaps()), ("inputs", PyramidInputs((6, WIDTH, 5), WIDTH)), *pyramids]
+    return Chain("pyramid", steps, input_shape=(3, 32, 32))
+
+
+@pytest.mark.parametrize("settings", [{}, {"gate": "mmcv", "bias": False, "cells": 5}], ids=["tf", "mmcv"])
+def test_pyramids_keep_the_contract_of_a_space(settings: dict[str, Any]) -> None:
+    chain = alone(**settings)
+    assert chain.space.size() == pyramid_space(cells=settings.get("cells", 7)).size()  # one decision for both repeats
+    check_space(chain, archs=2)
+
+
+def neck_on(**settings: Any) -> Any:
+    return tiny("retinanet", **{"neck": "nasfpn", "repeats": 2, "head_convs": 1, **settings})
+
+
+def fixed_backbone() -> Chain:
+    """One architecture of a space as a chain without decisions."""
+    classifier = create_supernet("shufflenet-small", **BACKBONE)
+    network = classifier.subnet(classifier.space.sample(random.Random(0)))
+    steps = zip(classifier.step_names, network, strict=True)
+    return Chain("fixed", list(steps), input_shape=classifier.input_shape)
+
+
+@pytest.mark.parametrize("backbone", ["fixed", "searched"])
+def test_detectors_keep_the_contract_of_a_space(backbone: str) -> None:
+    detector = neck_on(**({"backbone": fixed_backbone(), "repeats": 1} if backbone == "fixed" else {}))
+    searched = {choice.name.partition(".")[0] for choice in detector.space.choices}
+    assert searched == ({"neck"} if backbone == "fixed" else {"backbone", "neck"})
+    check_space(detector, archs=1, inputs=Labelled(images(), targets()))
+
+
+def test_single_detectors_by_the_architecture_of_all_that_is_searched() -> None:
+    joint = neck_on()
+    arch = joint.space.sample(random.Random(1))
+    network = neck_on(arch=arch, phase="supernet")
+    assert isinstance(network, DetectorNetwork)
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in joint.subnet(arch).parameters())
+    body = fixed_backbone()
+    alone = neck_on(backbone=body, arch={name: value for name, value in arch.items() if name.startswith("neck.")})
+    assert isinstance(alone, DetectorNetwork)
+    with pytest.raises(InputError, match=r"lacks 'neck\.levels'"):
+        neck_on(arch={name: value for name, value in arch.items() if name.startswith("backbone.")})
+
+
+def test_costs_and_shared_prefixes() -> None:
+    """Repeats share a decision, so two necks part at the first; backbones cost what they do under torchvision's FPN."""
+    detector = neck_on(seed=7).eval()
+    first = detector.space.sample(random.Random(4))
+    other = Arch({**first, "neck.cell7.op": {SUM: ATTENTION, ATTENTION: SUM}[str(first["neck.cell7.op"])]})
+    costs, plain = DetectorCosts(detector), DetectorCosts(tiny("retinanet"))
+    body = Arch({name: value for name, value in first.items() if name.startswith("backbone.")})
+    assert costs(first)["backbone_macs"] == plain(body)["backbone_macs"]
+    assert costs(first)["params"] == sum(p.numel() for p in detector.subnet(first).parameters())
+    sharing, trie = PrefixSharing(detector, memory_format=torch.contiguous_format), Trie(detector, [first, other])
+    assert trie.size == len(detector.blocks) + 4  # two repeats, head and boxes
+    found: dict[int, Any] = {}
+    sharing.calibrate(trie, [images(seed=5)])
+    sharing.outputs(trie, [images(seed=9)], found.__setitem__)
+    for number, arch in enumerate((first, other)):
+        network = detector.subnet(arch)
+        recalibrate_bn(network, [images(seed=5)])
+        with torch.no_grad():
+            assert same(found[number], network(images(seed=9)))
+    assert not same(found[0], found[1])
+
+
+def test_a_published_backbone_leaves_the_neck_to_search() -> None:
+    settings: dict[str, Any] = {
+        "backbone": "detnas-coco-retinanet-300m",
+        "neck": "nasfpn",
+        "head_width": 8,
+        "repeats": 1,
+        "num_classes": 3,
+    }
+    with torch.device("meta"):
+        detector: Any = create_detector("retinanet", **settings)
+    assert detector.space.size() == pyramid_space().size()
+    arch = wiring_arch("nasfpn-7", detector.space, prefix="neck")
+    network = create_detector("retinanet", arch=arch, **settings)
+    with torch.no_grad():
+        found = network.eval()(images(128, 128, number=1))
+    assert found[0]["boxes"].shape[1] == 4
+
+
+# -- reading out ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pyramid_is_read_after_any_repeat() -> None:
+    detector = neck_on(repeats=3, seed=5).eval()
+    arch = detector.space.sample(random.Random(2))
+    network = detector.subnet(arch).eval()
+    found = []
+    for repeats in (1, 2, 3):
+        cut = read_out(detector, repeats)
+        assert cut.step_names.count("neck") == repeats
+        with torch.no_grad():
+            found.append(cut(images(), arch))
+            assert same(found[-1], read_out(network, repeats)(images()))
+            assert same(found[-1], cut.subnet(arch)(images()))
+        assert {id(p) for p in cut.parameters()} <= {id(p) for p in detector.parameters()}
+    with torch.no_grad():
+        assert same(found[2], detector(images(), arch))
+    assert len(detector.blocks) == len(detector.step_names)
+    assert detector.step_names.count("neck") == 3
+    assert not torch.equal(found[0][0]["scores"][:5], found[2][0]["scores"][:5])
+    for wrong in (0, 4):
+        with pytest.raises(InputError, match=f"repeated 3 times, so it cannot be read after {wrong}"):
+            read_out(detector, wrong)
+
+
+@pytest.mark.slow
+def test_exported_detectors_find_the_same(tmp_path: Path) -> None:
+    detector = neck_on(seed=6)
+    arch = detector.space.sample(random.Random(3))
+    network = detector.subnet(arch).eval()
+    preprocess = DetectorPreprocess(input_size=64, mean=(0.4,) * 3, std=(0.2,) * 3, classes=("a", "b", "c"))
+    result = export(network, tmp_path / "nasfpn", arch=arch, space="nasfpn", preprocess=preprocess)
+    assert result["requires"] == ["torch", "torchvision"]
+    assert result["differences"]["model.py"] == 0.0
+    with torch.no_grad():
+        assert same(load_exported(tmp_path / "nasfpn")(images()), network(images()))
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_settings_are_named() -> None:
+    for levels, message in ((4, "level P7.*P3-P6 only; give a backbone of strides"), (3, "level P6.*P3-P5 only")):
+        with pytest.raises(InputError, match=message):
+            wiring_arch("nasfpn-7", pyramid_space(levels=levels))
+    with pytest.raises(InputError, match="names the level P6, but this one has P1-P5 only"):
+        wiring_arch("nasfpn-7", neck_on().space, prefix="neck")
+    with pytest.raises(InputError, match=r"has 7 cells on P3-P7, and this space 6 on P3-P7"):
+        wiring_arch("nasfpn-7", pyramid_space(cells=6))
+    with pytest.raises(InputError, match="no published pyramid 'nasfpn-8'; did you mean 'nasfpn-7'"):
+        wiring_arch("nasfpn-8", pyramid_space())
+    with pytest.raises(InputError, match="levels=5, cells=4"):
+        pyramid_space(cells=4)
+    with pytest.raises(InputError, match=r"not \('max',\)"):
+        pyramid_space(ops=("max",))
+    with pytest.raises(InputError, match="'tf' or 'mmcv', not 'max'"):
+        SearchablePyramid(WIDTH, gate="max")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'faster-rcnn-fpn' has no neck 'nasfpn'"):
+        tiny("faster-rcnn-fpn", neck="nasfpn")
+    with pytest.raises(InputError, match="no neck 'nasfnp'; did you mean 'nasfpn'"):
+        neck_on(neck="nasfnp")
+    with pytest.raises(InputError, match="repeats=0"):
+        neck_on(repeats=0)
+    with pytest.raises(InputError, match="smaller than the largest stride of the detector, 32"):
+        create_detector("retinanet", backbone=fixed_backbone(), neck="nasfpn", image_size=16, head_width=8)

@@ -1,0 +1,1 @@
+"""What tests of several files share: toy spaces, cases, and scripts run in this process."""

@@ -1,0 +1,307 @@
+"""What fixed leading steps hand on is held between calls: the same bits, run once, within a budget, dropped in time."""
+
+import importlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_detection_data import make_coco, settings
+from test_prefix import POLICIES, Deafening, images, rough
+from torch import Tensor, nn
+
+from detection.config import DetectionData
+from detection.data.load import load
+from detection.metric import DetectionMetric
+from helpers.detector_cases import BACKBONE, tiny
+from helpers.toy_spaces import GROUNDS
+from supernet import Arch, Chain, create_supernet
+from supernet.blocks.choice import ChoiceBlock
+from supernet.blocks.plain import ConvBNAct
+from supernet.data.batches import Batches, identity
+from supernet.data.images import Images
+from supernet.errors import InputError
+from supernet.scoring.batch_norm import BatchNormPolicy, Inherit, Recalibrate
+from supernet.scoring.cache import ScoreCache
+from supernet.scoring.metrics import BatchMetric, Metrics
+from supernet.scoring.prefix import tensors_in
+from supernet.scoring.shared_weights import SharedWeights
+from supernet.scoring.trie import Trie, fixed_steps
+from supernet.testing import randomize
+
+
+class Energy(BatchMetric):
+    """The sum of everything in the outputs, whatever they are."""
+
+    name = "energy"
+
+    def of_batch(self, outputs: Any, labels: Tensor) -> tuple[float, int]:
+        return sum(float(tensor.double().square().sum()) for tensor in tensors_in(outputs)), int(labels.sum())
+
+    def combine(self, parts: Any) -> Metrics:
+        return {"energy": sum(energy for energy, _ in parts), "labels": float(sum(labels for _, labels in parts))}
+
+
+def fixed_backbone(phase: str = "supernet") -> Chain:
+    """One architecture of a space as a chain without decisions."""
+    classifier = create_supernet("shufflenet-small", **BACKBONE)
+    network = classifier.subnet(classifier.space.sample(random.Random(0)))
+    steps = zip(classifier.step_names, network, strict=True)
+    return Chain("fixed", list(steps), input_shape=classifier.input_shape)
+
+
+def neck_on_fixed_backbone() -> Chain:
+    """RetinaNet with a searched pyramid on it."""
+    few = {"repeats": 1, "cells": 5, "head_convs": 1, "candidates": 20, "detections": 20}
+    made: Chain = tiny("retinanet", backbone=fixed_backbone(), neck="nasfpn", seed=5, **few)
+    return made.eval()
+
+
+NETS: dict[str, Callable[[], Chain]] = {
+    "neck": neck_on_fixed_backbone,
+    "stem": lambda: rough(GROUNDS["chain"](num_classes=5, input_size=16)),
+}
+
+
+def parts_of(net: Chain) -> tuple[Images, Images]:
+    """Three calibration batches of 4 images, and validation images whose last of three batches is smaller."""
+    size = net.input_shape[-1]
+    return images(12, size, 1), images(11, size, 2)
+
+
+def distinct(net: Chain, n: int) -> list[Arch]:
+    rng, found = random.Random(4), dict[Arch, None]()
+    while len(found) < n:
+        found[net.space.normal_form(net.space.sample(rng))] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+@pytest.mark.parametrize("name", NETS)
+def test_scores_are_those_of_one_by_one_call_after_call(name: str, policy: BatchNormPolicy) -> None:
+    torch.manual_seed(0)
+    net = NETS[name]()
+    policy = Recalibrate(3, 4) if isinstance(policy, Recalibrate) else policy
+    given: dict[str, Any] = {"bn": policy, "metric": Energy(), "batch": 4}
+    archs = distinct(net, 3)
+    alone = SharedWeights(net, *parts_of(net), share=False, **given)
+    expected = dict(zip(archs, alone(archs), strict=True))
+    assert len({row["energy"] for row in expected.values()}) == 3
+    held, saved = SharedWeights(net, *parts_of(net), **given), []
+    for call in (archs[:1], archs[2:0:-1], archs):
+        before = held.steps_run
+        assert held(call) == [expected[arch] for arch in call]
+        saved.append(Trie(net, call).size - held.steps_run + before)
+    trunk = net.step_names.index("neck") if name == "neck" else 1
+    assert saved == [0, trunk, trunk]
+
+
+# -- what is run ------------------------------------------------------------------------------------------------------
+
+
+class Slow(nn.Module):
+    """A step that counts its calls; copies count together."""
+
+    stride, out_channels, calls = 1, 6, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).calls += 1
+        return x + 1
+
+
+def counted() -> Chain:
+    torch.manual_seed(0)
+    options = {"one": ConvBNAct(6, 6), "three": ConvBNAct(6, 6, kernel=3), "relu": nn.ReLU(inplace=True)}
+    steps = [("stem", ConvBNAct(3, 6)), ("slow", Slow()), ("a", ChoiceBlock(options)), ("head", Deafening())]
+    return rough(Chain("counted", steps, input_shape=(3, 8, 8)))
+
+
+def passes(evaluate: SharedWeights, archs: list[Arch]) -> int:
+    """Batches that go through the fixed steps in a call."""
+    Slow.calls = 0
+    evaluate(archs)
+    return Slow.calls
+
+
+FEATURES = 4 * 6 * 8 * 8 * 4
+"""Bytes of the fixed steps' output for a batch of four images of `counted`."""
+
+
+def test_fixed_steps_run_once_until_the_weights_change() -> None:
+    net = counted()
+    one, other, third = net.space.enumerate()
+    evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4)
+    assert [passes(evaluate, [arch]) for arch in (one, other, one)] == [3 + 3, 0, 0]
+    before = evaluate([third])
+    with torch.no_grad():
+        net.blocks[0].conv.weight.mul_(1.5)
+    assert [passes(evaluate, [arch]) for arch in (third, other)] == [3 + 3, 0]
+    changed = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)([third])
+    assert evaluate([third]) == changed != before
+    none = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, hold=0)
+    assert [passes(none, [arch]) for arch in (one, other)] == [6, 6]
+
+
+@pytest.mark.parametrize("memory", [2**30, 12 * FEATURES])
+@pytest.mark.parametrize(("room", "again"), [(1.5, [5, 3]), (4.5, [2, 2])])
+def test_what_does_not_fit_is_run_again(memory: int, room: float, again: list[int]) -> None:
+    """Of three calibration and three validation batches the first ones stay, and statistics are not counted twice. The
+    last architecture has no batch norm of its own to calibrate."""
+    net = counted()
+    archs = list(net.space.enumerate())
+    hold = int(room * FEATURES)
+    evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, memory=memory, hold=hold)
+    assert [passes(evaluate, [arch]) for arch in archs] == [6, *again]
+    assert evaluate.share
+    assert int(room) * FEATURES < evaluate.held_bytes <= memory + hold
+    assert evaluate(archs) == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)(archs)
+
+
+def test_a_batch_that_is_too_large_leaves_nothing_held() -> None:
+    net = counted()
+    archs = list(net.space.enumerate())
+    evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, memory=1000)
+    with pytest.warns(UserWarning, match="one by one"):
+        rows = evaluate(archs)
+    assert rows == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)(archs)
+    assert not evaluate._prefixes._features.held
+
+
+def test_a_calibration_that_breaks_off_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = counted()
+    archs = list(net.space.enumerate())
+    evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4)
+    made = Batches.__getitem__
+
+    def broken(batches: Batches, number: int) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return made(batches, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__getitem__", broken)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(archs)
+    assert evaluate(archs) == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)(archs)
+
+
+def test_scores_from_a_cache_run_nothing(tmp_path: Path) -> None:
+    net = counted()
+    one, other, third = net.space.enumerate()
+    with ScoreCache(tmp_path / "scores.db") as cache:
+        evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, cache=cache)
+        assert [passes(evaluate, archs) for archs in ([one], [one], [other, one])] == [6, 0, 0]
+        again = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, cache=cache)
+        assert [passes(again, archs) for archs in ([one, other], [third], [one])] == [0, 6, 0]
+        assert again([third]) == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)([third])
+
+
+def test_which_steps_are_fixed() -> None:
+    """Those before the first that an undecided choice reaches, whatever the space holds fixed."""
+    net = rough(GROUNDS["chain"](num_classes=5, input_size=16))
+    first = next(choice for choice in net.space.choices)
+    step = net.step_names[1]
+    held = {choice.name: choice.options[0] for choice in net.space.choices if choice.name.startswith(f"{step}.")}
+    assert first.name in held
+    assert fixed_steps(net) == 1
+    net.space = net.space.fix(held)
+    assert fixed_steps(net) == 2
+    net.space = net.space.fix({choice.name: choice.options[0] for choice in net.space.choices})
+    assert fixed_steps(net) == len(net.blocks) - 1
+    archs = list(net.space.enumerate())
+    given: dict[str, Any] = {"bn": Recalibrate(3, 4), "batch": 4}
+    evaluate = SharedWeights(net, *parts_of(net), **given)
+    assert evaluate(archs) == evaluate(archs) == SharedWeights(net, *parts_of(net), share=False, **given)(archs)
+
+
+# -- sets on disk -----------------------------------------------------------------------------------------------------
+
+
+def test_images_that_stay_on_disk_are_scored_batch_by_batch(tmp_path: Path) -> None:
+    data = load(settings(make_coco(tmp_path), size=64, calibration=6, memory=1, validation=0.4))
+    calibration, validation = data.calibration, data.validation
+    assert calibration.held_bytes == validation.held_bytes == 0
+    net = neck_on_fixed_backbone()
+    given: dict[str, Any] = {"bn": Recalibrate(3, 2), "metric": DetectionMetric(validation), "batch": 3}
+    archs = distinct(net, 3)
+    kept = SharedWeights(net, calibration.images(), validation.images(), **given)
+    expected = kept(archs)
+    evaluate = SharedWeights(net, calibration, validation, **given)
+    assert evaluate(archs[:1]) == expected[:1]
+    assert evaluate.settings["images"] != kept.settings["images"]
+    alone = SharedWeights(net, calibration, validation, share=False, **given)
+    assert alone(archs) == expected
+    for file in tmp_path.glob("train/*.png"):
+        file.unlink()
+    assert evaluate(archs[1:]) == expected[1:]  # their features are held
+    with pytest.raises(InputError, match=r"\.png .* cannot be read"):
+        alone(archs)
+
+
+def test_sets_on_disk_are_told_apart(tmp_path: Path) -> None:
+    path = make_coco(tmp_path)
+    one, same, larger = (load(settings(path, size=size, memory=1)) for size in (32, 32, 64))
+    assert identity(one.calibration, one.validation) == identity(same.calibration, same.validation)
+    pairs = [(one.calibration, one.validation), (one.validation, one.calibration), (larger.calibration, one.validation)]
+    assert len({identity(*pair) for pair in pairs}) == 3
+    batches = Batches(one.train, 2)
+    assert len(batches) == len(list(batches)) == -(-len(one.train) // 2)
+    for number, (pixels, positions) in enumerate(one.train.batches(2)):
+        assert torch.equal(batches[number], pixels)
+        assert torch.equal(batches.labels(number), positions)
+
+
+def test_images_come_by_number_as_in_order() -> None:
+    part = images(11, 8, 3)
+    batches = Batches(part, 4)
+    for number, (pixels, labels) in enumerate(part.batches(4)):
+        assert torch.equal(batches[number], pixels)
+        assert torch.equal(batches.labels(number), labels)
+    assert len(Batches(part, 4, 2)) == 2
+
+
+def test_a_metric_that_runs_networks_itself_gains_the_calibration_alone() -> None:
+    net = counted()
+    archs = list(net.space.enumerate())
+
+    def energy(network: nn.Module, of: Images, batch: int) -> Metrics:
+        return Energy()(network, of, batch)
+
+    for bn in (Inherit(), Recalibrate(3, 4)):
+        evaluate = SharedWeights(net, *parts_of(net), bn=bn, batch=4, metric=energy)
+        rows = [row for arch in archs for row in evaluate([arch])]
+        assert rows == SharedWeights(net, *parts_of(net), bn=bn, batch=4, metric=Energy(), share=False)(archs)
+        assert evaluate.steps_run == evaluate.steps_asked
+
+
+def test_a_randomised_backbone_is_no_other_one() -> None:
+    """`randomize` writes in ways that torch counts, so what is held goes."""
+    net = counted()
+    archs = list(net.space.enumerate())
+    evaluate = SharedWeights(net, *parts_of(net), bn=Inherit(), batch=4)
+    before = evaluate(archs)
+    randomize(net, seed=9)
+    assert evaluate(archs) == SharedWeights(net, *parts_of(net), bn=Inherit(), batch=4, share=False)(archs) != before
+
+
+# -- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "tables"), [("pyramids", 1), ("generation", 2)])
+def test_the_benchmarks_score_the_same_both_ways(
+    name: str, tables: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    module = importlib.import_module("supernet_tools.benchmarks.detection_speed")
+    few = module.Scoring(
+        DetectionData(size=64, compose=(10, 5, 5)), batches=2, images=4, batch=4, width=8, convs=1, steps=1
+    )
+    if name == "pyramids":
+        module.pyramids(few, networks=2, call=1, backbone="test_held:fixed_backbone")
+    else:
+        module.generation(few, networks=2, after=1, backbone="shufflenet-small")
+    printed = capsys.readouterr().out
+    assert printed.count("largest difference of a score 0.0e+00") == tables
+    assert printed.count("images and fixed steps") == tables

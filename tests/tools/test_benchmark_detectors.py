@@ -1,0 +1,95 @@
+"""Found detectors against plain, published and random ones, by the script."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.scripts import Call, one_line, run_script
+
+DATA = ("--data.size", 64, "--data.compose", 24, 6, 6, "--data.calibration", 16, "--scoring-batch", 6)
+SMALL = (
+    *DATA,
+    "--head-width",
+    8,
+    "--head-convs",
+    1,
+    "--train.epochs",
+    1,
+    "--train.batch",
+    8,
+    "--retrain.epochs",
+    1,
+    "--retrain.batch",
+    8,
+    "--start",
+    "scratch",
+    "--backbone-settings",
+    "depths=[1, 1, 1]",
+    "widths=[8, 16, 24]",
+    "stem=4",
+)
+FIXED = json.dumps({f"stage{stage}.block0.op": "shuffle3" for stage in (1, 2, 3)})
+SEARCH = ("--trials", 4, "--batch", 4, "--bn-batches", 1)
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that searches the backbone, and its search."""
+    out = tmp_path_factory.mktemp("backbones") / "run"
+    assert run_script("train_supernet", "detnas-digits", *SMALL, "--out", out) == 0
+    assert run_script("search", out, "--searcher", "random", "--name", "few", *SEARCH) == 0
+    return out
+
+
+def test_a_found_backbone_against_a_plain_and_random_ones(backbones: Path, call: Call) -> None:
+    flags = (backbones, "--search", "few", "--random", 2, "--seeds", 2, "--plain", "shuffle3")
+    wider = ("--plain-widths", 16, 32, 48)
+    code, out, err = call("benchmarks.detectors", *flags, *wider)
+    assert code == 0, err
+    report = json.loads((backbones / "compared" / "detectors.json").read_text())
+    rows = {row["name"]: row for row in report["networks"]}
+    assert list(rows) == ["found", "random 0", "random 1", "all shuffle3"]
+    assert rows["all shuffle3"]["backbone_macs"] >= rows["found"]["backbone_macs"]
+    assert all(len(row["test_map"]) == len(row["test_map50"]) == 2 for row in rows.values())
+    assert len({row["key"] for row in list(rows.values())[:3]}) == 3
+    assert len(report["scores"]) == 4
+    assert set(report["differences"]) == {"found less random", "found less plain"}
+    by_hand = [a - b for a, b in zip(rows["found"]["test_map"], rows["all shuffle3"]["test_map"], strict=True)]
+    assert report["differences"]["found less plain"]["mean"]["value"] == pytest.approx(sum(by_hand) / 2)
+    assert (backbones / "compared" / "detectors.html").exists()
+    results = sorted(backbones.rglob("result.json"))
+    assert len(results) == 8
+    written = [path.stat().st_mtime_ns for path in results]
+    assert call("benchmarks.detectors", *flags, *wider)[:2] == (0, out)
+    assert [path.stat().st_mtime_ns for path in results] == written
+
+    one_line(call("benchmarks.detectors", *flags, "--plain-widths", 6, 8, 10), "larger --plain-widths")
+    one_line(
+        call("benchmarks.detectors", *flags, "--plain-widths", 4, 8, 12), "cannot be built with", "widths=(4, 8, 12)"
+    )
+    one_line(call("benchmarks.detectors", *flags[:-1], "shuffle9"), "shuffle9")
+    one_line(call("benchmarks.detectors", *flags[:-2], "--wiring", "nasfpn-7"), "searches the pyramid alone")
+    one_line(call("benchmarks.detectors", *flags[:-2], "--fpn"), "keeps a fixed backbone")
+    one_line(call("benchmarks.detectors", *flags, "--seeds", 1), "--seeds 2")
+
+
+def test_a_found_pyramid_against_the_published_one_and_fpn(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ("--settings", "levels=2", "pooled_levels=3", "repeats=1", "cells=7")
+    neck = ("--backbone-arch", FIXED, *settings)
+    code, _, err = call("train_supernet", "nasfpn-digits", *SMALL, *neck, "--out", out)
+    assert code == 0, err
+    assert call("search", out, "--searcher", "random", "--name", "few", *SEARCH)[0] == 0
+    flags = (out, "--search", "few", "--random", 1, "--seeds", 2, "--wiring", "nasfpn-7")
+    code, _, err = call("benchmarks.detectors", *flags, "--wiring-shift", -1, "--fpn")
+    assert code == 0, err
+    report = json.loads((out / "compared" / "detectors.json").read_text())
+    rows = {row["name"]: row for row in report["networks"]}
+    assert list(rows) == ["found", "random 0", "nasfpn-7", "fpn"]
+    assert rows["nasfpn-7"]["arch"]["neck.cell1.inputs"] == "P3+P5"  # published: P4 and P6
+    assert rows["nasfpn-7"]["macs"] != rows["fpn"]["macs"]
+    assert {row["backbone_macs"] for row in rows.values()} == {rows["fpn"]["backbone_macs"]}
+    assert set(rows["fpn"]["arch"]) == {f"backbone.stage{stage}.block0.op" for stage in (1, 2, 3)}
+    one_line(call("benchmarks.detectors", *flags), "P7")
+    one_line(call("benchmarks.detectors", *flags[:-2], "--plain", "shuffle3"), "searches the backbone alone")

@@ -1,0 +1,45 @@
+"""Ways to train a ranking, and what searches pick by it: the benchmark from its start to its tables, and resumed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from helpers.scripts import Call, one_line
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Ten classes of noise in files."""
+    draws = torch.Generator().manual_seed(0)
+    for number in range(240):
+        folder = tmp_path / "images" / f"class{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (8, 8, 3), generator=draws, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+def test_an_unknown_variant_is_named(call: Call, tmp_path: Path) -> None:
+    one_line(call("benchmarks.ranking", "variants", "unifrom", "--out", tmp_path / "out"), "'unifrom'", "'uniform'")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_variants_train_and_picks_are_ranked(call: Call, images: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "out", ("uniform", "sandwich-distil", "largest-first", "cost-bins")
+    flags = ("--source", images, "--size", 8, "--epochs", 4, "--batch", 16, "--n", 12, "--images", 16, "--out", out)
+    code, table, err = call("benchmarks.ranking", "variants", *names, *flags)
+    assert code == 0, err
+    for name in names:
+        assert name in table
+        assert (out / f"{name}-0" / "supernet.safetensors").exists()
+    assert table.count("averaged") == len(names)
+    code, again, err = call("benchmarks.ranking", "variants", *names, *flags)
+    assert (code, again) == (0, table), err
+    picks = ("picks", out / "uniform-0", "--evaluations", 30, "--seeds", 2, "--bn-batches", 1, "--tuned-epochs", 1)
+    code, found, err = call("benchmarks.ranking", *picks)
+    assert code == 0, err
+    for words in ("35%", "no limit: 3,969 networks", "depth, then MACs", "corrected by 20 trainings", "fine-tuned"):
+        assert words in found, found

@@ -1,0 +1,289 @@
+"""The searcher benchmark as a user runs it, and every searcher on every registered space."""
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from helpers.searcher_cases import MAKERS
+from searchers import RandomSearch, Study, search
+from searchers.testing import stand_in
+from supernet.errors import InputError
+from supernet.space import Arch, SearchSpace
+
+TOOLS = Path(__file__).parents[2] / "tools"
+SMALL = {kind: {"repeats": 1, "filters": 8, "blocks": 2} for kind in ("nasnet", "pnasnet", "amoebanet")}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """The script and the modules that it is made of, as one."""
+    sys.path.insert(0, str(TOOLS))
+    try:
+        names = ("oracles", "curves", "fronts", "supernets", "search")
+        modules = [importlib.import_module(f"supernet_tools.benchmarks.{name}") for name in names]
+        yield SimpleNamespace(**{key: value for module in modules for key, value in vars(module).items()})
+    finally:
+        sys.path.remove(str(TOOLS))
+
+
+@pytest.fixture(scope="module")
+def macro(bench: Any) -> Any:
+    """The published table."""
+    return bench.nasbench_macro()
+
+
+# -- every searcher on every space -------------------------------------------------------------------------------------
+
+
+def registered() -> list[str]:
+    from supernet.spaces import SPACES
+
+    return list(SPACES)
+
+
+def made(make: Callable[..., Any], space: SearchSpace) -> Any:
+    """The searcher; None where it goes by the size of a cell, a ladder that this space does not have."""
+    try:
+        return make(space, seed=0)
+    except InputError as error:
+        if "ladder" in str(error):
+            return None
+        raise
+
+
+@pytest.mark.parametrize("name", registered())
+def test_every_searcher_runs_on_every_space(name: str) -> None:
+    """Index vectors, conditions, ranges and normal forms need no special case: fifteen networks, each in its space."""
+    import torch
+
+    from supernet.spaces import builder
+
+    with torch.device("meta"):
+        space = builder(name)(**SMALL.get(name.partition("-")[0], {})).space
+
+    def evaluate(archs: Any) -> list[dict[str, float]]:
+        return [{"accuracy": stand_in(arch), "macs": stand_in(arch, "macs")} for arch in archs]
+
+    for kind, make in MAKERS.items():
+        searcher = made(make, space)
+        if searcher is None:
+            continue
+        with Study(None, space) as study:
+            search(searcher, evaluate, study, trials=15, batch=5)
+            assert len(study) == 15, f"{kind} ended: {study.ended}"
+            assert all(math.isfinite(t.metrics["accuracy"]) for t in study.trials())
+
+
+# -- oracles -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_goals_are_those_of_the_table(macro: Any) -> None:
+    assert len(macro.metrics) == 3_969
+    assert macro.ranked[0] == pytest.approx(93.1267)
+    assert [round(goal, 4) for goal in macro.goals.values()] == [93.1267, 93.01, macro.ranked[39]]
+
+
+def test_interactions_are_what_decisions_one_by_one_do_not_explain(bench: Any) -> None:
+    """The share of variance that a sum over decisions leaves is nothing but noise, or about half."""
+    import numpy as np
+
+    def unexplained(oracle: Any) -> float:
+        archs = list(oracle.space.enumerate())
+        rows = np.array([oracle.space.to_indices(arch) for arch in archs])
+        scores = np.array([oracle.metrics[arch.key]["accuracy"] for arch in archs])
+        parts = sum(  # a balanced design: effects are means
+            np.array([scores[column == o].mean() - scores.mean() for o in range(4)])[column] for column in rows.T
+        )
+        return float(np.var(scores - scores.mean() - parts) / np.var(scores))
+
+    additive, mixed = bench.oracle_of("additive-0"), bench.oracle_of("interactions-0")
+    assert unexplained(additive) < 0.005
+    assert 0.15 < unexplained(mixed) < 0.6
+    assert len(additive.metrics) == additive.space.size() == 16_384
+    assert additive.ranked[:2] == pytest.approx([2.354043, 2.352282])  # the same in every process
+
+
+def test_a_table_of_a_part_confines_the_search(bench: Any, tmp_path: Path, macro: Any) -> None:
+    """Only networks of the file are asked for, whatever the searcher; an empty cell is a failure."""
+    space = macro.space
+    archs = list(space.enumerate())[::40]
+    lines = [f"{''.join(map(str, space.to_indices(a)))},{'' if i == 3 else i}" for i, a in enumerate(archs)]
+    path = tmp_path / "part.csv"
+    path.write_text("arch,accuracy\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    oracle = bench.from_csv(path, "nasbench-macro")
+    for kind in ("random", "local", "predictor", "nsga2"):
+        best = bench.curve(oracle, MAKERS[kind](space, seed=1, feasible=oracle.feasible), evaluations=60, batch=1)
+        assert len(best) == 60 or best[-1] == oracle.ranked[0]
+    path.write_text("arch,accuracy\n00000000,1.5\n11111111,\n", encoding="utf-8")
+    with pytest.raises(InputError, match="fewer than two networks"):
+        bench.from_csv(path, "nasbench-macro")
+
+
+# -- curves and goals --------------------------------------------------------------------------------------------------
+
+
+class Scripted(RandomSearch):
+    """Asks for given architectures."""
+
+    def __init__(self, space: Any, archs: list[Arch]) -> None:
+        super().__init__(space)
+        self.archs = archs
+
+    def ask(self, n: int) -> list[Arch]:
+        asked, self.archs = self.archs[:n], self.archs[n:]
+        return asked
+
+
+def test_a_curve_counts_distinct_networks_in_the_order_asked(bench: Any, macro: Any) -> None:
+    """Two architectures of one network count once; the search ends at the best network in the middle of a batch."""
+    space = macro.space
+    rows = ("00000000", "00100000", "00010000", "22222222", "22212220", "22222221")
+    archs = [space.from_indices([int(digit) for digit in row]) for row in rows]
+    scores = [macro.metrics[space.normal_form(arch).key]["accuracy"] for arch in archs]
+    assert space.normal_form(archs[1]) == space.normal_form(archs[2]) or scores[1] != scores[2]
+    expected, seen = [], set()
+    for arch, score in zip(archs[:5], scores, strict=False):
+        if (key := space.normal_form(arch).key) not in seen:
+            seen.add(key)
+            expected.append(max([*expected, score]))
+    for batch in (1, 3, 6):
+        assert bench.curve(macro, Scripted(space, list(archs)), evaluations=100, batch=batch) == expected
+    assert bench.curve(macro, Scripted(space, list(archs)), evaluations=2, batch=6) == expected[:2]
+
+
+def test_a_row_tells_means_of_what_was_reached(bench: Any, macro: Any) -> None:
+    top = macro.ranked
+    curves = [[80.0, top[5], top[0]], [80.0, 81.0, top[30]], [top[0]]]
+    cells = bench.row(macro, curves, (1, 2))
+    assert cells[0] == "2.0 ± 12.7 (2 of 3)"
+    assert cells[1] == "1.5 ± 6.4 (2 of 3)"
+    assert cells[2].startswith("2.0 ± ")
+    regret = (2 * (top[0] - 80.0)) / 3
+    assert cells[3].startswith(f"{regret:.3f} ± ")
+    assert bench.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.302653 / math.sqrt(3)))
+
+
+def test_the_predictor_finds_the_best_of_the_published_table(bench: Any, macro: Any) -> None:
+    """39 evaluations on average over 200 seeds; aging evolution takes 117."""
+    make = bench.maker("predictor")
+    curves = [bench.curve(macro, make(macro.space, seed=s), evaluations=150, batch=1) for s in range(2)]
+    assert sum(map(len, curves)) / 2 < 75
+    assert all(best[-1] == macro.ranked[0] for best in curves)
+
+
+def test_nsga2_covers_more_of_the_published_front_than_chance(bench: Any, macro: Any) -> None:
+    from searchers import NSGA2, hypervolume
+
+    reference, true = bench.reference_of(macro)
+    whole = [bench.point(metrics) for metrics in macro.metrics.values()]
+    assert hypervolume([p for p in whole if p[0] > 92], reference) < true
+    shares = [
+        sum(
+            hypervolume(bench.told_points(macro, make(macro.space, seed=seed, **settings), 200), reference) / true / 3
+            for seed in range(3)
+        )
+        for make, settings in ((NSGA2, {"population_size": 20}), (RandomSearch, {}))
+    ]
+    assert shares[1] + 0.02 < shares[0] < 1
+
+
+def test_pymoo_evaluates_as_many_networks_of_the_table(bench: Any, macro: Any) -> None:
+    pytest.importorskip("pymoo")
+    points = bench.pymoo_points(macro, 3, 10, 40)
+    assert len(points) == 40
+    assert set(points) <= {bench.point(metrics) for metrics in macro.metrics.values()}
+    assert bench.pymoo_points(macro, 3, 10, 40) == points
+    assert bench.pymoo_points(macro, 4, 10, 40) != points
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("peer", "populations"), [("pymoo", (20, 100)), ("optuna", (20, 50, 100))])
+def test_nsga2_covers_no_less_than_its_peers(bench: Any, macro: Any, peer: str, populations: tuple[int, ...]) -> None:
+    """Share of the true hypervolume after 300 networks, means over 30 seeds at the same population."""
+    pytest.importorskip(peer)
+    from searchers import NSGA2, hypervolume
+
+    reference, true = bench.reference_of(macro)
+    theirs_of = {"pymoo": bench.pymoo_points, "optuna": bench.optuna_points}[peer]
+    for population in populations:
+        ours, theirs = (
+            sum(hypervolume(points(seed), reference) / true for seed in range(30)) / 30
+            for points in (
+                lambda s, n=population: bench.told_points(macro, NSGA2(macro.space, seed=s, population_size=n), 300),
+                lambda s, n=population: theirs_of(macro, s, n, 300),
+            )
+        )
+        print(f"{peer}, N={population}: {ours:.4f} against {theirs:.4f}")
+        assert ours >= theirs
+
+
+# -- the script --------------------------------------------------------------------------------------------------------
+
+
+def test_the_script_prints_a_table_and_writes_curves_and_a_plot(call: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    flags = ("regret", "--oracles", "conditional-0", "--seeds", 2, "--evaluations", 40, "--points", 20)
+    names = ("random", "nsga2:population_size=10", "local-search")
+    code, out, err = call("benchmarks.search", *flags, "--searchers", *names, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert all(word in out for word in ("22,620 networks", "regret at 20", "random", "local-search", "of 2)"))
+    document = json.loads((tmp_path / "out" / "regret-conditional-0.json").read_text())
+    assert set(document["curves"]) == set(names)
+    assert all(best == sorted(best) for runs in document["curves"].values() for best in runs)
+    html = (tmp_path / "out" / "regret-conditional-0.html").read_text(encoding="utf-8")
+    assert all(name in html for name in names)
+    assert "distinct evaluations" in html
+
+
+def test_a_searcher_that_does_not_fit_is_left_out_with_its_reason(call: Callable[..., Any], tmp_path: Path) -> None:
+    """A table without costs has nothing for a second objective."""
+    path = tmp_path / "two.csv"
+    path.write_text("arch,accuracy\n" + "\n".join(f"0000000{d},{d}" for d in range(3)) + "\n", encoding="utf-8")
+    code, out, err = call("benchmarks.search", "regret", "--csv", path, "--seeds", 2, "--searchers", "nsga2", "random")
+    assert code == 0, err
+    assert "nsga2 is left out of two: trial 0" in out
+    assert "no objective 'macs'" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--oracles", "nasbench-mackro"), "did you mean 'nasbench-macro'"),
+        (("--oracles", "interactions"), "there is no oracle 'interactions'"),
+        (("--searchers", "randm"), "did you mean 'random'"),
+        (("--searchers", "random:seeds"), "NAME=VALUE"),
+        (("--searchers", "random:metrik=1"), "did you mean 'metric'"),
+        (("--seeds", 0), "seeds=0 is too small"),
+        (("--csv", "nowhere.csv"), "cannot be read"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(call: Callable[..., Any], flags: tuple[object, ...], words: str) -> None:
+    given = flags if "--oracles" in flags else ("--oracles", "nasbench-macro", *flags)
+    code, _, err = call("benchmarks.search", "regret", "--seeds", 1, "--evaluations", 5, *given)
+    assert code == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_objectives_that_nobody_scores_are_refused_before_a_search(call: Callable[..., Any]) -> None:
+    """By the tool that makes searchers for a run, with the costs of a real supernet."""
+    from supernet import create_supernet
+    from supernet.cost import CostTable, Feasible
+    from supernet_tools.pipeline import search as searching
+
+    supernet = create_supernet("nasbench-macro", input_size=8)
+    kind = SimpleNamespace(metric="accuracy", metrics=("accuracy", "loss"))
+    run: Any = SimpleNamespace(supernet=supernet, cost=CostTable(supernet), kind=kind)
+    free = Feasible(run.cost, {})
+    made = searching.create_searcher("nsga2", run, free, 0, {"objectives": '["-loss", "-params"]', "mutation": "0.2"})
+    assert (made.objectives, made.mutation) == (("-loss", "-params"), 0.2)
+    assert searching.create_searcher("predictor", run, free, 0, {"acquisition": "ucb", "beta": "2"}).beta == 2.0
+    with pytest.raises(InputError, match="objective '-mac' is not among what is scored; did you mean 'macs'"):
+        searching.create_searcher("nsga2", run, free, 0, {"objectives": '["accuracy", "-mac"]'})

@@ -1,0 +1,128 @@
+"""The comparison of searchers on trained supernets: one score per network, whatever asks for it, killed or not."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.scripts import Call, one_line, run_script
+
+ROOT = Path(__file__).parents[2]
+SHORT = (
+    "--data.size",
+    "8",
+    "--data.calibration",
+    "64",
+    "--train.epochs",
+    "1",
+    "--train.batch",
+    "256",
+    "--retrain.epochs",
+    "1",
+)
+FLAGS = ("--seeds", 2, "--evaluations", 12, "--batch", 4, "--points", 6, 12, 50, "--images", 100, "--bn-batches", 1)
+NAMES = ("random", "aging-evolution:population_size=4", "nsga2:population_size=4")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A supernet of four steps, with no scores yet."""
+    out = tmp_path_factory.mktemp("supernets") / "run"
+    assert run_script("train_supernet", "quickstart", *SHORT, "--out", out) == 0
+    for scores in out.glob("scores.db*"):
+        scores.unlink()
+    return out
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def rows(run: Path) -> int:
+    """Scores in the cache of a run."""
+    with sqlite3.connect(run / "scores.db") as cache:
+        if not cache.execute("SELECT 1 FROM sqlite_master WHERE name = 'scores'").fetchone():
+            return 0
+        return int(cache.execute("SELECT COUNT(*) FROM scores").fetchone()[0])
+
+
+def counts(said: str) -> tuple[int, int]:
+    """Distinct networks, and those of them that were in the cache."""
+    found = re.search(r"([\d,]+)\s+distinct\s+networks,\s+([\d,]+)\s+of\s+them", said)
+    assert found is not None, said
+    return int(found[1]), int(found[2])
+
+
+def curves(out: Path) -> Any:
+    return json.loads((out / "supernet-run.json").read_text())["curves"]
+
+
+def test_searchers_share_one_score_per_network(run: Path, call: Call, tmp_path: Path) -> None:
+    """A second call scores nothing and says the same; curves are the best of the scores so far."""
+    pytest.importorskip("plotly")
+    flags = ("supernet", run, *FLAGS, "--searchers", *NAMES, "pnas", "--out", tmp_path / "out")
+    code, said, err = call("benchmarks.search", *flags)
+    assert code == 0, err
+    first = curves(tmp_path / "out")
+    assert set(first) == set(NAMES)
+    assert "pnas is left out of shufflenet-small: space 'shufflenet-small' has no ladder" in said
+    assert all(len(best) == 12 and best == sorted(best) for runs in first.values() for best in runs)
+    networks, cached = counts(said)
+    assert 12 < networks <= 12 * 2 * 3 + 3 * 2 * 3  # a batch may go beyond the last evaluation that counts
+    assert (cached, rows(run)) == (0, networks)
+    code, again, err = call("benchmarks.search", *flags)
+    assert code == 0, err
+    assert counts(again) == (networks, networks)
+    assert rows(run) == networks
+    assert curves(tmp_path / "out") == first
+    best = max(runs[-1] for searches in first.values() for runs in searches)
+    with sqlite3.connect(run / "scores.db") as cache:
+        metrics = [json.loads(text) for (text,) in cache.execute("SELECT metrics FROM scores")]
+    assert best == -min(row["loss"] for row in metrics)  # of batches of 4, twelve end one
+    html = (tmp_path / "out" / "supernet-run.html").read_text(encoding="utf-8")
+    assert "best score found" in html
+
+
+def test_a_killed_comparison_goes_on_with_its_scores(run: Path, call: Call, tmp_path: Path) -> None:
+    """SIGKILL in the middle; the same command takes what was scored from the cache and ends as if uninterrupted."""
+    pytest.importorskip("plotly")
+    flags = ("supernet", run, *FLAGS, "--searchers", *NAMES[:2], "--score", "accuracy", "--out", tmp_path / "out")
+    command = [sys.executable, "tools/benchmarks/search.py", *map(str, flags)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 240
+    while not (run / "scores.db").exists() or rows(run) < 9:
+        assert killed.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    had = rows(run)
+    code, said, err = call("benchmarks.search", *flags)
+    assert code == 0, err
+    networks, cached = counts(said)
+    assert 9 <= cached == had < networks
+    resumed = curves(tmp_path / "out")
+    for scores in run.glob("scores.db*"):
+        scores.unlink()
+    assert call("benchmarks.search", *flags)[0] == 0
+    assert curves(tmp_path / "out") == resumed
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(run: Path, call: Call, tmp_path: Path) -> None:
+    one_line(call("benchmarks.search", "supernet", run, "--images", 10_000), "images=10000", "search-validation")
+    one_line(call("benchmarks.search", "supernet", run, "--score", "map"), "no 'map'", "accuracy, loss")
+    one_line(call("benchmarks.search", "supernet", run, run), "two runs have folders of one name")
+    one_line(call("benchmarks.search", "supernet", run, "--searchers", "random:metric=macs"), "follows from --score")
+    one_line(call("benchmarks.search", "supernet", run, "--seeds", 0), "seeds=0")
+    one_line(call("benchmarks.search", "supernet", tmp_path / "nowhere"), "nowhere")

@@ -1,0 +1,362 @@
+"""The scripts from outside: the whole loop as a user runs it, and wrong input ending in one line and exit code 2."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.scripts import Call, one_line
+from searchers import Study
+from supernet import create_supernet
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
+SHORT = ("--data.size", "8", "--train.epochs", "1", "--train.batch", "128", "--retrain.epochs", "1")
+
+
+def script(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run a script as a user does."""
+    command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A supernet trained for one epoch."""
+    out = tmp_path_factory.mktemp("tools") / "run"
+    done = script("train_supernet", "macro-digits", *SHORT, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "shared-weight accuracy" in done.stdout
+    return out
+
+
+def test_search_retrain_export_evaluate(run_folder: Path, call: Call) -> None:
+    limit = ("--max-macs", "2e6")
+    code, out, err = call(
+        "search", run_folder, "--trials", 12, "--settings", "population_size=4", "tournament_size=2", *limit
+    )
+    assert code == 0, err
+    arch = json.loads(out.strip().splitlines()[-1])
+    assert len(arch) == 8
+    code, again, _ = call(
+        "search", run_folder, "--trials", 12, "--settings", "population_size=4", "tournament_size=2", *limit
+    )
+    assert code == 0
+    assert again.strip().splitlines()[-1] == out.strip().splitlines()[-1]
+    objectives = ("--settings", "population_size=4", 'objectives=["-loss", "-params"]')
+    code, out, err = call("search", run_folder, "--searcher", "nsga2", "--trials", 8, *objectives)
+    assert code == 0, err
+    assert re.search(r"┃ loss +┃ params +┃ architecture", out)
+    assert 0 <= float(re.findall(r"│ hypervolume +│ ([\d.]+) ", out)[0]) <= 1
+    assert call("retrain", run_folder, "--epochs", 2)[0] == 0
+    result = json.loads(next((run_folder / "retrain").glob("*-seed0/result.json")).read_text())
+    assert result["macs"] <= 2e6
+    assert 0 <= result["test_accuracy"] <= 1
+    assert call("retrain", run_folder, "--init", "shared", "--epochs", 1)[0] == 0
+    assert len(list((run_folder / "retrain").iterdir())) == 2
+    code, out, err = call("export", run_folder)
+    assert code == 0, err
+    folder = next((run_folder / "export").iterdir())
+    parity = json.loads((folder / "parity.json").read_text())
+    assert max(parity["differences"].values()) <= 1e-5
+    code, out, err = call("evaluate", run_folder, "--exported", folder)
+    assert code == 0, err
+    assert result["test_accuracy"] > 0.001
+    assert f"│ {result['test_accuracy']:.4f}" in out
+    code, out, err = call("evaluate", run_folder, "--arch", folder / "arch.json")
+    assert code == 0, err
+    assert "accuracy" in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="opens a pseudo-terminal")
+def test_a_terminal_shows_the_best_so_far(run_folder: Path) -> None:
+    main, terminal = os.openpty()
+    command = [
+        sys.executable,
+        TOOLS / "search.py",
+        run_folder,
+        "--searcher",
+        "random",
+        "--name",
+        "seen",
+        "--trials",
+        "9",
+    ]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    with subprocess.Popen(command, stderr=terminal, stdout=subprocess.DEVNULL, env=environment) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(main, 4096):
+                shown += part
+    os.close(main)
+    assert process.returncode == 0
+    for words in ("best so far", "trials/s", "scores from the cache", "s left", "9/9"):
+        assert words in shown.decode(), shown
+
+
+def test_a_search_under_a_latency_limit_leads_on(run_folder: Path, call: Call) -> None:
+    """What follows a search knows its limits, measured ones too, and a second search meets the same figures."""
+    flags = ("--searcher", "random", "--name", "fast", "--trials", 6, "--max-latency", 1000, "--latency-batch", 2)
+    code, out, err = call("search", run_folder, *flags)
+    assert code == 0, err
+    measured = (run_folder / "latency-2.jsonl").read_bytes()
+    arch = json.loads(out.strip().splitlines()[-1])
+    code, out, err = call("evaluate", run_folder, "--search", "fast")
+    assert code == 0, err
+    code, again, err = call("search", run_folder, *flags)
+    assert code == 0, err
+    assert json.loads(again.strip().splitlines()[-1]) == arch
+    assert (run_folder / "latency-2.jsonl").read_bytes() == measured
+    one_line(call("search", run_folder, "--name", "none", "--max-latency", 1e-6), "no architecture", "latency")
+
+
+def test_a_plan_is_printed_and_nothing_written(call: Call, tmp_path: Path) -> None:
+    code, out, err = call("train_supernet", "macro-digits", *SHORT, "--out", tmp_path / "run", "--plan")
+    assert code == 0, err
+    for what in ("parameters", "peak memory", "time per step", "for 8 steps", "disk"):
+        assert what in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_a_space_come_with_the_recipe(call: Call, tmp_path: Path) -> None:
+    """They shape what is trained, searched and retrained, and a wrong one is named before anything is written."""
+    cells = ("--space", "nasnet-small", "--data.size", 16, "--space-settings")
+    small = ("blocks=1", 'ops=["identity", "max3"]', "filters=4")
+    short = ("--train.epochs", 1, "--retrain.epochs", 1, "--train.batch", 256, "--retrain.batch", 256)
+    out_folder = tmp_path / "cells"
+    code, out, err = call("train_supernet", "macro-digits", *cells, *small, *short, "--out", out_folder)
+    assert code == 0, err
+    code, out, err = call("search", out_folder, "--searcher", "random", "--trials", 2)
+    assert code == 0, err
+    assert {v for n, v in json.loads(out.strip().splitlines()[-1]).items() if n.endswith("op1")} <= {
+        "identity",
+        "max3",
+    }
+    code, out, err = call("retrain", out_folder, "--search", "random")
+    assert code == 0, err
+    for wrong, *named in (("filters=a", "filters", "JSON"), ("filter=8", "filter"), ("num_classes=3", "num_classes")):
+        one_line(call("train_supernet", "macro-digits", *cells, wrong, "--out", tmp_path / "none"), *named)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_cell_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None:
+    """Searched with few filters, trained with more: a run without a supernet, whose networks are its own."""
+    params, cells = {}, ("blocks=2", 'ops=["identity", "sep3"]', 'combiners=["add"]', "chosen=false")
+    arch = tmp_path / "arch.json"
+    for filters, epochs in ((4, 1), (8, 0)):
+        out = tmp_path / str(filters)
+        size = ("--space-settings", *cells, f"filters={filters}")
+        short = ("--train.epochs", epochs, "--retrain.epochs", 1, "--train.batch", 128, "--retrain.batch", 128)
+        code, _, err = call("train_supernet", "nasnet-digits", *short, *size, "--out", out)
+        assert code == 0, err
+        if epochs:
+            code, found, err = call("search", out, "--searcher", "random", "--trials", 2, "--batch", 2)
+            assert code == 0, err
+            arch.write_text(found.strip().splitlines()[-1])
+        code, _, err = call("retrain", out, "--arch", arch)
+        assert code == 0, err
+        params[filters] = json.loads(next((out / "retrain").glob("*/result.json")).read_text())["params"]
+    assert params[8] > 2 * params[4]
+    one_line(call("search", tmp_path / "8", "--searcher", "random"), "train.epochs=0")
+    code, _, err = call("draw", tmp_path / "8", "--arch", arch, "--out", tmp_path / "cell.svg")
+    assert code == 0, err  # with the blocks and operations of the run
+    one_line(call("draw", "nasnet-small", "--arch", arch, "--out", tmp_path / "cell.svg"), "lacks")
+
+
+def test_training_takes_options_of_every_kind(call: Call, tmp_path: Path) -> None:
+    code, _, err = call(
+        "train_supernet",
+        "quickstart",
+        *SHORT,
+        "--out",
+        tmp_path / "run",
+        "--sampler",
+        "sandwich",
+        "--train.distill",
+        "--window.high",
+        "1e6",
+        "--random-paths",
+        "1",
+        "--train.schedule",
+        "linear",
+        "--train.lr-floor",
+        "0.05",
+        "--train.optimizer",
+        "adamw",
+        "--train.lr",
+        "0.001",
+        "--train.ema",
+        "0.9",
+        "--train.bf16",
+        "--data.augment.cutmix",
+        "1.0",
+    )
+    assert code == 0, err
+    assert (tmp_path / "run" / "supernet.safetensors").exists()
+
+
+def test_what_a_training_cannot_do_is_refused(call: Call, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    one_line(call("train_supernet", "quickstart", *out, "--train.distill"), "'sandwich'", "'uniform'")
+    one_line(call("train_supernet", "quickstart", *out, "--window.high", "10"), "no architecture", "between 0 and 10")
+    one_line(call("train_supernet", "quickstart", *out, "--data.augment.scale", "0"), "augment.scale=0")
+    one_line(call("train_supernet", "macro-cifar10", *out, "--data.root", tmp_path / "no"), "--data.download")
+    one_line(call("train_supernet", "spos-imagenet", *out), "there is no data set ''")
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_names_offer_the_nearest(run_folder: Path, call: Call, tmp_path: Path) -> None:
+    one_line(call("train_supernet", "macro-digit", "--out", tmp_path), "no recipe 'macro-digit'", "'macro-digits'")
+    space = ("quickstart", "--space", "shufflenet-smal", "--out", tmp_path / "a")
+    one_line(call("train_supernet", *space), "no space 'shufflenet-smal'", "'shufflenet-small'")
+    one_line(call("train_supernet", "quickstart", "--space", "nowhere:build", "--out", tmp_path / "b"), "nowhere:build")
+    one_line(call("train_supernet", "quickstart", "--sampler", "unifrom", "--out", tmp_path / "c"), "'uniform'")
+    one_line(call("search", run_folder, "--searcher", "aging-evolutoin"), "did you mean 'aging-evolution'")
+    one_line(call("search", run_folder, "--settings", "populaton_size=4"), "did you mean 'population_size'")
+    one_line(call("search", run_folder, "--settings", "population_size=many"), "population_size='many' is no int")
+    one_line(call("search", run_folder, "--settings", "population_size"), "NAME=VALUE")
+
+
+def test_wrong_data_is_named(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    flags = ("spos-images", "--out", tmp_path / "run", "--data.source")
+    one_line(call("train_supernet", *flags, tmp_path / "images"), "holds no images")
+    torch.save(torch.zeros(1), tmp_path / "images" / "cat" / "0.png")
+    one_line(call("train_supernet", *flags, tmp_path / "images"), "one class only, 'cat'")
+    one_line(call("train_supernet", *flags, tmp_path / "nowhere"), "no data set")
+
+
+def test_a_run_that_cannot_start_claims_no_folder(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("train_supernet", "quickstart", "--out", out)
+    one_line(call(*flags, "--train.batch", 5000), "batch of 5000 is larger than the training split of 1150")
+    one_line(call(*flags, "--train.optimizer", "adamww"), "no optimizer 'adamww'; did you mean 'adamw'")
+    one_line(call(*flags, "--retrain.epochs", 0), "epochs=0")
+    if not torch.cuda.is_available():
+        one_line(call(*flags, "--train.device", "cuda"), "device 'cuda' is not there")
+    one_line(call("train_supernet", "spos-images", "--out", out), "no data set ''")
+    assert not out.exists()
+
+
+def test_an_impossible_limit_names_the_cheapest(run_folder: Path, call: Call) -> None:
+    one_line(call("search", run_folder, "--name", "tight", "--max-macs", "1000"), "macs <= 1,000", "the cheapest has 4")
+    assert not (run_folder / "search" / "tight").exists()
+
+
+def test_an_arch_of_another_space_is_refused(run_folder: Path, call: Call, tmp_path: Path) -> None:
+    foreign = json.dumps({"stage1.block0.op": "shuffle3"})
+    one_line(call("evaluate", run_folder, "--arch", foreign), "'shuffle3' is no option", "nasbench-macro")
+    one_line(call("retrain", run_folder, "--arch", "{"), "JSON object")
+    one_line(call("retrain", run_folder, "--arch", tmp_path / "arch.json"), "nor a file with one")
+    one_line(call("retrain", run_folder, "--search", "never-run"), "no search 'never-run'")
+
+
+def test_the_best_is_by_the_metric_and_limits_of_its_search(run_folder: Path, call: Call) -> None:
+    flags = ("--searcher", "random", "--name", "loss", "--trials", 8)
+    assert call("search", run_folder, *flags, "--settings", "metric=-loss")[0] == 0
+    space = create_supernet("nasbench-macro").space
+    with Study(run_folder / "search" / "loss" / "study.db", space) as study:
+        trials = study.trials()
+    best = min(trials, key=lambda trial: trial.metrics["loss"])
+    code, out, err = call("evaluate", run_folder, "--search", "loss")
+    assert code == 0, err
+    assert f"│ {best.metrics['macs']:,.0f}" in out
+    limit = sorted(trial.metrics["macs"] for trial in trials)[3]
+    tight = ("--settings", "metric=-loss", "--max-macs", limit, "--resume", "warm")
+    assert call("search", run_folder, *flags, *tight)[0] == 0  # nothing to add, but now under a limit
+    inside = min((t for t in trials if t.metrics["macs"] <= limit), key=lambda trial: trial.metrics["loss"])
+    code, out, err = call("evaluate", run_folder, "--search", "loss")
+    assert code == 0, err
+    assert f"│ {inside.metrics['macs']:,.0f}" in out
+
+
+def test_a_changed_study_names_the_setting(run_folder: Path, call: Call) -> None:
+    assert call("search", run_folder, "--searcher", "random", "--name", "mine", "--trials", 3)[0] == 0
+    flags = ("--searcher", "random", "--name", "mine", "--trials", 5)
+    one_line(call("search", run_folder, *flags, "--seed", 1), "seed=0", "seed=1")
+    one_line(call("search", run_folder, *flags, "--bn-batches", 3), "Recalibrate(batches=10", "Recalibrate(batches=3")
+    one_line(call("search", run_folder, "--searcher", "aging-evolution", "--name", "mine"), "searcher")
+    assert call("search", run_folder, *flags)[0] == 0
+    study = run_folder / "search" / "mine" / "study.db"
+    study.write_bytes(study.read_bytes()[:5000])
+    one_line(call("search", run_folder, *flags), "study.db")
+
+
+def test_folders_of_other_runs_are_refused(run_folder: Path, call: Call, tmp_path: Path) -> None:
+    other = ("train_supernet", "macro-digits", *SHORT, "--train.seed", 1, "--out", run_folder)
+    one_line(call(*other), "another run: train.seed is 0 there and 1 here")
+    (tmp_path / "thesis.tex").touch()
+    one_line(call("train_supernet", "quickstart", "--out", tmp_path), "holds no run")
+    one_line(call("search", tmp_path), "run.json does not exist")
+    weights = run_folder / "supernet.safetensors"
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[:1000])
+        one_line(call("search", run_folder), "supernet.safetensors", "truncated")
+    finally:
+        weights.write_bytes(whole)
+
+
+def test_the_benchmarks_run(call: Call) -> None:
+    code, out, err = call("benchmark", "oracle", "--seeds", 3, "--optuna-seeds", 0, "--batches", 10)
+    assert code == 0, err
+    means = [float(line.split("│")[3].split("±")[0]) for line in out.splitlines() if "±" in line]
+    assert len(means) == 7
+    assert all(1 <= mean <= 3969 for mean in means)
+    code, out, err = call("benchmark", "memory-order", "--steps", 2)
+    assert code == 0, err
+    assert out.count("│ 2 ") == 3
+    code, out, err = call("benchmarks.training", "engine", "--size", 8, "--paths", 2, "--steps", 2, "--batch", 256)
+    assert code == 0, err
+    assert "nasbench201" in out
+
+
+def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
+    sizes = ("--images", 40, "--calibration", 1)
+    code, out, err = call("benchmarks.scoring", "prefix", run_folder, "--trials", 30, "--generation", 10, *sizes)
+    assert code == 0, err
+    assert out.count("crossover") == 2
+    code, out, err = call("benchmarks.scoring", "bn", run_folder, "--networks", 5, "--images", 40)
+    assert code == 0, err
+    assert "Inherit()" in out
+    assert "Recalibrate(batches=50" in out
+    tiny = ("--batches", 1, "--batch", 4, "--networks", 4, "--rounds", 1)
+    code, out, err = call("benchmarks.scoring", "rate", "--space", "shufflenet-small", *tiny)
+    assert code == 0, err
+    assert "late in an evolution, one by one" in out
+    code, out, err = call(
+        "benchmark_scoring", "latency", "--spaces", "shufflenet-small", "--networks", 3, "--seconds", 1e-3
+    )
+    assert code == 0, err
+    assert "│ 3 │" in out
+
+
+def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    flags = ("--out", out, "--epochs", 1, "--retrain-epochs", 1, "--trials", 4, "--ranked", 4, "--ranked-epochs", 1)
+    done = script("quickstart", *flags)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["searchers"]) == {"random", "aging-evolution"}
+    for row in summary["searchers"].values():
+        assert {"arch", "score", "macs", "params", "evaluations", "seconds"} <= row.keys()
+        assert row["macs"] <= summary["limit"]["macs"]
+    assert len(summary["random_controls"]) == 3
+    retrained = [summary["winner"], *summary["random_controls"]]
+    assert len({row["key"] for row in retrained}) >= 3
+    assert all(row["macs"] <= summary["limit"]["macs"] and row["seed"] == 0 for row in retrained)
+    ranking = summary["fidelity"]
+    assert (ranking["n"], ranking["epochs"], ranking["rankers"][0]["name"]) == (4, 1, "shared weights")
+    assert ranking["verdict"] in done.stdout
+    assert max(summary["export"]["differences"].values()) <= 1e-5
+    assert summary["seconds"] > 0
+    assert "retrained from scratch" in done.stdout
+    best = max(summary["searchers"].values(), key=lambda row: row["score"])
+    assert summary["winner"]["key"] == best["key"]

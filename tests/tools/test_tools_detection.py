@@ -1,0 +1,439 @@
+"""The scripts on detectors: pre-training to drawn predictions, killed and resumed, and wrong input in one line."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_detection_data import make_coco
+
+from detection import wiring_arch
+from detection.config import DetectorRun
+from detection.data.crops import digit_crops
+from detection.data.images import DetectionSet
+from helpers.scripts import Call, one_line, run_script
+from searchers import Study
+from supernet.config import Data
+from supernet.data.images import Splits
+from supernet.training.checkpoint import load_weights
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
+SPACE = ("depths=[1, 1, 1]", "widths=[8, 16, 24]", "stem=4")
+PRETRAIN = (
+    "detnas-digits-pretrain",
+    "--data.source",
+    f"{__name__}:few_crops",
+    "--data.size",
+    16,
+    "--data.calibration",
+    16,
+    "--train.epochs",
+    1,
+    "--retrain.epochs",
+    1,
+    "--train.batch",
+    32,
+    "--retrain.batch",
+    32,
+    "--lead-epochs",
+    0.5,
+    "--space-settings",
+    *SPACE,
+)
+SMALL = (
+    "detnas-digits",
+    "--data.size",
+    64,
+    "--data.compose",
+    24,
+    6,
+    6,
+    "--data.calibration",
+    16,
+    "--head-width",
+    8,
+    "--head-convs",
+    1,
+    "--train.epochs",
+    2,
+    "--train.batch",
+    8,
+    "--retrain.epochs",
+    1,
+    "--retrain.batch",
+    8,
+    "--scoring-batch",
+    6,
+    "--backbone-settings",
+    *SPACE,
+)
+FEW = ("--bn-batches", 1)
+
+
+def few_crops(config: Data) -> Splits:
+    """The crops of a few images."""
+    return digit_crops(config, counts=(24, 6, 6))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classification supernet over crops of the digits."""
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    assert run_script("train_supernet", *PRETRAIN, "--out", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def run_folder(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector's supernet that began with it."""
+    out = tmp_path_factory.mktemp("detector") / "run"
+    assert run_script("train_supernet", *SMALL, "--pretrained", pretrained, "--out", out) == 0
+    return out
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return import_module("supernet_tools.pipeline.stages")
+
+
+def killed(done: Callable[[], bool], name: str, *arguments: object) -> None:
+    """Run a script in a process of its own, and kill that as soon as `done`."""
+    command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not done():
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+# -- the stages -------------------------------------------------------------------------------------------------------
+
+
+def test_search_retrain_export_evaluate_predict(
+    pretrained: Path, run_folder: Path, call: Call, tmp_path: Path, stages: ModuleType
+) -> None:
+    """The paper's three stages; the winner's backbone is trained on classification before its detector is."""
+    limit = stages.open_stage(run_folder).cost.extremes("backbone_macs")[0] * 1.2
+    flags = ("--searcher", "detnas", "--trials", 5, "--batch", 3, "--max-backbone-macs", limit, *FEW)
+    code, out, err = call("search", run_folder, *flags)
+    assert code == 0, err
+    arch = json.loads(out.strip().splitlines()[-1])
+    assert {name.partition(".")[0] for name in arch} == {"backbone"}
+    code, out, err = call("retrain", run_folder, "--search", "detnas")
+    assert code == 0, err
+    assert err.count("training:") == 2
+    result = json.loads(next((run_folder / "retrain").glob("*-seed0/result.json")).read_text())
+    assert result["arch"] == arch
+    assert result["backbone_macs"] <= limit
+    assert {"test_map", "test_map50", "test_mar100", "validation_map50"} <= result.keys()
+    assert next((pretrained / "retrain").glob("*-seed0")).is_dir()
+    code, out, err = call("export", run_folder, "--search", "detnas")
+    assert code == 0, err
+    folder = next((run_folder / "export").iterdir())
+    assert max(json.loads((folder / "parity.json").read_text())["differences"].values()) <= 1e-5
+    code, _, err = call("draw", run_folder, "--arch", folder / "arch.json", "--out", tmp_path / "found.svg")
+    assert code == 0, err
+    code, out, err = call("evaluate", run_folder, "--exported", folder)
+    assert code == 0, err
+    assert f"│ mar100     │ {shown(result['test_mar100'])}" in out
+    Image.new("RGB", (80, 50), "gray").save(tmp_path / "gray.png")
+    code, out, err = call(
+        "predict", folder, "--images", tmp_path / "gray.png", "--threshold", 0, "--out", tmp_path / "x"
+    )
+    assert code == 0, err
+    assert "gray.png: " in out
+    assert Image.open(tmp_path / "x" / "gray.png").size == (480, 300)
+    code, out, err = call("predict", run_folder, "--search", "detnas", "--test", 2, "--out", tmp_path / "y")
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "y").iterdir()) == ["test0.png", "test1.png"]
+
+
+def shown(value: float) -> str:
+    """A figure as tables show it."""
+    text: str = sys.modules["common"]._cell(value)
+    return text
+
+
+def test_every_searcher_maximises_map(run_folder: Path, stages: ModuleType) -> None:
+    searching, opened = import_module("supernet_tools.pipeline.search"), stages.open_stage(run_folder)
+    free = stages.limits_of(opened, {})
+    for name in searching.SEARCHERS:
+        if name not in ("optuna", "pnas"):  # an extra package; a space with a ladder
+            searcher = searching.create_searcher(name, opened, free, 0, {})
+            assert searcher.metric == "map", name
+    assert searching.create_searcher("nsga2", opened, free, 0, {}).objectives == ("map", "-macs")
+    given = searching.create_searcher("random", opened, free, 0, {"metric": "map50"})
+    assert given.metric == "map50"
+
+
+def test_the_backbone_begins_as_the_recipe_says(pretrained: Path, run_folder: Path, stages: ModuleType) -> None:
+    """With the supernet's weights before fine-tuning; a retraining with those, or with ones trained on their own."""
+    opened, backbone = stages.open_stage(run_folder), stages.open_stage(pretrained)
+    arch = opened.supernet.space.normal_form(opened.supernet.space.from_indices([1, 2, 3]))
+    fresh = opened.kind.supernet(opened.data, stages.torch_generator(0, "supernet"))
+    opened.kind.begin(fresh)
+    before = load_file(pretrained / "supernet.safetensors")
+    stem = "blocks.0.conv.weight"
+    assert stem in before
+    for number in range(4):
+        mine = fresh.blocks[number + 1].block.state_dict()
+        assert mine
+        assert all(torch.equal(value, before[f"blocks.{number}.{name}"]) for name, value in mine.items())
+    drawn = {}
+    for start in ("scratch", "supernet", "classification"):
+        kind = stages.kind_of(dataclasses.replace(opened.config, start=start))
+        network = kind.network(opened.data, arch, stages.torch_generator(0, "network"))
+        kind.prepare(network, arch, 0)
+        drawn[start] = network.state_dict()["1.block.conv.weight"]
+    alone = stages.fresh_network(backbone, arch.sub("backbone"), 0)
+    file = stages.retrain_folder(backbone, arch.sub("backbone"), 0) / stages.NETWORK
+    load_weights(file, alone)
+    assert torch.equal(drawn["classification"], alone.state_dict()["0.conv.weight"])
+    assert torch.equal(drawn["supernet"], before[stem])
+    assert not torch.equal(drawn["scratch"], before[stem])
+    assert not torch.equal(drawn["classification"], before[stem])
+
+
+def test_rankings_are_held_against_retrained_detectors(run_folder: Path, call: Call) -> None:
+    short = ("--epochs", 1)
+    code, out, err = call("fidelity", run_folder, "--truth", "retrain", "--n", 3, "--resamples", 20, *short, *FEW)
+    assert code == 0, err
+    assert "agreement with the truth, 3 networks" in out
+    assert "shared map50" in out
+    report = json.loads(next((run_folder / "fidelity").glob("retrain-map-*.json")).read_text())
+    assert report["settings"]["score"] == "map"
+    search = ("--searcher", "random", "--name", "few", "--trials", 2, *FEW)
+    assert call("search", run_folder, *search)[0] == 0
+    code, out, err = call("retrain", run_folder, "--search", "few", "--top", 1, "--random", 1)
+    assert code == 0, err
+    assert "test map per seed" in out
+    assert "map" in out.strip().splitlines()[-1]
+
+
+def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fixed = json.dumps({f"stage{stage}.block0.op": "shuffle3" for stage in (1, 2, 3)})
+    neck = ("--neck", "nasfpn", "--start", "scratch", "--backbone-arch", fixed)
+    settings = ("--settings", "levels=2", "repeats=1", "cells=5")
+    code, _, err = call("train_supernet", *SMALL, "--train.epochs", 1, *neck, *settings, "--out", out)
+    assert code == 0, err
+    code, found, err = call("search", out, "--searcher", "reinforce", "--trials", 4, "--batch", 4, *FEW)
+    assert code == 0, err
+    assert {name.partition(".")[0] for name in json.loads(found.strip().splitlines()[-1])} == {"neck"}
+    beside = ("--score", "map", "--searchers", "random", "reinforce", "--evaluations", 4, "--points", 4, "--batch", 4)
+    code, shown, err = call("benchmarks.search", "supernet", out, *beside, "--seeds", 2, "--bn-batches", 1)
+    assert code == 0, err
+    assert "│ reinforce │" in shown
+
+
+def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    neck = ("--neck", "nasfpn", "--start", "scratch", "--settings", "levels=2", "repeats=1", "cells=5")
+    code, _, err = call("train_supernet", *SMALL, "--train.epochs", 1, *neck, "--out", out)
+    assert code == 0, err
+    few = ("population_size=4", "parents=2", "mutants=1", "crossovers=1")
+    trials = ("--searcher", "detnas", "--trials", 8, "--batch", 4)
+    code, found, err = call("search", out, *trials, *FEW, "--settings", *few)
+    assert code == 0, err
+    arch = found.strip().splitlines()[-1]
+    assert {name.partition(".")[0] for name in json.loads(arch)} == {"backbone", "neck"}
+    code, _, err = call("retrain", out, "--search", "detnas")
+    assert code == 0, err
+    code, _, err = call("draw", out, "--arch", arch, "--out", tmp_path / "both.svg")
+    assert code == 0, err
+    assert {"stage3.block0", "c5 ="} <= set(re.findall(r"stage\d\.block\d|c\d =", (tmp_path / "both.svg").read_text()))
+
+
+def test_images_left_on_disk_are_scored_from_there(
+    call: Call, tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but a batch of a set that `data.memory` has no room for is ever in memory, and scores are the same."""
+    annotations = make_coco(tmp_path, images=24, size=(64, 64))
+    found = []
+    for memory in (2**31, 0):
+        out = tmp_path / str(memory)
+        code, _, err = call(
+            "train_supernet",
+            "detnas-bccd",
+            *SMALL[1:],
+            "--data.longest",
+            64,
+            "--data.workers",
+            0,
+            "--data.source",
+            annotations,
+            "--data.images",
+            tmp_path,
+            "--data.memory",
+            memory,
+            "--train.epochs",
+            1,
+            "--lead",
+            "",
+            "--lead-epochs",
+            0,
+            "--out",
+            out,
+        )
+        assert code == 0, err
+        code, _, err = call("search", out, "--searcher", "random", "--trials", 3, *FEW)
+        assert code == 0, err
+        space = stages.open_stage(out).supernet.space
+        with Study(out / "search" / "random" / "study.db", space) as study:
+            found.append([(trial.key, dict(trial.metrics)) for trial in study.trials()])
+        monkeypatch.setattr(DetectionSet, "images", unwanted)
+    assert len(found[0]) == 3
+    assert found[0] == found[1]
+
+
+def unwanted(images: DetectionSet) -> None:
+    raise AssertionError(f"{len(images)} images were taken into memory")
+
+
+def test_every_recipe_builds_its_detector(stages: ModuleType) -> None:
+    """Spaces of paper scale too; weights take no memory here, and the data are only their classes."""
+    sizes = {}
+    for name, make in import_module("supernet_tools.pipeline.recipes").RECIPES.items():
+        if isinstance(make(), DetectorRun):
+            kind = stages.kind_of(stages.kind_of(dataclasses.replace(make(), start="scratch")).resolved())
+            with torch.device("meta"):
+                sizes[name] = kind.supernet(SimpleNamespace(classes=("cat", "dog"))).space.size()
+    assert len(sizes) == 10
+    assert sizes["detnas-coco-fpn"] == sizes["detnas-voc-retinanet"] == 4**20
+    assert round(sizes["nasfpn-coco"] / 1e15, 1) == 3.0
+    recipe = import_module("supernet_tools.pipeline.recipes").RECIPES["nasfpn-coco-final"]()
+    final = stages.kind_of(dataclasses.replace(recipe, start="scratch"))
+    with torch.device("meta"):
+        supernet = final.supernet(SimpleNamespace(classes=range(91)))
+        published = supernet.subnet(wiring_arch("nasfpn-7", supernet.space, prefix="neck"))
+    assert supernet.input_shape == (3, 640, 640)
+    assert round(sum(p.numel() for p in published.parameters()) / 1e6, 1) == 60.1
+
+
+# -- killed -----------------------------------------------------------------------------------------------------------
+
+
+def test_sigkill_during_fine_tuning_gives_identical_weights(
+    pretrained: Path, run_folder: Path, call: Call, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    flags = (*SMALL, "--pretrained", pretrained, "--out", out, "--train.save-seconds", 0)
+    killed((out / "state.pt").exists, "train_supernet", *flags)
+    assert not (out / "supernet.safetensors").exists()
+    assert 0 < torch.load(out / "state.pt", weights_only=True)["step"] < 6
+    code, _, err = call("train_supernet", *flags)
+    assert code == 0, err
+    assert (out / "supernet.safetensors").read_bytes() == (run_folder / "supernet.safetensors").read_bytes()
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (out, run_folder)]
+    assert histories[0] == histories[1]
+    assert {"loss", "classification", "bbox_regression"} <= histories[0]["epochs"][0].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals a process group")
+def test_a_signal_to_all_processes_ends_after_a_step(pretrained: Path, call: Call, tmp_path: Path) -> None:
+    """As a terminal and job schedulers send it: workers too."""
+    out = tmp_path / "run"
+    flags = (*SMALL, "--pretrained", pretrained, "--out", out, "--train.epochs", 200, "--train.save-seconds", 0)
+    command = [sys.executable, TOOLS / "train_supernet.py", *map(str, flags)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not (out / "state.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert torch.load(out / "state.pt", weights_only=True)["step"] > 0
+
+
+def test_sigkill_during_a_search_gives_identical_trials(
+    run_folder: Path, call: Call, tmp_path: Path, stages: ModuleType
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy, ignore=shutil.ignore_patterns("search", "scores.db*"))
+    file = copy / "search" / "cut" / "study.db"
+    flags = ("--searcher", "aging-evolution", "--trials", 10, "--settings", "population_size=4", *FEW)
+
+    def begun() -> bool:
+        if not file.exists():
+            return False
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as database:
+            try:
+                return bool(database.execute("SELECT count(*) FROM trials").fetchone()[0] >= 2)
+            except sqlite3.OperationalError:  # no table yet
+                return False
+
+    killed(begun, "search", copy, "--name", "cut", *flags)
+    for folder, name in ((copy, "cut"), (run_folder, "whole")):
+        code, _, err = call("search", folder, "--name", name, *flags)
+        assert code == 0, err
+    space = stages.open_stage(copy).supernet.space
+    found = []
+    for path in (file, run_folder / "search" / "whole" / "study.db"):
+        with Study(path, space) as study:
+            found.append(study.trials())
+    assert len(found[0]) == 10
+    assert found[0] == found[1]
+
+
+# -- wrong input ------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_start_is_named(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    one_line(call("train_supernet", *SMALL, *out), "start='classification'", "--pretrained")
+    one_line(call("train_supernet", *SMALL, *out, "--pretrained", tmp_path / "no"), "pretrained=", "no' holds no")
+    one_line(call("train_supernet", *SMALL, *out, "--pretrained", run_folder), "no run of a classifier")
+    one_line(call("train_supernet", *SMALL, *out, "--pretrained", pretrained / "supernet.safetensors"), "run's folder")
+    other = ("--backbone-settings", "depths=[1, 1, 1]", "--pretrained", pretrained)
+    one_line(call("train_supernet", *SMALL, *other, *out), "widths", "must be the same")
+    given = (*SMALL, *out, "--start", "scratch")
+    one_line(call("train_supernet", *given, "--detector", "retinanett"), "no detector 'retinanett'", "'retinanet'")
+    one_line(call("train_supernet", *given, "--neck", "nasfp"), "no neck 'nasfp'", "'nasfpn'")
+    one_line(call("train_supernet", *given, "--backbone", "detnas-300"), "no backbone 'detnas-300'")
+    one_line(call("train_supernet", *given, "--settings", "level=2"), "level")
+    one_line(call("train_supernet", *given, "--settings", "norm=2"), "settings cannot say norm")
+    fixed = ("--data.size", 128, "--backbone", "detnas-coco-retinanet-300m", "--backbone-settings")
+    one_line(call("train_supernet", *given, *fixed), "nothing to search")
+    small = ("--data.size", 32, "--settings", "levels=2", "pooled_levels=5", "--neck", "nasfpn")
+    one_line(call("train_supernet", *given, *small), "smaller than the largest stride")
+    one_line(call("train_supernet", *given, "--train.distill", "--sampler", "sandwich"), "distill")
+    one_line(call("train_supernet", *given, "--train.batch", 25), "batch of 25", "24 images")
+    one_line(call("train_supernet", *given, "--window.cost", "flops", "--window.high", 1), "flops")
+    one_line(call("train_supernet", *given, "--data.source", "no.json"), "no.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_limits_and_pictures_that_cannot_be(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
+    one_line(call("search", pretrained, "--max-backbone-macs", 1e8), "no cost 'backbone_macs'")
+    one_line(call("search", run_folder, "--max-backbone-macs", 10), "no architecture", "backbone_macs <= 10")
+    one_line(
+        call("search", run_folder, "--searcher", "nsga2", "--settings", 'objectives=["accuracy", "-macs"]'),
+        "'accuracy'",
+    )
+    one_line(call("fidelity", run_folder, "--truth", "retrain", "--score", "loss"), "not scored by 'loss'")
+    one_line(call("morphnet", run_folder, "--max-macs", 1e6), "detector")
+    one_line(call("predict", run_folder, "--images", tmp_path / "no.png"), "no image file")
+    one_line(call("predict", run_folder, "--threshold", 2), "threshold=2.0")
+    one_line(call("predict", pretrained), "classifier")
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    (tmp_path / "preprocess.json").write_text(json.dumps({"input_size": 8}))
+    one_line(call("predict", tmp_path, "--images", tmp_path / "torn.png"), "holds a classifier")

@@ -1,0 +1,165 @@
+"""The reports on trust from outside: the shipped table without a run, a tiny supernet, and the control arm."""
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from helpers.scripts import Call, run_script
+from searchers import Study
+from supernet import Arch
+
+ROOT = Path(__file__).parents[2]
+SHORT = (
+    "--data.size",
+    "8",
+    "--data.calibration",
+    "64",
+    "--train.epochs",
+    "1",
+    "--train.batch",
+    "256",
+    "--retrain.epochs",
+    "1",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fidelity") / "run"
+    assert run_script("train_supernet", "macro-digits", *SHORT, "--out", out) == 0
+    return out
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("supernet_tools.pipeline.stages")
+
+
+def test_the_published_ceilings_without_a_run(call: Call) -> None:
+    code, said, err = call("fidelity", "--table-only", "--resamples", 2)
+    assert code == 0, err
+    assert "3,969 networks" in said
+    assert "│ depth                │ 0.679" in said
+    assert "seed to seed 0.879" in said
+
+
+def test_a_supernet_is_compared_with_the_table(trained: Path, call: Call) -> None:
+    code, said, err = call("fidelity", trained, "--n", 12, "--resamples", 5, "--labels", 4, "--name", "table")
+    assert code == 0, err
+    report = json.loads((trained / "fidelity" / "table.json").read_text())
+    assert "Kendall" in said
+    assert report["settings"]["n"] == "12"
+    assert report["n"] == report["ceiling"]["n"] == 12
+    names = [ranker["name"] for ranker in report["rankers"]]
+    assert names[:3] == ["shared weights", "shared loss", "calibrated, 4 labels"]
+    health = json.loads((trained / "history.json").read_text())["health"]
+    assert sum(health["visits"]["stage1.block0.op"].values()) == 4  # steps of one path
+
+
+def test_a_supernet_is_compared_with_retrainings_done_once(trained: Path, call: Call) -> None:
+    flags = ("--truth", "retrain", "--n", 2, "--resamples", 5, "--score", "loss")
+    code, said, err = call("fidelity", trained, *flags)
+    assert code == 0, err
+    assert "2 networks" in said
+    results = sorted((trained / "retrain").glob("*-seed0/result.json"))
+    assert len(results) == 2
+    before = [path.stat().st_mtime_ns for path in results]
+    assert call("fidelity", trained, *flags)[0] == 0
+    assert [path.stat().st_mtime_ns for path in results] == before
+
+
+def test_a_file_of_truth_and_other_weights(trained: Path, call: Call, tmp_path: Path) -> None:
+    rows = "".join(f"{i:04d}0000,{0.5 + 0.01 * i}\n" for i in (1, 2, 11, 12, 22)) + "22000000,\n"
+    (tmp_path / "mine.csv").write_text("arch,accuracy\n" + rows)
+    flags = ("--truth", tmp_path / "mine.csv", "--n", 0, "--checkpoints", trained, "--resamples", 5)
+    code, said, err = call("fidelity", trained, *flags)
+    assert code == 0, err
+    report = json.loads((trained / "fidelity" / "mine-accuracy-n6-seed0.json").read_text())
+    assert list(report["stability"].values()) == pytest.approx([1.0])
+    assert list(report["failed"].values()) == ["no truth"]
+    assert report["n"] == 5
+    assert "failed: " in said
+
+
+def fake(stages: ModuleType, monkeypatch: pytest.MonkeyPatch, *, failing: set[str]) -> list[tuple[Arch, Any]]:
+    """Retrainings that take no time: accuracy by seed and key; those of the `failing` keys diverge."""
+    asked: list[tuple[Arch, Any]] = []
+
+    def retrain(run: object, arch: Arch, train: Any, **_: object) -> dict[str, float]:
+        asked.append((arch, train))
+        if arch.key in failing:
+            raise stages.RunError("the loss is not finite")
+        return {"test_accuracy": 0.5 + int(arch.key[:4], 16) / 2**18 + 0.01 * train.seed}
+
+    monkeypatch.setattr(stages, "retrain_stage", retrain)
+    return asked
+
+
+def test_a_search_is_compared_with_random_networks(
+    trained: Path, call: Call, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = ("--searcher", "random", "--name", "mine", "--trials", 5, "--max-macs", "2e6")
+    assert call("search", trained, *search)[0] == 0
+    asked = fake(stages, monkeypatch, failing=set())
+    code, said, err = call("retrain", trained, "--search", "mine", "--top", 3, "--random", 3, "--seeds", 2, "--seed", 7)
+    assert code == 0, err
+    document = json.loads((trained / "fidelity" / "control-mine.json").read_text())
+    assert document["limits"] == {"macs": 2e6}
+    assert "macs <= 2,000,000" in said
+    arms = document["top"], document["random"]
+    assert len({row["key"] for arm in arms for row in arm}) == 6
+    assert all(row["macs"] <= 2e6 for arm in arms for row in arm)
+    assert [train.seed for _, train in asked] == [7, 8] * 6  # the same seeds for every network
+    assert len({(train.epochs, train.lr) for _, train in asked}) == 1
+    opened = stages.open_stage(trained)
+    with Study(trained / "search" / "mine" / "study.db", opened.supernet.space) as study:
+        known = {t.key: t.metrics["accuracy"] for t in study.trials()}
+    assert [known[row["key"]] for row in document["top"]] == sorted(known.values(), reverse=True)[:3]
+    means = [sum(sum(row["test_accuracy"]) / 2 for row in arm) / 3 for arm in arms]
+    assert document["over_networks"]["mean"]["value"] == pytest.approx(means[0] - means[1])
+    assert document["over_networks"]["sizes"] == [3, 3]
+    assert document["over_networks"]["detectable"] > 0
+    assert document["over_seeds"]["sizes"] == [2, 2]
+    assert "it could have seen" in " ".join(said.split())
+    assert document["verdict"] in said
+
+
+def test_failed_retrainings_are_counted(
+    trained: Path, call: Call, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("search", trained, "--searcher", "random", "--name", "few", "--trials", 2)[0] == 0
+    opened = stages.open_stage(trained)
+    best, _ = importlib.import_module("supernet_tools.pipeline.search").searched_top(opened, "few", 2)
+    fake(stages, monkeypatch, failing={best[0].key})
+    code, said, err = call("retrain", trained, "--search", "few", "--top", 2, "--random", 2)
+    assert code == 0, err
+    document = json.loads((trained / "fidelity" / "control-few.json").read_text())
+    assert document["failed"] == [best[0].key]
+    assert document["top"][0]["test_accuracy"] == [None]
+    assert document["over_networks"]["sizes"] == [1, 2]
+    assert best[0].key in document["verdict"]
+    assert "cannot be told from chance" in document["verdict"]
+    assert "failed" in said
+    fake(stages, monkeypatch, failing={arch.key for arch in best})
+    code, _, err = call("retrain", trained, "--search", "few", "--top", 2, "--random", 2)
+    assert code == 1
+    assert "nothing to compare" in err
+
+
+def test_what_cannot_be_compared_is_refused(trained: Path, call: Call) -> None:
+    for name, arguments, message in (
+        ("fidelity", (), "--table-only"),
+        ("fidelity", (trained, "--table-only"), "--table-only"),
+        ("retrain", (trained, "--top", 3), "--random of at least 1"),
+        ("retrain", (trained, "--top", 1, "--random", 1, "--search", "none"), "no search 'none'"),
+    ):
+        code, out, err = call(name, *arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert message in err

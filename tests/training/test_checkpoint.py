@@ -1,0 +1,181 @@
+"""Files: atomic replacement, strict loading, one writer per run, and runs that know their settings."""
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from supernet.config import Data, Preprocess, SupernetRun, Train, from_dict
+from supernet.errors import InputError, RunError
+from supernet.files import read_json, replacing, write_json
+from supernet.training.checkpoint import load_state, load_weights, save_state, save_weights
+from supernet_tools.pipeline.folder import check_run, open_run
+
+
+@contextlib.contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """The system refuses files beyond `limit` bytes, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    state, weights = tmp_path / "state.pt", tmp_path / "w.safetensors"
+    save_state(state, {"step": 1})
+    with full_disk(50_000):
+        with pytest.raises(RunError, match=r"state\.pt cannot be written .* was saved there before is intact"):
+            save_state(state, {"step": 2, "tensor": torch.ones(100_000)})
+        with pytest.raises(RunError, match=r"w\.safetensors cannot be written .* nothing was there before"):
+            save_weights(weights, nn.Linear(400, 400), {})
+        with pytest.raises(RunError, match=r"j\.json cannot be written"):
+            write_json(tmp_path / "j.json", {"text": "x" * 100_000})
+    assert load_state(state)["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+    save_state(state, {"step": 2, "tensor": torch.ones(100_000)})  # there is room again
+    assert load_state(state)["step"] == 2
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 1})
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert load_state(path)["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(InputError, match=r"file cannot be written to; give another folder"):
+        check_run(blocked / "run", "supernet", SupernetRun())
+    folder = tmp_path / "readonly"
+    folder.mkdir(mode=0o500)
+    if not os.access(folder, os.W_OK):  # the superuser writes anywhere
+        with pytest.raises(InputError, match=r"readonly cannot be written to"):
+            check_run(folder / "run", "supernet", SupernetRun())
+
+
+def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
+    """From several processes: the order of metadata must not depend on a hash seed."""
+    code = """
+import sys, torch
+from pathlib import Path
+from supernet.training.checkpoint import save_weights
+save_weights(Path(sys.argv[1]), torch.nn.BatchNorm2d(2), {"space": "x", "a": "1", "b": "2", "c": "3"})
+"""
+    paths = [tmp_path / f"{n}.safetensors" for n in range(2)]
+    for path in paths:
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=Path(__file__).parents[2])
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert load_weights(paths[0], nn.BatchNorm2d(2)) == {
+        "format_version": "1",
+        "space": "x",
+        "a": "1",
+        "b": "2",
+        "c": "3",
+    }
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    marker = tmp_path / "executed"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(marker),)
+
+    torch.save({"format": 1, "payload": Payload()}, path)
+    with pytest.raises(InputError, match="no checkpoint of this project"):
+        load_state(path)
+    assert not marker.exists()
+
+
+def test_weights_are_loaded_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).to(memory_format=torch.channels_last)
+    save_weights(path, net, {"space": "x"})
+    other = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    assert load_weights(path, other)["space"] == "x"
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
+    with pytest.raises(InputError, match=r"another network: tensor '0\.bias'"):
+        load_weights(path, nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="truncated"):
+        load_weights(path, other)
+    with pytest.raises(InputError, match="has the training finished"):
+        load_weights(tmp_path / "missing.safetensors", other)
+
+
+def test_a_run_folder_knows_its_settings(tmp_path: Path) -> None:
+    config = SupernetRun(data=Data(size=16), train=Train(epochs=3))
+    folder = tmp_path / "run"
+    with open_run(folder, "supernet", config):
+        pass
+    assert from_dict(SupernetRun, read_json(folder / "run.json")["config"]) == config
+    with open_run(folder, "supernet", dataclasses.replace(config, train=Train(epochs=3, save_seconds=1.0))):
+        pass
+    document = read_json(folder / "run.json")  # as an earlier release would have written it
+    del document["config"]["largest_epochs"], document["config"]["train"]["ema"], document["config"]["window"]
+    write_json(folder / "run.json", document)
+    assert from_dict(SupernetRun, read_json(folder / "run.json")["config"]) == config
+    with open_run(folder, "supernet", config):
+        pass
+    changed = dataclasses.replace(config, train=Train(epochs=4))
+    with (
+        pytest.raises(InputError, match=r"another run: train\.epochs is 3 there and 4 here"),
+        open_run(folder, "supernet", changed),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match="holds a supernet run, not a retrain run"),
+        open_run(folder, "retrain", config),
+    ):
+        pass
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+    with pytest.raises(InputError, match="holds no run"), open_run(foreign, "supernet", config):
+        pass
+    (folder / "run.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"), open_run(folder, "supernet", config):
+        pass
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from supernet.training.checkpoint import open_run\n"
+        "from supernet.config import Train\n"
+        "try:\n    open_run(Path(sys.argv[1]), 'x', Train()).__enter__()\n"
+        "except ValueError as error:\n    print(error); sys.exit(3)"
+    )
+    with open_run(tmp_path / "run", "x", Train()):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "another process is writing" in done.stdout
+
+
+def test_settings_of_another_release_are_named() -> None:
+    with pytest.raises(InputError, match=r"no setting 'epoch'; did you mean 'epochs'"):
+        from_dict(Train, {"epoch": 3})
+    with pytest.raises(InputError, match="'input_size' of Preprocess is missing"):
+        from_dict(Preprocess, {})
+    assert from_dict(Train, {"lr": 0.3}) == Train(lr=0.3)

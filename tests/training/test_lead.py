@@ -1,0 +1,274 @@
+"""Supernets whose options begin alike: as copies of one that was trained first, or by passing their input on."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detection import create_detector
+from detection.nasfpn.plain import MergingConv
+from detection.nasfpn.supernet import SearchablePyramid
+from helpers.detector_cases import tiny
+from helpers.scripts import Call, one_line
+from supernet import Chain, create_supernet
+from supernet.blocks.copying import spread_option
+from supernet.blocks.plain import ConvBNAct, ShuffleUnit
+from supernet.config import Data, Train
+from supernet.data.images import Splits
+from supernet.data.load import load
+from supernet.errors import InputError
+from supernet.space import Arch
+from supernet.training.checkpoint import load_state
+from supernet.training.loop import train_supernet
+from supernet.training.sampling import Lead, create_lead, uniform
+
+CONFIG = Train(epochs=2, batch=128, lr=0.05, save_seconds=0.0)
+LEAD = 5
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load(Data(size=8))
+
+
+def small(**settings: Any) -> Chain:
+    given = {"num_classes": 10, "input_size": 8, "in_channels": 1, "widths": (8, 16, 24), "stem": 4, "head": 16}
+    return create_supernet("shufflenet-small", **{**given, **settings}, generator=torch.Generator().manual_seed(0))
+
+
+def every(net: Chain, option: str) -> Arch:
+    return create_lead(net.space, option, 1).arch
+
+
+def with_statistics(net: nn.Module) -> nn.Module:
+    """Batch norms as after a training: nothing is 0 or 1."""
+    generator = torch.Generator().manual_seed(1)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(generator=generator)
+            part.running_var.uniform_(0.5, 2, generator=generator)
+            if part.affine:
+                nn.init.normal_(part.weight, generator=generator)
+                nn.init.normal_(part.bias, generator=generator)
+    return net
+
+
+# -- spreading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("lead", ["shuffle3", "shuffle5"])
+def test_units_of_other_kernels_compute_what_the_lead_computes(lead: str, training: bool, affine: bool) -> None:
+    net = small(phase="standalone" if affine else "supernet")
+    with_statistics(net).train(training)
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    larger = ["shuffle5", "shuffle7"] if lead == "shuffle3" else ["shuffle7"]
+    with torch.no_grad():
+        before, own = net(images, every(net, lead)), net(images, every(net, "shuffle7"))
+        net.spread(every(net, lead))
+        mixed = net.space.canonical({c.name: larger[n % len(larger)] for n, c in enumerate(net.space.choices)})
+        after = net(images, mixed)
+    assert torch.allclose(after, before, atol=1e-5)
+    assert not torch.allclose(own, before, atol=0.1)
+
+
+def test_a_smaller_kernel_is_the_middle_and_the_lead_stays() -> None:
+    units = {f"shuffle{k}": ShuffleUnit(8, 16, kernel=k, stride=2) for k in (3, 7)}
+    kept = {name: tensor.clone() for name, tensor in units["shuffle7"].state_dict().items()}
+    spread_option(units, "shuffle7")
+    assert torch.equal(units["shuffle3"].main[1].conv.weight, kept["main.1.conv.weight"][:, :, 2:5, 2:5])
+    assert torch.equal(units["shuffle3"].proj[1].conv.weight, kept["proj.1.conv.weight"])
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in units["shuffle7"].state_dict().items())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_xception_unit_starts_near_the_shuffle_unit(stride: int) -> None:
+    """Not with its function, for it normalises and cuts more often, but with most of its features."""
+    units = {n: with_statistics(ShuffleUnit(16, 16 * stride, xception=n == "x", stride=stride)) for n in ("s", "x")}
+    images = torch.randn(32, 16, 8, 8, generator=torch.Generator().manual_seed(2))
+
+    def alike() -> float:
+        made = [unit.train()(images)[:, -8:].flatten() for unit in units.values()]
+        return float(torch.corrcoef(torch.stack(made))[0, 1])
+
+    with torch.no_grad():
+        before = alike()
+        spread_option(units, "s")
+        after = alike()
+    assert abs(before) < 0.3
+    assert after > 0.4
+
+
+def test_shared_channels_are_spread_too() -> None:
+    net = create_supernet("spos-channels", input_size=32, num_classes=4, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    net.eval()
+    narrow = {c.name: c.options[2] for c in net.space.choices}
+    arch, other = (
+        net.space.canonical({**narrow, **{n: op for n in narrow if n.endswith("op")}})
+        for op in ("shuffle3", "shuffle7")
+    )
+    with torch.no_grad():
+        before = net(images, arch)
+        net.spread(arch)
+        assert torch.allclose(net(images, other), before, atol=1e-5)
+
+
+def test_a_detectors_backbone_is_spread() -> None:
+    detector = create_detector(
+        "retinanet",
+        backbone="shufflenet-small",
+        num_classes=3,
+        image_size=64,
+        head_width=8,
+        head_convs=1,
+        backbone_settings={"widths": (8, 16, 24), "stem": 4},
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert isinstance(detector, Chain)
+    lead = create_lead(detector.space, "shuffle3", 1)
+    detector.spread(lead.arch)
+    options = next(m for n, m in detector.steps if n == "backbone.stage1.block0").block.options
+    assert torch.equal(options["shuffle7"].main[0].conv.weight, options["shuffle3"].main[0].conv.weight)
+
+
+def test_options_of_other_form_are_refused() -> None:
+    macro = create_supernet("nasbench-macro", input_size=16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="cannot begin as a copy"):
+        macro.spread(every(macro, str(macro.space.choices[0].options[0])))
+    cells = create_supernet("nasbench201", generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"leave out the lead|cannot begin as a copy"):
+        cells.spread(every(cells, str(cells.space.choices[0].options[-1])))
+    units = {"s": ShuffleUnit(8, 8), "x": ShuffleUnit(8, 8, xception=True)}
+    with pytest.raises(InputError, match="'s' cannot begin as a copy of 'x'"):
+        spread_option(units, "x")
+    with pytest.raises(InputError, match="no option 'y'"):
+        spread_option(units, "y")
+    with pytest.raises(InputError, match="'wide' cannot begin"):
+        spread_option({"narrow": ConvBNAct(4, 4), "wide": ConvBNAct(4, 8)}, "narrow")
+
+
+def test_cells_of_a_supernet_begin_by_passing_their_input_on() -> None:
+    """With weights of their own, every wiring would hand other random features to the head."""
+    detector = tiny("retinanet", neck="nasfpn", repeats=2, head_convs=1, generator=torch.Generator().manual_seed(0))
+    pyramid = next(part for part in detector.modules() if isinstance(part, SearchablePyramid))
+    single = tiny(
+        "retinanet",
+        neck="nasfpn",
+        repeats=2,
+        head_convs=1,
+        arch=detector.space.sample(random.Random(0)),
+        generator=torch.Generator().manual_seed(0),
+    )
+    weight = next(part for part in single.modules() if isinstance(part, MergingConv)).conv.weight
+    assert pyramid.convs["0-0"].conv.weight[:, :, 1, 1].diagonal().mean() > 0.9
+    assert abs(float(weight.detach()[:, :, 1, 1].diagonal().mean())) < 0.3  # as published: variance 1 / fan-in
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def weights(net: Chain) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def test_the_lead_trains_alone_and_the_others_then_begin_with_its_weights(digits: Splits) -> None:
+    net = small()
+    start, seen = weights(net), dict[int, dict[str, Tensor]]()
+
+    def sampler(step: int) -> tuple[Arch, ...]:
+        seen[step] = weights(net)
+        return uniform(net.space)(step)
+
+    lead = Lead(every(net, "shuffle3"), LEAD)
+    train_supernet(net, digits, CONFIG, sampler=sampler, lead=lead, verbose=False)
+    assert min(seen) == LEAD
+    spread = seen[LEAD]
+    first, other = "blocks.1.options.shuffle3.main.0.conv.weight", "blocks.1.options.shuffle7.main.0.conv.weight"
+    assert not torch.equal(spread[first], start[first])
+    assert torch.equal(spread[other], spread[first])
+    assert not torch.equal(spread[other], start[other])
+    alone = small()
+    train_supernet(alone, digits, replace(CONFIG, epochs=2), sampler=lambda _: (lead.arch,), verbose=False)
+    assert torch.equal(alone.state_dict()[other], start[other])  # never spread, never trained
+    assert len({tuple(seen[step][other].flatten().tolist()) for step in seen}) > 1
+
+
+@pytest.mark.parametrize("stop", [LEAD - 1, LEAD, LEAD + 1])
+def test_a_training_that_stops_around_the_spread_goes_on_to_the_same_weights(
+    digits: Splits, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parted = small(), small()
+    lead = Lead(every(whole, "shuffle3"), LEAD)
+    train_supernet(whole, digits, CONFIG, lead=lead, verbose=False)
+    state = tmp_path / "state.pt"
+    told = parted.forward
+    steps = iter(range(1000))
+
+    def crashing(*given: Any) -> Any:
+        if next(steps) == stop:
+            raise SystemError("as if the machine had stopped")
+        return told(*given)
+
+    monkeypatch.setattr(parted, "forward", crashing)
+    with pytest.raises(SystemError):
+        train_supernet(parted, digits, CONFIG, lead=lead, state=state, verbose=False)
+    assert load_state(state)["step"] == stop
+    fresh = small()
+    torch.nn.init.zeros_(next(fresh.parameters()))
+    train_supernet(fresh, digits, CONFIG, lead=lead, state=state, verbose=False)
+    assert all(torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_the_average_is_spread_as_well(digits: Splits) -> None:
+    net = small()
+    lead = Lead(every(net, "shuffle3"), 10)
+    train_supernet(net, digits, replace(CONFIG, ema=0.9), lead=lead, verbose=False, sampler=lambda _: (lead.arch,))
+    options = net.blocks[1].options
+    assert not torch.equal(options["shuffle3"].main[0].conv.weight, options["shuffle7"].main[0].conv.weight)
+    start = small().blocks[1].options["shuffle7"].main[0].conv.weight
+    assert not torch.equal(options["shuffle7"].main[0].conv.weight, start)
+
+
+def test_paths_agree_sooner_than_from_weights_of_their_own(digits: Splits) -> None:
+    """Loss of the same random paths on the same images after equally many steps."""
+    losses = {}
+    for name in ("own", "lead"):
+        net = small()
+        lead = Lead(every(net, "shuffle3"), 45) if name == "lead" else None
+        config = Train(epochs=9, batch=64, optimizer="adamw", lr=0.01, weight_decay=0.05)
+        losses[name] = train_supernet(net, digits, config, lead=lead, verbose=False)[-1]["loss"]
+    assert losses["lead"] < 0.8 * losses["own"], losses
+
+
+def test_what_cannot_lead_is_refused_before_any_step(digits: Splits) -> None:
+    net = small()
+    start = weights(net)
+    with pytest.raises(InputError, match=r"no choice of 'shufflenet-small' has the option 'shuffle4'; .*shuffle"):
+        create_lead(net.space, "shuffle4", 3)
+    with pytest.raises(InputError, match="trains 0 steps"):
+        create_lead(net.space, "shuffle3", 0)
+    with pytest.raises(InputError, match="cannot begin as a copy of 'xception'"):
+        train_supernet(net, digits, CONFIG, lead=Lead(every(net, "xception"), 3), verbose=False)
+    with pytest.raises(InputError, match="a lead of 16 steps leaves none of 16"):
+        train_supernet(net, digits, CONFIG, lead=Lead(every(net, "shuffle3"), 16), verbose=False)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in net.state_dict().items())
+
+
+def test_the_recipe_leads_by_flag(call: Call, tmp_path: Path) -> None:
+    short = ("--data.size", 8, "--train.epochs", 2, "--train.batch", 128, "--out", tmp_path / "run")
+    one_line(call("train_supernet", "quickstart", *short, "--lead", "shuffle3"), "lead_epochs above 0")
+    one_line(call("train_supernet", "quickstart", *short, "--lead-epochs", 1), "name it with lead")
+    both = ("--lead", "shuffle3", "--lead-epochs", 1, "--largest-epochs", 1)
+    one_line(call("train_supernet", "quickstart", *short, *both), "leave one out")
+    one_line(call("train_supernet", "quickstart", *short, "--lead", "shuffle3", "--lead-epochs", 2), "lower it")
+    one_line(call("train_supernet", "macro-digits", *short, "--lead", "identity", "--lead-epochs", 1), "copy of")
+    assert not (tmp_path / "run").exists()
+    code, out, err = call("train_supernet", "quickstart", *short, "--lead", "shuffle3", "--lead-epochs", 1)
+    assert code == 0, err
+    assert "shared-weight accuracy" in out

@@ -1,0 +1,149 @@
+"""The step that spares unused elements: what the optimizer of the materialised network would do, and nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from supernet.config import Train
+from supernet.training.optim import create_optimizer
+from supernet.training.sparse_step import step_active
+
+WIDE, TALL, INNER = (slice(4), slice(6)), (slice(7), slice(3)), (slice(5), slice(4), slice(1, 2), slice(1, 2))
+ELEMENTWISE = ("sgd", "momentum", "adamw", "rmsprop", "lion", "adan")
+OTHERS = ("adafactor", "lamb", "lars", "lookahead_momentum", "madgrad", "muon", "sgdp")
+
+
+def fresh(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A convolution in channels-last order and its optimizer."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last)
+    return conv, create_optimizer(conv, Train(optimizer=name, lr=0.02, weight_decay=0.1))
+
+
+def gradient(parameter: Tensor, *cuts: tuple[slice, ...], seed: int) -> Tensor:
+    """Random where one of the slices is, and 0 elsewhere."""
+    dense = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+    mask = torch.zeros(parameter.shape)
+    for cut in cuts:
+        mask[cut] = 1.0
+    return (dense * mask).contiguous(memory_format=torch.channels_last) if dense.ndim == 4 else dense * mask
+
+
+def stepped(conv: nn.Module, optimizer: Any, cuts: list[tuple[slice, ...]], *, seed: int) -> dict[str, Tensor]:
+    """One step with these slices used; the elements that must not have moved are checked. Returns what moved."""
+    named = dict(conv.named_parameters())
+    parts = [(parameter, cut[: parameter.ndim]) for cut in cuts for parameter in named.values()]
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    for parameter in named.values():
+        parameter.grad = gradient(parameter, *[cut[: parameter.ndim] for cut in cuts], seed=seed)
+    step_active(optimizer, parts)
+    moved = {}
+    for name, parameter in named.items():
+        used = torch.zeros(parameter.shape, dtype=torch.bool)
+        for cut in cuts:
+            used[cut[: parameter.ndim]] = True
+        assert torch.equal(parameter.detach()[~used], before[name][~used])
+        assert parameter.isfinite().all()
+        assert parameter.grad is not None
+        assert parameter.grad.shape == parameter.shape == before[name].shape
+        assert parameter.stride() == before[name].stride()
+        moved[name] = (parameter.detach() != before[name])[used]
+    return moved
+
+
+@pytest.mark.parametrize("cut", [WIDE, INNER], ids=["channels", "taps"])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_used_elements_move_as_in_the_materialised_network(name: str, cut: tuple[slice, ...]) -> None:
+    conv, optimizer = fresh(name)
+    small = nn.ParameterList(p.detach()[cut[: p.ndim]].clone() for p in conv.parameters())
+    twin = create_optimizer(small, Train(optimizer=name, lr=0.02, weight_decay=0.1))
+    for seed in range(4):
+        moved = stepped(conv, optimizer, [cut], seed=seed)
+        assert all(part.any() for part in moved.values())
+        for parameter, own in zip(conv.parameters(), small, strict=True):
+            assert parameter.grad is not None
+            own.grad = parameter.grad[cut[: parameter.ndim]].clone()
+        twin.step()
+        for parameter, own in zip(conv.parameters(), small, strict=True):
+            assert torch.equal(parameter.detach()[cut[: parameter.ndim]], own.detach())
+
+
+def check_spared(name: str) -> None:
+    conv, optimizer = fresh(name)
+    for seed, cuts in enumerate(
+        ([WIDE], [WIDE], [TALL], [WIDE, TALL], [INNER], [TALL], [(slice(8), slice(6))], [WIDE])
+    ):
+        stepped(conv, optimizer, cuts, seed=seed)
+
+
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *OTHERS])
+def test_unused_elements_keep_their_values_whatever_the_optimizer(name: str) -> None:
+    check_spared(name)
+
+
+@pytest.mark.slow
+def test_unused_elements_keep_their_values_under_every_optimizer_of_timm() -> None:
+    from timm.optim import list_optimizers
+
+    tried = 0
+    for name in list_optimizers():
+        try:
+            conv, optimizer = fresh(name)
+            for parameter in conv.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()  # some need other arguments or libraries, sliced or not
+        except (ImportError, RuntimeError, TypeError, ValueError, AssertionError):
+            continue
+        check_spared(name)
+        tried += 1
+    assert tried > 20
+
+
+def test_norms_are_those_of_the_used_elements() -> None:
+    """LAMB divides by the norms of a tensor: from the second step on they are the materialised network's."""
+    conv, optimizer = fresh("lamb")
+    weight, group = next(conv.parameters()), optimizer.param_groups
+    stepped(conv, optimizer, [WIDE], seed=0)
+    small = nn.Parameter(weight.detach()[WIDE].clone())
+    twin = create_optimizer(nn.ParameterList([small]), Train(optimizer="lamb", lr=0.02, weight_decay=0.1))
+    moments = {n: t[WIDE].clone() for n, t in optimizer.state[weight].items() if isinstance(t, Tensor) and t.ndim == 4}
+    twin.state[small].update(moments)
+    for one in (optimizer, twin):
+        one.defaults["max_grad_norm"] = None  # over all parameters, of which the twin has one
+    for one in twin.param_groups:
+        one["step"] = group[0]["step"].clone()
+    stepped(conv, optimizer, [WIDE], seed=1)
+    small.grad = gradient(weight, WIDE, seed=1)[WIDE].clone()
+    twin.step()
+    assert torch.equal(weight.detach()[WIDE], small.detach())
+
+
+@pytest.mark.parametrize("name", ["lookahead_momentum", "madgrad"])
+def test_state_that_is_a_copy_of_the_weights_stays_one_where_nothing_was_used(name: str) -> None:
+    conv, optimizer = fresh(name)
+    weight = next(conv.parameters())
+    for seed in range(7):  # Lookahead's slow weights begin with the sixth step
+        stepped(conv, optimizer, [WIDE], seed=seed)
+    state = getattr(optimizer, "_base_optimizer", optimizer).state[weight]
+    copies = [t for n, t in state.items() if n in ("lookahead_slow_buff", "x0")]
+    assert len(copies) == 1
+    unused = torch.ones(weight.shape, dtype=torch.bool)
+    unused[WIDE] = False
+    assert torch.equal(copies[0][unused], weight.detach()[unused])
+    assert copies[0].shape == weight.shape
+    others = [t for n, t in state.items() if isinstance(t, Tensor) and t is not copies[0] and t.ndim]
+    assert others
+    assert not any(t[unused].any() for t in others)
+
+
+def test_an_optimizer_that_fails_leaves_the_parameters_whole() -> None:
+    conv, optimizer = fresh("sgd")
+    stepped(conv, optimizer, [WIDE], seed=0)
+    shapes = [parameter.shape for parameter in conv.parameters()]
+    optimizer.register_step_pre_hook(lambda *_: 1 / 0)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ZeroDivisionError):
+        stepped(conv, optimizer, [WIDE], seed=1)
+    assert [parameter.shape for parameter in conv.parameters()] == shapes
+    assert [optimizer.state[parameter]["momentum_buffer"].shape for parameter in conv.parameters()] == shapes

@@ -1,0 +1,229 @@
+"""Training: exact resume after SIGKILL, unused weights untouched, partly used tensors masked per element."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.toy_spaces import GROUNDS
+from supernet import Chain, create_supernet
+from supernet.config import Data, Train
+from supernet.data.images import Splits
+from supernet.data.load import load
+from supernet.errors import InputError
+from supernet.training.checkpoint import load_state
+from supernet.training.loop import train_standalone, train_supernet
+from supernet.training.sampling import create_sampler, uniform
+from supernet.training.sparse_step import step_active
+
+CONFIG = Train(epochs=2, batch=128, lr=0.05, save_seconds=0.0)
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from helpers.toy_spaces import chain
+from supernet.training.checkpoint import save_weights
+from supernet.config import Augment, Data, Train
+from supernet.data import load
+from supernet.training.sampling import uniform
+from supernet.training.loop import train_supernet
+
+def tell(step):
+    print(step, flush=True)
+    return uniform(net.space)(step)
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = chain(num_classes=10, input_size=8, in_channels=1)
+config = Train(epochs=4, batch=32, lr=0.05, save_seconds=0.0)
+state = Path(sys.argv[1])
+train_supernet(net, load(Data(size=8)), config, sampler=tell, augment=Augment(shift=1), state=state, verbose=False)
+save_weights(state.with_name("weights.safetensors"), net, {})
+"""
+STEPS = 4 * (1150 // 32)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load(Data(size=8))
+
+
+def toy(**settings: int) -> Chain:
+    torch.manual_seed(0)
+    return GROUNDS["chain"](num_classes=10, input_size=8, in_channels=1, **settings)
+
+
+def run_until_killed(state: Path, step: int, delay: float) -> bool:
+    """Run the training script, kill it `delay` seconds after it began `step`. True if it ran to its end before."""
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(state)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= step:
+                time.sleep(delay)
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode in (0, -signal.SIGKILL)
+    return process.returncode == 0
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, torn = tmp_path / "whole" / "state.pt", tmp_path / "torn" / "state.pt"
+    monkeypatch.setattr(sys, "argv", ["train", str(whole)])
+    threads = torch.get_num_threads()
+    try:
+        exec(SCRIPT, {})
+    finally:
+        torch.set_num_threads(threads)
+    rng = random.Random(kills)
+    for step in sorted(rng.sample(range(3, STEPS - 10), kills)):
+        assert not run_until_killed(torn, step, rng.uniform(0, 0.02))
+        assert 0 < load_state(torn)["step"] < STEPS
+    assert run_until_killed(torn, STEPS, 0.0)
+    weights = [(path.parent / "weights.safetensors").read_bytes() for path in (whole, torn)]
+    assert weights[0] == weights[1]
+    first, second = load_state(whole), load_state(torn)
+    assert first["history"] == second["history"]
+    assert first["step"] == second["step"] == STEPS
+
+
+def test_stopping_and_going_on_is_the_uninterrupted_run(digits: Splits, tmp_path: Path) -> None:
+    whole, parted = toy(), toy()
+    history = train_supernet(whole, digits, CONFIG, verbose=False)
+    stop = 11
+
+    def interrupted(step: int) -> tuple:  # type: ignore[type-arg]
+        if step == stop and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step, which is finished first
+        return uniform(parted.space)(step)
+
+    state = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(parted, digits, CONFIG, sampler=interrupted, state=state, verbose=False)
+    assert load_state(state)["step"] == stop + 1
+    torch.manual_seed(99)
+    fresh = GROUNDS["chain"](num_classes=10, input_size=8, in_channels=1)
+    resumed = train_supernet(fresh, digits, CONFIG, state=state, verbose=False)
+    assert resumed == history
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, fresh.state_dict()[name]), name
+
+
+def test_same_seed_same_weights_and_another_seed_others(digits: Splits) -> None:
+    nets = [toy(), toy(), toy()]
+    for net, seed in zip(nets, (0, 0, 1), strict=True):
+        torch.manual_seed(seed + 7)  # the caller's generator must not matter
+        train_supernet(net, digits, Train(epochs=1, batch=128, seed=seed), verbose=False)
+    first, same, other = (torch.cat([p.flatten() for p in net.parameters()]) for net in nets)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_training_learns(digits: Splits) -> None:
+    net = toy()
+    history = train_supernet(net, digits, Train(epochs=8, batch=64, lr=0.1), verbose=False)
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert history[-1]["accuracy"] > 0.7
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+
+
+@pytest.mark.parametrize("ground", ["chain", "loose", "sliced"])
+def test_unsampled_weights_are_bit_identical_after_an_epoch(digits: Splits, ground: str) -> None:
+    torch.manual_seed(0)
+    net = GROUNDS[ground](num_classes=10, input_size=8, in_channels=1)
+    arch = net.space.normal_form(net.space.sample(random.Random(3)))
+    before = {name: tensor.clone() for name, tensor in net.named_parameters()}
+    train_supernet(
+        net, digits, Train(epochs=1, batch=128, weight_decay=0.1), sampler=lambda step: (arch,), verbose=False
+    )
+    used: dict[int, torch.Tensor] = {}
+    for parameter, index in net.active_parts(arch):
+        used.setdefault(id(parameter), torch.zeros_like(parameter, dtype=torch.bool))[index] = True
+    moved_somewhere = False
+    for name, parameter in net.named_parameters():
+        moved = parameter != before[name]
+        moved_somewhere |= bool(moved.any())
+        assert not (moved & ~used.get(id(parameter), torch.zeros_like(parameter, dtype=torch.bool))).any(), name
+    assert moved_somewhere
+    assert any(id(p) not in used or not used[id(p)].all() for p in net.parameters()), "the arch uses everything"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_elements_outside_the_slice_keep_value_and_momentum(kind: type[torch.optim.Optimizer]) -> None:
+    weight = nn.Parameter(torch.ones(4, 3))
+    settings = {"lr": 0.1, "weight_decay": 0.5} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    optimizer = kind([weight], **settings)
+    index = (slice(2), slice(None))
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        weight[index].square().sum().backward()
+        step_active(optimizer, [(weight, index)])
+    assert torch.equal(weight[2:], torch.ones(2, 3))
+    assert (weight[:2] < 1).all()
+    for state in optimizer.state[weight].values():
+        if state.shape == weight.shape:
+            assert not state[2:].any()
+            assert state[:2].any()
+    weight[:].square().sum().backward()
+    plain = kind([nn.Parameter(weight.detach().clone())], **settings)
+    plain.param_groups[0]["params"][0].grad = weight.grad
+    plain.step()  # without the mask decay and gradient move everything: the control
+    assert not torch.equal(plain.param_groups[0]["params"][0][2:], torch.ones(2, 3))
+
+
+def test_a_standalone_network_goes_through_the_same_loop(digits: Splits) -> None:
+    net = toy()
+    arch = net.space.normal_form(net.space.sample(random.Random(0)))
+    shared, own = toy(), toy().subnet(arch)
+    config = Train(epochs=1, batch=128)
+    train_supernet(shared, digits, config, sampler=lambda step: (arch,), verbose=False)
+    train_standalone(own, digits, config, verbose=False)
+    for name, tensor in shared.subnet(arch).state_dict().items():
+        assert torch.equal(tensor, own.state_dict()[name]), name
+
+
+def test_bad_input_is_named_before_training(digits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"batch of 4096 is larger than the training split of 1150"):
+        train_supernet(toy(), digits, Train(batch=4096))
+    with pytest.raises(InputError, match=r"no sampler 'unifrom'; did you mean 'uniform'"):
+        create_sampler("unifrom", toy().space)
+    state = tmp_path / "state.pt"
+    train_supernet(toy(), digits, Train(epochs=1, batch=512), state=state, verbose=False)
+    with pytest.raises(InputError, match="belongs to another network"):
+        train_supernet(create_supernet("nasbench-macro", in_channels=1), digits, CONFIG, state=state, verbose=False)
+    with pytest.raises(InputError, match="trained on other images"):
+        train_supernet(toy(), load(Data(size=8, seed=1)), CONFIG, state=state, verbose=False)
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="truncated or no checkpoint"):
+        train_supernet(toy(), digits, CONFIG, state=state, verbose=False)
+    torch.save({"weights": torch.ones(2)}, state)
+    with pytest.raises(InputError, match="not written by this project"):
+        train_supernet(toy(), digits, CONFIG, state=state, verbose=False)
+    torch.save({"format": 999}, state)
+    with pytest.raises(InputError, match="format 999"):
+        train_supernet(toy(), digits, CONFIG, state=state, verbose=False)
+
+
+def test_another_number_of_threads_is_said(digits: Splits, tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    train_supernet(toy(), digits, Train(epochs=1, batch=512), state=state, verbose=False)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.warns(UserWarning, match=f"threads {threads} -> {threads + 1}.*not be bit-identical"):
+            train_supernet(toy(), digits, Train(epochs=2, batch=512), state=state, verbose=False)
+    finally:
+        torch.set_num_threads(threads)

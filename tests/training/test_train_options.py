@@ -1,0 +1,377 @@
+"""Options of the training loop: schedules, averaged weights, precision, compilation, distillation, mixing, guards."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.toy_spaces import GROUNDS
+from supernet import Arch, Chain
+from supernet.blocks.cells.plain import Output
+from supernet.config import Augment, Data, Train
+from supernet.cost import CostTable
+from supernet.data.images import Splits
+from supernet.data.load import load
+from supernet.data.training import training_batches
+from supernet.errors import InputError, RunError
+from supernet.training.checkpoint import load_state
+from supernet.training.loop import check_training, plan_training, train_supernet
+from supernet.training.monitor import Monitor
+from supernet.training.optim import compiled, create_optimizer, create_schedule
+from supernet.training.sampling import ArchSampler, create_sampler, uniform
+
+CONFIG = Train(epochs=2, batch=230, lr=0.05)  # 5 steps per epoch
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load(Data(size=8))
+
+
+def toy(ground: str = "chain") -> Chain:
+    torch.manual_seed(0)
+    return GROUNDS[ground](num_classes=10, input_size=8, in_channels=1)
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+# -- optimisation -----------------------------------------------------------------------------------------------------
+
+
+def rates_of(config: Train, steps: int) -> list[float]:
+    """The learning rate of every step, 25 to an epoch."""
+    optimizer = create_optimizer(nn.Linear(2, 2), config)
+    schedule, rates = create_schedule(optimizer, config, 25), []
+    for step in range(steps):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"),
+    [
+        ("cosine", lambda t: 0.5 * (1 + math.cos(math.pi * t)), 0),
+        ("linear", lambda t: 1 - t, 0),
+        ("constant", lambda t: 1, 1),
+    ],
+)
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+def test_schedules_follow_their_formula_down_to_the_floor(
+    schedule: str, middle: Callable[[float], float], end: float, floor: float
+) -> None:
+    config = Train(epochs=4, lr=0.2, schedule=schedule, lr_floor=floor, warmup_epochs=1.0)  # type: ignore[arg-type]
+    rates = rates_of(config, 101)
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[10] == pytest.approx(0.02 + 0.18 * 10 / 25)
+    for step in (25, 50, 99):
+        assert rates[step] == pytest.approx(0.2 * (floor + (1 - floor) * middle(step / 100)))
+    assert rates[100] == pytest.approx(0.2 * max(floor, end))
+
+
+def test_the_step_schedule_drops_where_it_is_told() -> None:
+    """At exactly these steps, whatever the warm-up."""
+    config = Train(epochs=4, lr=0.2, schedule="step", drops=(0.6, 0.8), warmup_epochs=1.0)
+    rates = rates_of(config, 100)
+    assert rates[10] == pytest.approx(0.02 + 0.18 * 10 / 25)
+    assert rates[25:] == pytest.approx([0.2] * 35 + [0.02] * 20 + [0.002] * 20)
+
+
+def test_biases_and_batch_norm_are_not_decayed() -> None:
+    net = toy()
+    groups = create_optimizer(net, Train(weight_decay=0.1)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {decay[id(p)] for p in net.parameters() if p.ndim == 1} == {0.0}
+    assert {decay[id(p)] for p in net.parameters() if p.ndim > 1} == {0.1}
+
+
+def test_averaged_weights_are_the_result_and_resume_exactly(digits: Splits, tmp_path: Path) -> None:
+    config = replace(CONFIG, ema=0.8, save_seconds=0.0)
+    seen: list[torch.Tensor] = []
+    net = toy()
+
+    def watched(step: int) -> tuple[Arch, ...]:
+        seen.append(weights(net))
+        return uniform(net.space)(step)
+
+    train_supernet(net, digits, config, sampler=watched, state=tmp_path / "state.pt", verbose=False)
+    raw = load_state(tmp_path / "state.pt")["model"]
+    last = torch.cat([raw[name].flatten() for name, _ in net.named_parameters()])
+    average = seen[0]
+    for now in [*seen[1:], last]:
+        average = 0.8 * average + 0.2 * now
+    torch.testing.assert_close(weights(net), average)
+    assert not torch.allclose(weights(net), last, atol=1e-4)
+    parted, half = toy(), tmp_path / "half.pt"
+    with pytest.raises(Stop):
+        train_supernet(parted, digits, config, sampler=stopping(uniform(parted.space), 6), state=half, verbose=False)
+    assert load_state(half)["step"] == 6
+    resumed = toy()
+    train_supernet(resumed, digits, config, state=half, verbose=False)
+    assert torch.equal(weights(resumed), weights(net))
+
+
+class Stop(Exception):
+    """A user's own exception, in the middle of a training."""
+
+
+def stopping(sampler: ArchSampler, at: int) -> ArchSampler:
+    def sample(step: int) -> tuple[Arch, ...]:
+        if step == at:
+            raise Stop
+        return sampler(step)
+
+    return sample
+
+
+def test_clipping_bounds_the_step(digits: Splits) -> None:
+    for clip, bound in ((0.0, None), (1e-3, 1e-3)):
+        net, config = (
+            toy(),
+            Train(
+                epochs=1,
+                batch=1150,
+                lr=1.0,
+                optimizer="momentum",
+                momentum=0.0,
+                weight_decay=0.0,
+                warmup_epochs=0,
+                clip=clip,
+            ),
+        )
+        before = weights(net)
+        train_supernet(net, digits, config, verbose=False)
+        moved = float((weights(net) - before).norm())
+        assert moved > 0.1 if bound is None else moved == pytest.approx(bound, rel=1e-3)
+
+
+def test_bfloat16_computes_coarsely_and_keeps_float32_weights(digits: Splits) -> None:
+    nets = [toy(), toy()]
+    losses = [
+        train_supernet(net, digits, replace(CONFIG, bf16=bf16), verbose=False)[-1]["loss"]
+        for net, bf16 in zip(nets, (False, True), strict=True)
+    ]
+    assert all(p.dtype is torch.float32 for p in nets[1].parameters())
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_serve_every_path_and_learn_the_same(digits: Splits) -> None:
+    """30 s: a compiler of C++ runs once per candidate block, not once per path."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    eager, fast = toy(), toy()
+    keys = list(fast.state_dict())
+    single = Train(epochs=1, batch=len(digits.train), lr=0.05, warmup_epochs=0)
+    train_supernet(eager, digits, single, verbose=False)
+    train_supernet(fast, digits, replace(single, compile=True), verbose=False)
+    assert float((weights(fast) - weights(eager)).abs().max()) < 1e-4  # rounding: 1.4e-5 after a step, 1e-3 after ten
+    counters.clear()
+    train_supernet(fast, digits, replace(CONFIG, compile=True), verbose=False)
+    blocks = 2 + sum(
+        1 for step in fast.blocks for child in getattr(step, "options", {}).values() if list(child.parameters())
+    )
+    assert 0 < counters["stats"]["unique_graphs"] <= blocks
+    assert list(fast.state_dict()) == keys
+    with compiled(fast):
+        assert fast.blocks[0]._compiled_call_impl is not None
+    assert fast.blocks[0]._compiled_call_impl is None
+
+
+# -- what a step learns from ------------------------------------------------------------------------------------------
+
+
+def test_in_place_distillation_follows_the_largest(digits: Splits) -> None:
+    """One step against gradients written by hand: labels for the first path, its predictions for the others."""
+    net, by_hand = toy("sliced"), toy("sliced")
+    sampler = create_sampler("sandwich", net.space, 3, table=CostTable(net), random_paths=1)
+    config = Train(
+        epochs=1,
+        batch=len(digits.train),
+        optimizer="momentum",
+        lr=0.1,
+        momentum=0.0,
+        weight_decay=0.0,
+        warmup_epochs=0,
+        distill=True,
+        channels_last=False,
+    )
+    train_supernet(net, digits, config, sampler=sampler, verbose=False)
+    images, labels = next(training_batches(digits.train, Augment(), batch=config.batch, seed=0))
+    first, *others = sampler(0)
+    assert len(others) == 2
+    by_hand.train()
+    logits = by_hand(images, first)
+    nn.functional.cross_entropy(logits, labels).backward()
+    soft = logits.detach().softmax(1)
+    for arch in others:
+        (-(soft * by_hand(images, arch).log_softmax(1)).sum(1).mean()).backward()
+    for (name, learned), parameter in zip(net.named_parameters(), by_hand.parameters(), strict=True):
+        wanted = parameter.detach() - (0 if parameter.grad is None else 0.1 * parameter.grad)
+        torch.testing.assert_close(learned.detach(), wanted, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_mixing_changes_what_is_learnt_and_is_seeded(digits: Splits) -> None:
+    nets = [toy() for _ in range(3)]
+    for net, augment in zip(nets, (Augment(), Augment(mixup=0.5), Augment(mixup=0.5)), strict=True):
+        random.seed(len(nets))  # the caller's generators must not matter
+        torch.manual_seed(random.randrange(100))
+        train_supernet(net, digits, CONFIG, augment=augment, verbose=False)
+    plain, mixed, again = map(weights, nets)
+    assert torch.equal(mixed, again)
+    assert not torch.allclose(plain, mixed, atol=1e-3)
+
+
+# -- guards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factor", "what"), [(math.nan, "is not finite"), (1e4, "10 times the usual")])
+def test_a_loss_that_leaps_stops_before_anything_is_overwritten(
+    digits: Splits, tmp_path: Path, factor: float, what: str
+) -> None:
+    net, state = toy(), tmp_path / "state.pt"
+
+    def poisoned(step: int) -> tuple[Arch, ...]:
+        if step == 7:
+            with torch.no_grad():
+                net.blocks[-1].fc.weight.mul_(factor)  # type: ignore[union-attr, operator]
+        return uniform(net.space)(step)
+
+    config = replace(CONFIG, save_seconds=0.0)
+    with pytest.raises(RunError, match=what) as error:
+        train_supernet(net, digits, config, sampler=poisoned, state=state, verbose=False)
+    assert "of step 7" in str(error.value)
+    assert uniform(net.space)(7)[0].to_json() in str(error.value)
+    assert f"{state} after step 7" in str(error.value)
+    kept = load_state(state)
+    assert kept["step"] == 7  # steps 0 to 6
+    assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+    resumed, whole = toy(), toy()
+    train_supernet(resumed, digits, config, state=state, verbose=False)
+    train_supernet(whole, digits, config, verbose=False)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_the_bound_on_leaps_can_be_turned_off(digits: Splits) -> None:
+    config = Train(epochs=1, batch=230, lr=500.0, warmup_epochs=0, weight_decay=0.0)
+    with pytest.raises(RunError, match=r"times the usual|not finite"):
+        train_supernet(toy(), digits, config, verbose=False)
+    history = train_supernet(toy(), digits, replace(config, lr=20.0, spike=0.0), verbose=False)
+    assert history[-1]["loss"] > math.log(10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_floor": 1.5}, "lr_floor=1.5"),
+        ({"drops": (0.9, 0.6)}, "drops=.*the earlier first"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"sync_bn": True}, "sync_bn needs CUDA"),
+        ({"optimizer": "sgdd"}, "no optimizer 'sgdd'"),
+        ({"device": "cuda:7"}, "not there"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"momentum": 0.0}, "'momentum' is without"),
+        ({"lr": -1.0}, "refuses lr=-1.0"),
+    ],
+)
+def test_wrong_settings_are_named(digits: Splits, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_training(replace(CONFIG, **settings), digits)  # type: ignore[arg-type]
+
+
+def test_mixing_needs_pairs(digits: Splits) -> None:
+    with pytest.raises(InputError, match="each process has 31"):
+        check_training(replace(CONFIG, batch=31), digits, Augment(mixup=0.2))
+
+
+# -- planning ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_counts_and_leaves_the_supernet_alone(digits: Splits, tmp_path: Path) -> None:
+    net = toy()
+    before = weights(net)
+    plan = plan_training(net, digits, CONFIG)
+    assert torch.equal(weights(net), before)
+    assert plan["parameters"] == len(before)
+    sizes = [sum(p.numel() for p in net.active_parameters(uniform(net.space)(step)[0])) for step in range(3)]
+    assert plan["active_parameters"] == pytest.approx(sum(sizes) / 3)
+    assert plan["steps"] == 10
+    state = tmp_path / "state.pt"
+    train_supernet(net, digits, CONFIG, sampler=create_sampler("balanced", net.space), state=state, verbose=False)
+    assert state.stat().st_size < plan["disk_bytes"] < 4 * state.stat().st_size
+
+
+# -- schedules and auxiliary heads inside networks ---------------------------------------------------------------------
+
+
+class TwoHeads(nn.Module):
+    """A head with an auxiliary one in training, which notes how far the training is."""
+
+    stride = 0
+    out_channels = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.side = nn.Linear(64, 10), nn.Linear(64, 10)
+        self.seen: list[float] = []
+
+    def set_progress(self, t: float) -> None:
+        self.seen.append(t)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | Output:
+        flat = x.flatten(1)
+        return Output(self.main(flat), self.side(flat)) if self.training else self.main(flat)
+
+
+@pytest.mark.parametrize("weight", [0.4, 0.0])
+def test_an_auxiliary_head_trains_alongside_with_its_weight(digits: Splits, weight: float) -> None:
+    torch.manual_seed(0)
+    head = TwoHeads()
+    chain = Chain("two-heads", [("head", head)], input_shape=(1, 8, 8))
+    before = {name: parameter.detach().clone() for name, parameter in chain.named_parameters()}
+    config = Train(
+        epochs=1,
+        batch=len(digits.train),
+        optimizer="momentum",
+        lr=0.1,
+        momentum=0.0,
+        weight_decay=0.0,
+        warmup_epochs=0,
+        auxiliary=weight,
+    )
+    train_supernet(chain, digits, config, verbose=False)
+    images, labels = next(training_batches(digits.train, Augment(), batch=config.batch, seed=0))
+    for side, share in (("main", 1.0), ("side", weight)):
+        w, b = (before[f"blocks.0.{side}.{name}"].requires_grad_() for name in ("weight", "bias"))
+        loss = share * nn.functional.cross_entropy(images.flatten(1) @ w.T + b, labels)
+        (gradient,) = torch.autograd.grad(loss, w)
+        torch.testing.assert_close(getattr(head, side).weight.detach(), w.detach() - 0.1 * gradient)
+
+
+def test_networks_are_told_how_far_the_training_is(digits: Splits) -> None:
+    head = TwoHeads()
+    train_supernet(Chain("two-heads", [("head", head)], input_shape=(1, 8, 8)), digits, CONFIG, verbose=False)
+    assert head.seen == [step / 10 for step in range(10)]
+
+
+def test_the_health_of_a_training_is_resumed_with_it(digits: Splits, tmp_path: Path) -> None:
+    whole, parted, resumed = toy(), toy(), toy()
+    watch = Monitor(whole)
+    train_supernet(whole, digits, CONFIG, monitor=watch, verbose=False)
+    state, config = tmp_path / "state.pt", replace(CONFIG, save_seconds=0.0)
+    sampler = stopping(uniform(parted.space), 6)
+    with pytest.raises(Stop):
+        train_supernet(parted, digits, config, sampler=sampler, monitor=Monitor(parted), state=state, verbose=False)
+    again = Monitor(resumed)
+    train_supernet(resumed, digits, config, monitor=again, state=state, verbose=False)
+    assert again.report() == watch.report()
+    assert sum(watch.report()["visits"]["a.op"].values()) == 10

@@ -1,0 +1,5 @@
+"""Commands that produce the figures of BENCHMARKS.md.
+
+Each compares two sides in one run and prints their ratio or difference with an interval. It may import everything else
+of the project; nothing imports from here.
+"""

@@ -1,0 +1,193 @@
+"""Training figures of BENCHMARKS.md.
+
+python tools/benchmarks/training.py engine, or throughput --folder cifar10/train
+"""
+
+import contextlib
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from supernet_tools.pipeline.command_line import main, print_table
+
+
+class Enough(Exception):
+    """Ends a training that is only timed."""
+
+
+def seconds_of_steps(
+    network: Any,
+    data: Any,
+    config: Any,
+    augment: Any,
+    *,
+    arch: Any,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Times of training steps of one path, the first left out."""
+    from supernet.training.loop import train_supernet
+
+    times: list[float] = []
+
+    def sampler(step: int) -> tuple[Any, ...]:
+        times.append(clock())
+        if len(times) > steps + 1:
+            raise Enough
+        return (arch,)
+
+    with contextlib.suppress(Enough):
+        train_supernet(network, data, config, sampler=sampler, augment=augment, verbose=False)
+    return [after - before for before, after in itertools.pairwise(times)][1:]
+
+
+def engine(
+    spaces: tuple[str, ...] = ("shufflenet-small", "nasbench-macro", "nasbench201"),
+    size: int = 16,
+    batch: int = 64,
+    paths: int = 30,
+    steps: int = 4,
+    threads: int = 1,
+    cpu: bool = False,
+) -> None:
+    """Time of a supernet's training step over that of the plain network of the same path, the two in turn.
+
+    Args:
+        spaces: Their names.
+        size: Image side in pixels.
+        batch: Images per step.
+        paths: Per space.
+        steps: Per path and side; the fastest counts.
+        threads: Of torch.
+        cpu: Processor time instead of the clock's, for a machine that others use too.
+    """
+    import torch
+
+    from supernet import Arch, create_supernet
+    from supernet.chain import Chain
+    from supernet.config import Augment, Data, Train
+    from supernet.data.load import load
+    from supernet.seeding import generator
+
+    torch.set_num_threads(threads)
+    data, rows = load(Data(size=size)), []
+    config, augment = Train(epochs=steps, batch=batch, lr=1e-3), Augment(shift=1)
+    clock = time.process_time if cpu else time.perf_counter
+    for space in spaces:
+        supernet = create_supernet(space, in_channels=1, input_size=size)
+        ratios, fastest = [], []
+        for path in range(paths + 1):
+            arch = supernet.space.normal_form(supernet.space.sample(generator("engine", path)))
+            plain = Chain("plain", [("network", supernet.subnet(arch))])
+            shared = seconds_of_steps(supernet, data, config, augment, arch=arch, steps=steps, clock=clock)
+            own = seconds_of_steps(plain, data, config, augment, arch=Arch(), steps=steps, clock=clock)
+            ratios.append(min(shared) / min(own))
+            fastest.append(min(own))
+        low, middle, high = statistics.quantiles(ratios[1:], n=4)
+        first, last = median_interval(ratios[1:])
+        plainly = f"{1000 * statistics.median(fastest[1:]):,.1f} ms"
+        rows.append((space, plainly, f"{middle:.3f}", f"{first:.3f} to {last:.3f}", f"{low:.3f} to {high:.3f}", paths))
+    columns = ("space", "plain step", "median ratio", "95 %", "quartiles", "n")
+    print_table(f"supernet step over plain step, {size}×{size}, batch {batch}", columns, rows)
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """The order statistics between which the median lies with at least this probability, whatever the distribution."""
+    from scipy.stats import binom
+
+    ordered, n = sorted(values), len(values)
+    skipped = max(int(binom.ppf((1 - level) / 2, n, 0.5)) - 1, 0)  # of a sign test at that level
+    return ordered[skipped], ordered[n - 1 - skipped]
+
+
+def plain_loop(network: Any, folder: Path, *, size: int, batch: int, workers: int, steps: int) -> list[float]:
+    """Times of the steps of a loop as one writes it without this project."""
+    import torch
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    transform = v2.Compose(
+        [
+            v2.Resize(size),
+            v2.RandomCrop(size, padding=4),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        ]
+    )
+    images = datasets.ImageFolder(str(folder), transform)
+    loader = torch.utils.data.DataLoader(images, batch, shuffle=True, num_workers=workers, drop_last=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    times = []
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(x.to(memory_format=torch.channels_last)), y)
+        loss.backward()
+        optimizer.step()
+        times.append(time.perf_counter())
+        if len(times) > steps + 1:
+            break
+    return [after - before for before, after in itertools.pairwise(times)][1:]
+
+
+def throughput(
+    folder: Path,
+    space: str = "nasbench-macro",
+    size: int = 32,
+    batch: int = 128,
+    steps: int = 40,
+    rounds: int = 5,
+    workers: int = 1,
+    threads: int = 1,
+) -> None:
+    """Images per second of this engine against a plain loop with a DataLoader: one path, the same augmentation.
+
+    Args:
+        folder: Folder with a folder of images per class.
+        space: Name of a space; the path is drawn with seed 0.
+        size: Image side in pixels.
+        batch: Images per step.
+        steps: Per round and side.
+        rounds: The sides take turns.
+        workers: Processes of the DataLoader; 0 loads in the training process.
+        threads: Of torch.
+    """
+    import torch
+
+    from supernet import create_supernet
+    from supernet.config import Augment, Data, Train
+    from supernet.data.load import load
+    from supernet.seeding import generator
+
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    data = load(Data(str(folder), size=size, validation=0.02, test=0.02))
+    decoding = f"decoding {len(data.train):,} images once took {time.perf_counter() - began:.1f} s"
+    network = create_supernet(space, num_classes=len(data.classes), input_size=size)
+    arch = network.space.normal_form(network.space.sample(generator(0, "throughput")))
+    plain = network.subnet(arch).train().to(memory_format=torch.channels_last)
+    config, augment = Train(epochs=100, batch=batch, lr=1e-3), Augment(shift=4, flip=True)
+    rates: dict[str, list[float]] = {"engine": [], "plain loop": []}
+    for _ in range(rounds):
+        ours = seconds_of_steps(network, data, config, augment, arch=arch, steps=steps)
+        theirs = plain_loop(plain, folder, size=size, batch=batch, workers=workers, steps=steps)
+        for name, seconds in (("engine", ours), ("plain loop", theirs)):
+            rates[name].append(len(seconds) * batch / sum(seconds))
+    rates["ratio"] = [a / b for a, b in zip(rates["engine"], rates["plain loop"], strict=True)]
+    rows = [(n, f"{statistics.median(r):,.2f}", f"{min(r):,.2f} to {max(r):,.2f}", rounds) for n, r in rates.items()]
+    title = f"{space} at {size}×{size}, batch {batch}, {workers} workers; {decoding}"
+    print_table(title, ("side", "images/s, median", "range", "rounds"), rows)
+
+
+def run() -> None:
+    tyro.extras.subcommand_cli_from_dict({"engine": engine, "throughput": throughput}, description=__doc__)
+
+
+if __name__ == "__main__":
+    main(run)

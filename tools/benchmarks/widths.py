@@ -1,0 +1,188 @@
+"""MorphNet's widths against uniform and random ones: python tools/benchmarks/widths.py runs/x --max-macs 5e6"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from supernet.errors import InputError, RunError
+from supernet_tools.pipeline.command_line import main, mean_and_deviation, parse, print_differences, print_table
+
+if TYPE_CHECKING:
+    from supernet.config import Train
+    from supernet.ranking.statistics import Difference
+    from supernet.space import Arch
+    from supernet_tools.pipeline.stages import Run
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Retrain width vectors of equal cost by the recipe of the run: MorphNet's, the seed's times one factor, random.
+
+    All are filled to the budget in the same way. Trainings are kept; the same command goes on where it ended.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a trained width supernet, with the searches."""
+    max_macs: float | None = None
+    """Budget of multiply-accumulates …"""
+    max_params: float | None = None
+    """… or of parameters: that of the searches."""
+    searches: tuple[str, ...] = ("morphnet",)
+    """Names of searches; the best network of each is taken."""
+    random: int = 10
+    """Random width vectors."""
+    spread: float = 4.0
+    """Random factors of the groups go from 1 / spread to spread before all are scaled to the budget."""
+    seeds: int = 3
+    """Trainings of every network, from --seed on; the same for all."""
+    seed: int = 0
+    """The first of these, and of the random widths."""
+    share: float = 0.01
+    """How far below the budget a network may be."""
+    epochs: int | None = None
+    """Instead of the recipe's."""
+    batch: int | None = None
+    """Instead of the recipe's."""
+    lr: float | None = None
+    """Instead of the recipe's."""
+    name: str = "widths"
+    """Of the result, RUN/widths/NAME.json."""
+
+
+def run() -> None:
+    args = parse(Widths, __doc__)
+    if (args.max_macs is None) == (args.max_params is None):
+        raise InputError("networks of equal cost have exactly one limit: give either --max-macs or --max-params")
+    if min(args.random, args.seeds) < 2 or not args.searches:
+        raise InputError("a comparison takes at least two of --random and --seeds, and one of --searches")
+    if args.spread <= 1 or not 0 < args.share < 1:
+        raise InputError(f"--spread {args.spread:g} is above 1, and --share {args.share:g} between 0 and 1")
+
+    from supernet_tools.pipeline import stages
+
+    opened = stages.open_stage(args.run)
+    changed = {name: value for name in ("epochs", "batch", "lr") if (value := getattr(args, name)) is not None}
+    train = dataclasses.replace(opened.config.retrain, **changed)
+    stages.check_training(train, opened.data, opened.config.data.augment)
+    arms = networks(args, opened)
+    found = compared(retrained(args, opened, arms, train))
+    document = {
+        "format": 1,
+        "command": {name: str(value) for name, value in dataclasses.asdict(args).items()},
+        "recipe": dataclasses.asdict(train),
+        "images": len(opened.data.test),
+        **found,
+    }
+    (args.run / "widths").mkdir(exist_ok=True)
+    stages.write_json(args.run / "widths" / f"{args.name}.json", document)
+    show(document)
+
+
+def networks(args: Widths, opened: "Run") -> "dict[str, list[tuple[str, Arch]]]":
+    """`(name, widths)` of every arm; all within `share` below the limit."""
+    from searchers.morphnet.resources import equal_widths, random_widths
+    from supernet.seeding import generator
+    from supernet.spaces.widths import WidthChain
+    from supernet_tools.pipeline import search as searching
+
+    net = opened.supernet
+    if not isinstance(net, WidthChain):
+        raise InputError(f"{net.space.name!r} has no widths; give the run of a space such as 'resnet-20-widths'")
+    what, limit = ("macs", args.max_macs) if args.max_macs is not None else ("params", args.max_params)
+    assert limit is not None
+    layers, space = net.layers(), net.space
+    largest = {choice.name: int(choice.options[-1]) for choice in space.choices}
+    seed = {name: int(width) for name, width in net.seed.items()}
+
+    def cost(widths: Mapping[str, int]) -> int:
+        return sum(layer.macs(widths) if what == "macs" else layer.params(widths) for layer in layers)
+
+    arms = {"morphnet": [(name, searching.best_arch(opened, name)) for name in args.searches]}
+    for name, arch in arms["morphnet"]:
+        if not (1 - args.share) * limit <= (spent := cost({k: int(v) for k, v in arch.items()})) <= limit:
+            raise InputError(
+                f"the best of search {name!r} has {spent:,} {what}, which is not within {args.share:.0%} "
+                f"below {limit:,.0f}; search with this limit and fill={args.share:g}"
+            )
+    settings: dict[str, Any] = {"limit": limit, "share": args.share}
+    arms["uniform"] = [("uniform", space.canonical(equal_widths(seed, largest, cost, **settings)))]
+    drawn = [
+        random_widths(generator(args.seed, "widths", n), seed, largest, cost, spread=args.spread, **settings)
+        for n in range(args.random)
+    ]
+    arms["random"] = [(f"random {n}", space.canonical(widths)) for n, widths in enumerate(drawn)]
+    return arms
+
+
+def retrained(
+    args: Widths, opened: "Run", arms: "Mapping[str, Sequence[tuple[str, Arch]]]", train: "Train"
+) -> list[dict[str, Any]]:
+    """A row per network with its test accuracies, None for a training that failed; a seed after the other."""
+    from supernet.progress import progress
+    from supernet_tools.pipeline import stages
+
+    rows: list[dict[str, Any]] = [
+        {"arm": arm, "name": name, "arch": dict(arch), "key": arch.key, **opened.cost(arch), "accuracy": []}
+        for arm, members in arms.items()
+        for name, arch in members
+    ]
+    archs = [arch for members in arms.values() for _, arch in members]
+    with progress("retraining", len(archs) * args.seeds) as update:
+        for number in range(args.seeds):
+            config = dataclasses.replace(train, seed=args.seed + number)
+            for index, (row, arch) in enumerate(zip(rows, archs, strict=True)):
+                try:
+                    row["accuracy"].append(stages.retrain_stage(opened, arch, config, verbose=False)["test_accuracy"])
+                except RunError:
+                    row["accuracy"].append(None)
+                update(number * len(archs) + index + 1, row["name"])
+    return rows
+
+
+def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """MorphNet less the other arms: the seed's means in pairs, and the networks' means by Welch.
+
+    Seeds say whether these networks differ; networks, whether MorphNet's differ from such widths in general. A network
+    with a failed training is left out.
+
+    Raises:
+        RunError: no network of an arm is left.
+    """
+    from supernet.ranking.statistics import paired, welch
+
+    kept = {
+        arm: [row["accuracy"] for row in rows if row["arm"] == arm and None not in row["accuracy"]]
+        for arm in ("morphnet", "uniform", "random")
+    }
+    if empty := [arm for arm, runs in kept.items() if not runs]:
+        raise RunError(f"every network of {', '.join(empty)} has a training that failed; a lower --retrain.lr may help")
+    by_seed = {arm: [statistics.fmean(seed) for seed in zip(*runs, strict=True)] for arm, runs in kept.items()}
+    by_network = {arm: [statistics.fmean(seeds) for seeds in runs] for arm, runs in kept.items()}
+    found: dict[str, Difference] = {}
+    for arm in ("uniform", "random"):
+        found[f"morphnet less {arm}, by seed"] = paired(by_seed["morphnet"], by_seed[arm])
+    found["morphnet less random, by network"] = welch(by_network["morphnet"], by_network["random"])
+    return {"networks": rows, "differences": {name: dataclasses.asdict(value) for name, value in found.items()}}
+
+
+def show(document: dict[str, Any]) -> None:
+    """Networks, arms and differences."""
+    rows, arms = [], dict[str, list[float]]()
+    for row in document["networks"]:
+        known = [value for value in row["accuracy"] if value is not None]
+        arms.setdefault(row["arm"], []).extend(known)
+        each = ", ".join("failed" if value is None else f"{value:.4f}" for value in row["accuracy"])
+        rows.append((row["name"], row["macs"], row["params"], each, mean_and_deviation(known)))
+    rows += [(f"all of {arm}", "", "", f"n = {len(known)}", mean_and_deviation(known)) for arm, known in arms.items()]
+    title = f"accuracy on {document['images']:,} test images, a column per seed"
+    print_table(title, ("widths", "macs", "params", "accuracy", "mean ± s.d."), rows)
+    print_differences(document["differences"])
+
+
+if __name__ == "__main__":
+    main(run)
