@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from detection.nasfpn.published import create_nasfpn
     from detection.nasfpn.space import pyramid_space, wiring_arch
     from detection.nasfpn.supernet import read_out
-    from detection.preprocess import DetectorPreprocess
+    from detection.config import DetectorPreprocess
     from detection.weights import load_backbone
 
 _HOME = {
@@ -22,7 +22,7 @@ _HOME = {
     "Detector": "detection.detector",
     "DetectorNetwork": "detection.detector",
     "DetectorCosts": "detection.cost",
-    "DetectorPreprocess": "detection.preprocess",
+    "DetectorPreprocess": "detection.config",
     "Labelled": "detection.inputs",
     "create_nasfpn": "detection.nasfpn",
     "pyramid_space": "detection.nasfpn",

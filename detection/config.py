@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from supernet.config import Train, Window
+from supernet.config import Preprocess, Train, Window
 
 
 @dataclass(frozen=True)
@@ -117,3 +117,12 @@ class DetectorRun:
     """Its cost may also be "backbone_macs", of the backbone at 224 pixels."""
     scoring_batch: int = 16
     """Images per forward pass where networks are scored, and per calibration batch."""
+
+
+@dataclass(frozen=True)
+class DetectorPreprocess(Preprocess):
+    """What an exported detector expects of its input; `classes` are the names of labels 1, 2 and so on."""
+
+    longest: int = 0
+    """The shorter side gets `input_size` pixels unless the longer one would exceed this many; 0 stretches every image
+    to a square of `input_size`, which is what model.pt2 takes in either case."""

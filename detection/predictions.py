@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from detection.data.augment import Resize
 from detection.inputs import Target
-from detection.preprocess import DetectorPreprocess
+from detection.config import DetectorPreprocess
 from supernet.data.decode import UNREADABLE
 from supernet.errors import InputError
 

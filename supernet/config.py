@@ -47,6 +47,9 @@ class Data:
     """Processes that decode a stream."""
     skip_unreadable: bool = False
     """Leave out images that cannot be decoded, after naming and counting them, instead of stopping."""
+    cache: str = "auto"
+    """Where the decoded images of a folder are kept, so that later commands start at once: "auto" is beside the run,
+    "off" nowhere, anything else a folder. It has no influence on results."""
     size: int = 32
     """Height and width in pixels; images of another size are resized once, when they are decoded."""
     calibration: int = 640
@@ -175,6 +178,36 @@ class Preprocess:
     """Class names in the order of the logits; empty for networks that do not classify whole images."""
     interpolation: str = "bilinear"
     """Of the resize to `input_size`."""
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The facts about a data set that networks, limits, drawings and exports need, without its images."""
+
+    classes: tuple[str, ...]
+    """Class names in the order of the labels; a detector's labels start at 1, so that `classes[0]` is label 1."""
+    in_channels: int
+    """Channels of an image."""
+    size: int
+    """Height and width in pixels; the shorter side where a detector keeps the aspect ratio."""
+    mean: tuple[float, ...]
+    """Per channel, on the scale 0..1."""
+    std: tuple[float, ...]
+    """Per channel, on the scale 0..1."""
+    n_train: int
+    """Number of training images."""
+    n_calibration: int
+    """Number of calibration images, a subset of the training images."""
+    n_validation: int
+    """Number of images that score architectures during a search."""
+    n_test: int
+    """Number of images for the final report."""
+    digest: str
+    """16 hex digits that identify the images, labels and splits."""
+
+    def preprocess(self) -> Preprocess:
+        """Returns what a classifier trained on this data set expects of its input."""
+        return Preprocess(self.size, self.mean, self.std, self.classes)
 
 
 def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:

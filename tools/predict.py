@@ -63,7 +63,7 @@ def run() -> None:
 
 def from_export(folder: Path) -> tuple[Any, Any, None]:
     """The network of an exported folder, what it expects of images, and no run."""
-    from detection.preprocess import DetectorPreprocess
+    from detection.config import DetectorPreprocess
     from supernet.config import from_dict
     from supernet.export import load_exported
     from supernet.files import read_json

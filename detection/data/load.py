@@ -18,6 +18,7 @@ from detection.data.augment import Resize
 from detection.data.batches import _generator
 from detection.data.coco import Annotations, read_annotations
 from detection.data.images import DetectionSet
+from supernet.config import DataSummary
 from supernet.errors import InputError
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -46,14 +47,33 @@ class DetectionSplits:
         """Names of the labels 1, 2, … in order."""
         return self.train.classes
 
+    def summary(self) -> DataSummary:
+        """Returns what others need to know about this data set without its images, e.g. to store it."""
+        return DataSummary(
+            classes=self.classes,
+            in_channels=3,
+            size=self.train.resize.size,
+            mean=tuple(self.train.mean.flatten().tolist()),
+            std=tuple(self.train.std.flatten().tolist()),
+            n_train=len(self.train),
+            n_calibration=len(self.calibration),
+            n_validation=len(self.validation),
+            n_test=len(self.test),
+            digest=self.digest,
+        )
+
     def to(self, device: torch.device | str) -> "DetectionSplits":
         """The same splits, their batches moved to a device."""
         parts = {part: getattr(self, part).to(device) for part in ("train", "calibration", "validation", "test")}
         return dataclasses.replace(self, **parts)
 
 
-def load(config: DetectionData) -> DetectionSplits:
+def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits:
     """Read and split a data set; what fits into `config.memory` is decoded.
+
+    Args:
+        config: source, sizes and splits.
+        cache: folder for decoded images, or None; not used yet, since detectors read most images from disk anyway.
 
     Raises:
         InputError: a setting out of range, an annotation file or an image that is not there or makes no sense, or a

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supernet.config import Preprocess
+from supernet.config import DataSummary, Preprocess
 from supernet.data.stream import Stream
 
 Batch = tuple[Tensor, Tensor]
@@ -87,10 +87,24 @@ class Splits:
         """Height and width in pixels."""
         return self.calibration.pixels.shape[-1]
 
+    def summary(self) -> DataSummary:
+        """Returns what others need to know about this data set without its images, e.g. to store it."""
+        return DataSummary(
+            classes=self.classes,
+            in_channels=self.in_channels,
+            size=self.size,
+            mean=tuple(self.calibration.mean.flatten().tolist()),
+            std=tuple(self.calibration.std.flatten().tolist()),
+            n_train=len(self.train),
+            n_calibration=len(self.calibration),
+            n_validation=len(self.validation),
+            n_test=len(self.test),
+            digest=self.digest,
+        )
+
     def preprocess(self) -> Preprocess:
-        """What a network trained on this set expects of its input."""
-        mean, std = (tuple(map(float, value.flatten())) for value in (self.calibration.mean, self.calibration.std))
-        return Preprocess(self.size, mean, std, self.classes)
+        """Returns what a network trained on this data set expects of its input."""
+        return self.summary().preprocess()
 
     def to(self, device: torch.device | str) -> "Splits":
         """The same splits in the memory of a device; a stream's batches are moved to it one by one."""

@@ -27,8 +27,13 @@ from supernet.memory import check_memory
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(config: Data) -> Splits:
+def load(config: Data, *, cache: Path | None = None) -> Splits:
     """Read, decode and split a data set.
+
+    Args:
+        config: the source, and how images are prepared and split.
+        cache: folder in which decoded images are kept for later calls, such as the folder of a run; None for no cache.
+            `config.cache` may name another folder or turn it off.
 
     Raises:
         InputError: a setting out of range, a source that is not there, a folder without images or with a class that

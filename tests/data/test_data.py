@@ -1,6 +1,8 @@
 """Data: real files in folders, seeded disjoint splits, training batches, and errors that name the file."""
 
+import dataclasses
 import hashlib
+import json
 import pickle
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 from torchvision import datasets
 
 from supernet import memory
-from supernet.config import Augment, Data
+from supernet.config import Augment, Data, DataSummary, from_dict
 from supernet.data import load as data_module
 from supernet.data.augment import augment
 from supernet.data.decode import decode
@@ -56,6 +58,17 @@ def test_splits_depend_on_the_seed_alone() -> None:
     sizes = [len(part) for part in (first.train, first.validation, first.test)]
     assert sizes == [1150, 288, 359]
     assert torch.equal(first.calibration.pixels, first.train.pixels[:640])
+
+
+def test_a_summary_survives_json_and_says_what_the_splits_say() -> None:
+    data = load(Data(size=8, calibration=100))
+    summary = data.summary()
+    assert from_dict(DataSummary, json.loads(json.dumps(dataclasses.asdict(summary)))) == summary
+    assert (summary.classes, summary.in_channels, summary.size) == (data.classes, 1, 8)
+    assert (summary.n_train, summary.n_calibration, summary.n_validation, summary.n_test) == (1150, 100, 288, 359)
+    assert summary.digest == data.digest
+    assert torch.equal(torch.tensor(summary.mean), data.train.mean.flatten())
+    assert summary.preprocess() == data.preprocess()
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:

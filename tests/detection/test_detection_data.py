@@ -236,6 +236,15 @@ def test_splits_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert sorted(first["train"] + first["validation"] + first["test"]) == list(range(100, 130))
 
 
+def test_a_summary_says_what_the_splits_say(tmp_path: Path) -> None:
+    splits = load(settings(make_coco(tmp_path, images=30), calibration=4, size=40))
+    summary = splits.summary()
+    assert (summary.classes, summary.in_channels, summary.size) == (("cat", "dog", "tree"), 3, 40)
+    assert (summary.n_train, summary.n_calibration, summary.n_validation, summary.n_test) == (19, 4, 5, 6)
+    assert summary.digest == splits.digest
+    assert torch.equal(torch.tensor(summary.std), splits.test.std.flatten())
+
+
 def test_splits_of_their_own_keep_the_training_labels(tmp_path: Path) -> None:
     train, held = make_coco(tmp_path), make_coco(tmp_path / "other", images=4, name="val")
     change(held, lambda d: d["categories"].pop(1) and d["annotations"].pop(1) and d["annotations"].pop(3))  # no cats

@@ -22,7 +22,7 @@ def open_run(folder: Path, kind: str, config: Any) -> Iterator[Path]:
     Args:
         folder: the run's folder.
         kind: what the folder holds, e.g. "supernet".
-        config: a dataclass with every setting; it is the run's identity, `save_seconds` excepted.
+        config: a dataclass with every setting; it is the run's identity, `save_seconds` and `data.cache` excepted.
 
     Raises:
         InputError: the folder holds something else or another run (the first differing setting is named), or another
@@ -64,7 +64,7 @@ def check_run(folder: Path, kind: str, config: Any) -> None:
     written = from_dict(type(config), found["config"])  # with the defaults of settings that are newer than the run
     before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
     for name in sorted(before.keys() | now.keys()):
-        if not name.endswith("save_seconds") and before.get(name) != now.get(name):
+        if not name.endswith(("save_seconds", "data.cache")) and before.get(name) != now.get(name):
             raise InputError(
                 f"{folder} holds another run: {name} is {before.get(name)!r} there and {now.get(name)!r} here; "
                 "give another folder, or the same settings to go on with it"
