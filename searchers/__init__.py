@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from searchers.catalog import list_searchers
     from searchers.evolution.aging import AgingEvolution
     from searchers.evolution.nsga2 import NSGA2
     from searchers.evolution.topk import TopKEvolution
@@ -35,6 +36,7 @@ _HOME = {
     "NSGA2": "searchers.evolution",
     "pareto_front": "searchers.pareto",
     "hypervolume": "searchers.pareto",
+    "list_searchers": "searchers.catalog",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "TopKEvolution",
     "Trial",
     "hypervolume",
+    "list_searchers",
     "pareto_front",
     "search",
 ]

@@ -1,7 +1,6 @@
 """Searches as curves of the best score so far, their intervals and plots, for tools/benchmarks/search.py."""
 
 import functools
-import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,28 +18,23 @@ STALE = 2_000  # trials without a new network after which a search is given up
 
 def maker(text: str) -> "functools.partial[Any]":
     """A searcher by its name in tools/search.py, with settings after a colon: `nsga2:population_size=20`."""
-    import searchers
-    from supernet_tools.pipeline.search import SEARCHERS
+    from searchers.catalog import searcher_maker, searcher_settings
 
     name, _, settings = text.partition(":")
-    if name not in SEARCHERS:
-        raise InputError(f"there is no searcher {name!r}; {nearest(name, SEARCHERS)}")
-    kind, _, preset = SEARCHERS[name].partition(".")
-    make = getattr(searchers, kind)
-    known = inspect.signature(make).parameters
+    known = searcher_settings(name)
     values: dict[str, Any] = {}
     for pair in filter(None, settings.split(",")):
         key, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"settings of {name!r} are NAME=VALUE with commas between, not {pair!r}")
-        if key not in known or key in ("space", "seed", "feasible"):
+        if key not in known:
             raise InputError(f"searcher {name!r} has no setting {key!r}; {nearest(key, known)}")
         try:
             values[key] = json.loads(value)
         except json.JSONDecodeError:
             values[key] = value
 
-    return functools.partial(getattr(make, preset) if preset else make, **values)
+    return functools.partial(searcher_maker(name), **values)
 
 
 class Scored(Protocol):

@@ -54,9 +54,9 @@ def regret(
     if out is not None:
         plotly_objects()
         out.mkdir(parents=True, exist_ok=True)
-    from supernet_tools.pipeline.search import SEARCHERS
+    from searchers import list_searchers
 
-    makers = {name: maker(name) for name in searchers or SEARCHERS}
+    makers = {name: maker(name) for name in searchers or list_searchers()}
     for oracle in [from_csv(csv, space)] if csv is not None else map(oracle_of, oracles):
         curves: dict[str, list[list[float]]] = {}
         seconds: dict[str, float] = {}

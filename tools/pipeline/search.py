@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import searchers
 from searchers import Study, Trial, search
+from searchers.catalog import searcher_maker, searcher_settings
 from searchers.pareto import hypervolume, pareto_front
 from searchers.study import score
 from supernet import Arch
@@ -26,33 +26,12 @@ from supernet.scoring.shared_weights import SharedWeights
 from supernet.training.distributed import current
 from supernet_tools.pipeline.stages import Run, random_feasible, timed, true_accuracies
 
-SEARCHERS = {
-    "random": "RandomSearch",
-    "aging-evolution": "AgingEvolution",
-    "top-k-evolution": "TopKEvolution",
-    "detnas": "TopKEvolution.detnas",
-    "spos": "TopKEvolution.spos",
-    "local-search": "LocalSearch",
-    "predictor": "PredictorSearch",
-    "nsga2": "NSGA2",
-    "reinforce": "Reinforce",
-    "enas": "Reinforce.enas",
-    "pnas": "PNAS",
-    "optuna": "OptunaSearcher",
-}
-"""Name to what makes the searcher, in the package `searchers`."""
 COSTS = "costs.json"
 
 
 def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings: Mapping[str, str]) -> Any:
     """A searcher by name, with hyperparameters given as text."""
-    if name not in SEARCHERS:
-        raise InputError(f"there is no searcher {name!r}; {nearest(name, SEARCHERS)}")
-    kind, _, preset = SEARCHERS[name].partition(".")
-    make = getattr(searchers, kind)
-    known = {
-        key: p for key, p in inspect.signature(make).parameters.items() if key not in ("space", "seed", "feasible")
-    }
+    known = searcher_settings(name)
     values = {}
     for key, text in settings.items():
         if key not in known:
@@ -63,9 +42,9 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
             values[key] = loaded if default is None or isinstance(default, str) else type(default)(loaded)
         except (ValueError, TypeError):
             raise InputError(f"{key}={text!r} is no {type(default).__name__}") from None
-    make = getattr(make, preset) if preset else make
     values = defaults(known, run.kind.metric) | values
-    searcher = make(run.supernet.space, seed=seed, feasible=feasible if feasible.limits else None, **values)
+    limits = feasible if feasible.limits else None
+    searcher = searcher_maker(name)(run.supernet.space, seed=seed, feasible=limits, **values)
     scored = (*run.kind.metrics, *run.cost.costs)
     for objective in getattr(searcher, "objectives", ()):
         if objective.removeprefix("-") not in scored:

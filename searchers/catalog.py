@@ -1,0 +1,88 @@
+"""The searchers by the names that commands use, found without importing any of them."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from supernet.errors import InputError, nearest
+
+
+class Entry(NamedTuple):
+    """A searcher in the catalog.
+
+    Attributes:
+        home: its class as `"module:Class"`, or a preset of it (a class method) as `"module:Class.preset"`.
+        description: one line for lists and help.
+    """
+
+    home: str
+    description: str
+
+
+SEARCHERS = {
+    "random": Entry("searchers.random_search:RandomSearch", "uniform draws, each network once: the baseline"),
+    "aging-evolution": Entry("searchers.evolution:AgingEvolution", "regularized evolution (Real et al., 2019)"),
+    "top-k-evolution": Entry("searchers.evolution:TopKEvolution", "generations bred from the best networks so far"),
+    "detnas": Entry("searchers.evolution:TopKEvolution.detnas", "top-k evolution as released with DetNAS"),
+    "spos": Entry("searchers.evolution:TopKEvolution.spos", "top-k evolution as in SPOS (Guo et al., 2020)"),
+    "local-search": Entry("searchers.local_search:LocalSearch", "hill climbing with restarts (White et al., 2021)"),
+    "predictor": Entry("searchers.predictor:PredictorSearch", "Bayesian optimisation with a surrogate"),
+    "nsga2": Entry("searchers.evolution:NSGA2", "several objectives at once (NSGA-II, Deb et al., 2002)"),
+    "reinforce": Entry("searchers.reinforce:Reinforce", "recurrent controller trained by PPO, as in NASNet"),
+    "enas": Entry("searchers.reinforce:Reinforce.enas", "recurrent controller as released with ENAS (REINFORCE)"),
+    "pnas": Entry("searchers.pnas:PNAS", "cells that grow block by block (Liu et al., 2018)"),
+    "optuna": Entry("searchers.optuna_search:OptunaSearcher", "any sampler of Optuna, TPE by default"),
+}
+"""Every searcher that commands offer. MorphNet is not among them: it needs a supernet to train."""
+
+
+def list_searchers(pattern: str = "*") -> dict[str, str]:
+    """The names of the searchers that match a shell pattern, such as `"*evolution"`, each with a one-line description.
+
+    Returns:
+        name to description, in the order of the catalog; empty if nothing matches.
+    """
+    return {name: entry.description for name, entry in SEARCHERS.items() if fnmatchcase(name, pattern)}
+
+
+def searcher_class(name: str) -> type[Any]:
+    """The class of a searcher; its constructor's parameters are the searcher's settings.
+
+    Raises:
+        InputError: there is no searcher of that name.
+    """
+    return _resolve(name)[0]
+
+
+def searcher_maker(name: str) -> Callable[..., Any]:
+    """What makes a searcher: its class, or the class method of a preset. It takes the class's arguments either way.
+
+    Raises:
+        InputError: there is no searcher of that name.
+    """
+    kind, preset = _resolve(name)
+    maker: Callable[..., Any] = getattr(kind, preset) if preset else kind
+    return maker
+
+
+def searcher_settings(name: str) -> dict[str, inspect.Parameter]:
+    """The hyperparameters of a searcher by name: all constructor parameters but `space`, `seed` and `feasible`.
+
+    The defaults are those of the class; a preset has values of its own for some of them.
+
+    Raises:
+        InputError: there is no searcher of that name.
+    """
+    parameters = inspect.signature(searcher_class(name)).parameters
+    return {key: value for key, value in parameters.items() if key not in ("space", "seed", "feasible")}
+
+
+def _resolve(name: str) -> tuple[type[Any], str]:
+    """The class of a searcher, and the name of the preset or nothing."""
+    if name not in SEARCHERS:
+        raise InputError(f"there is no searcher {name!r}; {nearest(name, SEARCHERS)}")
+    module, _, path = SEARCHERS[name].home.partition(":")
+    kind, _, preset = path.partition(".")
+    return getattr(importlib.import_module(module), kind), preset
