@@ -12,9 +12,9 @@ are. What they hand on is held from one trie to the next where there is room for
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,15 @@ class Numbered(Protocol):
 
 Visit = Callable[[int, Any], None]
 """Receives the position of an architecture and what its last step hands on for the next batch."""
+
+
+Phase = Literal["materialize", "trunk", "calibrate", "evaluate", "metric"]
+"""A part of scoring: copying weights into steps, reading batches and running the steps that all architectures share,
+re-estimating batch-norm statistics, running the validation batches, and computing the metric."""
+
+Watch = Callable[[Phase], AbstractContextManager[object]]
+"""Makes a context that is entered for each phase, for instance to time it. Phases nest: steps are copied
+while a trie is calibrated or evaluated, for example."""
 
 
 class BudgetExceeded(Exception):
@@ -90,14 +99,18 @@ class _Copies:
     A step stands on a path once, so one copy serves all nodes; what differs between nodes is in `Node.statistics`.
     """
 
-    def __init__(self, supernet: Chain, *, memory_format: torch.memory_format, memory: int) -> None:
-        self._supernet, self._memory_format, self._memory = supernet, memory_format, memory
+    def __init__(self, supernet: Chain, *, memory_format: torch.memory_format, memory: int, watch: Watch) -> None:
+        self._supernet, self._memory_format, self._memory, self._watch = supernet, memory_format, memory, watch
         self._steps: dict[tuple[int, Arch, Layouts], tuple[_Step, int]] = {}
         self._bytes = 0
 
     def of(self, node: Node) -> _Step:
         key = (node.position, node.sub, node.layout)
-        step, size = self._steps.pop(key) if key in self._steps else self._make(node)
+        if key in self._steps:
+            step, size = self._steps.pop(key)
+        else:
+            with self._watch("materialize"):
+                step, size = self._make(node)
         self._steps[key] = step, size  # last again
         while self._bytes > self._memory and len(self._steps) > 1:
             self._bytes -= self._steps.pop(next(iter(self._steps)))[1]
@@ -214,6 +227,7 @@ class PrefixSharing:
         batch_statistics: normalise every batch with its own statistics.
         hold: bytes of what fixed steps hand on that are kept from trie to trie, beside `memory`. With any, an instance
             is for one sequence of calibration batches and one of others; statistics of fixed steps are then found once.
+        watch: entered around each phase.
 
     Attributes:
         peak: the most bytes of activations held so far, those kept included.
@@ -228,10 +242,11 @@ class PrefixSharing:
         memory: int = 2**30,
         batch_statistics: bool = False,
         hold: int = 0,
+        watch: Watch = nullcontext,
     ) -> None:
-        self.memory, self.batch_statistics, self.peak = memory, batch_statistics, 0
+        self.memory, self.batch_statistics, self.peak, self._watch = memory, batch_statistics, 0, watch
         self.batches_made = self._entry = 0
-        self._copies = _Copies(supernet, memory_format=memory_format, memory=memory)
+        self._copies = _Copies(supernet, memory_format=memory_format, memory=memory, watch=watch)
         self._features = Features(hold)
         self._held = _Held(memory)
 
@@ -250,14 +265,15 @@ class PrefixSharing:
         Raises:
             BudgetExceeded: one batch along one path takes more than the budget.
         """
-        known, start = self._features.statistics, self._start(trie)
-        for node, statistics in zip(trie.trunk, known or (), strict=False):
-            node.statistics = statistics
-        before = [] if start is trie.root or known is not None else trie.trunk
-        if any(self._copies.of(node).norms for node in before) or any(map(self._normed, start.children.values())):
-            self._walk(trie, batches, None)
-            if start is not trie.root:
-                self._features.statistics = [node.statistics for node in trie.trunk]
+        with self._watch("calibrate"):
+            known, start = self._features.statistics, self._start(trie)
+            for node, statistics in zip(trie.trunk, known or (), strict=False):
+                node.statistics = statistics
+            before = [] if start is trie.root or known is not None else trie.trunk
+            if any(self._copies.of(node).norms for node in before) or any(map(self._normed, start.children.values())):
+                self._walk(trie, batches, None)
+                if start is not trie.root:
+                    self._features.statistics = [node.statistics for node in trie.trunk]
 
     def outputs(self, trie: Trie, batches: Numbered, visit: Visit) -> None:
         """Hands every output of every architecture to `visit`; of one architecture, in the order of the batches.
@@ -265,7 +281,8 @@ class PrefixSharing:
         Raises:
             BudgetExceeded: one batch along one path takes more than the budget.
         """
-        self._walk(trie, batches, visit)
+        with self._watch("evaluate"):
+            self._walk(trie, batches, visit)
 
     def network(self, trie: Trie, leaf: int) -> nn.Sequential:
         """A private network of one architecture, calibrated as the trie is, in eval mode."""
@@ -293,7 +310,8 @@ class PrefixSharing:
         while number < len(batches):
             self._held = _Held(self.memory, self._features.places)
             group = range(number, min(number + take, len(batches)))
-            states = [self._entered(trie, batches, at, calibrate=visit is None) for at in group]
+            with self._watch("trunk"):
+                states = [self._entered(trie, batches, at, calibrate=visit is None) for at in group]
             self._spread(self._start(trie), states, visit)
             self.peak = max(self.peak, self._held.peak + self._features.held)
             number, most = group.stop, max(most, self._entry, -(-self._held.peak // len(group)))

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from supernet.errors import InputError
 from supernet.scoring.batch_norm import BatchNormPolicy, BatchStatistics, Recalibrate, recalibrate_bn
 from supernet.scoring.cache import Score, ScoreCache
 from supernet.scoring.metrics import BatchMetric, Metric, Metrics, classification
-from supernet.scoring.prefix import BudgetExceeded, PrefixSharing, norms_of, use_batch_statistics, version
+from supernet.scoring.prefix import BudgetExceeded, PrefixSharing, Watch, norms_of, use_batch_statistics, version
 from supernet.scoring.trie import Trie
 from supernet.space import Arch
 from supernet.training.distributed import revert_sync_bn
@@ -58,6 +59,8 @@ class SharedWeights:
             for all calls until the weights change; batches that do not fit are run again in every call. To hold all
             takes the maps that the last of these steps hands on, in float32, of every image; 0 holds none.
         cache: looked up first, and every new score is kept there at once, costs aside.
+        watch: makes a context that is entered around each phase of scoring with shared prefixes, e.g. to time it; see
+            `supernet.scoring.prefix.Phase`.
 
     Attributes:
         steps_asked: steps of all networks scored so far, as one by one would run them; without repeats and cache hits.
@@ -83,13 +86,14 @@ class SharedWeights:
         memory: int = 2**30,
         hold: int = 2**29,
         cache: ScoreCache | None = None,
+        watch: Watch = nullcontext,
     ) -> None:
         device = next(supernet.parameters()).device
         self.supernet, self.metric, self.batch, self.cost = supernet, metric, batch, cost
         self.bn = Recalibrate() if bn is None else bn
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.calibration, self.validation = calibration.to(device), validation.to(device)
-        self.share, self.cache = share, cache
+        self.share, self.cache, self._watch = share, cache, watch
         self.steps_asked = self.steps_run = self.hits = 0
         if cache is not None and ("<" in _name(metric) or _name(metric) in ("", "partial")):
             raise InputError(f"scores of {metric!r} cannot be cached: give it an attribute `name` that is its own")
@@ -102,6 +106,7 @@ class SharedWeights:
             memory=memory,
             batch_statistics=isinstance(self.bn, BatchStatistics),
             hold=hold,
+            watch=watch,
         )
 
     @property
@@ -211,9 +216,11 @@ class SharedWeights:
 
         def visit(number: int, outputs: Any) -> None:
             mine = parts[number]
-            mine.append(metric.of_batch(outputs, batches.labels(len(mine))))
-            if len(mine) == len(batches):
-                record(archs[number], Score(metric.combine(mine), metric.correct(mine)))
+            with self._watch("metric"):
+                mine.append(metric.of_batch(outputs, batches.labels(len(mine))))
+                score = Score(metric.combine(mine), metric.correct(mine)) if len(mine) == len(batches) else None
+            if score is not None:
+                record(archs[number], score)
 
         self._prefixes.outputs(trie, batches, visit)
 

@@ -3,6 +3,7 @@
 import gc
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -346,3 +347,27 @@ def test_synchronised_batch_norm_is_plain_in_the_copies() -> None:
             assert SharedWeights(net, *data(net), bn=POLICIES[2], share=share, metric=metric)(archs) == expected
     assert [type(part) for part in net.modules()] == before
     assert nn.SyncBatchNorm in before
+
+
+def test_phases_of_scoring_can_be_watched() -> None:
+    """Every phase is entered, steps are copied inside another phase, and the scores stay the same."""
+    net = rough(SPACES["chain"]())
+    archs = population(net, 6)
+    entered: set[str] = set()
+    open_phases: list[str] = []
+    outer_of: dict[str, set[str]] = {}
+
+    @contextmanager
+    def watch(phase: str) -> Iterator[None]:
+        entered.add(phase)
+        outer_of.setdefault(phase, set()).update(open_phases[-1:])
+        open_phases.append(phase)
+        yield
+        open_phases.pop()
+
+    watched = SharedWeights(net, *data(net), bn=Recalibrate(3, 16), batch=16, watch=watch)
+    assert watched(archs) == SharedWeights(net, *data(net), bn=Recalibrate(3, 16), batch=16)(archs)
+    assert entered == {"materialize", "trunk", "calibrate", "evaluate", "metric"}
+    assert outer_of["materialize"] <= {"trunk", "calibrate", "evaluate"}
+    assert outer_of["metric"] == {"evaluate"}
+    assert not open_phases
