@@ -11,23 +11,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import filelock
-
+from supernet import sqlite
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, SearchSpace
 
-APPLICATION = 0x4E415354  # "NAST" in the SQLite header: tells a study from any other SQLite file
-VERSION = 3  # 1 had no column `failed`, 2 no snapshots
 SYNC_SECONDS = 1.0  # a sync takes 0.2 to 4 ms, ten times what a trial of a tabulated search does
-PAGE = 4096  # bytes; SQLite reads a last page cut short as if zeros followed, so its length is checked here
 
-_SNAPSHOTS = "CREATE TABLE IF NOT EXISTS snapshots (trials INTEGER NOT NULL, state BLOB NOT NULL)"  # one row at most
-_TABLES = (
-    _SNAPSHOTS,
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE batches (number INTEGER PRIMARY KEY, asked INTEGER NOT NULL)",
-    "CREATE TABLE trials (number INTEGER PRIMARY KEY, batch INTEGER NOT NULL, key TEXT NOT NULL, arch TEXT NOT NULL,"
-    " metrics TEXT NOT NULL, repeat INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL DEFAULT '')",
+STUDY = sqlite.FileKind(
+    name="a study",
+    application=0x4E415354,  # "NAST"
+    version=3,
+    tables=(
+        "CREATE TABLE batches (number INTEGER PRIMARY KEY, asked INTEGER NOT NULL)",
+        "CREATE TABLE trials (number INTEGER PRIMARY KEY, batch INTEGER NOT NULL, key TEXT NOT NULL,"
+        " arch TEXT NOT NULL, metrics TEXT NOT NULL, repeat INTEGER NOT NULL, seconds REAL NOT NULL,"
+        " failed TEXT NOT NULL DEFAULT '')",
+        "CREATE TABLE snapshots (trials INTEGER NOT NULL, state BLOB NOT NULL)",  # one row at most
+    ),
+    damaged="restore it from a copy, or choose another study file",
+    outdated="use the release that wrote it, or another study file",
 )
 
 
@@ -54,6 +56,21 @@ class Trial:
     seconds: float = field(compare=False)
     batch: int
     failed: str = ""
+
+    @classmethod
+    def of(
+        cls, space: SearchSpace, arch: Arch, metrics: Mapping[str, float], *, number: int = 0, failed: str = ""
+    ) -> Self:
+        """A trial to report to a searcher by hand, as the only one of its batch.
+
+        Args:
+            space: of the architecture, which gives the key of its normal form.
+            arch: the architecture as the searcher proposed it, or any other one.
+            metrics: its scores; empty if it failed.
+            number: position in the study; only messages and the order among equals use it.
+            failed: why there is no score.
+        """
+        return cls(number, arch, space.normal_form(arch).key, metrics, False, 0.0, number, failed)
 
 
 def score(trial: Trial, metric: str) -> float:
@@ -120,7 +137,7 @@ class Study:
         self._repeats = 0
         self._synced = -math.inf
         self._db: sqlite3.Connection | None = None
-        self._lock = None if self.path is None else _locked(self.path)
+        self._lock = None if self.path is None else sqlite.only_writer(self.path, STUDY)
         try:
             self._open()
         except BaseException:
@@ -186,15 +203,8 @@ class Study:
     @property
     def snapshot(self) -> tuple[int, bytes] | None:
         """The last state of the searcher on record, and how many trials it had been told; None if there is none."""
-        if self._db is None:
-            raise InputError(f"study {self} is closed; open it again with Study(path, space)")
-        row: tuple[int, bytes] | None = self._db.execute("SELECT trials, state FROM snapshots").fetchone()
+        row: tuple[int, bytes] | None = self._connection().execute("SELECT trials, state FROM snapshots").fetchone()
         return row
-
-    def score_of(self, key: str) -> Mapping[str, float] | None:
-        """The metrics of the network with this normal-form key, None if it has not been scored."""
-        first = self._first.get(key)
-        return None if first is None or first.failed else first.metrics
 
     def first_of(self, key: str) -> Trial | None:
         """The trial that evaluated the network with this normal-form key, scored or failed; None if there is none."""
@@ -249,79 +259,40 @@ class Study:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._connection()
+        sync = time.monotonic() - self._synced >= SYNC_SECONDS
+        with sqlite.reported(self.path, STUDY):
+            if sync:
+                db.execute("PRAGMA synchronous=FULL")  # of the whole log, earlier transactions included
+            with sqlite.transaction(db):
+                yield db
+            if sync:
+                self._synced = time.monotonic()
+                db.execute("PRAGMA synchronous=NORMAL")
+
+    def _connection(self) -> sqlite3.Connection:
         if self._db is None:
             raise InputError(f"study {self} is closed; open it again with Study(path, space)")
-        sync = time.monotonic() - self._synced >= SYNC_SECONDS
-        if sync:
-            self._db.execute("PRAGMA synchronous=FULL")  # of the whole log, earlier transactions included
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-        if sync:
-            self._synced = time.monotonic()
-            self._db.execute("PRAGMA synchronous=NORMAL")
+        return self._db
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        try:
-            torn = self.path is not None and _torn(self.path)
-            self._db = sqlite3.connect(self.path or ":memory:", isolation_level=None)
-            if not (torn or self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]):
-                self._create()
-            self._check(torn=torn)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._load()
-        except (sqlite3.Error, KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise InputError(
-                f"{self} is no readable study ({error}); restore it from a copy, or choose another study file"
-            ) from error
-
-    def _create(self) -> None:
-        assert self._db is not None
-        self._db.execute(f"PRAGMA page_size={PAGE}")
         space = self.space
-        meta = {"version": str(VERSION), "space": space.to_json(), "space_digest": space.digest()}
-        with self._transaction() as db:
-            db.execute(f"PRAGMA application_id={APPLICATION}")
-            for table in _TABLES:
-                db.execute(table)
-            db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        with sqlite.reported(self.path, STUDY, malformed=sqlite.MALFORMED):
+            self._db = sqlite.opened(self.path, STUDY, meta={"space": space.to_json(), "space_digest": space.digest()})
+            meta = sqlite.read_meta(self._db)
+            if meta["space_digest"] != space.digest():
+                raise InputError(
+                    f"study {self} is of space {json.loads(meta['space'])['name']!r} ({meta['space_digest']}), not of "
+                    f"{space.name!r} ({space.digest()}); use another study file, or the space that it was made with"
+                )
+            self._settings = json.loads(meta["settings"]) if "settings" in meta else None
+            self._load(self._db)
 
-    def _check(self, *, torn: bool) -> None:
-        assert self._db is not None
-        if self._db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
-            raise InputError(f"{self} is an SQLite file but no study; choose another study file")
-        damage = "the file is cut short" if torn else self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if damage != "ok":
-            raise sqlite3.DatabaseError(" ".join(damage.split()))
-        meta = dict(self._db.execute("SELECT name, value FROM meta"))
-        if meta["version"] not in ("1", "2", str(VERSION)):
-            raise InputError(
-                f"study {self} has schema version {meta['version']}, but this release reads version {VERSION}; use the "
-                "release that wrote it, or another study file"
-            )
-        if meta["space_digest"] != self.space.digest():
-            raise InputError(
-                f"study {self} is of space {json.loads(meta['space'])['name']!r} ({meta['space_digest']}), not of "
-                f"{self.space.name!r} ({self.space.digest()}); use another study file, or the space it was made with"
-            )
-        self._settings = json.loads(meta["settings"]) if "settings" in meta else None
-        if meta["version"] != str(VERSION):
-            with self._transaction() as db:
-                if meta["version"] == "1":
-                    db.execute("ALTER TABLE trials ADD COLUMN failed TEXT NOT NULL DEFAULT ''")
-                db.execute(_SNAPSHOTS)
-                db.execute("UPDATE meta SET value = ? WHERE name = 'version'", (str(VERSION),))
-
-    def _load(self) -> None:
-        assert self._db is not None
-        self._asked = [row[0] for row in self._db.execute("SELECT asked FROM batches ORDER BY number")]
-        for row in self._db.execute("SELECT * FROM trials ORDER BY number"):
+    def _load(self, db: sqlite3.Connection) -> None:
+        self._asked = [row[0] for row in db.execute("SELECT asked FROM batches ORDER BY number")]
+        for row in db.execute("SELECT * FROM trials ORDER BY number"):
             number, batch, key, text, metrics, repeat, seconds, failed = row
             if number != len(self) or not 0 <= batch < len(self._asked):
                 raise sqlite3.DatabaseError(f"trial {number} of batch {batch} is out of order")
@@ -332,26 +303,3 @@ class Study:
 def _row(trial: Trial) -> tuple[int, int, str, str, str, int, float, str]:
     arch, metrics = trial.arch.to_json(), json.dumps(dict(trial.metrics))
     return trial.number, trial.batch, trial.key, arch, metrics, int(trial.repeat), trial.seconds, trial.failed
-
-
-def _torn(path: Path) -> bool:
-    """Whether the file ends within a page; while a log lies beside it, SQLite itself restores the pages in question."""
-    return path.exists() and path.stat().st_size % PAGE != 0 and not Path(f"{path}-wal").exists()
-
-
-def _locked(path: Path) -> filelock.BaseFileLock:
-    """The lock of the study at `path`, held until released or until the process ends, however it ends."""
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} for the study {path.name}; create it first")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; a study is a file, for instance {path / 'study.db'}")
-    lock = filelock.FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise InputError(
-            f"study {path} is open in another process or study object; wait for it, or use another study file"
-        ) from error
-    except OSError as error:
-        raise InputError(f"study {path} cannot be locked ({error}); choose a folder that can be written") from error
-    return lock

@@ -17,6 +17,7 @@ PACKAGES = {"supernet": "supernet", "searchers": "searchers", "detection": "dete
 
 ROOMS = [
     {"supernet.errors", "supernet.seeding", "supernet.progress"},
+    {"supernet.sqlite"},
     {"supernet.space", "supernet.config", "supernet.memory"},
     {"supernet.files"},
     {"supernet.chain", "supernet.data", "supernet.ranking"},
@@ -28,7 +29,7 @@ ROOMS = [
 """The floors of `supernet`, lowest first: a module imports from its own room and from the floors below."""
 
 PURE = ("supernet.space", "supernet.config", "supernet.errors", "supernet.seeding", "detection.config")
-FOR_SEARCHERS = ("supernet.space", "supernet.errors", "supernet.seeding")
+FOR_SEARCHERS = ("supernet.space", "supernet.errors", "supernet.seeding", "supernet.sqlite")
 HEAVY = {"torch", "torchvision", "timm"}  # 3 to 6 s of import
 HELP_SECONDS = 1.0
 

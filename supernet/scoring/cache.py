@@ -12,20 +12,24 @@ from typing import Self
 import filelock
 import numpy as np
 
+from supernet import sqlite
 from supernet.errors import InputError
 from supernet.ranking.paired import Bits, tied
 from supernet.space import Arch
 
-APPLICATION = 0x4E415343  # "NASC" in the SQLite header: tells a cache from any other SQLite file
-VERSION = 1
-PAGE = 4096  # bytes; SQLite reads a last page cut short as if zeros followed, so its length is checked here
 WAIT = 60.0  # seconds that a writer waits for another one; each holds the file for milliseconds
 
-_TABLES = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE contexts (id INTEGER PRIMARY KEY, settings TEXT NOT NULL UNIQUE)",
-    "CREATE TABLE scores (context INTEGER NOT NULL, key TEXT NOT NULL, arch TEXT NOT NULL, metrics TEXT NOT NULL,"
-    " images INTEGER, bits BLOB, PRIMARY KEY (context, key)) WITHOUT ROWID",
+CACHE = sqlite.FileKind(
+    name="an evaluation cache",
+    application=0x4E415343,  # "NASC"
+    version=1,
+    tables=(
+        "CREATE TABLE contexts (id INTEGER PRIMARY KEY, settings TEXT NOT NULL UNIQUE)",
+        "CREATE TABLE scores (context INTEGER NOT NULL, key TEXT NOT NULL, arch TEXT NOT NULL, metrics TEXT NOT NULL,"
+        " images INTEGER, bits BLOB, PRIMARY KEY (context, key)) WITHOUT ROWID",
+    ),
+    damaged="delete it, and the scores will be computed again, or restore it from a copy",
+    outdated="delete it, and the scores will be computed again",
 )
 _PUT = "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)"
 
@@ -54,16 +58,12 @@ class ScoreCache:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.parent.is_dir() or self.path.is_dir():
-            raise InputError(f"{self.path} can be no evaluation cache; give a file in a folder that exists")
+        sqlite.check_place(self.path, CACHE)
         self._contexts: dict[str, int] = {}
         self._db: sqlite3.Connection | None = None
-        try:
-            with self._reported(), filelock.FileLock(f"{self.path}.lock", timeout=WAIT):  # one creates it
-                self._open()
-        except BaseException:
-            self.close()
-            raise
+        creating = filelock.FileLock(f"{self.path}.lock", timeout=WAIT)  # of several processes one creates it
+        with sqlite.reported(self.path, CACHE, malformed=sqlite.MALFORMED), creating:
+            self._db = sqlite.opened(self.path, CACHE, wait=WAIT)
 
     def __enter__(self) -> Self:
         return self
@@ -132,56 +132,16 @@ class ScoreCache:
     @contextmanager
     def _reported(self) -> Iterator[sqlite3.Connection]:
         """The connection; what goes wrong with the file is reported with its name and the remedy."""
-        if self._db is None:
-            self._db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
-        try:
+        with sqlite.reported(self.path, CACHE, malformed=sqlite.MALFORMED):
+            if self._db is None:  # used again after `close`
+                self._db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
             yield self._db
-        except (sqlite3.Error, KeyError, TypeError, ValueError, OSError, filelock.Timeout) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{self.path} is no readable evaluation cache ({' '.join(str(error).split())}); delete it, and the "
-                "scores will be computed again, or restore it from a copy"
-            ) from error
-
-    def _open(self) -> None:
-        assert self._db is not None
-        torn = _torn(self.path)
-        if not torn and not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            self._create(self._db)
-        if self._db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
-            raise InputError(f"{self.path} is no evaluation cache, or a scrap of one; choose another file")
-        damage = "the file is cut short" if torn else self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if damage != "ok":
-            raise sqlite3.DatabaseError(damage)
-        version = self._db.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()[0]
-        if version != str(VERSION):
-            raise InputError(
-                f"the evaluation cache {self.path} has schema version {version}, but this release reads version "
-                f"{VERSION}; delete it, and the scores will be computed again"
-            )
-
-    @staticmethod
-    def _create(db: sqlite3.Connection) -> None:
-        db.execute(f"PRAGMA page_size={PAGE}")
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("BEGIN IMMEDIATE")
-        db.execute(f"PRAGMA application_id={APPLICATION}")
-        for table in _TABLES:
-            db.execute(table)
-        db.execute("INSERT INTO meta VALUES ('version', ?)", (str(VERSION),))
-        db.execute("COMMIT")
 
 
 def _unpacked(images: int | None, bits: bytes | None) -> Bits | None:
     if images is None or bits is None:
         return None
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=images).astype(bool)
-
-
-def _torn(path: Path) -> bool:
-    """Whether the file ends within a page; while a log lies beside it, SQLite itself restores the pages in question."""
-    return path.exists() and path.stat().st_size % PAGE != 0 and not Path(f"{path}-wal").exists()
 
 
 def tied_with_best(

@@ -22,9 +22,10 @@ from supernet.data.images import Images
 from supernet.errors import InputError
 from supernet.ranking.paired import tied
 from supernet.scoring.batch_norm import Inherit, Recalibrate
-from supernet.scoring.cache import PAGE, Bits, Score, ScoreCache, tied_with_best
+from supernet.scoring.cache import Bits, Score, ScoreCache, tied_with_best
 from supernet.scoring.metrics import accuracy, classification
 from supernet.scoring.shared_weights import SharedWeights
+from supernet.sqlite import PAGE
 
 ROOT = Path(supernet.__path__[0]).parent
 CONTEXT = {"supernet": "0", "images": "1"}
@@ -222,30 +223,31 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, damage: str) ->
         "a page overwritten": whole[:middle] + b"\xff" * PAGE + whole[middle + PAGE :],
     }
     path.write_bytes(damaged[damage])
-    with pytest.raises(InputError, match=r"scores\.db is no readable evaluation cache .* delete it"):
+    with pytest.raises(InputError, match=r"scores\.db cannot be read as an evaluation cache .* delete it"):
         ScoreCache(path)
 
 
 def test_foreign_files_and_other_versions_are_refused(tmp_path: Path) -> None:
     text, study, newer = (tmp_path / name for name in ("notes.txt", "study.db", "newer.db"))
     text.write_text("no database\n" * 1000)
-    with pytest.raises(InputError, match=r"notes\.txt is no readable evaluation cache"):
+    with pytest.raises(InputError, match=r"notes\.txt cannot be read as an evaluation cache"):
         ScoreCache(text)
     with sqlite3.connect(study) as db:
         db.execute("CREATE TABLE trials (number INTEGER)")
-    with pytest.raises(InputError, match=r"study\.db is no evaluation cache.* choose another"):
+    with pytest.raises(InputError, match=r"study\.db is not an evaluation cache.* choose another"):
         ScoreCache(study)
     text.write_bytes(filled(newer)[:1])  # which SQLite takes for an empty database
-    with pytest.raises(InputError, match=r"notes\.txt is no evaluation cache, or a scrap of one; choose another"):
+    with pytest.raises(InputError, match=r"notes\.txt is not an evaluation cache, or was only partly written"):
         ScoreCache(text)
     assert text.stat().st_size == 1
     with sqlite3.connect(newer) as db:
         db.execute("UPDATE meta SET value = '9' WHERE name = 'version'")
     with pytest.raises(InputError, match="schema version 9, but this release reads version 1; delete it"):
         ScoreCache(newer)
-    for place in (tmp_path, tmp_path / "none" / "scores.db"):
-        with pytest.raises(InputError, match="give a file in a folder that exists"):
-            ScoreCache(place)
+    with pytest.raises(InputError, match="is a folder, but an evaluation cache is a file"):
+        ScoreCache(tmp_path)
+    with pytest.raises(InputError, match=r"there is no folder .*none for the evaluation cache scores\.db; create it"):
+        ScoreCache(tmp_path / "none" / "scores.db")
 
 
 # -- ties with the best -----------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Evaluations that fail: the trial says why, the search goes on, and not for ever."""
 
 import logging
-import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -69,7 +68,6 @@ def test_the_trial_is_marked_with_its_reason_and_the_search_goes_on(
     assert best == max((t for t in trials if not t.failed), key=lambda t: t.metrics["accuracy"])
     with Study(path, SPACE) as study:
         assert study.trials() == trials
-        assert study.score_of(failed[0].key) is None
         assert study.first_of(failed[0].key) == failed[0]
         assert study.evaluations == 60
 
@@ -179,18 +177,3 @@ def test_failed_trials_of_a_warm_start_need_no_score() -> None:
             best = search(MAKERS[name](SPACE), Fragile(None), study, trials=before + 5, resume="warm")
             assert before < len(study) <= before + 5
             assert not best.failed
-
-
-def test_a_study_of_the_version_before_is_read_and_written_on(tmp_path: Path) -> None:
-    path = tmp_path / "study.db"
-    with Study(path, SPACE) as study:
-        search(RandomSearch(SPACE), Counter(), study, trials=9)
-        trials = study.trials()
-    with sqlite3.connect(path) as database:
-        database.execute("ALTER TABLE trials DROP COLUMN failed")
-        database.execute("UPDATE meta SET value = '1' WHERE name = 'version'")
-    for total in (60, 70):
-        with Study(path, SPACE) as study:
-            search(RandomSearch(SPACE), Fragile(None), study, trials=total)
-            assert study.trials()[:9] == trials
-            assert any(trial.failed for trial in study.trials())

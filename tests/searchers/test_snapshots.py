@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -98,22 +97,6 @@ def test_a_warm_start_forgets_the_snapshot_of_the_search_before(tmp_path: Path) 
         assert study.snapshot[0] == 25
         search(RandomSearch(SPACE), Counter(), study, trials=30, resume="warm")
         assert study.snapshot is None
-
-
-def test_a_study_of_the_version_before_snapshots_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "study.db"
-    with Study(path, SPACE) as study:
-        search(small_reinforce(SPACE), Counter(), study, trials=25)
-    with sqlite3.connect(path) as database:
-        database.execute("DROP TABLE snapshots")
-        database.execute("UPDATE meta SET value = '2' WHERE name = 'version'")
-    with Study(path, SPACE) as study:
-        search(small_reinforce(SPACE), Counter(), study, trials=50)
-        trials = study.trials()
-        assert study.snapshot is not None
-    with Study(None, SPACE) as study:
-        search(small_reinforce(SPACE), Counter(), study, trials=50)
-        assert study.trials() == trials
 
 
 KILLED = """

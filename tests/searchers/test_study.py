@@ -48,8 +48,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         assert study.settings is not None
         assert study.settings["searcher"] == "RandomSearch"
         assert study.settings["batch"] == 4
-        assert study.score_of(trials[3].key) == trials[3].metrics
-        assert study.score_of("0" * 16) is None
+        assert study.first_of(trials[3].key) == trials[3]
+        assert study.first_of("0" * 16) is None
 
 
 def test_every_batch_is_on_disk_while_the_study_is_open(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE bookmarks (url TEXT)")
     before = path.read_bytes()
-    assert "is an SQLite file but no study" in refusal(path, chain_space())
+    assert "is not a study, or was only partly written" in refusal(path, chain_space())
     assert path.read_bytes() == before
 
 
@@ -165,11 +165,14 @@ def test_a_study_of_another_space_is_refused_by_both_names(tmp_path: Path) -> No
     assert other.digest() in refusal(tmp_path / "study.db", other)
 
 
-def test_an_unknown_schema_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2, 9])
+def test_another_schema_version_is_refused(tmp_path: Path, version: int) -> None:
     written(tmp_path / "study.db")
     with sqlite3.connect(tmp_path / "study.db") as database:
-        database.execute("UPDATE meta SET value = '9' WHERE name = 'version'")
-    assert "schema version 9" in refusal(tmp_path / "study.db", chain_space())
+        database.execute("UPDATE meta SET value = ? WHERE name = 'version'", (str(version),))
+    assert f"schema version {version}, but this release reads version 3" in refusal(
+        tmp_path / "study.db", chain_space()
+    )
 
 
 def test_a_missing_folder_and_a_folder_are_refused(tmp_path: Path) -> None:
