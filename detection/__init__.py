@@ -4,18 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detection.build import DETECTORS, create_detector
+    from detection.build import DETECTORS, create_detector, create_detector_network
+    from detection.config import DetectorPreprocess
     from detection.cost import DetectorCosts
     from detection.detector import Detector, DetectorNetwork, backbone_of
     from detection.inputs import Labelled
     from detection.nasfpn.published import create_nasfpn
     from detection.nasfpn.space import pyramid_space, wiring_arch
     from detection.nasfpn.supernet import read_out
-    from detection.config import DetectorPreprocess
     from detection.weights import load_backbone
 
 _HOME = {
     "create_detector": "detection.build",
+    "create_detector_network": "detection.build",
     "DETECTORS": "detection.build",
     "load_backbone": "detection.weights",
     "backbone_of": "detection.detector",
@@ -39,6 +40,7 @@ __all__ = [
     "Labelled",
     "backbone_of",
     "create_detector",
+    "create_detector_network",
     "create_nasfpn",
     "load_backbone",
     "pyramid_space",

@@ -1,4 +1,7 @@
-"""Any classification chain as the backbone of a detector: the last map at each stride is kept, the head is dropped."""
+"""Backbones of detectors, cut from classification chains.
+
+The last feature map at each stride is kept, and the classifier head is dropped.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,104 +11,115 @@ from typing import Any, Literal
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.inputs import State
+from detection.inputs import DetectorState
 from supernet.chain import Chain, Init, Layout, Layouts, Part, Searchable, plain_layout, step_layout
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
 Mode = Literal["replace", "append", "all"]
-"""What a step does with the maps: work on the last, work on the last and keep it, or turn all into others."""
+"""What a step does with the feature maps of the state.
 
-_MOST_LOOKED_AT = 4096  # architectures of a step whose layouts are compared
+"replace" puts the block's output in the place of the last map, "append" keeps the last map and adds the output after
+it, and "all" replaces all maps by the outputs of a block that takes them together.
+"""
+
+_LAYOUTS_COMPARED = 4096  # at most so many architectures of a step are compared
 
 
 class MapStep(nn.Module):
-    """Applies a module to the maps of a state; the rest of the state passes.
+    """A step that applies a module to the maps of a `DetectorState` and leaves image sizes and targets as they are.
 
     Args:
-        block: takes one map, or with the mode "all" the tuple of maps.
+        block: takes the last map, or in mode "all" the tuple of maps.
+        mode: see `Mode`.
     """
 
     def __init__(self, block: nn.Module, mode: Mode) -> None:
         super().__init__()
         self.block, self.mode = block, mode
 
-    def forward(self, state: State) -> State:
-        """A `State` with other maps."""
+    def forward(self, state: DetectorState) -> DetectorState:
+        """Returns the `DetectorState` with its maps updated."""
         maps, sizes, targets = state
-        made = self.block(maps if self.mode == "all" else maps[-1])
-        return joined(self.mode, maps, made), sizes, targets
+        output = self.block(maps if self.mode == "all" else maps[-1])
+        return update_maps(self.mode, maps, output), sizes, targets
 
     def out_layout(self, layout: Any) -> Any:
-        """The layouts of the maps, those of the block after the kept ones."""
+        """Returns the layout of the updated state."""
         maps, *rest = layout
-        made = plain_layout(self.block, maps if self.mode == "all" else maps[-1])
-        return joined(self.mode, maps, made), *rest
+        output = plain_layout(self.block, maps if self.mode == "all" else maps[-1])
+        return update_maps(self.mode, maps, output), *rest
 
 
 class SearchableMapStep(Searchable):
-    """A `MapStep` of a searchable block."""
+    """A `MapStep` of a searchable block.
+
+    Args:
+        block: takes the last map, or in mode "all" the tuple of maps.
+        mode: see `Mode`.
+    """
 
     def __init__(self, block: Searchable, mode: Mode) -> None:
         super().__init__()
         self.block, self.mode, self.space = block, mode, block.space
 
-    def forward(self, state: State, arch: Arch) -> State:
-        """A `State` with other maps."""
+    def forward(self, state: DetectorState, arch: Arch) -> DetectorState:
+        """Returns the `DetectorState` with its maps updated."""
         maps, sizes, targets = state
-        made = self.block(maps if self.mode == "all" else maps[-1], arch)
-        return joined(self.mode, maps, made), sizes, targets
+        output = self.block(maps if self.mode == "all" else maps[-1], arch)
+        return update_maps(self.mode, maps, output), sizes, targets
 
     def out_layout(self, arch: Arch, layout: Any) -> Any:
-        """The layouts of the maps, those of the block after the kept ones."""
+        """Returns the layout of the updated state."""
         maps, *rest = layout
-        return joined(self.mode, maps, self.block.out_layout(arch, self._given(layout))), *rest
+        return update_maps(self.mode, maps, self.block.out_layout(arch, self._block_layout(layout))), *rest
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `MapStep` of the materialised block."""
-        return MapStep(self.block.materialize(arch, self._given(layout)), self.mode)
+        """Returns a `MapStep` of the materialised block."""
+        return MapStep(self.block.materialize(arch, self._block_layout(layout)), self.mode)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """The parts of the block."""
-        return self.block.active_parts(arch, self._given(layout))
+        """Yields the active parts of the block."""
+        return self.block.active_parts(arch, self._block_layout(layout))
 
     def spread(self, arch: Arch) -> None:
-        """That of the block."""
+        """Spreads the weights of the block; see `Searchable.spread`."""
         self.block.spread(arch)
 
-    def _given(self, layout: Any) -> Any:
+    def _block_layout(self, layout: Any) -> Any:
+        """The layout of the block's input."""
         return layout[0] if self.mode == "all" else layout[0][-1]
 
 
-def joined(mode: Mode, maps: Any, made: Any) -> Any:
-    """The maps after a step, or their layouts."""
+def update_maps(mode: Mode, maps: Any, output: Any) -> Any:
+    """Returns the maps, or their layouts, after a step of a mode whose block made `output`."""
     if mode == "all":
-        return made
-    return (*maps, made) if mode == "append" else (*maps[:-1], made)
+        return output
+    return (*maps, output) if mode == "append" else (*maps[:-1], output)
 
 
 def map_step(block: nn.Module, mode: Mode) -> nn.Module:
-    """The step around any block."""
+    """Wraps a block, searchable or not, in a map step."""
     return SearchableMapStep(block, mode) if isinstance(block, Searchable) else MapStep(block, mode)
 
 
 def backbone_steps(network: nn.Module) -> list[MapStep | SearchableMapStep]:
-    """The steps of a detector's backbone in order, of a supernet and of a network alike."""
+    """Returns the steps of a detector's backbone in order, for a supernet or a single network."""
     steps = network.blocks if isinstance(network, Chain) else network.children()
     return [step for step in steps if isinstance(step, MapStep | SearchableMapStep) and step.mode != "all"]
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A chain of feature maps.
+    """The steps of a classification chain that a detector reads feature maps from.
 
     Attributes:
-        name: of the classification space.
-        steps: named below "backbone."; each maps a `State` to a `State`.
-        space: decisions and normal forms of the classification space.
-        out_channels: stride to channels of each map that is kept, the finest first.
-        in_channels: of images.
-        init: initialises the classification network.
+        name: name of the classification space.
+        steps: pairs of a name, which starts with "backbone.", and a module from one `DetectorState` to the next.
+        space: the classification space with its choices and normal forms.
+        out_channels: stride to channels of each kept map, the finest first.
+        in_channels: channels of the images.
+        init: initialises the steps as in classification.
     """
 
     name: str
@@ -117,65 +131,68 @@ class Backbone:
 
 
 def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
-    """The steps of a classification chain up to its head as a backbone; the modules are shared, not copied.
+    """Returns the steps of a classification chain up to its head as a backbone; modules are shared, not copied.
 
     Args:
+        classifier: a supernet, or a chain without choices.
         levels: how many of the coarsest strides are kept, each at its last step.
 
     Raises:
-        InputError: a step hands on more than one map, or maps whose shape depends on the architecture; the head has
-            decisions; there are fewer strides than `levels`; the supernet has frozen batch norms.
+        InputError: a step returns more than one map, or maps whose shape depends on the architecture; the head has
+            choices; there are fewer strides than `levels`; a supernet has frozen batch norm.
     """
     name = classifier.space.name
-    found: list[tuple[str, nn.Module, Layout]] = []
+    steps: list[tuple[str, nn.Module, Layout]] = []
     layout: Layouts = classifier.input_layout
     for step_name, step in classifier.steps:
-        layout = _only_layout(name, step_name, step, layout)
+        layout = _fixed_layout(name, step_name, step, layout)
         if layout.stride == 0:
             break
-        found.append((step_name, step, layout))
-    for step_name, step in classifier.steps[len(found) :]:
+        steps.append((step_name, step, layout))
+    for step_name, step in classifier.steps[len(steps) :]:
         if isinstance(step, Searchable) and step.space.choices:
-            raise InputError(f"{name!r} decides on its head, {step_name!r}, which a detector leaves out")
-    last = {at.stride: number for number, (_, _, at) in enumerate(found)}  # the last step at each stride
+            raise InputError(
+                f"the head {step_name!r} of {name!r} has choices, but a detector has no classifier head; fix them first"
+            )
+    last = {out.stride: number for number, (_, _, out) in enumerate(steps)}  # the last step at each stride
     kept = sorted(last.values())[-levels:] if levels > 0 else []
     if len(kept) < levels or not kept:
         raise InputError(
-            f"a detector on {levels} levels needs a backbone of as many strides; {name!r} has {sorted(last)}; "
+            f"a detector on {levels} levels needs a backbone with as many strides; {name!r} has {sorted(last)}; "
             "give another backbone or fewer levels"
         )
-    check_frozen(classifier, [step for _, step, _ in found])
+    check_frozen(classifier, [step for _, step, _ in steps])
     return Backbone(
         name,
         tuple(
             (f"backbone.{step_name}", map_step(step, "append" if number - 1 in kept else "replace"))
-            for number, (step_name, step, _) in enumerate(found)
+            for number, (step_name, step, _) in enumerate(steps)
         ),
         classifier.space,
-        {found[number][2].stride: found[number][2].channels for number in kept},
+        {steps[number][2].stride: steps[number][2].channels for number in kept},
         classifier.input_shape[0],
         classifier.init,
     )
 
 
-def _only_layout(space: str, name: str, step: nn.Module, layout: Layouts) -> Layout:
-    """What a step hands on under every architecture."""
-    archs = islice(step.space.enumerate(), _MOST_LOOKED_AT) if isinstance(step, Searchable) else [Arch()]
+def _fixed_layout(space: str, name: str, step: nn.Module, layout: Layouts) -> Layout:
+    """Returns the output layout of a step, which must be the same under every architecture."""
+    archs = islice(step.space.enumerate(), _LAYOUTS_COMPARED) if isinstance(step, Searchable) else [Arch()]
     layouts = {step_layout(step, arch, layout) for arch in archs}
-    (one, *others) = layouts
-    if others or not isinstance(one, Layout) or one.ids:
+    (first, *different) = layouts
+    if different or not isinstance(first, Layout) or first.ids:
         raise InputError(
-            f"{space!r} cannot be a backbone: its step {name!r} hands on several states, or channels that depend on "
+            f"{space!r} cannot be a backbone: its step {name!r} returns several states, or channels that depend on "
             "the architecture; a feature pyramid reads one map of fixed channels per stride"
         )
-    return one
+    return first
 
 
 # -- frozen batch norm ------------------------------------------------------------------------------------------------
 
 
 class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]
-    """torchvision's batch norm with fixed statistics, scale and shift; it keeps what it was built with."""
+    """torchvision's frozen batch norm with the constructor arguments as attributes, for exports."""
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps)
@@ -183,10 +200,15 @@ class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]
 
 
 def check_frozen(supernet: Chain, steps: list[nn.Module], *, freeze: bool = False) -> None:
-    """Refuses frozen batch norms where several architectures share the weights around them.
+    """Refuses frozen batch norm where several architectures share the weights around it.
+
+    Args:
+        supernet: the classification chain.
+        steps: those of its steps that are used.
+        freeze: whether batch norm is about to be frozen.
 
     Raises:
-        InputError: `freeze`, or a batch norm that is frozen already, in a chain with more than one architecture.
+        InputError: the chain has more than one architecture, and `freeze` is set or a step has frozen batch norm.
     """
     if supernet.space.size() == 1:
         return
@@ -194,13 +216,13 @@ def check_frozen(supernet: Chain, steps: list[nn.Module], *, freeze: bool = Fals
     if freeze or frozen:
         raise InputError(
             f"batch norm cannot be frozen in the supernet {supernet.space.name!r}: its running statistics mix all "
-            "paths and fit none; train it with batch norm and re-estimate the statistics of each architecture "
-            "(Recalibrate), or give arch for a single network"
+            "paths and fit none; train it with batch norm and recalibrate each architecture (Recalibrate), or make the "
+            "network of one architecture"
         )
 
 
 def freeze_batch_norm(network: nn.Module) -> None:
-    """Replaces every batch norm in the backbone of a single network by its frozen form, in place."""
+    """Replaces every batch norm in the backbone of a detector with its frozen form, in place."""
     for step in backbone_steps(network):
         for parent in list(step.modules()):
             for name, child in parent.named_children():
@@ -209,9 +231,9 @@ def freeze_batch_norm(network: nn.Module) -> None:
 
 
 def _frozen(norm: nn.BatchNorm2d) -> FrozenNorm:
-    made = FrozenNorm(norm.num_features, norm.eps)
+    frozen = FrozenNorm(norm.num_features, norm.eps)
     for name, tensor in norm.state_dict().items():
         if name != "num_batches_tracked":
-            made.get_buffer(name).data = tensor.detach().clone()
-    made.train(norm.training)
-    return made
+            frozen.get_buffer(name).data = tensor.detach().clone()
+    frozen.train(norm.training)
+    return frozen

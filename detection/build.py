@@ -1,40 +1,82 @@
-"""Detectors by name."""
+"""Detectors by name: the searchable ones and the networks of single architectures."""
 
 import dataclasses
-import functools
-import importlib
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import torch
 from torch import nn
 
 from detection.backbone import as_backbone, check_frozen, freeze_batch_norm
 from detection.detector import Detector, DetectorNetwork
+from detection.faster_rcnn import faster_rcnn_fpn
+from detection.nasfpn.supernet import Gate, retinanet_nasfpn
+from detection.pyramid import Norm
+from detection.retinanet import retinanet
 from supernet.chain import Chain, realize
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 from supernet.spaces import GENOTYPES, SPACES, build
 from supernet.spaces.create import Phase
 
-DETECTORS: dict[str, tuple[str, int]] = {
-    "retinanet": ("detection.retinanet:retinanet", 3),
-    "faster-rcnn-fpn": ("detection.faster_rcnn:faster_rcnn_fpn", 4),
-}
-"""Name to builder, and how many levels of the backbone it reads by default (C3 to C5, C2 to C5)."""
+Kind = Literal["retinanet", "faster-rcnn-fpn"]
+Neck = Literal["fpn", "nasfpn"]
 
-NECKS: dict[str, dict[str, str]] = {"nasfpn": {"retinanet": "detection.nasfpn.supernet:retinanet_nasfpn"}}
-"""Name of a searched neck to the detectors that have it and their builders."""
+DETECTORS: dict[str, dict[str, Callable[..., Detector]]] = {
+    "retinanet": {"fpn": retinanet, "nasfpn": retinanet_nasfpn},
+    "faster-rcnn-fpn": {"fpn": faster_rcnn_fpn},
+}
+"""Kind of detector to its necks and the builder with each. The keyword arguments of a builder are its settings."""
+
+SEARCHED_NECKS = ("nasfpn",)
+"""Necks with choices of their own."""
+
+LEVELS = {"retinanet": 3, "faster-rcnn-fpn": 4}
+"""How many of the backbone's coarsest strides a detector reads by default: C3 to C5, C2 to C5."""
+
+_ARGUMENTS = ("num_classes", "image_size", "head_width")
+"""Keyword arguments of every builder that `create_detector` has arguments for."""
+
+
+class DetectorSettings(TypedDict, total=False):
+    """Settings of the builders; each builder's docstring explains those it takes."""
+
+    # all detectors
+    head_convs: int
+    norm: Norm
+    anchor_scale: float
+    score_threshold: float
+    candidates: int
+    overlap: float
+    detections: int
+    # retinanet
+    positive: float
+    negative: float
+    focal_alpha: float
+    focal_gamma: float
+    # retinanet with the neck nasfpn
+    repeats: int
+    cells: int
+    pooled_levels: int
+    ops: Sequence[str]
+    gate: Gate
+    bias: bool
+    # faster-rcnn-fpn
+    region_convs: int
+    hidden: int
+    proposals: int
+    train_proposals: int
+    train_candidates: int
 
 
 def create_detector(
-    kind: str,
+    kind: Kind | str,
     *,
     backbone: str | Chain,
-    neck: str = "fpn",
+    neck: Neck | str = "fpn",
     num_classes: int = 80,
     image_size: int | tuple[int, int] = 800,
-    arch: Mapping[str, Any] | None = None,
     phase: Phase | None = None,
     head_width: int = 256,
     levels: int | None = None,
@@ -42,133 +84,229 @@ def create_detector(
     backbone_settings: Mapping[str, Any] | None = None,
     backbone_arch: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
-    **settings: Any,
-) -> Detector | DetectorNetwork:
-    """A searchable detector, or with an architecture a single one, with fresh weights.
+    **settings: Unpack[DetectorSettings],
+) -> Detector:
+    """A searchable detector with fresh weights; `create_detector_network` makes the network of one architecture.
 
     Args:
         kind: "retinanet" or "faster-rcnn-fpn".
-        backbone: a space in `SPACES`, `"package.module:builder"`, or the name of a published network in `GENOTYPES`,
-            which then is the architecture; or a classification supernet, whose modules become part of the detector with
-            the weights that they have.
-        neck: "fpn", which decides nothing, or for RetinaNet "nasfpn", which is searched with the backbone, and alone
-            on a published one; `arch` then decides on all that is searched.
-        num_classes: without the background; labels are 1 to this.
-        image_size: pixels, or height and width, at which costs are counted; images of other sizes are detected too.
-        arch: decisions of the detector's space, or of the backbone's.
-        phase: "supernet" without `arch` and "standalone" with it, where not given; see `create_supernet`.
+        backbone: a space in `SPACES` or `"package.module:builder"`; a classification supernet, whose modules become
+            part of the detector and keep their weights; or, if the neck is searched, the name of a published network
+            in `GENOTYPES`, which is fixed.
+        neck: "fpn", which has no choices, or for RetinaNet "nasfpn", which is searched together with the backbone, or
+            alone if the backbone is fixed.
+        num_classes: number of classes without the background; labels run from 1 to this number.
+        image_size: pixels, or height and width, at which costs are counted; images of any other size are detected too.
+        phase: which layers the backbone's builder makes; "standalone" for a fixed backbone and "supernet" otherwise if
+            None. See `create_supernet`.
         head_width: channels of the pyramid and the heads.
-        levels: how many of the backbone's coarsest strides are read; three for RetinaNet, four for two stages.
-        freeze_bn: fixed statistics, scale and shift in the backbone of a single detector, for small batches on
-            pre-trained weights; load them after (`load_backbone`).
+        levels: how many of the backbone's coarsest strides are read; by default 3 for RetinaNet, 4 for Faster R-CNN.
+        freeze_bn: fixes statistics, scale and shift of batch norm in a fixed backbone; load its weights afterwards
+            (`load_backbone`).
         backbone_settings: further arguments of the backbone's builder.
-        backbone_arch: of a space as `backbone`: fixes it to this architecture of it, as a published name does.
-        generator: of the initial weights; torch's global generator if None.
-        settings: further arguments of the detector's builder, e.g. `head_convs` and `norm`.
-
-    Returns:
-        a `Detector` (a `Chain`), or with an architecture a `DetectorNetwork`.
+        backbone_arch: an architecture of the backbone's space; fixes the backbone to it.
+        generator: source of the initial weights; torch's global generator if None.
+        settings: settings of the detector's builder. All detectors take head_convs, norm, anchor_scale,
+            score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative, focal_alpha and
+            focal_gamma, with the neck "nasfpn" also repeats, cells, pooled_levels, ops, gate and bias. Faster R-CNN
+            takes region_convs, hidden, proposals, train_proposals and train_candidates. They are explained in
+            `detection.retinanet.retinanet`, `detection.nasfpn.supernet.retinanet_nasfpn` and
+            `detection.faster_rcnn.faster_rcnn_fpn`.
 
     Raises:
-        InputError: an unknown kind, backbone or setting; no architecture of this space; images smaller than the largest
-            stride; frozen batch norm in a supernet; a backbone that hands on no maps of fixed shape.
+        InputError: unknown kind, neck, backbone or setting; neither the backbone nor the neck is searched; images
+            smaller than the largest stride; frozen batch norm in a searched backbone; a backbone whose maps have no
+            fixed shape.
     """
-    published = isinstance(backbone, str) and (backbone in GENOTYPES or backbone_arch is not None)
-    single = arch is not None or (published and neck not in NECKS)
-    make = functools.partial(
-        _build,
+    if "arch" in settings:
+        raise InputError(
+            "create_detector makes a searchable detector and takes no arch; for the network of one architecture call "
+            "create_detector_network"
+        )
+    fixed = _is_fixed(backbone, backbone_arch)
+    if fixed and neck not in SEARCHED_NECKS:
+        raise InputError(
+            f"there is nothing to search: the backbone {_name(backbone)!r} is fixed, and the neck {neck!r} has no "
+            "choices; give a space as backbone or neck='nasfpn', or call create_detector_network"
+        )
+    detector = _build(
         kind,
         backbone,
-        phase or ("standalone" if single or published else "supernet"),
-        backbone_settings or {},
-        backbone_arch,
-        arch,
         neck=neck,
-        freeze_bn=freeze_bn and not single,
+        phase=phase or ("standalone" if fixed else "supernet"),
+        backbone_settings=backbone_settings or {},
+        backbone_arch=backbone_arch,
         levels=levels,
+        freeze_bn=freeze_bn,
         num_classes=num_classes,
+        image_size=image_size,
         head_width=head_width,
-        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
         **settings,
     )
-    made: Detector | DetectorNetwork
-    if single and isinstance(backbone, str):
-        with torch.device("meta"):  # the supernet that the network is cut from costs no memory
-            detector, chosen = make()
-            network = detector.subnet(detector.architecture(chosen or {}))
-        made = cast("DetectorNetwork", realize(network, detector.init, generator))
-    else:
-        detector, chosen = make()
-        detector.init(detector, generator)
-        made = detector if chosen is None else detector.subnet(detector.architecture(chosen))
+    detector.init(detector, generator)
     if freeze_bn:
-        freeze_batch_norm(made)
-    return made
+        freeze_batch_norm(detector)
+    return detector
+
+
+def create_detector_network(
+    kind: Kind | str,
+    *,
+    backbone: str | Chain,
+    arch: Mapping[str, Any] | None = None,
+    neck: Neck | str = "fpn",
+    num_classes: int = 80,
+    image_size: int | tuple[int, int] = 800,
+    phase: Phase = "standalone",
+    head_width: int = 256,
+    levels: int | None = None,
+    freeze_bn: bool = False,
+    backbone_settings: Mapping[str, Any] | None = None,
+    backbone_arch: Mapping[str, Any] | None = None,
+    generator: torch.Generator | None = None,
+    **settings: Unpack[DetectorSettings],
+) -> DetectorNetwork:
+    """The detector of one architecture with fresh weights, ready to be trained from scratch.
+
+    The supernet that it is cut from exists on the meta device only, unless the backbone is a supernet itself.
+
+    Args:
+        backbone: as in `create_detector`; of a classification supernet the network has copies of the weights.
+        arch: decisions of the detector's space, of the backbone's, or of the neck's if the backbone is fixed. None if
+            nothing is left to decide: the backbone is fixed and the neck has no choices.
+        freeze_bn: fixes statistics, scale and shift of batch norm in the backbone, for small batches on pre-trained
+            weights; load these afterwards (`load_backbone`).
+        kind, neck, num_classes, image_size, phase, head_width, levels, backbone_settings, backbone_arch, generator,
+        settings: as in `create_detector`.
+
+    Raises:
+        InputError: as in `create_detector`; `arch` is missing or is no architecture of this detector.
+    """
+    if arch is not None and _is_fixed(backbone, backbone_arch) and neck not in SEARCHED_NECKS:
+        raise InputError(f"the backbone {_name(backbone)!r} is an architecture already; leave arch out")
+
+    def build_supernet() -> Detector:
+        return _build(
+            kind,
+            backbone,
+            neck=neck,
+            phase=phase,
+            backbone_settings=backbone_settings or {},
+            backbone_arch=backbone_arch,
+            levels=levels,
+            freeze_bn=False,  # batch norm is frozen in the network alone
+            num_classes=num_classes,
+            image_size=image_size,
+            head_width=head_width,
+            **settings,
+        )
+
+    if isinstance(backbone, Chain):
+        detector = build_supernet()
+        detector.init(detector, generator)
+        network = _subnet(detector, arch)
+    else:
+        with torch.device("meta"):
+            detector = build_supernet()
+            network = _subnet(detector, arch)
+        network = cast("DetectorNetwork", realize(network, detector.init, generator))
+    if freeze_bn:
+        freeze_batch_norm(network)
+    return network
+
+
+def detector_builder(kind: str, neck: str = "fpn") -> Callable[..., Detector]:
+    """The function that lays a detector on a backbone; its keyword arguments are the detector's settings.
+
+    Raises:
+        InputError: there is no such detector, or it has no such neck.
+    """
+    if kind not in DETECTORS:
+        raise InputError(f"there is no detector {kind!r}; {nearest(kind, DETECTORS)}")
+    if neck not in DETECTORS[kind]:
+        raise InputError(f"the detector {kind!r} has no neck {neck!r}; {nearest(neck, DETECTORS[kind])}")
+    return DETECTORS[kind][neck]
 
 
 def _build(
     kind: str,
     backbone: str | Chain,
+    *,
+    neck: str,
     phase: Phase,
     backbone_settings: Mapping[str, Any],
     backbone_arch: Mapping[str, Any] | None,
-    arch: Mapping[str, Any] | None,
-    *,
-    neck: str,
-    freeze_bn: bool,
     levels: int | None,
+    freeze_bn: bool,
+    image_size: int | tuple[int, int],
     **settings: Any,
-) -> tuple[Detector, Mapping[str, Any] | None]:
-    """A searchable detector without initial weights, and the architecture that is wanted of it, if one is."""
-    if kind not in DETECTORS:
-        raise InputError(f"there is no detector {kind!r}; {nearest(kind, DETECTORS)}")
-    home, usual = DETECTORS[kind]
-    if neck != "fpn":
-        if kind not in NECKS.get(neck, {}):
-            known = ["fpn", *(name for name, homes in NECKS.items() if kind in homes)]
-            raise InputError(f"the detector {kind!r} has no neck {neck!r}; {nearest(neck, known)}")
-        home = NECKS[neck][kind]
-    module, _, name = home.partition(":")
-    make: Callable[..., Detector] = getattr(importlib.import_module(module), name)
-    if backbone_arch is not None or (neck in NECKS and isinstance(backbone, str) and backbone in GENOTYPES):
-        classifier, chosen = _fixed(backbone, phase, backbone_settings, backbone_arch), arch
+) -> Detector:
+    """A searchable detector without initial weights."""
+    builder = detector_builder(kind, neck)
+    known = [name for name in inspect.signature(builder).parameters if name != "backbone"]
+    for name in settings:
+        if name not in known:
+            settable = [name for name in known if name not in _ARGUMENTS]
+            raise InputError(
+                f"the detector {kind!r} with the neck {neck!r} has no setting {name!r}; {nearest(name, settable)}"
+            )
+    if _is_fixed(backbone, backbone_arch):
+        classifier = _fixed_classifier(backbone, phase, backbone_settings, backbone_arch)
     else:
-        classifier, chosen = _classifier(backbone, phase, backbone_settings, arch)
+        classifier = _classifier(backbone, phase, backbone_settings)
     if freeze_bn:
         check_frozen(classifier, [], freeze=True)
-    body = as_backbone(classifier, levels=usual if levels is None else levels)
-    if classifier is backbone:
-        body = dataclasses.replace(body, init=_as_given)
-    try:
-        return make(body, **settings), chosen
-    except TypeError as error:
-        raise InputError(f"the detector {kind!r} does not take these settings: {error}") from error
-
-
-def _as_given(module: nn.Module, generator: torch.Generator | None) -> None:
-    """The weights stay as they are."""
-
-
-def _classifier(
-    backbone: str | Chain, phase: Phase, settings: Mapping[str, Any], arch: Mapping[str, Any] | None
-) -> tuple[Chain, Mapping[str, Any] | None]:
-    """The classification supernet that a backbone is cut from, and the architecture that its name stands for."""
+    body = as_backbone(classifier, levels=LEVELS[kind] if levels is None else levels)
     if isinstance(backbone, Chain):
-        return backbone, arch
-    if backbone not in GENOTYPES:
-        if backbone not in SPACES and ":" not in backbone:
-            raise InputError(f"there is no backbone {backbone!r}; {nearest(backbone, [*SPACES, *GENOTYPES])}")
-        return build(backbone, phase, settings), arch
-    if arch is not None:
-        raise InputError(f"the backbone {backbone!r} is an architecture already; leave arch out")
-    genotype = GENOTYPES[backbone]
-    chain = build(genotype.space, phase, settings)
-    return chain, chain.space.from_indices(genotype.indices)
+        body = dataclasses.replace(body, init=_keep_weights)
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return builder(body, image_size=sides, **settings)
 
 
-def _fixed(backbone: str | Chain, phase: Phase, settings: Mapping[str, Any], arch: Mapping[str, Any] | None) -> Chain:
-    """A classification network, published or of an architecture, as a chain without decisions."""
-    chain, chosen = _classifier(backbone, phase, settings, arch)
-    steps = zip(chain.step_names, chain.subnet(chosen or {}), strict=True)
-    name = backbone if isinstance(backbone, str) and arch is None else f"{chain.space.name}-{Arch(chosen or {}).key}"
+def _subnet(detector: Detector, arch: Mapping[str, Any] | None) -> DetectorNetwork:
+    if arch is None and detector.space.choices:
+        raise InputError(
+            f"the detector {detector.space.name!r} has {len(detector.space.choices)} choices; give arch, or call "
+            "create_detector for a searchable detector"
+        )
+    return detector.subnet(detector.architecture(arch or {}))
+
+
+def _keep_weights(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Initialises nothing, for a backbone that brings its weights."""
+
+
+def _is_fixed(backbone: str | Chain, backbone_arch: Mapping[str, Any] | None) -> bool:
+    """Whether a backbone is given as a single architecture."""
+    return backbone_arch is not None or (isinstance(backbone, str) and backbone in GENOTYPES)
+
+
+def _name(backbone: str | Chain) -> str:
+    return backbone if isinstance(backbone, str) else backbone.space.name
+
+
+def _classifier(backbone: str | Chain, phase: Phase, settings: Mapping[str, Any]) -> Chain:
+    """The classification supernet that a searched backbone is cut from."""
+    if isinstance(backbone, Chain):
+        return backbone
+    if backbone not in SPACES and ":" not in backbone:
+        raise InputError(f"there is no backbone {backbone!r}; {nearest(backbone, [*SPACES, *GENOTYPES])}")
+    return build(backbone, phase, settings)
+
+
+def _fixed_classifier(
+    backbone: str | Chain, phase: Phase, settings: Mapping[str, Any], arch: Mapping[str, Any] | None
+) -> Chain:
+    """A classification network, a published one or that of an architecture, as a chain without choices."""
+    if isinstance(backbone, str) and backbone in GENOTYPES:
+        if arch is not None:
+            raise InputError(f"the backbone {backbone!r} is an architecture already; leave backbone_arch out")
+        genotype = GENOTYPES[backbone]
+        chain = build(genotype.space, phase, settings)
+        name, arch = backbone, chain.space.from_indices(genotype.indices)
+    else:
+        assert arch is not None
+        chain = _classifier(backbone, phase, settings)
+        name = f"{chain.space.name}-{Arch(arch).key}"
+    steps = zip(chain.step_names, chain.subnet(arch), strict=True)
     return Chain(name, list(steps), input_shape=chain.input_shape, init=chain.init)

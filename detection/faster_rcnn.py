@@ -15,7 +15,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from detection.backbone import Backbone, MapStep
 from detection.detector import Detector
-from detection.inputs import ImageBatch, Maps, State, Target
+from detection.inputs import DetectorState, ImageBatch, Maps, Target
 from detection.pyramid import (
     Anchors,
     FeaturePyramid,
@@ -30,7 +30,7 @@ from detection.pyramid import (
 RATIOS = (0.5, 1.0, 2.0)
 POOLED = 7  # rows and columns of a region
 
-Raw = tuple[Maps, dict[str, list[Tensor]], Tensor, list[Target] | None]
+RegionPredictions = tuple[Maps, dict[str, list[Tensor]], Tensor, list[Target] | None]
 """The pyramid; per level `objectness` (N, A, H_i, W_i) and `deltas` (N, 4·A, H_i, W_i); sizes and targets."""
 
 
@@ -47,8 +47,8 @@ class RegionHead(nn.Module):
         self.in_channels, self.anchors, self.convs = in_channels, anchors, convs
         self.head = RPNHead(in_channels, anchors, convs)
 
-    def forward(self, state: State) -> Raw:
-        """`Raw` predictions from a `State`."""
+    def forward(self, state: DetectorState) -> RegionPredictions:
+        """`RegionPredictions` predictions from a `DetectorState`."""
         maps, sizes, targets = state
         objectness, deltas = self.head(list(maps))
         return maps, {"objectness": objectness, "deltas": deltas}, sizes, targets
@@ -166,7 +166,7 @@ class RegionBoxes(nn.Module):
         pooling.map_levels = LevelMapper(round(math.log2(strides[0])), round(math.log2(strides[-1])))
         return pooling
 
-    def forward(self, state: Raw) -> Any:
+    def forward(self, state: RegionPredictions) -> Any:
         """The four losses of torchvision's `FasterRCNN` in training, one dict of detections per image otherwise.
 
         On the meta device, where costs are counted, the box head sees `proposals` regions of every image.
@@ -237,26 +237,52 @@ def faster_rcnn_fpn(
     norm: Norm = "batch",
     anchor_scale: float = 8.0,
     region_convs: int = 1,
-    **boxes: Any,
+    hidden: int = 1024,
+    proposals: int = 1000,
+    train_proposals: int = 2000,
+    candidates: int = 1000,
+    train_candidates: int = 2000,
+    score_threshold: float = 0.05,
+    overlap: float = 0.5,
+    detections: int = 100,
 ) -> Detector:
-    """Faster R-CNN with a feature pyramid on the levels of a backbone and one pooled from the coarsest.
+    """Faster R-CNN with a feature pyramid on the levels of a backbone and one more, pooled from the coarsest.
 
-    DetNAS trains it with synchronised batch norm in pyramid and box head and the box head "4conv1fc".
+    DetNAS trains it with synchronised batch norm in the pyramid and the box head, and with the box head "4conv1fc".
 
     Args:
+        num_classes: number of classes without the background.
+        image_size: height and width in pixels at which costs are counted.
         head_width: channels of the pyramid and of the box head's convolutions.
-        head_convs: convolutions of the box head.
-        norm: of pyramid and box head.
-        anchor_scale: side of a level's anchors over its stride.
-        region_convs: convolutions of the head that scores anchors.
-        boxes: further settings of `RegionBoxes`.
+        head_convs: number of convolutions in the box head.
+        norm: normalisation in the pyramid and the box head.
+        anchor_scale: side of a level's anchors divided by its stride.
+        region_convs: number of convolutions in the region proposal head.
+        hidden: units of the box head's linear layer.
+        proposals, train_proposals, candidates, train_candidates, score_threshold, overlap, detections: see
+            `RegionBoxes`.
     """
     levels = len(backbone.out_channels)
     pyramid = FeaturePyramid(tuple(backbone.out_channels.values()), head_width, extra="pool", norm=norm)
     strides = (*backbone.out_channels, 2 * max(backbone.out_channels))
     sizes = tuple((int(anchor_scale * stride),) for stride in strides)
-    last = RegionBoxes(
-        head_width, num_classes, strides, sizes, RATIOS, pooled_levels=levels, convs=head_convs, norm=norm, **boxes
+    boxes = RegionBoxes(
+        head_width,
+        num_classes,
+        strides,
+        sizes,
+        RATIOS,
+        pooled_levels=levels,
+        convs=head_convs,
+        hidden=hidden,
+        norm=norm,
+        proposals=proposals,
+        train_proposals=train_proposals,
+        candidates=candidates,
+        train_candidates=train_candidates,
+        score_threshold=score_threshold,
+        overlap=overlap,
+        detections=detections,
     )
     return Detector(
         "faster-rcnn-fpn",
@@ -265,7 +291,7 @@ def faster_rcnn_fpn(
         [
             ("neck", MapStep(pyramid, "all")),
             ("regions", RegionHead(head_width, len(RATIOS), convs=region_convs)),
-            ("boxes", last),
+            ("boxes", boxes),
         ],
         image_size=image_size,
         heads_init=initialize_faster_rcnn,

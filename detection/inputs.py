@@ -15,7 +15,7 @@ from supernet.errors import InputError
 
 Target = dict[str, Tensor]
 Maps = tuple[Tensor, ...]
-State = tuple[Maps, Tensor, list[Target] | None]
+DetectorState = tuple[Maps, Tensor, list[Target] | None]
 """Feature maps, the finest first; height and width of every image without padding, int64 (N, 2), on the CPU; targets,
 in training only."""
 
@@ -42,8 +42,8 @@ class ImageBatch(nn.Module):
         super().__init__()
         self.divisor, self.stride, self.classes = divisor, stride, classes
 
-    def forward(self, batch: Any) -> State:
-        """A `State` of one map, the images, from images or `Labelled`.
+    def forward(self, batch: Any) -> DetectorState:
+        """A `DetectorState` of one map, the images, from images or `Labelled`.
 
         Raises:
             InputError: images that are no normalised pictures or too small; in training, targets that are missing, are

@@ -8,9 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from detection.config import DetectorPreprocess
 from detection.data.augment import Resize
 from detection.inputs import Target
-from detection.config import DetectorPreprocess
 from supernet.data.decode import UNREADABLE
 from supernet.errors import InputError
 

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_f
 
 from detection.backbone import Backbone, MapStep
 from detection.detector import Detector
-from detection.inputs import ImageBatch, State, Target
+from detection.inputs import DetectorState, ImageBatch, Target
 from detection.pyramid import Anchors, Norm, Sizes, draw_small, initialize_pyramid, tower
 from detection.pyramid import FeaturePyramid as FeaturePyramid
 
@@ -20,9 +20,9 @@ RATIOS = (0.5, 1.0, 2.0)
 OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # three sizes per octave
 PRIOR = 0.01  # of every class at every anchor, at first
 
-Raw = tuple[dict[str, list[Tensor]], Tensor, list[Target] | None]
+RetinaPredictions = tuple[dict[str, list[Tensor]], Tensor, list[Target] | None]
 """Raw predictions per level, `cls_logits` (N, H_i, W_i, A, classes) and `bbox_regression` (N, H_i, W_i, A, 4); sizes
-and targets as in `State`."""
+and targets as in `DetectorState`."""
 
 
 class RetinaHead(nn.Module):
@@ -44,7 +44,7 @@ class RetinaHead(nn.Module):
         self.head.regression_head.conv = tower(in_channels, convs, norm)
 
     def forward(self, maps: Any) -> Any:
-        """Raw outputs before anchors and non-maximum suppression."""
+        """Returns the raw outputs, before anchors and non-maximum suppression."""
         out: dict[str, Tensor] = self.head(list(maps))
         return out
 
@@ -56,8 +56,8 @@ class RetinaHead(nn.Module):
 class RetinaPredictor(RetinaHead):
     """`RetinaHead` as a step of a detector: it keeps levels and positions apart, and hands on the rest of the state."""
 
-    def forward(self, state: State) -> Raw:
-        """`Raw` predictions from a `State`."""
+    def forward(self, state: DetectorState) -> RetinaPredictions:
+        """Returns the `RetinaPredictions` of a `DetectorState`."""
         maps, sizes, targets = state
         raw: dict[str, list[Tensor]] = {"cls_logits": [], "bbox_regression": []}
         for level in maps:
@@ -107,7 +107,7 @@ class RetinaBoxes(nn.Module):
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(positive, negative, allow_low_quality_matches=True)
 
-    def forward(self, state: Raw) -> Any:
+    def forward(self, state: RetinaPredictions) -> Any:
         """`{"classification", "bbox_regression"}` in training, one dict of detections per image otherwise.
 
         On the meta device, where costs are counted, there is nothing to detect.
@@ -181,7 +181,14 @@ def retinanet(
     head_convs: int = 4,
     norm: Norm = "none",
     anchor_scale: float = 4.0,
-    **boxes: Any,
+    score_threshold: float = 0.05,
+    candidates: int = 1000,
+    overlap: float = 0.5,
+    detections: int = 300,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
 ) -> Detector:
     """RetinaNet on the levels of a backbone and two more; on C3 to C5 these are P3 to P7.
 
@@ -190,12 +197,26 @@ def retinanet(
         head_convs: convolutions of each tower.
         norm: of pyramid and towers; RetinaNet was published without, DetNAS has synchronised batch norm "everywhere".
         anchor_scale: side of a level's smallest anchor over its stride.
-        boxes: thresholds, limits and focal loss of `RetinaBoxes`.
+        score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma: see
+            `RetinaBoxes`.
     """
     pyramid = FeaturePyramid(tuple(backbone.out_channels.values()), head_width, extra="convs", norm=norm)
     strides = (*backbone.out_channels, *(max(backbone.out_channels) * step for step in (2, 4)))
     sizes = tuple(tuple(int(anchor_scale * stride * octave) for octave in OCTAVE) for stride in strides)
     anchors = len(RATIOS) * len(OCTAVE)
+    boxes = RetinaBoxes(
+        strides,
+        sizes,
+        RATIOS,
+        score_threshold=score_threshold,
+        candidates=candidates,
+        overlap=overlap,
+        detections=detections,
+        positive=positive,
+        negative=negative,
+        focal_alpha=focal_alpha,
+        focal_gamma=focal_gamma,
+    )
     return Detector(
         "retinanet",
         backbone,
@@ -203,7 +224,7 @@ def retinanet(
         [
             ("neck", MapStep(pyramid, "all")),
             ("head", RetinaPredictor(head_width, anchors, num_classes, convs=head_convs, norm=norm)),
-            ("boxes", RetinaBoxes(strides, sizes, RATIOS, **boxes)),
+            ("boxes", boxes),
         ],
         image_size=image_size,
         heads_init=initialize_retinanet,

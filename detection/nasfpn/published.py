@@ -1,7 +1,5 @@
 """The published NAS-FPN detectors."""
 
-from typing import Any
-
 import torch
 
 from detection.backbone import as_backbone
@@ -13,8 +11,6 @@ from supernet.chain import realize
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
-# -- published networks -----------------------------------------------------------------------------------------------
-
 NASFPN_NETWORKS = {"nasfpn-r50-7at256": (256, 640), "nasfpn-r50-7at384": (384, 1280)}
 """Name to channels and image size, of seven repeats on ResNet-50 (Table 1)."""
 COCO_IDS = 91
@@ -22,7 +18,7 @@ COCO_IDS = 91
 
 
 def published_nasfpn(
-    name: str, *, num_classes: int = COCO_IDS, image_size: int | None = None, **settings: Any
+    name: str, *, num_classes: int = COCO_IDS, image_size: int | None = None, repeats: int = 7
 ) -> tuple[Detector, Arch]:
     """A network of `NASFPN_NETWORKS` as a detector without initial weights and the architecture that was published.
 
@@ -35,7 +31,7 @@ def published_nasfpn(
     side = image_size or size
     body = as_backbone(resnet_50(), levels=3)
     detector = retinanet_nasfpn(
-        body, num_classes=num_classes, image_size=(side, side), head_width=width, **{"repeats": 7, **settings}
+        body, num_classes=num_classes, image_size=(side, side), head_width=width, repeats=repeats
     )
     return detector, wiring_arch("nasfpn-7", detector.space, prefix=NECK)
 
@@ -45,18 +41,23 @@ def create_nasfpn(
     *,
     num_classes: int = COCO_IDS,
     image_size: int | None = None,
+    repeats: int = 7,
     generator: torch.Generator | None = None,
-    **settings: Any,
 ) -> DetectorNetwork:
-    """A network of `NASFPN_NETWORKS` with fresh weights; `load_backbone` gives it a trained `resnet_50`'s.
+    """A network of `NASFPN_NETWORKS` with fresh weights; `load_backbone` loads those of a trained `resnet_50`.
 
     Args:
-        image_size: in pixels, of its costs; the published one where None.
-        generator: of the initial weights; torch's global generator if None.
-        settings: further arguments of `retinanet_nasfpn`.
+        name: "nasfpn-r50-7at256" or "nasfpn-r50-7at384".
+        num_classes: number of classes without the background.
+        image_size: height and width in pixels at which costs are counted; the published size if None.
+        repeats: how often the pyramid is stacked.
+        generator: source of the initial weights; torch's global generator if None.
+
+    Raises:
+        InputError: there is no such network.
     """
     with torch.device("meta"):
-        detector, arch = published_nasfpn(name, num_classes=num_classes, image_size=image_size, **settings)
+        detector, arch = published_nasfpn(name, num_classes=num_classes, image_size=image_size, repeats=repeats)
         network = detector.subnet(arch)
     made = realize(network, detector.init, generator)
     assert isinstance(made, DetectorNetwork)

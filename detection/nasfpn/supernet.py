@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,14 @@ def retinanet_nasfpn(
     head_convs: int = 4,
     norm: Norm = "batch",
     anchor_scale: float = 4.0,
-    **boxes: Any,
+    score_threshold: float = 0.05,
+    candidates: int = 1000,
+    overlap: float = 0.5,
+    detections: int = 300,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
 ) -> Detector:
     """RetinaNet on stacked NAS-FPN pyramids; on C3 to C5 their levels are P3 to P7.
 
@@ -153,7 +160,8 @@ def retinanet_nasfpn(
         head_convs: convolutions of each tower.
         norm: of the towers; NAS-FPN was published with batch norm everywhere.
         anchor_scale: side of a level's smallest anchor over its stride.
-        boxes: thresholds, limits and focal loss of `RetinaBoxes`.
+        score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma: see
+            `RetinaBoxes`.
 
     Raises:
         InputError: no repeat, strides of the backbone that do not double, and see `SearchablePyramid`.
@@ -172,6 +180,19 @@ def retinanet_nasfpn(
     ]
     sizes = tuple(tuple(int(anchor_scale * stride * octave) for octave in OCTAVE) for stride in strides)
     anchors = len(RATIOS) * len(OCTAVE)
+    boxes = RetinaBoxes(
+        strides,
+        sizes,
+        RATIOS,
+        score_threshold=score_threshold,
+        candidates=candidates,
+        overlap=overlap,
+        detections=detections,
+        positive=positive,
+        negative=negative,
+        focal_alpha=focal_alpha,
+        focal_gamma=focal_gamma,
+    )
     return Detector(
         "retinanet-nasfpn",
         backbone,
@@ -180,7 +201,7 @@ def retinanet_nasfpn(
             ("inputs", MapStep(inputs, "all")),
             *((NECK, SearchableMapStep(pyramid, "all")) for pyramid in pyramids),
             ("head", RetinaPredictor(head_width, anchors, num_classes, convs=head_convs, norm=norm)),
-            ("boxes", RetinaBoxes(strides, sizes, RATIOS, **boxes)),
+            ("boxes", boxes),
         ],
         image_size=image_size,
         heads_init=initialize_nasfpn,

@@ -236,7 +236,6 @@ def detector(data: DetectionSet) -> Chain:
         anchor_scale=2.0,
         generator=torch.Generator().manual_seed(0),
     )
-    assert isinstance(made, Chain)
     rng, optimizer = random.Random(0), torch.optim.Adam(made.parameters(), lr=1e-2)
     for images, targets in itertools.islice(training_batches(data, DetectionAugment(), batch=6, seed=0), 24):
         optimizer.zero_grad()

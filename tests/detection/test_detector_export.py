@@ -42,7 +42,7 @@ torch.save({"whole": whole, "graph": model["finish"](raw), "predicted": found}, 
 
 def network_of(kind: str) -> tuple[DetectorNetwork, Any]:
     settings: dict[str, Any] = {} if kind == "retinanet" else {"levels": 3, "hidden": 16, "proposals": 20}
-    detector: Any = create_detector(
+    detector = create_detector(
         kind,
         backbone="shufflenet-small",
         num_classes=3,

@@ -12,13 +12,24 @@ import torch
 from torch import nn
 
 import detection
-from detection import DetectorCosts, DetectorNetwork, Labelled, backbone_of, create_detector, load_backbone
+from detection import DetectorCosts, Labelled, backbone_of, create_detector_network, load_backbone
 from detection.backbone import MapStep, SearchableMapStep, as_backbone
 from detection.detector import Detector
 from detection.inputs import ImageBatch
 from detection.pyramid import FeaturePyramid
 from detection.retinanet import RetinaBoxes, RetinaPredictor, initialize_retinanet
-from helpers.detector_cases import BACKBONE, CLASSES, KINDS, WIDTH, drawn, images, same, targets, tiny
+from helpers.detector_cases import (
+    BACKBONE,
+    CLASSES,
+    KINDS,
+    WIDTH,
+    images,
+    same,
+    sampled_arch,
+    targets,
+    tiny,
+    tiny_network,
+)
 from supernet import Arch, Chain, create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
@@ -130,7 +141,7 @@ def test_the_contract_covers_training_mode() -> None:
 def test_both_ways_to_give_targets_are_one() -> None:
     for kind in KINDS:
         detector = tiny(kind, seed=2).train()
-        arch, found = drawn(detector), []
+        arch, found = sampled_arch(detector), []
         network = detector.subnet(arch)
         for call in (
             lambda: detector(images(), arch, targets()),  # noqa: B023
@@ -147,7 +158,7 @@ def test_both_ways_to_give_targets_are_one() -> None:
 def test_a_shared_prefix_is_calibrated_and_run_once_with_the_same_detections() -> None:
     for kind in KINDS:
         detector = tiny(kind, seed=3).eval()
-        first = drawn(detector)
+        first = sampled_arch(detector)
         other = Arch({**first, "backbone.stage3.block0.op": "shuffle3"})
         archs = [first, other]
         calibration = [images(seed=seed) for seed in (5, 6)]
@@ -195,10 +206,9 @@ def test_weights_come_by_key_from_supernets_subnets_and_files(tmp_path: Path) ->
     arch = classifier.space.sample(random.Random(2))
     from_file, given = tiny("retinanet"), tiny("retinanet", backbone=classifier)
     load_backbone(from_file, tmp_path / "supernet.safetensors")
-    single = tiny("retinanet", arch=arch, phase="supernet")
+    single = tiny_network("retinanet", arch=arch, phase="supernet")
     load_backbone(single, classifier.subnet(arch))
-    copied = tiny("retinanet", backbone=classifier, arch=arch)
-    assert isinstance(copied, DetectorNetwork)
+    copied = tiny_network("retinanet", backbone=classifier, arch=arch)
     assert all(map(torch.equal, copied[1].state_dict().values(), single[1].state_dict().values()))
     whole = [backbone_of(d).eval()(images(), d.architecture(arch))[0] for d in (from_file, given)]
     alone = backbone_of(single).eval()(images())[0]
@@ -218,7 +228,7 @@ def test_published_backbones_have_four_levels() -> None:
 
 
 def _published(kind: str, name: str) -> None:
-    network = create_detector(kind, backbone=name, num_classes=80, image_size=256)
+    network = create_detector_network(kind, backbone=name, num_classes=80, image_size=256)
     found = count(backbone_of(network), (3, 224, 224))
     assert (found["params"], round(found["macs"] / 1e6, 1)) == PUBLISHED[name]
     with torch.no_grad():
@@ -253,7 +263,7 @@ def test_costs_are_a_trace_and_the_backbones_are_counted_apart(kind: str) -> Non
         CostTable(backbone_of(detector), (3, 224, 224)),
     )
     for seed in range(2):
-        arch = drawn(detector, seed)
+        arch = sampled_arch(detector, seed)
         found = table(arch)
         network = detector.subnet(arch)
         assert {name: found[name] for name in plain.costs} == plain(arch) == count(network, (3, 64, 64))
@@ -268,7 +278,7 @@ def test_costs_are_a_trace_and_the_backbones_are_counted_apart(kind: str) -> Non
 
 
 def test_the_box_head_counts_for_every_proposal() -> None:
-    arch = drawn(tiny("faster-rcnn-fpn"))
+    arch = sampled_arch(tiny("faster-rcnn-fpn"))
     ten, twenty = (CostTable(tiny("faster-rcnn-fpn", proposals=n))(arch)["macs"] for n in (10, 20))
     convolutions = 4 * 49 * 9 * WIDTH * WIDTH
     assert twenty - ten == 10 * (convolutions + 49 * WIDTH * 16 + 16 * (CLASSES + 1) * 5)
@@ -283,5 +293,5 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 
 def test_steps_of_single_networks_need_no_searchable() -> None:
-    network = tiny("retinanet", arch=drawn(tiny("retinanet")))
+    network = tiny_network("retinanet", arch=sampled_arch(tiny("retinanet")))
     assert [type(part) for part in network if isinstance(part, MapStep)] == [MapStep] * 6

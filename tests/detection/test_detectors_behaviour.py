@@ -1,9 +1,13 @@
 """Detectors equal torchvision's own, name bad input, start as published and learn."""
 
 import copy
+import inspect
+import random
+import re
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from inspect import Parameter
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -17,13 +21,26 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from detection import DetectorNetwork, Labelled, backbone_of, create_detector, load_backbone
+from detection import DetectorNetwork, Labelled, backbone_of, create_detector, create_detector_network, load_backbone
 from detection.backbone import freeze_batch_norm
-from detection.faster_rcnn import ConvFCHead
+from detection.build import DETECTORS, DetectorSettings
+from detection.faster_rcnn import ConvFCHead, RegionBoxes, faster_rcnn_fpn
+from detection.nasfpn.supernet import retinanet_nasfpn
 from detection.pyramid import Anchors, FeaturePyramid
-from detection.retinanet import RetinaHead
-from helpers.detector_cases import BACKBONE, CLASSES, KINDS, WIDTH, drawn, images, same, targets, tiny
-from supernet import Chain, create_network
+from detection.retinanet import RetinaBoxes, RetinaHead, retinanet
+from helpers.detector_cases import (
+    BACKBONE,
+    CLASSES,
+    KINDS,
+    WIDTH,
+    images,
+    same,
+    sampled_arch,
+    targets,
+    tiny,
+    tiny_network,
+)
+from supernet import Chain, create_network, create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.chain import Layout
@@ -100,7 +117,7 @@ def _theirs(kind: str, network: DetectorNetwork) -> nn.Module:
 def test_detectors_equal_torchvisions_own(kind: str) -> None:
     """Detections, losses and the number of parameters; labels of their RetinaNet count from 0."""
     detector = tiny(kind, seed=6)
-    ours = detector.subnet(drawn(detector)).eval()
+    ours = detector.subnet(sampled_arch(detector)).eval()
     theirs = _theirs(kind, ours).eval()
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
     first = 1 if kind == "retinanet" else 0
@@ -140,7 +157,7 @@ def test_anchors_are_torchvisions_where_strides_divide_and_centred_elsewhere() -
 @pytest.mark.parametrize("kind", KINDS)
 def test_lists_and_batches_of_images_are_one(kind: str) -> None:
     detector = tiny(kind, seed=7).eval()
-    network = detector.subnet(drawn(detector)).eval()
+    network = detector.subnet(sampled_arch(detector)).eval()
     x = images(64, 64)
     with torch.no_grad():
         assert same(network(list(x)), network(x))
@@ -156,8 +173,7 @@ def test_lists_and_batches_of_images_are_one(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_detectors_survive_boxes_without_area_and_images_without_boxes(kind: str) -> None:
-    network = tiny(kind, arch=drawn(tiny(kind)))
-    assert isinstance(network, DetectorNetwork)
+    network = tiny_network(kind, arch=sampled_arch(tiny(kind)))
     with torch.no_grad():
         network.eval()(images(96, 96))
         for name, part in network.named_modules():
@@ -186,7 +202,9 @@ def _bad_targets(change: Callable[[list[dict[str, Tensor]]], Any]) -> Callable[[
     def run() -> None:
         given = targets()
         changed = change(given)
-        tiny("retinanet", arch=drawn(tiny("retinanet"))).train()(images(), given if changed is None else changed)
+        tiny_network("retinanet", arch=sampled_arch(tiny("retinanet"))).train()(
+            images(), given if changed is None else changed
+        )
 
     return run
 
@@ -213,21 +231,38 @@ def _frozen_supernet() -> Chain:
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "kind": (lambda: tiny("retinanett"), "no detector 'retinanett'; did you mean 'retinanet'"),
     "backbone": (lambda: create_detector("retinanet", backbone="detnas-300n"), "no backbone 'detnas-300n'; did you"),
-    "setting": (lambda: tiny("retinanet", head_depth=3), "head_depth"),
+    "setting": (lambda: tiny("retinanet", head_conv=3), "no setting 'head_conv'; did you mean 'head_convs'"),
+    "setting of another neck": (lambda: tiny("retinanet", repeats=3), "neck 'fpn' has no setting 'repeats'"),
+    "arch of a searchable detector": (
+        lambda: tiny("retinanet", arch={}),
+        "takes no arch.*call create_detector_network",
+    ),
+    "no arch": (
+        lambda: tiny_network("retinanet"),
+        "'retinanet-shufflenet-small' has 4 choices; give arch, or call create_detector ",
+    ),
+    "nothing to search": (
+        lambda: create_detector("retinanet", backbone="detnas-coco-fpn-300m"),
+        "nothing to search.*call create_detector_network",
+    ),
+    "backbone_arch twice": (
+        lambda: create_detector_network("retinanet", backbone="detnas-coco-fpn-300m", backbone_arch={}),
+        "is an architecture already; leave backbone_arch out",
+    ),
     "size": (
         lambda: create_detector("retinanet", backbone="detnas-300m", image_size=96),
         "96×96 pixels are smaller than the largest stride of the detector, 128",
     ),
     "image": (
-        lambda: tiny("retinanet").eval()(images(24, 24), drawn(tiny("retinanet"))),
+        lambda: tiny("retinanet").eval()(images(24, 24), sampled_arch(tiny("retinanet"))),
         "24×24 pixels is smaller than the largest stride of the detector, 32",
     ),
     "bytes": (
-        lambda: tiny("retinanet").eval()(images().byte(), drawn(tiny("retinanet"))),
+        lambda: tiny("retinanet").eval()(images().byte(), sampled_arch(tiny("retinanet"))),
         "normalised float images.*not torch.uint8",
     ),
-    "no images": (lambda: tiny("retinanet").eval()([], drawn(tiny("retinanet"))), "list of images is empty"),
-    "no targets": (lambda: tiny("retinanet").train()(images(), drawn(tiny("retinanet"))), "needs targets"),
+    "no images": (lambda: tiny("retinanet").eval()([], sampled_arch(tiny("retinanet"))), "list of images is empty"),
+    "no targets": (lambda: tiny("retinanet").train()(images(), sampled_arch(tiny("retinanet"))), "needs targets"),
     "too few": (_bad_targets(lambda t: t[:1]), "2 images and 1 targets"),
     "shapes": (_bad_targets(lambda t: t[0].update(labels=torch.ones(3))), r"target 0 has boxes \(2, 4\) and labels"),
     "area": (
@@ -238,9 +273,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "background": (_bad_targets(lambda t: t[0].update(labels=torch.tensor([0, 1]))), "target 0 has the label 0"),
     "frozen": (lambda: tiny("retinanet", freeze_bn=True), "cannot be frozen in the supernet.*mix all paths"),
     "frozen given": (lambda: tiny("retinanet", backbone=_frozen_supernet()), "cannot be frozen in the supernet"),
-    "arch": (lambda: tiny("retinanet", arch={"stage1.block0.op": "shuffle9"}), "shuffle9"),
+    "arch": (lambda: tiny_network("retinanet", arch={"stage1.block0.op": "shuffle9"}), "shuffle9"),
     "arch twice": (
-        lambda: create_detector("retinanet", backbone="detnas-coco-fpn-300m", arch={}),
+        lambda: create_detector_network("retinanet", backbone="detnas-coco-fpn-300m", arch={}),
         "is an architecture already",
     ),
     "norm": (lambda: tiny("retinanet", norm="layer"), "'none', 'batch' or 'group', not 'layer'"),
@@ -264,13 +299,13 @@ def test_bad_input_is_named(case: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fresh_weights_follow_the_generator_and_torchvisions_rules(kind: str) -> None:
-    arch = drawn(tiny(kind))
+    arch = sampled_arch(tiny(kind))
 
     def made(seed: int, width: int = WIDTH) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         settings: dict[str, Any] = {"levels": 3} | ({"hidden": 16} if kind != "retinanet" else {})
         return dict(
-            create_detector(
+            create_detector_network(
                 kind,
                 backbone="shufflenet-small",
                 backbone_settings=BACKBONE,
@@ -300,9 +335,9 @@ def test_fresh_weights_follow_the_generator_and_torchvisions_rules(kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_detector_learns_one_box(kind: str) -> None:
     """The losses lead somewhere: after forty steps the best detection lies on the only box, with its label."""
-    generator, arch = torch.Generator().manual_seed(3), drawn(tiny(kind))
+    generator, arch = torch.Generator().manual_seed(3), sampled_arch(tiny(kind))
     settings: dict[str, Any] = {"norm": "batch", "head_convs": 1}  # narrow towers without norm learn slowly
-    network = tiny(kind, arch=arch, generator=generator, **settings).train()
+    network = tiny_network(kind, arch=arch, generator=generator, **settings).train()
     x = images(seed=8, number=1)
     x[:, :, 16:40, 20:52] += 3.0
     given = [{"boxes": torch.tensor([[20.0, 16.0, 52.0, 40.0]]), "labels": torch.tensor([2])}]
@@ -321,10 +356,10 @@ def test_a_detector_learns_one_box(kind: str) -> None:
 
 
 def test_frozen_batch_norm_stays_as_it_was_loaded() -> None:
-    arch = drawn(tiny("retinanet"))
+    arch = sampled_arch(tiny("retinanet"))
     classifier = create_network("shufflenet-small", arch=arch.sub("backbone"), **BACKBONE)
     randomize(classifier, seed=9)
-    frozen, plain = (tiny("retinanet", arch=arch, freeze_bn=freeze) for freeze in (True, False))
+    frozen, plain = (tiny_network("retinanet", arch=arch, freeze_bn=freeze) for freeze in (True, False))
     for network in (frozen, plain):
         load_backbone(network, classifier)
     x = images()
@@ -336,3 +371,38 @@ def test_frozen_batch_norm_stays_as_it_was_loaded() -> None:
     assert not any(isinstance(part, nn.BatchNorm2d) for part in frozen.modules())
     freeze_batch_norm(plain)
     assert all(torch.equal(before[name], tensor) for name, tensor in plain[1].state_dict(prefix="1.").items())
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_those_of_the_builders_and_of_the_steps() -> None:
+    """Their names, types and defaults are written out in several places, which must not drift apart."""
+    settings = get_type_hints(DetectorSettings)
+    known: dict[str, Any] = {}
+    for necks in DETECTORS.values():
+        for builder in necks.values():
+            hints = get_type_hints(builder)
+            known |= {name: hints[name] for name in inspect.signature(builder).parameters}
+    for name in ("backbone", "num_classes", "image_size", "head_width"):
+        del known[name]
+    assert settings == known
+    assert all(re.search(rf"\b{name}\b", create_detector.__doc__ or "") for name in settings)
+    for step, builders in {RetinaBoxes: (retinanet, retinanet_nasfpn), RegionBoxes: (faster_rcnn_fpn,)}.items():
+        own = inspect.signature(step).parameters
+        for parameters in (inspect.signature(builder).parameters for builder in builders):
+            shared = [name for name in own.keys() & parameters.keys() if own[name].default is not Parameter.empty]
+            assert len(shared) >= 8
+            assert {n: own[n].default for n in shared if n != "norm"} == {
+                n: parameters[n].default for n in shared if n != "norm"
+            }
+
+
+def test_a_network_of_a_supernet_given_with_an_architecture_keeps_its_weights() -> None:
+    classifier = create_supernet("shufflenet-small", **BACKBONE)
+    arch = classifier.space.sample(random.Random(3))
+    by_name, by_supernet = (
+        tiny_network("retinanet", backbone=classifier, **given) for given in ({"arch": arch}, {"backbone_arch": arch})
+    )
+    for first, second in zip(backbone_of(by_name), backbone_of(by_supernet), strict=True):
+        assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))

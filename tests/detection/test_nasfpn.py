@@ -13,7 +13,16 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detection import DetectorCosts, DetectorNetwork, DetectorPreprocess, Labelled, create_detector, load_backbone
+from detection import (
+    Detector,
+    DetectorCosts,
+    DetectorNetwork,
+    DetectorPreprocess,
+    Labelled,
+    create_detector,
+    create_detector_network,
+    load_backbone,
+)
 from detection.nasfpn.plain import MergingConv, PyramidInputs, attended, pool_same, resampled
 from detection.nasfpn.published import NASFPN_NETWORKS, create_nasfpn, published_nasfpn
 from detection.nasfpn.space import (
@@ -28,7 +37,7 @@ from detection.nasfpn.space import (
     wiring_of,
 )
 from detection.nasfpn.supernet import SearchablePyramid, read_out
-from helpers.detector_cases import BACKBONE, CLASSES, images, same, targets, tiny
+from helpers.detector_cases import BACKBONE, CLASSES, images, same, targets, tiny, tiny_network
 from supernet import Arch, Chain, SearchSpace, create_supernet
 from supernet.chain import Layout
 from supernet.cost import count
@@ -345,8 +354,11 @@ def test_pyramids_keep_the_contract_of_a_space(settings: dict[str, Any]) -> None
     check_space(chain, archs=2)
 
 
-def neck_on(**settings: Any) -> Any:
-    return tiny("retinanet", **{"neck": "nasfpn", "repeats": 2, "head_convs": 1, **settings})
+NECK: dict[str, Any] = {"neck": "nasfpn", "repeats": 2, "head_convs": 1}
+
+
+def neck_on(**settings: Any) -> Detector:
+    return tiny("retinanet", **{**NECK, **settings})
 
 
 def fixed_backbone() -> Chain:
@@ -368,14 +380,13 @@ def test_detectors_keep_the_contract_of_a_space(backbone: str) -> None:
 def test_single_detectors_by_the_architecture_of_all_that_is_searched() -> None:
     joint = neck_on()
     arch = joint.space.sample(random.Random(1))
-    network = neck_on(arch=arch, phase="supernet")
-    assert isinstance(network, DetectorNetwork)
+    network = tiny_network("retinanet", **NECK, arch=arch, phase="supernet")
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in joint.subnet(arch).parameters())
     body = fixed_backbone()
-    alone = neck_on(backbone=body, arch={name: value for name, value in arch.items() if name.startswith("neck.")})
-    assert isinstance(alone, DetectorNetwork)
+    of_neck = {name: value for name, value in arch.items() if name.startswith("neck.")}
+    assert isinstance(tiny_network("retinanet", **NECK, backbone=body, arch=of_neck), DetectorNetwork)
     with pytest.raises(InputError, match=r"lacks 'neck\.levels'"):
-        neck_on(arch={name: value for name, value in arch.items() if name.startswith("backbone.")})
+        tiny_network("retinanet", **NECK, arch={n: value for n, value in arch.items() if n.startswith("backbone.")})
 
 
 def test_costs_and_shared_prefixes() -> None:
@@ -409,10 +420,10 @@ def test_a_published_backbone_leaves_the_neck_to_search() -> None:
         "num_classes": 3,
     }
     with torch.device("meta"):
-        detector: Any = create_detector("retinanet", **settings)
+        detector = create_detector("retinanet", **settings)
     assert detector.space.size() == pyramid_space().size()
     arch = wiring_arch("nasfpn-7", detector.space, prefix="neck")
-    network = create_detector("retinanet", arch=arch, **settings)
+    network = create_detector_network("retinanet", arch=arch, **settings)
     with torch.no_grad():
         found = network.eval()(images(128, 128, number=1))
     assert found[0]["boxes"].shape[1] == 4

@@ -54,9 +54,8 @@ def fixed_backbone(phase: str = "supernet") -> Chain:
 
 def neck_on_fixed_backbone() -> Chain:
     """RetinaNet with a searched pyramid on it."""
-    few = {"repeats": 1, "cells": 5, "head_convs": 1, "candidates": 20, "detections": 20}
-    made: Chain = tiny("retinanet", backbone=fixed_backbone(), neck="nasfpn", seed=5, **few)
-    return made.eval()
+    few: dict[str, Any] = {"repeats": 1, "cells": 5, "head_convs": 1, "candidates": 20, "detections": 20}
+    return tiny("retinanet", backbone=fixed_backbone(), neck="nasfpn", seed=5, **few).eval()
 
 
 NETS: dict[str, Callable[[], Chain]] = {

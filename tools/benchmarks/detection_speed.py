@@ -211,7 +211,7 @@ def prepared(scoring: Scoring, *, backbone: str, **settings: Any) -> Any:
 
     torch.set_num_threads(scoring.threads)
     splits = load(dataclasses.replace(scoring.data, calibration=scoring.batches * scoring.images))
-    detector: Any = create_detector(
+    detector = create_detector(
         "retinanet",
         backbone=backbone,
         num_classes=len(splits.classes),

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from detection import DetectorCosts, DetectorPreprocess, create_detector, load_backbone
+from detection import DetectorCosts, DetectorPreprocess, create_detector, create_detector_network, load_backbone
 from detection.config import DetectorRun
 from detection.data.images import DetectionSet
 from detection.data.load import DetectionSplits, load
@@ -90,9 +90,9 @@ class Detecting:
     def _check_file(self, file: Path) -> None:
         """Whether a file of weights fits, before any image is read."""
         with torch.device("meta"):
-            made = self._create(2, None, None)
-            backbone_weights(made, file)
-        searched = isinstance(made, Detector) and any(c.name.startswith(f"{PREFIX}.") for c in made.space.choices)
+            supernet = self._supernet(2, None)
+            backbone_weights(supernet, file)
+        searched = any(choice.name.startswith(f"{PREFIX}.") for choice in supernet.space.choices)
         if searched and self.config.start != "scratch":
             raise InputError(
                 f"pretrained={str(file)!r} holds one set of weights, and a retraining with "
@@ -105,13 +105,7 @@ class Detecting:
 
     def supernet(self, data: DetectionSplits, generator: torch.Generator | None = None) -> Detector:
         """The supernet with the weights that training begins with; those of a pre-training come in `begin`."""
-        made = self._create(len(data.classes), None, generator)
-        if not isinstance(made, Detector):
-            raise InputError(
-                f"there is nothing to search: the backbone {self.config.backbone!r} is fixed, and the neck "
-                f"{self.config.neck!r} decides nothing; give a space as backbone, or --neck nasfpn"
-            )
-        return made
+        return self._supernet(len(data.classes), generator)
 
     def begin(self, supernet: Detector) -> None:
         """Load the pre-trained weights, if the recipe names any, before the first step of a supernet."""
@@ -120,7 +114,7 @@ class Detecting:
 
     def network(self, data: DetectionSplits, arch: Arch, generator: torch.Generator) -> nn.Module:
         """The detector of an architecture with fresh weights."""
-        return self._create(len(data.classes), arch, generator)
+        return create_detector_network(**self._arguments(len(data.classes)), arch=arch, generator=generator)
 
     def prepare(self, network: nn.Module, arch: Arch, seed: int) -> None:
         """Give the backbone of a retraining the weights of `start`, trained on classification now if need be."""
@@ -169,25 +163,26 @@ class Detecting:
         mean, std = (tuple(map(float, t.flatten())) for t in (data.train.mean, data.train.std))
         return DetectorPreprocess(self.config.data.size, mean, std, data.classes, longest=self.config.data.longest)
 
-    def _create(self, classes: int, arch: Arch | None, generator: torch.Generator | None) -> Any:
+    def _supernet(self, classes: int, generator: torch.Generator | None) -> Detector:
+        return create_detector(**self._arguments(classes), generator=generator)
+
+    def _arguments(self, classes: int) -> dict[str, Any]:
+        """Arguments of `create_detector` and `create_detector_network` that the recipe fixes."""
         config = self.config
         size = config.data.size
-        given = builder_settings(config.settings, "settings", dict.fromkeys(TOLD))
-        return create_detector(
-            config.detector,
-            backbone=config.backbone,
-            neck=config.neck,
-            num_classes=classes,
-            image_size=(size, config.data.longest or size),
-            arch=arch,
-            generator=generator,
-            head_width=config.head_width,
-            head_convs=config.head_convs,
-            norm=config.norm,
-            backbone_settings=_backbone_settings(config),
-            backbone_arch=_fixed(config),
-            **given,
-        )
+        return {
+            "kind": config.detector,
+            "backbone": config.backbone,
+            "neck": config.neck,
+            "num_classes": classes,
+            "image_size": (size, config.data.longest or size),
+            "head_width": config.head_width,
+            "head_convs": config.head_convs,
+            "norm": config.norm,
+            "backbone_settings": _backbone_settings(config),
+            "backbone_arch": _fixed(config),
+            **builder_settings(config.settings, "settings", dict.fromkeys(TOLD)),
+        }
 
     def _backbone_file(self, inside: Arch | None, seed: int) -> Path:
         """Weights for the backbone: of the pre-trained supernet, or of a network trained on classification."""
