@@ -186,7 +186,9 @@ def test_nsga2_covers_more_of_the_published_front_than_chance(bench: Any, macro:
     assert hypervolume([p for p in whole if p[0] > 92], reference) < true
     shares = [
         sum(
-            hypervolume(bench.told_points(macro, make(macro.space, seed=seed, **settings), 200), reference) / true / 3
+            hypervolume(bench.evaluated_points(macro, make(macro.space, seed=seed, **settings), 200), reference)
+            / true
+            / 3
             for seed in range(3)
         )
         for make, settings in ((NSGA2, {"population_size": 20}), (RandomSearch, {}))
@@ -216,7 +218,9 @@ def test_nsga2_covers_no_less_than_its_peers(bench: Any, macro: Any, peer: str, 
         ours, theirs = (
             sum(hypervolume(points(seed), reference) / true for seed in range(30)) / 30
             for points in (
-                lambda s, n=population: bench.told_points(macro, NSGA2(macro.space, seed=s, population_size=n), 300),
+                lambda s, n=population: bench.evaluated_points(
+                    macro, NSGA2(macro.space, seed=s, population_size=n), 300
+                ),
                 lambda s, n=population: theirs_of(macro, s, n, 300),
             )
         )

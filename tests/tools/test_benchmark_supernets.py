@@ -123,6 +123,6 @@ def test_what_cannot_be_compared_is_refused_in_one_line(run: Path, call: Call, t
     one_line(call("benchmarks.search", "supernet", run, "--images", 10_000), "images=10000", "search-validation")
     one_line(call("benchmarks.search", "supernet", run, "--score", "map"), "no 'map'", "accuracy, loss")
     one_line(call("benchmarks.search", "supernet", run, run), "two runs have folders of one name")
-    one_line(call("benchmarks.search", "supernet", run, "--searchers", "random:metric=macs"), "follows from --score")
+    one_line(call("benchmarks.search", "supernet", run, "--searchers", "random:metric=macs"), "follows from score")
     one_line(call("benchmarks.search", "supernet", run, "--seeds", 0), "seeds=0")
     one_line(call("benchmarks.search", "supernet", tmp_path / "nowhere"), "nowhere")

@@ -1,23 +1,39 @@
-"""Searches as curves of the best score so far, their intervals and plots, for tools/benchmarks/search.py."""
+"""Searches as curves of the best score so far, with intervals and plots. Used by tools/benchmarks/search.py."""
 
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, SearchSpace
 
-STALE = 2_000  # trials without a new network after which a search is given up
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+    from searchers.loop import Searcher
+
+PATIENCE = 2_000
+"""Trials without a new network after which a search is given up."""
+
+Curve = list[float]
+"""The best score so far after each distinct evaluation."""
 
 
 # -- searches ----------------------------------------------------------------------------------------------------------
 
 
 def maker(text: str) -> "functools.partial[Any]":
-    """A searcher by its name in tools/search.py, with settings after a colon: `nsga2:population_size=20`."""
+    """Returns the constructor of a searcher with its settings bound.
+
+    Args:
+        text: a name from tools/search.py, with settings after a colon: `nsga2:population_size=20,mutation=0.1`.
+
+    Raises:
+        InputError: there is no such searcher, or it has no such setting.
+    """
     from searchers.catalog import searcher_maker, searcher_settings
 
     name, _, settings = text.partition(":")
@@ -26,7 +42,7 @@ def maker(text: str) -> "functools.partial[Any]":
     for pair in filter(None, settings.split(",")):
         key, equals, value = pair.partition("=")
         if not equals:
-            raise InputError(f"settings of {name!r} are NAME=VALUE with commas between, not {pair!r}")
+            raise InputError(f"settings of {name!r} are NAME=VALUE, separated by commas, not {pair!r}")
         if key not in known:
             raise InputError(f"searcher {name!r} has no setting {key!r}; {nearest(key, known)}")
         try:
@@ -41,44 +57,63 @@ class Scored(Protocol):
     """A space whose networks have scores: an `Oracle`, or a trained supernet."""
 
     @property
-    def space(self) -> SearchSpace: ...
+    def space(self) -> SearchSpace:
+        """The space that is searched."""
 
     @property
     def best(self) -> float:
-        """The highest score there is; infinite where nobody knows it."""
+        """The highest score in the space; infinity if it is unknown."""
 
     def score(self, archs: Sequence[Arch]) -> Sequence[Mapping[str, float]]:
-        """The metrics of architectures in their normal form, none of a failed training."""
+        """Returns the metrics of architectures in normal form; an empty mapping stands for a failed training."""
 
 
-def curve(oracle: Scored, searcher: Any, *, evaluations: int, batch: int) -> list[float]:
-    """The best score after each distinct evaluation, up to the best network, the budget or the end of the search."""
+def curve(oracle: Scored, searcher: "Searcher", *, evaluations: int, batch: int) -> Curve:
+    """Runs a search and returns the best score so far after each distinct evaluation.
+
+    The curve ends at the best network of the space, at the budget, or when the searcher proposes nothing new.
+
+    Args:
+        oracle: what scores the proposals.
+        searcher: a fresh one.
+        evaluations: the budget, in distinct networks.
+        batch: architectures per proposal.
+    """
     from searchers import Trial
 
-    name, sign = searcher.metric.removeprefix("-"), -1.0 if searcher.metric.startswith("-") else 1.0
-    best: list[float] = []
+    metric: str = searcher.metric
+    name, sign = metric.removeprefix("-"), -1.0 if metric.startswith("-") else 1.0
+    best: Curve = []
     seen: set[str] = set()
-    trials = last = 0
-    while trials < last + STALE and (archs := searcher.ask(batch)):
+    trials = last_new = 0
+    while trials < last_new + PATIENCE and (archs := searcher.ask(batch)):
         forms = [oracle.space.normal_form(arch) for arch in archs]
-        told = []
+        reports = []
         for arch, form, metrics in zip(archs, forms, oracle.score(forms), strict=True):
             repeat, failed = form.key in seen, "" if metrics else "the table has no score"
-            told.append(Trial(trials, arch, form.key, metrics, repeat, 0.0, 0, failed))
+            reports.append(Trial(trials, arch, form.key, metrics, repeat, 0.0, 0, failed))
             trials += 1
             if not repeat:
                 seen.add(form.key)
-                last = trials
-                found = sign * metrics[name] if metrics else -math.inf
-                best.append(max(best[-1] if best else -math.inf, found))
+                last_new = trials
+                score = sign * metrics[name] if metrics else -math.inf
+                best.append(max(best[-1] if best else -math.inf, score))
             if best[-1] >= oracle.best or len(best) >= evaluations:
                 return best
-        searcher.tell(told)
+        searcher.tell(reports)
     return best
 
 
+def best_after(curve: Sequence[float], evaluations: int) -> float:
+    """Returns the best score after a number of evaluations; a search that ended earlier keeps its last value."""
+    return curve[min(evaluations, len(curve)) - 1]
+
+
+# -- means and plots ---------------------------------------------------------------------------------------------------
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval by Student's t; the width is not a number for fewer than two values."""
+    """Returns the mean and the half-width of its 95 % interval by Student's t; NaN for fewer than two values."""
     import numpy as np
     from scipy import stats
 
@@ -88,48 +123,53 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
 
 
-def shown(values: Sequence[float], digits: int = 1) -> str:
+def format_mean(values: Sequence[float], digits: int = 1) -> str:
+    """Returns "mean ± half-width of the 95 % interval"; the mean alone for one value, a dash for none."""
     mean, half = interval(values)
-    return "-" if math.isnan(mean) else f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
-def at(best: Sequence[float], evaluations: int) -> float:
-    """The best score after so many evaluations; a search that ended before keeps what it had."""
-    return best[min(evaluations, len(best)) - 1]
-
-
-def plotly_objects() -> Any:
-    """The package that draws."""
+def new_figure() -> "plotly.graph_objects.Figure":
+    """Returns an empty figure. Raises `InputError` if plotly is not installed."""
     try:
-        import plotly.graph_objects  # type: ignore[import-not-found]
+        import plotly.graph_objects
     except ImportError as error:
-        raise InputError("--out draws with the package plotly, which is not installed; pip install plotly") from error
-    return plotly.graph_objects
+        raise InputError("plots need the package plotly, which is not installed: pip install plotly") from error
+    return plotly.graph_objects.Figure()
 
 
 def plot(
     title: str, curves: Mapping[str, Sequence[Sequence[float]]], *, evaluations: int, best: float = math.inf
-) -> Any:
-    """The mean over seeds by evaluations with its 95 % band, a colour per searcher: the regret, or the best so far.
+) -> "plotly.graph_objects.Figure":
+    """Draws, for each searcher, the mean over seeds and its 95 % band against evaluations on a logarithmic axis.
 
     Args:
-        title: of the picture.
-        curves: searcher to the best score so far after each evaluation, one list per seed.
-        evaluations: the last one drawn.
-        best: the highest score there is, from which the regret is counted; infinite where nobody knows it.
+        title: of the figure.
+        curves: searcher to one curve per seed.
+        evaluations: where the axis ends.
+        best: the highest score in the space. If it is finite, the regret is drawn, otherwise the best score so far.
     """
-    from plotly.colors import qualitative  # type: ignore[import-not-found]
+    figure = new_figure()
+    from plotly.colors import qualitative
 
-    objects, known = plotly_objects(), math.isfinite(best)
-    figure = objects.Figure()
+    known = math.isfinite(best)
+    value: Callable[[Sequence[float], int], float] = (
+        (lambda run, n: best - best_after(run, n)) if known else (lambda run, n: best_after(run, n))
+    )
+    steps = list(range(1, evaluations + 1))
     for name, colour in zip(curves, qualitative.Dark24 * (1 + len(curves) // 24), strict=False):
-        steps = list(range(1, evaluations + 1))
-        bands = [interval([best - at(run, n) if known else at(run, n) for run in curves[name]]) for n in steps]
-        mean, low, high = ([m + side * (0 if math.isnan(h) else h) for m, h in bands] for side in (0, -1, 1))
-        low = [max(value, 0.0) if known else value for value in low]
-        edges = {"x": steps + steps[::-1], "y": high + low[::-1]}
+        bands = [interval([value(run, n) for run in curves[name]]) for n in steps]
+        halves = [0.0 if math.isnan(half) else half for _, half in bands]
+        mean = [middle for middle, _ in bands]
+        high = [middle + half for middle, half in zip(mean, halves, strict=True)]
+        low = [middle - half for middle, half in zip(mean, halves, strict=True)]
+        if known:
+            low = [max(edge, 0.0) for edge in low]  # a regret is never negative
         figure.add_scatter(
-            **edges,
+            x=steps + steps[::-1],
+            y=high + low[::-1],
             fill="toself",
             opacity=0.15,
             mode="none",
@@ -140,20 +180,23 @@ def plot(
         )
         line = {"color": colour, "width": 1.5}
         figure.add_scatter(x=steps, y=mean, name=name, mode="lines", legendgroup=name, line=line)
-    what = "regret (best score − best found)" if known else "best score found"
     figure.update_layout(
         title=f"{title}: mean and 95 % interval over seeds",
         xaxis_title="distinct evaluations",
-        yaxis_title=what,
+        yaxis_title="regret (best score − best found)" if known else "best score found",
         xaxis_type="log",
     )
     return figure
 
 
-def save_plot(figure: Any, path: Path) -> None:
-    """`path`.html, and `path`.png where the package kaleido and its browser are there; a line says what is missing."""
+def save_plot(figure: "plotly.graph_objects.Figure", path: Path) -> None:
+    """Writes `path`.html, and `path`.png if the package kaleido and its browser are installed.
+
+    If they are not, one printed line says why there is no PNG.
+    """
     figure.write_html(path.with_suffix(".html"), include_plotlyjs=True)
     try:
         figure.write_image(path.with_suffix(".png"), width=1000, height=650)
     except (ImportError, ValueError, RuntimeError) as error:
-        print(f"{path.with_suffix('.png').name} is left out: {str(error).strip().splitlines()[0]}")
+        reason = str(error).strip().splitlines()[0]
+        print(f"{path.with_suffix('.png').name} was not written: {reason}")

@@ -1,4 +1,12 @@
-"""Detection figures of BENCHMARKS.md: python tools/benchmarks/detection_speed.py map, pyramids, or generation"""
+"""How fast is scoring candidate detectors with shared weights, and how fast is the metric?
+
+    python tools/benchmarks/detection_speed.py map           COCO's metrics here and by pycocotools
+    python tools/benchmarks/detection_speed.py pyramids      random pyramids on one fixed backbone
+    python tools/benchmarks/detection_speed.py generation    generations of an evolution of backbones
+
+The first ends with a table of processor time; the others with one by part, and a line with the time ratio. All print
+the largest difference between the results of the two sides.
+"""
 
 import contextlib
 import copy
@@ -10,18 +18,47 @@ import random
 import statistics
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from detection.config import DetectionAugment, DetectionData
 from supernet_tools.pipeline.command_line import main, print_table
 
-PARTS = ("building", "images and fixed steps", "recalibration", "inference", "metric")
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from detection.data.images import DetectionSet
+    from detection.data.load import DetectionSplits
+    from detection.detector import Detector
+    from supernet.scoring.metrics import Metrics
+    from supernet.scoring.prefix import Phase
+    from supernet.scoring.shared_weights import SharedWeights
+    from supernet.space import Arch
+
+T = TypeVar("T")
+
+BUILDING, IMAGES, RECALIBRATION, INFERENCE, METRIC = PARTS = (
+    "building",
+    "images and fixed steps",
+    "recalibration",
+    "inference",
+    "metric",
+)
+PART_OF: "dict[Phase, str]" = {
+    "materialize": BUILDING,
+    "trunk": IMAGES,
+    "calibrate": RECALIBRATION,
+    "evaluate": INFERENCE,
+    "metric": METRIC,
+}
+"""Phase of scoring with shared weights to the part of the table that it counts for."""
+REST = "the rest"
 
 
 def mean_average_precision(
@@ -32,15 +69,15 @@ def mean_average_precision(
     runs: int = 7,
     threads: int = 1,
 ) -> None:
-    """Processor time of COCO's twelve figures here and by pycocotools, of boxes scattered around the true ones.
+    """Processor time of COCO's twelve metrics here and by pycocotools, for boxes scattered around the true ones.
 
     Args:
-        annotations: COCO file; composed digits by default.
-        folder: Where its images are.
-        images: Of the composed digits.
-        detections: Per image.
-        runs: The median counts.
-        threads: Of torch.
+        annotations: Annotation file in COCO's layout; composed digits by default.
+        folder: Folder of its images.
+        images: Number of composed digit images.
+        detections: Detections per image.
+        runs: Runs per side, of which the median counts.
+        threads: Threads of torch.
     """
     import torch
 
@@ -57,32 +94,33 @@ def mean_average_precision(
         read = read_annotations(annotations, folder)
         targets = [target for i in range(len(read)) if len((target := read.target(i))["boxes"])]
     generator, rows = torch.Generator().manual_seed(0), []
-    for per in detections:
-        found = []
+    for per_image in detections:
+        predictions = []
         for target in targets:
-            near = torch.randint(len(target["boxes"]), (per,), generator=generator)
-            boxes = target["boxes"][near].float() + 8 * torch.randn(per, 4, generator=generator)
+            near = torch.randint(len(target["boxes"]), (per_image,), generator=generator)
+            boxes = target["boxes"][near].float() + 8 * torch.randn(per_image, 4, generator=generator)
             boxes[:, 2:] = boxes[:, 2:].maximum(boxes[:, :2] + 1)
-            scores = torch.rand(per, generator=generator)
-            found.append({"boxes": boxes, "scores": scores, "labels": target["labels"][near]})
+            scores = torch.rand(per_image, generator=generator)
+            predictions.append({"boxes": boxes, "scores": scores, "labels": target["labels"][near]})
         truth = GroundTruth(targets)
-        listed = torch.cat(
+        flat = torch.cat(
             [
-                torch.cat([torch.full((per, 1), i), one["labels"][:, None], one["scores"][:, None], one["boxes"]], 1)
-                for i, one in enumerate(found)
+                torch.cat([torch.full((per_image, 1), i), p["labels"][:, None], p["scores"][:, None], p["boxes"]], 1)
+                for i, p in enumerate(predictions)
             ]
         )
-        theirs, slow = median(lambda found=found: published(targets, found), runs)
-        ours, fast = median(lambda found=found: coco_figures(targets, found), runs)
-        _, prepared = median(lambda truth=truth, listed=listed: truth.figures(listed, every=True), runs)
-        apart = max(abs(a - ours[name]) for a, name in zip(theirs, FIGURES, strict=True))
-        rows.append((f"{per * len(targets):,}", *(f"{1e3 * s:.1f}" for s in (slow, fast, prepared)), f"{apart:.1e}"))
+        theirs, their_seconds = median(functools.partial(by_pycocotools, targets, predictions), runs)
+        ours, our_seconds = median(functools.partial(coco_figures, targets, predictions), runs)
+        _, prepared_seconds = median(functools.partial(truth.figures, flat, every=True), runs)
+        difference = max(abs(a - ours[name]) for a, name in zip(theirs, FIGURES, strict=True))
+        milliseconds = (f"{1e3 * seconds:.1f}" for seconds in (their_seconds, our_seconds, prepared_seconds))
+        rows.append((f"{per_image * len(targets):,}", *milliseconds, f"{difference:.1e}"))
     columns = ("detections", "pycocotools, ms", "coco_figures, ms", "GroundTruth prepared, ms", "largest difference")
     print_table(f"mean average precision of {len(targets)} images, medians of {runs}", columns, rows)
 
 
-def median(work: Callable[[], Any], runs: int) -> tuple[Any, float]:
-    """The result, and the median seconds of processor time."""
+def median(work: Callable[[], T], runs: int) -> tuple[T, float]:
+    """Returns the result of a function, and the median processor time of its runs in seconds."""
     seconds = []
     for _ in range(runs):
         began = time.process_time()
@@ -91,18 +129,26 @@ def median(work: Callable[[], Any], runs: int) -> tuple[Any, float]:
     return result, statistics.median(seconds)
 
 
-def published(targets: list[Any], detections: list[Any]) -> list[float]:
-    """The twelve figures by pycocotools."""
+def by_pycocotools(targets: "list[dict[str, Tensor]]", detections: "list[dict[str, Tensor]]") -> list[float]:
+    """Returns COCO's twelve metrics as pycocotools computes them."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    def listed(parts: list[Any]) -> list[dict[str, Any]]:
+    def annotations(parts: "list[dict[str, Tensor]]") -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for image, part in enumerate(parts):
             for i, (x1, y1, x2, y2) in enumerate(part["boxes"].double().tolist()):
-                row = {"id": len(rows) + 1, "image_id": image, "category_id": int(part["labels"][i]), "iscrowd": 0}
-                row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
-                rows.append(row | ({"score": float(part["scores"][i])} if "scores" in part else {}))
+                row: dict[str, Any] = {
+                    "id": len(rows) + 1,
+                    "image_id": image,
+                    "category_id": int(part["labels"][i]),
+                    "iscrowd": 0,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                }
+                if "scores" in part:
+                    row["score"] = float(part["scores"][i])
+                rows.append(row)
         return rows
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -110,11 +156,11 @@ def published(targets: list[Any], detections: list[Any]) -> list[float]:
         labels = sorted({int(label) for target in targets for label in target["labels"]})
         truth.dataset = {
             "images": [{"id": i} for i in range(len(targets))],
-            "annotations": listed(targets),
+            "annotations": annotations(targets),
             "categories": [{"id": label} for label in labels],
         }
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(listed(detections)), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(annotations(detections)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -126,26 +172,26 @@ def published(targets: list[Any], detections: list[Any]) -> list[float]:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What candidates are scored with."""
+    """Data and settings with which candidates are scored."""
 
     data: DetectionData = field(default_factory=functools.partial(DetectionData, size=128))
-    """Composed digits, or a set in COCO's layout; its validation images score."""
+    """Composed digits, or a set in COCO's layout, whose validation images score the candidates."""
     batches: int = 25
-    """For batch norm."""
+    """Calibration batches."""
     images: int = 8
-    """In each of them."""
+    """Images per calibration batch."""
     batch: int = 16
     """Validation images per forward pass."""
     width: int = 64
-    """Channels of pyramid and head."""
+    """Channels of the pyramid and the head."""
     convs: int = 2
-    """Of each tower of the head."""
+    """Convolutions per tower of the head."""
     steps: int = 300
-    """Of training on uniform paths, so that scores differ."""
+    """Training steps on uniform paths, so that scores differ."""
     seed: int = 0
-    """Of weights, paths, candidates."""
+    """Seed of weights, paths and candidates."""
     threads: int = 1
-    """Of torch."""
+    """Threads of torch."""
 
 
 def pyramids(
@@ -155,34 +201,34 @@ def pyramids(
     networks: int = 50,
     call: int = 10,
 ) -> None:
-    """Random pyramids on a fixed backbone: features of the backbone held, against one detector at a time.
+    """Random pyramids on a fixed backbone, whose features are cached, against scoring one detector at a time.
 
     Args:
         scoring: Data and settings.
         backbone: Published network, or "package.module:builder" of one.
         repeats: Pyramids in a stack.
         networks: Pyramids scored.
-        call: Of them per call of the evaluator.
+        call: Pyramids per call of the evaluator.
     """
-    splits, detector = prepared(scoring, backbone=backbone, neck="nasfpn", repeats=repeats)
+    splits, detector = prepare(scoring, backbone=backbone, neck="nasfpn", repeats=repeats)
     rng = random.Random(scoring.seed)
     archs = [detector.space.normal_form(detector.space.sample(rng)) for _ in range(networks)]
     calls = [archs[start : start + call] for start in range(0, networks, call)]
-    compared(f"{networks} pyramids on {backbone}", detector, splits, scoring, calls)
+    compare(f"{networks} pyramids on {backbone}", detector, splits, scoring, calls)
 
 
 def generation(scoring: Scoring = Scoring(), backbone: str = "detnas-300m", networks: int = 20, after: int = 5) -> None:
-    """Generations of an evolution of backbones under RetinaNet, with shared prefixes, against one detector at a time.
+    """Generations of an evolution of RetinaNet's backbone, with shared prefixes, against scoring one at a time.
 
     Args:
         scoring: Data and settings.
         backbone: Name of a space.
-        networks: Candidates of a generation.
-        after: Generations before the second one that is timed; the first is random.
+        networks: Candidates per generation.
+        after: Number of the second generation that is timed. The first is number 0, which is random.
     """
     from searchers import Study, TopKEvolution, search
 
-    splits, detector = prepared(scoring, backbone=backbone)
+    splits, detector = prepare(scoring, backbone=backbone)
     share = 2 * networks // 5
     evolution = TopKEvolution(
         detector.space,
@@ -198,16 +244,17 @@ def generation(scoring: Scoring = Scoring(), backbone: str = "detnas-300m", netw
     trials = [detector.space.normal_form(trial.arch) for trial in study.trials()]
     for number in (0, after):
         archs = list(dict.fromkeys(trials[number * networks : (number + 1) * networks]))
-        compared(f"generation {number}, {len(archs)} candidates of {backbone}", detector, splits, scoring, [archs])
+        compare(f"generation {number}, {len(archs)} candidates of {backbone}", detector, splits, scoring, [archs])
 
 
-def prepared(scoring: Scoring, *, backbone: str, **settings: Any) -> Any:
-    """Splits, and a supernet that has learnt from them a little."""
+def prepare(scoring: Scoring, *, backbone: str, **settings: Any) -> "tuple[DetectionSplits, Detector]":
+    """Returns the data, and a supernet in eval mode that was briefly trained on it."""
     import torch
 
     from detection import create_detector
     from detection.data.batches import training_batches
     from detection.data.load import load
+    from detection.detector import Detector
 
     torch.set_num_threads(scoring.threads)
     splits = load(dataclasses.replace(scoring.data, calibration=scoring.batches * scoring.images))
@@ -223,20 +270,26 @@ def prepared(scoring: Scoring, *, backbone: str, **settings: Any) -> Any:
         **settings,
         generator=torch.Generator().manual_seed(scoring.seed),
     )
+    assert isinstance(detector, Detector)
     detector.to(memory_format=torch.channels_last).train()
     rng, optimizer = random.Random(scoring.seed), torch.optim.AdamW(detector.parameters(), lr=1e-3)
     batches = training_batches(splits.train, DetectionAugment(flip=True), batch=8, seed=scoring.seed)
     for images, targets in itertools.islice(batches, scoring.steps):
         optimizer.zero_grad()
-        loss = sum(detector(images, detector.space.sample(rng), targets).values())
+        loss = torch.stack(list(detector(images, detector.space.sample(rng), targets).values())).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
     return splits, detector.eval()
 
 
-def evaluator(detector: Any, splits: Any, scoring: Scoring) -> Any:
-    """The detector's candidates as this project scores them."""
+def evaluator(
+    detector: "Detector",
+    splits: "DetectionSplits",
+    scoring: Scoring,
+    watch: "Callable[[Phase], contextlib.AbstractContextManager[object]]" = contextlib.nullcontext,
+) -> "SharedWeights":
+    """Returns the evaluator that scores candidates as this project does."""
     from detection.metric import DetectionMetric
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.shared_weights import SharedWeights
@@ -248,54 +301,60 @@ def evaluator(detector: Any, splits: Any, scoring: Scoring) -> Any:
         batch=scoring.batch,
         bn=Recalibrate(scoring.batches, scoring.images),
         metric=DetectionMetric(splits.validation),
+        watch=watch,
     )
 
 
-def compared(title: str, detector: Any, splits: Any, scoring: Scoring, calls: Sequence[Sequence[Any]]) -> None:
-    """Scores architectures both ways, in alternation, and prints processor time by part and the largest difference.
+def compare(
+    title: str,
+    detector: "Detector",
+    splits: "DetectionSplits",
+    scoring: Scoring,
+    calls: "Sequence[Sequence[Arch]]",
+) -> None:
+    """Scores architectures both ways, alternating, and prints processor time by part and the largest difference.
 
-    Loading counts for both: files are decoded once for the shared way, and for every candidate in the other.
+    Loading counts on both sides: files are decoded once for the shared way, and for every candidate in the other.
+
+    Args:
+        title: of the table.
+        detector: supernet with the weights.
+        splits: calibration and validation images.
+        scoring: settings.
+        calls: architectures by call of the evaluator.
     """
-    ours, theirs = Parts(), Parts()
-    with ours.part(PARTS[1]):
-        evaluate = evaluator(detector, splits, scoring)
-    sharing, metric = evaluate._prefixes, evaluate.metric
-    for owner, method, part in (
-        (sharing._copies, "_make", 0),
-        (sharing, "_entered", 1),
-        (sharing, "calibrate", 2),
-        (sharing, "outputs", 3),
-        (metric, "of_batch", 4),
-        (metric, "combine", 4),
-    ):
-        setattr(owner, method, ours.around(getattr(owner, method), PARTS[part]))
-    scores: list[tuple[dict[str, float], dict[str, float]]] = []
+    ours, theirs = Stopwatch(), Stopwatch()
+    with ours.part(IMAGES):
+        evaluate = evaluator(detector, splits, scoring, watch=lambda phase: ours.part(PART_OF[phase]))
+    scores: list[tuple[Metrics, Metrics]] = []
     for archs in calls:
-        with ours.part("the rest"):
-            found = evaluate(archs)
-        with theirs.part("the rest"):
-            scores += zip(found, [alone(detector, arch, splits, scoring, theirs) for arch in archs], strict=True)
+        with ours.part(REST):
+            metrics = evaluate(archs)
+        with theirs.part(REST):
+            scores += zip(metrics, [alone(detector, arch, splits, scoring, theirs) for arch in archs], strict=True)
         print(f"{title}: {len(scores)} scored", file=sys.stderr)
-    apart = max(abs(one[name] - other[name]) for one, other in scores for name in one)
-    maps = [one["map"] for one, _ in scores]
-    shown = [*PARTS, "the rest"]
-    rows = [(part, f"{theirs.seconds[part]:.1f}", f"{ours.seconds[part]:.1f}") for part in shown]
-    totals = [sum(side.seconds.values()) for side in (theirs, ours)]
-    rows.append(("in all", *(f"{total:.1f}" for total in totals)))
-    print_table(f"{title}, seconds of processor time", ("part", "one at a time", "shared and held"), rows)
+    difference = max(abs(our[name] - their[name]) for our, their in scores for name in our)
+    maps = [our["map"] for our, _ in scores]
+    rows = [(part, f"{theirs.seconds[part]:.1f}", f"{ours.seconds[part]:.1f}") for part in (*PARTS, REST)]
+    their_total, our_total = sum(theirs.seconds.values()), sum(ours.seconds.values())
+    rows.append(("in all", f"{their_total:.1f}", f"{our_total:.1f}"))
+    print_table(f"{title}, seconds of processor time", ("part", "one at a time", "shared and cached"), rows)
     print(
-        f"time ratio {totals[0] / totals[1]:.2f}; without loading images "
-        f"{(totals[0] - theirs.seconds[PARTS[1]]) / totals[1]:.2f}; largest difference of a score {apart:.1e}; mAP "
-        f"{min(maps):.4f} to {max(maps):.4f}, {len(set(maps))} values of {len(maps)}; "
-        f"{evaluate.held_bytes / 2**20:.0f} MiB held at most"
+        f"time ratio {their_total / our_total:.2f}; without loading images "
+        f"{(their_total - theirs.seconds[IMAGES]) / our_total:.2f}; largest difference of a score {difference:.1e}; "
+        f"mAP {min(maps):.4f} to {max(maps):.4f}, {len(set(maps))} values of {len(maps)}; "
+        f"at most {evaluate.held_bytes / 2**20:.0f} MiB of activations"
     )
 
 
-def alone(detector: Any, arch: Any, splits: Any, scoring: Scoring, parts: "Parts") -> dict[str, float]:
-    """A candidate as it is scored elsewhere: a copy of all weights, batch norm through a loader, mAP through another.
+def alone(
+    detector: "Detector", arch: "Arch", splits: "DetectionSplits", scoring: Scoring, stopwatch: "Stopwatch"
+) -> "Metrics":
+    """Returns the metrics of a candidate as other libraries compute them.
 
-    Files are decoded by the loaders, as they are there; composed images are in memory. Everything else is as in the
-    shared way: batches, memory format, and the library that computes the metric.
+    All weights are copied; one DataLoader recalibrates batch norm, another one gives the mAP. The loaders decode files
+    anew for every candidate; composed images are in memory. Everything else is as in the shared way: batches, memory
+    format, and the library that computes the metric.
     """
     import torch
     from torch.utils.data import DataLoader
@@ -303,87 +362,89 @@ def alone(detector: Any, arch: Any, splits: Any, scoring: Scoring, parts: "Parts
     from detection.metric import DetectionMetric
     from supernet.scoring.batch_norm import recalibrate_bn
 
-    with parts.part(PARTS[0]):
+    with stopwatch.part(BUILDING):
         network = copy.deepcopy(detector).subnet(arch).eval().to(memory_format=torch.channels_last)
     used = torch.arange(scoring.batches * scoring.images)
     calibration, validation = (
         dataclasses.replace(part, pixels=None) if part.root is not None else part
         for part in (splits.calibration.subset(used), splits.validation)
     )
-    with parts.part(PARTS[2]):
-        loader = DataLoader(Loaded(calibration), scoring.images)
-        recalibrate_bn(network, (x for x, _ in parts.each(loader, PARTS[1])))
-    with parts.part(PARTS[4]):
-        metric, found = DetectionMetric(validation), []
-    with parts.part(PARTS[3]), torch.no_grad():
-        for x, positions in parts.each(DataLoader(Loaded(validation), scoring.batch), PARTS[1]):
+    with stopwatch.part(RECALIBRATION):
+        loader = DataLoader(numbered_images(calibration), scoring.images)
+        recalibrate_bn(network, (x for x, _ in stopwatch.each(loader, IMAGES)))
+    with stopwatch.part(METRIC):
+        metric, parts = DetectionMetric(validation), []
+    with stopwatch.part(INFERENCE), torch.no_grad():
+        for x, positions in stopwatch.each(DataLoader(numbered_images(validation), scoring.batch), IMAGES):
             detections = network(x)
-            with parts.part(PARTS[4]):
-                found.append(metric.of_batch(detections, positions))
-    with parts.part(PARTS[4]):
-        return dict(metric.combine(found))
+            with stopwatch.part(METRIC):
+                parts.append(metric.of_batch(detections, positions))
+    with stopwatch.part(METRIC):
+        return dict(metric.combine(parts))
 
 
-@dataclass
-class Loaded:
-    """Images one at a time, for a loader: normalised, with their positions."""
+def numbered_images(data: "DetectionSet") -> "torch.utils.data.Dataset[tuple[Tensor, int]]":
+    """Returns a data set of single normalised images with their positions, for a DataLoader."""
+    from torch.utils.data import Dataset
 
-    data: Any
+    class NumberedImages(Dataset["tuple[Tensor, int]"]):
+        def __len__(self) -> int:
+            return len(data)
 
-    def __len__(self) -> int:
-        return len(self.data)
+        def __getitem__(self, index: int) -> "tuple[Tensor, int]":
+            return data.normalize([data.seen(index)])[0], index
 
-    def __getitem__(self, index: int) -> Any:
-        return self.data.normalize([self.data.seen(index)])[0], index
+    return NumberedImages()
 
 
-class Parts:
-    """Seconds of processor time by part; time in a part within another counts for the inner one alone."""
+class Stopwatch:
+    """Counts processor time by part. Parts nest; time in an inner part does not count for the outer one.
+
+    Attributes:
+        seconds: processor time per part.
+    """
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self._within: list[str] = []
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._open: list[str] = []
         self._since = 0.0
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what runs inside."""
+        """Counts the time of the block for a part."""
         self._count()
-        self._within.append(name)
+        self._open.append(name)
         try:
             yield
         finally:
             self._count()
-            self._within.pop()
+            self._open.pop()
 
     def _count(self) -> None:
         now = time.process_time()
-        if self._within:
-            self.seconds[self._within[-1]] += now - self._since
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
         self._since = now
 
-    def around(self, work: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """The same function, counted."""
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return work(*args, **kwargs)
-
-        return counted
-
-    def each(self, items: Any, name: str) -> Iterator[Any]:
-        """The same items, the waiting for each counted."""
-        waiting = iter(items)
+    def each(self, items: Iterable[T], name: str) -> Iterator[T]:
+        """Yields the items and counts the time to produce them for a part."""
+        iterator = iter(items)
         while True:
             with self.part(name):
-                item = next(waiting, None)
-            if item is None:
-                return
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
             yield item
 
 
 def run() -> None:
-    commands = {"map": mean_average_precision, "pyramids": pyramids, "generation": generation}
+    """Runs the command that the first argument names."""
+    commands: dict[str, Callable[..., None]] = {
+        "map": mean_average_precision,
+        "pyramids": pyramids,
+        "generation": generation,
+    }
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 

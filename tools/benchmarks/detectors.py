@@ -1,4 +1,10 @@
-"""What a detector search found against known and random networks: python tools/benchmarks/detectors.py runs/x"""
+"""Is the detector that a search found better than plain, published and random ones?
+
+    python tools/benchmarks/detectors.py runs/x
+
+Retrains each network with several seeds. Ends with tables of the search's scores, of the AP of every network, and of
+the differences to the network that was found, with 95 % intervals.
+"""
 
 import dataclasses
 import statistics
@@ -10,10 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from supernet.errors import InputError, RunError
-from supernet_tools.benchmarks.curves import plotly_objects, save_plot
+from supernet_tools.benchmarks.curves import new_figure, save_plot
 from supernet_tools.pipeline.command_line import main, mean_and_deviation, parse, print_differences, print_table
 
 if TYPE_CHECKING:
+    import plotly.graph_objects
+
     from supernet.config import Train
     from supernet.space import Arch
     from supernet_tools.pipeline.stages import Run
@@ -24,54 +32,55 @@ AP, AP50 = "test_map", "test_map50"
 
 @dataclass(frozen=True)
 class Compare:
-    """Retrain detectors by the recipe of the run with the same seeds, and compare their AP on the test split in pairs.
+    """Retrain detectors by the recipe of the run with the same seeds, and compare their test AP in pairs.
 
-    Trainings are kept; the same command goes on where it ended.
+    Finished trainings are kept, so the same command resumes.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a trained detector supernet, with the search."""
+    """Folder of a trained detector supernet and its search."""
     search: str = "detnas"
-    """Name of the search; its best network is one arm, and random networks obey its limits."""
+    """Name of the search. Its best network is one arm; random networks keep to its limits."""
     random: int = 3
-    """Random networks within the limits of the search."""
+    """Number of random networks within the limits of the search."""
     seeds: int = 3
-    """Trainings of every network, from --seed on."""
+    """Trainings per network, with seeds that count up from --seed."""
     seed: int = 0
-    """The first of these, and of the random networks."""
+    """The first of these seeds; it also draws the random networks."""
     plain: str | None = None
     """An arm whose backbone takes this option in every block, e.g. shuffle3 …"""
     plain_widths: tuple[int, ...] = ()
-    """… with stages of these widths; its backbone must cost as many MACs as the found one at least."""
+    """… with stages of these widths. The backbone must cost at least as many MACs as the one that was found."""
     wiring: str | None = None
     """An arm with this published pyramid, e.g. nasfpn-7 …"""
     wiring_shift: int = 0
-    """… moved by so many levels: -1 reads P3 to P7 as P2 to P6."""
+    """… shifted by so many levels: -1 reads P3 to P7 as P2 to P6."""
     fpn: bool = False
-    """An arm with a feature pyramid that decides nothing on the fixed backbone of the run."""
+    """An arm with an ordinary feature pyramid on the fixed backbone of the run."""
     name: str = "detectors"
-    """Of the result, RUN/compared/NAME.json, and of the histogram of the search's scores beside it."""
+    """Name of the result, RUN/compared/NAME.json, and of the histogram of the search's scores."""
 
 
 Arms = dict[str, list[tuple[str, "Run", "Arch"]]]
-"""Name of an arm to its networks: name, the run whose space they are of, architecture."""
+"""Name of an arm to its networks: name, run with the space of the network, architecture."""
 
 
 def run() -> None:
+    """Retrains and compares the networks of all arms, writes the result and prints it."""
     args = parse(Compare, __doc__)
     if args.random < 1 or args.seeds < 2:
-        raise InputError(f"a comparison takes --random 1 and --seeds 2 at least, not {args.random} and {args.seeds}")
+        raise InputError(f"a comparison needs at least --random 1 and --seeds 2, not {args.random} and {args.seeds}")
     if args.plain_widths and args.plain is None:
-        raise InputError("--plain-widths are those of an arm; name its option with --plain")
+        raise InputError("--plain-widths needs --plain, the option of that arm")
 
     from detection.config import DetectorRun
     from supernet_tools.pipeline import stages
 
-    plotly_objects()
+    new_figure()  # fails before the trainings, not after them, if plotly is missing
     opened = stages.open_stage(args.run)
     if not isinstance(opened.config, DetectorRun):
         raise InputError(
-            f"{args.run} is no run of a detector; tools/retrain.py --top 1 --random 3 compares classifiers"
+            f"{args.run} is not the run of a detector; tools/retrain.py --top 1 --random 3 compares classifiers"
         )
     arms = networks(args, opened)
     train = opened.config.retrain
@@ -97,14 +106,14 @@ def run() -> None:
 
 
 def networks(args: Compare, opened: "Run") -> Arms:
-    """Every arm; wrong names and a plain backbone that is cheaper than the found one are refused."""
+    """Returns every arm. Raises `InputError` for unknown names and for a plain backbone cheaper than the one found."""
     from supernet_tools.pipeline import search as searching
     from supernet_tools.pipeline import stages
 
     (best,), feasible = searching.searched_top(opened, args.search, 1)
     arms: Arms = {"found": [("found", opened, best)]}
-    drawn = stages.random_feasible(opened, feasible, args.random + 1, args.seed)
-    others = [arch for arch in drawn if arch != best][: args.random]
+    draws = stages.random_feasible(opened, feasible, args.random + 1, args.seed)
+    others = [arch for arch in draws if arch != best][: args.random]
     arms["random"] = [(f"random {number}", opened, arch) for number, arch in enumerate(others)]
     if args.plain is not None:
         arms["plain"] = [plain(args, opened, args.plain, best)]
@@ -116,7 +125,7 @@ def networks(args: Compare, opened: "Run") -> Arms:
 
 
 def plain(args: Compare, opened: "Run", option: str, best: "Arch") -> "tuple[str, Run, Arch]":
-    """One option in every block of the backbone, at its own widths or others."""
+    """Returns the arm whose backbone has one option in every block, at the widths of the run or at `plain_widths`."""
     other = opened
     if args.plain_widths:
         kept = [setting for setting in opened.config.backbone_settings if not setting.startswith("widths=")]
@@ -126,19 +135,19 @@ def plain(args: Compare, opened: "Run", option: str, best: "Arch") -> "tuple[str
     if not choices or any(not c.name.startswith("backbone.") for c in choices):
         raise InputError(f"--plain {option!r} needs a run that searches the backbone alone")
     if lacking := [c.name for c in choices if option not in c.options]:
-        raise InputError(f"--plain {option!r} is no option of the choice {lacking[0]!r}")
+        raise InputError(f"--plain {option!r} is not an option of the choice {lacking[0]!r}")
     arch = other.supernet.space.canonical({c.name: option for c in choices})
-    ours, theirs = (at.cost(which)["backbone_macs"] for at, which in ((other, arch), (opened, best)))
+    ours, theirs = other.cost(arch)["backbone_macs"], opened.cost(best)["backbone_macs"]
     if ours < theirs:
         raise InputError(
-            f"the backbone of {option!r} alone has {ours:,.0f} MACs, less than the found one's "
-            f"{theirs:,.0f}; give larger --plain-widths"
+            f"the backbone of {option!r} alone has {ours:,.0f} MACs, fewer than the {theirs:,.0f} of "
+            "the one that was found; give larger --plain-widths"
         )
     return f"all {option}", other, other.supernet.space.normal_form(arch)
 
 
 def wired(opened: "Run", name: str, shift: int) -> "Arch":
-    """A published pyramid on a fixed backbone."""
+    """Returns a published pyramid on the fixed backbone of the run."""
     from detection.nasfpn.space import wiring_arch
     from detection.nasfpn.supernet import NECK
 
@@ -149,12 +158,12 @@ def wired(opened: "Run", name: str, shift: int) -> "Arch":
 
 
 def with_fpn(opened: "Run") -> "tuple[str, Run, Arch]":
-    """The fixed backbone of a run with torchvision's feature pyramid, everything else as it is."""
+    """Returns the arm with torchvision's feature pyramid on the fixed backbone; everything else is as in the run."""
     from detection.detector import PREFIX
     from supernet.space import Arch
 
     if not opened.config.backbone_arch:
-        raise InputError("--fpn keeps a fixed backbone, and this run searches its own")
+        raise InputError("--fpn needs a run with a fixed backbone; this one searches its backbone")
     kept = [s for s in opened.config.settings if s.partition("=")[0] not in ("repeats", "cells", "pooled_levels")]
     other = beside(opened, "fpn", neck="fpn", backbone_arch="", settings=tuple(kept))
     fixed = Arch.from_json(opened.config.backbone_arch)
@@ -162,11 +171,13 @@ def with_fpn(opened: "Run") -> "tuple[str, Run, Arch]":
 
 
 def beside(opened: "Run", name: str, **changed: Any) -> "Run":
-    """A run like the given one but for some fields of its recipe, for networks that its space does not hold."""
+    """Returns a run that differs in some fields of its recipe, for networks outside the space of the given run."""
     from supernet_tools.pipeline import stages
 
     if opened.config.start != "scratch":
-        raise InputError(f"the run's start={opened.config.start!r} names a pre-training that the arm {name!r} lacks")
+        raise InputError(
+            f"the run has start={opened.config.start!r}, but there is no such pre-training for the arm {name!r}"
+        )
     config = dataclasses.replace(opened.config, **changed)
     kind = stages.kind_of(config)
     supernet = kind.supernet(opened.data)
@@ -177,11 +188,11 @@ def beside(opened: "Run", name: str, **changed: Any) -> "Run":
 
 
 def retrained(args: Compare, arms: Arms, train: "Train") -> list[dict[str, Any]]:
-    """A row per network with its figures per seed, None for a training that failed; a seed after the other."""
+    """Returns a row per network with its metrics per seed, None for a failed training."""
     from supernet.progress import progress
     from supernet_tools.pipeline import stages
 
-    members = [(arm, *member) for arm, found in arms.items() for member in found]
+    members = [(arm, *network) for arm, networks_of in arms.items() for network in networks_of]
     rows: list[dict[str, Any]] = [
         {"arm": arm, "name": name, "arch": dict(arch), "key": arch.key, **opened.cost(arch), AP: [], AP50: []}
         for arm, name, opened, arch in members
@@ -194,17 +205,19 @@ def retrained(args: Compare, arms: Arms, train: "Train") -> list[dict[str, Any]]
                     result = stages.retrain_stage(opened, arch, config, verbose=False)
                 except RunError:
                     result = dict.fromkeys((AP, AP50))
-                for figure in (AP, AP50):
-                    row[figure].append(result[figure])
+                for metric in (AP, AP50):
+                    row[metric].append(result[metric])
                 update(number * len(members) + index + 1, name)
     return rows
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """AP of the found network less that of the other arms, in pairs of seeds; those of several networks by their mean.
+    """Returns the AP of the network that was found minus that of each other arm, paired by seed.
+
+    An arm of several networks counts with their mean per seed; networks with a failed training are left out.
 
     Raises:
-        RunError: every network of an arm has a training that failed.
+        RunError: every network of an arm has a failed training.
     """
     from supernet.ranking.statistics import paired
 
@@ -213,7 +226,7 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         kept = [row[AP] for row in rows if row["arm"] == arm and None not in row[AP]]
         if not kept:
             raise RunError(
-                f"every network of the arm {arm!r} has a training that failed; a lower --retrain.lr may help"
+                f"every network of the arm {arm!r} has a failed training; a recipe with a lower retrain.lr may help"
             )
         by_seed[arm] = [statistics.fmean(values) for values in zip(*kept, strict=True)]
     return {
@@ -224,16 +237,16 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def searched_scores(opened: "Run", name: str) -> list[float]:
-    """mAP with shared weights of every distinct network that a search scored, in its order."""
+    """Returns the shared-weight mAP of every distinct network that a search scored, in its order."""
     from searchers import Study
 
     with Study(opened.folder / "search" / name / "study.db", opened.supernet.space) as study:
         return list({t.key: float(t.metrics["map"]) for t in study.trials() if not t.failed}.values())
 
 
-def histogram(scores: Sequence[float]) -> Any:
-    """How many candidates have which mAP."""
-    figure = plotly_objects().Figure()
+def histogram(scores: Sequence[float]) -> "plotly.graph_objects.Figure":
+    """Draws the distribution of the candidates' mAP."""
+    figure = new_figure()
     figure.add_histogram(x=list(scores), nbinsx=30)
     title = f"mAP of {len(scores)} candidates with shared weights, search-validation split"
     figure.update_layout(title=title, xaxis_title="mAP", yaxis_title="candidates")
@@ -241,21 +254,20 @@ def histogram(scores: Sequence[float]) -> Any:
 
 
 def show(document: dict[str, Any]) -> None:
-    """Scores of the search, networks and differences."""
+    """Prints the scores of the search, the networks and the differences."""
     scores = sorted(document["scores"])
-    tenths = [scores[round(q / 10 * (len(scores) - 1))] for q in range(0, 11, 2)]
+    quantiles = [scores[round(q / 10 * (len(scores) - 1))] for q in range(0, 11, 2)]
     zero = sum(score < 0.001 for score in scores)
     print_table(
         f"shared-weight mAP of {len(scores)} candidates, {zero} below 0.001",
-        ("least", "20 %", "40 %", "60 %", "80 %", "best"),
-        [[f"{t:.4f}" for t in tenths]],
+        ("worst", "20 %", "40 %", "60 %", "80 %", "best"),
+        [[f"{quantile:.4f}" for quantile in quantiles]],
     )
     rows = []
     for row in document["networks"]:
-        known = {figure: [value for value in row[figure] if value is not None] for figure in (AP, AP50)}
-        each = ", ".join("failed" if value is None else f"{value:.3f}" for value in row[AP])
-        means = [mean_and_deviation(known[figure]) for figure in (AP, AP50)]
-        rows.append((row["name"], row["backbone_macs"], row["macs"], row["params"], each, *means))
+        by_seed = ", ".join("failed" if value is None else f"{value:.3f}" for value in row[AP])
+        means = [mean_and_deviation([value for value in row[metric] if value is not None]) for metric in (AP, AP50)]
+        rows.append((row["name"], row["backbone_macs"], row["macs"], row["params"], by_seed, *means))
     title = f"{document['images']:,} test images; a column per seed"
     print_table(title, ("network", "backbone MACs", "MACs", "params", "AP", "AP, mean ± s.d.", "AP50"), rows)
     print_differences(document["differences"])

@@ -1,4 +1,4 @@
-"""Spaces whose scores are known, for tools/benchmarks/search.py."""
+"""Spaces whose scores are all known: tables and synthetic functions. Used by tools/benchmarks/search.py."""
 
 import functools
 import math
@@ -16,7 +16,14 @@ OPS = ("skip", "k3", "k5", "k7")
 
 @dataclass(frozen=True)
 class Oracle:
-    """A space with the metrics of its networks by the key of their normal form; empty ones are failed trainings."""
+    """A space whose scores are known.
+
+    Attributes:
+        name: for titles and file names.
+        space: the space that is searched.
+        metrics: key of a network's normal form to its metrics; an empty mapping stands for a failed training.
+        feasible: confines searches to the networks of a partial table.
+    """
 
     name: str
     space: SearchSpace
@@ -25,21 +32,21 @@ class Oracle:
 
     @property
     def best(self) -> float:
-        """The highest score there is."""
+        """The highest score in the space."""
         return self.ranked[0]
 
     def score(self, archs: Sequence[Arch]) -> list[Mapping[str, float]]:
-        """The metrics of architectures in their normal form, none of a failed training."""
+        """Returns the metrics of architectures in normal form; an empty mapping stands for a failed training."""
         return [self.metrics[arch.key] for arch in archs]
 
     @functools.cached_property
     def ranked(self) -> list[float]:
-        """The scores, the best first."""
+        """The scores in descending order."""
         return sorted((m["accuracy"] for m in self.metrics.values() if m), reverse=True)
 
     @property
     def goals(self) -> dict[str, float]:
-        """What a score must reach: the best network (or one as good), one of the top ten, one of the top 1 %."""
+        """Goal to the score that reaches it: the best network (or one as good), the top ten, the top 1 %."""
         hundredth = math.ceil(len(self.ranked) / 100)
         ranks = {"the best": 1, "the top ten": min(10, len(self.ranked)), "the top 1 %": hundredth}
         return {name: self.ranked[rank - 1] for name, rank in ranks.items()}
@@ -47,13 +54,14 @@ class Oracle:
 
 @dataclass(frozen=True)
 class Listed:
-    """Confines a search to the networks of a table."""
+    """Confines a search to the networks of a table, as `Feasible` confines it to limits."""
 
     space: SearchSpace
     archs: tuple[Arch, ...]  # normal forms
 
     @property
     def limits(self) -> dict[str, float]:
+        """What the study records as the limits of a search."""
         return {"networks": float(len(self.archs))}
 
     @functools.cached_property
@@ -61,23 +69,27 @@ class Listed:
         return frozenset(arch.key for arch in self.archs)
 
     def __call__(self, arch: Arch) -> bool:
+        """Returns whether the network is in the table."""
         return self.space.normal_form(arch).key in self._keys
 
     def sample(self, rng: Random) -> Arch:
+        """Draws a network of the table uniformly."""
         return rng.choice(self.archs)
 
     def count(self) -> int:
+        """Returns the number of networks in the table."""
         return len(self.archs)
 
     def explain(self) -> str:
-        return "the table has none"
+        """Returns the reason why nothing else can be proposed, for error messages."""
+        return "the table has no other network"
 
 
 # -- oracles -----------------------------------------------------------------------------------------------------------
 
 
 def nasbench_macro() -> Oracle:
-    """The 3,969 networks of NAS-Bench-Macro, each by the row of its normal form."""
+    """Returns the 3,969 networks of NAS-Bench-Macro, each with the row of its normal form."""
     from supernet.spaces.nasbench_macro import nasbench_macro as chain
     from supernet.spaces.nasbench_macro import table
 
@@ -87,11 +99,16 @@ def nasbench_macro() -> Oracle:
 
 
 def synthetic(kind: str, seed: int) -> Oracle:
-    """A space of about 20,000 networks with made-up scores and costs, both a pure function of kind and seed.
+    """Returns a space of about 20,000 networks with synthetic scores and costs, a pure function of kind and seed.
 
-    `additive`: every decision of seven adds its part. `interactions`: as much variance comes from tables over pairs of
-    decisions. `conditional`: one to four layers, each with an operation and a width on a scale, with interactions; what
-    is inactive adds nothing. A twentieth of the deviation is noise.
+    Noise has a twentieth of the standard deviation of the rest. Inactive decisions
+    add nothing.
+
+    Args:
+        kind: `additive`: each of seven decisions adds a value. `interactions`: tables over pairs of decisions add as
+            much variance again. `conditional`: one to four layers, each with an operation and an ordered width, also
+            with interactions.
+        seed: of the values.
     """
     import numpy as np
 
@@ -108,23 +125,34 @@ def synthetic(kind: str, seed: int) -> Oracle:
     active = np.array([[c in on for c in choices] for on in map(space.active, archs)], dtype=float)
     rng = np.random.default_rng(derive_seed("oracle", kind, seed))
     options = [len(choice.options) for choice in choices]
-    parts = sum(active[:, j] * rng.standard_normal(n)[rows[:, j]] for j, n in enumerate(options))
-    cost = sum(active[:, j] * rng.random(n)[rows[:, j]] for j, n in enumerate(options))
-    total = parts / parts.std()
+    single = sum(active[:, j] * rng.standard_normal(n)[rows[:, j]] for j, n in enumerate(options))
+    costs = sum(active[:, j] * rng.random(n)[rows[:, j]] for j, n in enumerate(options))
+    scores = single / single.std()
     if kind != "additive":
         pairs = np.zeros(len(archs))
         for _ in choices:
             a, b = rng.permutation(len(choices))[:2]
             tables = rng.standard_normal((options[a], options[b]))
             pairs += active[:, a] * active[:, b] * tables[rows[:, a], rows[:, b]]
-        total = total + pairs / pairs.std()
-    total = total / total.std() + 0.05 * rng.standard_normal(len(archs))
-    pairs_of = zip(archs, total, cost, strict=True)
-    return Oracle(space.name, space, {a.key: {"accuracy": float(s), "macs": float(c)} for a, s, c in pairs_of})
+        scores = scores + pairs / pairs.std()
+    scores = scores / scores.std() + 0.05 * rng.standard_normal(len(archs))
+    metrics = {
+        arch.key: {"accuracy": float(score), "macs": float(cost)}
+        for arch, score, cost in zip(archs, scores, costs, strict=True)
+    }
+    return Oracle(space.name, space, metrics)
 
 
 def from_csv(path: Path, space_name: str) -> Oracle:
-    """The networks of a CSV file (see `supernet.ranking.truth.read_truth`); searches are confined to them."""
+    """Returns the networks of a CSV file, to which searches are then confined.
+
+    Args:
+        path: of the file; `supernet.ranking.truth.read_truth` describes its columns.
+        space_name: the space of the networks.
+
+    Raises:
+        InputError: the file cannot be read, or has fewer than two networks with an accuracy.
+    """
     import torch
 
     from supernet.ranking.truth import read_truth
@@ -134,13 +162,13 @@ def from_csv(path: Path, space_name: str) -> Oracle:
         space = builder(space_name)().space
     values = read_truth(path, space).values
     if sum(value is not None for value in values.values()) < 2:
-        raise InputError(f"{path} has fewer than two networks with an accuracy; nothing can be searched")
+        raise InputError(f"{path} has fewer than two networks with an accuracy; a search needs at least two")
     metrics = {form.key: {} if value is None else {"accuracy": value} for form, value in values.items()}
     return Oracle(path.stem, space, metrics, Listed(space, tuple(values)))
 
 
 def oracle_of(name: str) -> Oracle:
-    """`nasbench-macro`, or a kind of synthetic space and its seed (`interactions-3`)."""
+    """Returns an oracle by name: `nasbench-macro`, or a synthetic kind with its seed, such as `interactions-3`."""
     kind, _, seed = name.rpartition("-")
     if name == "nasbench-macro":
         return nasbench_macro()

@@ -1,11 +1,17 @@
-"""Which training ranks best, and what searches find: python tools/benchmarks/ranking.py variants, or picks runs/x"""
+"""Which way of training a supernet ranks networks best, and how good are the networks that searches then choose?
+
+    python tools/benchmarks/ranking.py variants        trains supernets in several ways at equal cost and ranks by each
+    python tools/benchmarks/ranking.py picks runs/x    searches trained supernets under limits of MACs
+
+The first ends with a table of Kendall's τ per variant, the second with one table of true ranks per limit.
+"""
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -13,20 +19,30 @@ from supernet.config import Augment, SupernetRun, Window
 from supernet.errors import InputError, nearest
 from supernet_tools.pipeline.command_line import main, print_table
 
-SGD = {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4, "clip": 1.0}
-LIMITS = (0.35, 0.50, 0.65, None)  # of the largest MACs
+if TYPE_CHECKING:
+    from supernet.ranking.truth import Truth
+    from supernet.space import Arch, SearchSpace
+    from supernet_tools.pipeline.stages import Run
+
+SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4, "clip": 1.0}
+LIMITS = (0.35, 0.50, 0.65, None)
+"""Limits on MACs, as shares of the largest network's; None is no limit."""
 
 
-def _train(**changes: Any) -> Callable[[SupernetRun], SupernetRun]:
+Change = Callable[[SupernetRun], SupernetRun]
+"""Turns a recipe into a variant of it."""
+
+
+def _train(**changes: Any) -> Change:
     return lambda run: dataclasses.replace(run, train=dataclasses.replace(run.train, **changes))
 
 
-def _run(**changes: Any) -> Callable[[SupernetRun], SupernetRun]:
+def _run(**changes: Any) -> Change:
     return lambda run: dataclasses.replace(run, **changes)
 
 
 def _cost_bins(run: SupernetRun) -> SupernetRun:
-    """Ten bins of MACs, each drawn equally often: the deepest and widest paths come as often as medium ones."""
+    """Draws from ten bins of MACs equally often, so that extreme paths are trained as often as medium ones."""
     from supernet_tools.pipeline import stages
 
     supernet = stages.supernet_parts(run)[1]
@@ -34,7 +50,7 @@ def _cost_bins(run: SupernetRun) -> SupernetRun:
     return dataclasses.replace(run, window=Window("macs", low, high, (high - low) / 10))
 
 
-VARIANTS: dict[str, tuple[int, Callable[[SupernetRun], SupernetRun]]] = {
+VARIANTS: dict[str, tuple[int, Change]] = {
     "uniform": (1, _run()),
     "sgd": (1, _train(**SGD)),
     "fair": (3, _run(sampler="fair")),
@@ -45,7 +61,7 @@ VARIANTS: dict[str, tuple[int, Callable[[SupernetRun], SupernetRun]]] = {
     "half-rate": (1, _train(lr=1.5e-3)),
     "small-batch": (1, _train(batch=64)),
 }
-"""Name to the architectures of a step, by which its epochs are divided, and what it changes of the recipe."""
+"""Name to the paths per training step, by which the epochs are divided, and the change to the recipe."""
 
 
 def variants(
@@ -65,25 +81,25 @@ def variants(
     """Train `macro-cifar10` in several ways with equally many passes of a path, and rank networks of the table by each.
 
     Args:
-        names: Of the variants.
+        names: Names of variants; all by default.
         source: Folder of CIFAR-10's images, or "cifar10".
-        size: Pixels.
-        epochs: Of a variant that trains one path a step; others have fewer.
-        batch: Images of a step.
-        ema: Decay of averaged weights, which are scored beside the last ones.
-        n: Random distinct networks of the table.
-        images: Held-out images that score them.
-        bn_batches: Calibration batches of 64.
-        seeds: Of the supernets.
-        threads: Of torch.
-        out: Folder of the runs; finished ones are read, an interrupted one goes on.
+        size: Image side in pixels.
+        epochs: Epochs of a variant that trains one path per step; others train for proportionally fewer.
+        batch: Images per step.
+        ema: Decay of the averaged weights, which are scored beside the last ones.
+        n: Random distinct networks of the table that are ranked.
+        images: Held-out images that score a network.
+        bn_batches: Calibration batches, of 64 images each.
+        seeds: Seeds of the supernets.
+        threads: Threads of torch.
+        out: Folder of the runs. Finished runs are read, an interrupted one is resumed.
     """
     import torch
 
     from supernet_tools.pipeline.recipes import macro_cifar10
 
     torch.set_num_threads(threads)
-    rows = []
+    rows: list[Row] = []
     for name in names:
         if name not in VARIANTS:
             raise InputError(f"there is no variant {name!r}; {nearest(name, VARIANTS)}")
@@ -108,55 +124,63 @@ def variants(
         "≤ 65 %",
         "> 65 %",
     )
-    print_table(f"agreement with the table, n = {n} networks, τ-b of loss in bands of MACs", columns, rows)
+    print_table(
+        f"agreement with the table, n = {n} networks; τ-b, and that of the loss in bands of MACs", columns, rows
+    )
 
 
-def _ranked(config: SupernetRun, folder: Path, name: str, n: int, images: int, bn_batches: int) -> list[Any]:
-    """Rows of a variant: its last weights, and the averaged ones."""
+Row = tuple[object, ...]
+
+
+def _ranked(config: SupernetRun, folder: Path, name: str, n: int, images: int, bn_batches: int) -> list[Row]:
+    """Returns the rows of a variant: one for its last weights and one for the averaged weights."""
     import torch
-    from fidelity import score, shipped
 
+    from supernet.files import read_json, write_json
     from supernet.ranking.report import fidelity
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.cache import ScoreCache
     from supernet.scoring.shared_weights import SharedWeights
     from supernet.seeding import generator
+    from supernet_tools.fidelity import score, shipped
     from supernet_tools.pipeline import stages
 
     minutes, began = folder / "minutes.json", time.process_time()
     resumed = (folder / "state.pt").exists()
     run = stages.train_stage(config, folder)
     if not minutes.exists():
-        stages.write_json(minutes, {"minutes": (time.process_time() - began) / 60, "at_least": resumed})
-    spent = stages.read_json(minutes)
+        write_json(minutes, {"minutes": (time.process_time() - began) / 60, "at_least": resumed})
+    spent = read_json(minutes)
     truth, settings = shipped()
     archs = generator(0, "fidelity").sample(list(truth.values), n)
     part = run.data.validation.subset(torch.arange(min(images, len(run.data.validation))))
     last = stages.create_supernet(config.space, **stages.network_settings(config, run.data))
     last.load_state_dict(torch.load(folder / "state.pt", weights_only=True)["model"])
-    rows = []
-    ranked = {name: last.eval(), **({f"{name}, averaged": run.supernet} if config.train.ema else {})}
-    for title, supernet in ranked.items():
+    rows: list[Row] = []
+    supernets = {name: last.eval()}
+    if config.train.ema:
+        supernets[f"{name}, averaged"] = run.supernet
+    for title, supernet in supernets.items():
         cache = ScoreCache(folder / "scores.db")
         evaluate = SharedWeights(supernet, run.data.calibration, part, bn=Recalibrate(bn_batches), cache=cache)
-        found: dict[Any, Any] = {}
+        metrics: dict[Arch, Mapping[str, float]] = {}
         for start in range(0, n, 64):
             group = archs[start : start + 64]
-            found |= zip(group, evaluate(group), strict=True)
+            metrics |= zip(group, evaluate(group), strict=True)
         report = fidelity(
-            score(found, "loss"),
+            score(metrics, "loss"),
             truth.values,
             space=supernet.space,
-            others={"a": score(found, "accuracy")},
-            largest=max(c["macs"] for c in settings["costs"].values()),
+            others={"a": score(metrics, "accuracy")},
+            largest=max(costs["macs"] for costs in settings["costs"].values()),
             times=200,
             draws=1,
             **settings,
         )
         loss, accuracy = report.rankers[:2]
         bands = [f"{band.tau.value:.3f}" for band in loss.bands]
-        cost = f"{'≥ ' if spent['at_least'] else ''}{spent['minutes']:.0f}"
-        rows.append((title, config.train.epochs, cost, loss.tau, f"{accuracy.tau.value:.3f}", *bands))
+        minutes_spent = f"{'≥ ' if spent['at_least'] else ''}{spent['minutes']:.0f}"
+        rows.append((title, config.train.epochs, minutes_spent, loss.tau, f"{accuracy.tau.value:.3f}", *bands))
     return rows
 
 
@@ -173,82 +197,85 @@ def picks(
     bn_batches: int = 10,
     threads: int = 1,
 ) -> None:
-    """Searches of trained `nasbench-macro` supernets within limits of MACs, by the true rank of what they would choose.
+    """Search trained `nasbench-macro` supernets under limits of MACs, and report the true ranks of their choices.
 
-    Every network of the table is scored once, into the run's own cache; the searches meet the scores there.
+    Every network of the table is scored once, into the run's own cache, from which the searches take their scores.
 
     Args:
         runs: Folders of trained supernets.
         evaluations: Distinct networks that a search scores; all, where fewer are within the limit.
         seeds: Searches per limit.
-        labels: Stand-alone trainings of a calibrated choice, which the table's first training of each network gives.
-        tuned_epochs: Within `tuned_limit`, rank the first ten of the first search again after so much training of each
-            from the shared weights, by the accuracy on held-out images; 0 for no such ranking.
+        labels: Standalone trainings that correct a ranking; the table's first training of each network stands for them.
+        tuned_epochs: Under `tuned_limit`, the top ten of the first search are ranked again by held-out accuracy after
+            fine-tuning each from the shared weights for so many epochs; 0 leaves this out.
         tuned_limit: One of the limits, as a share of the largest MACs.
-        bn_batches: Calibration batches of 64 images.
-        threads: Of torch.
+        bn_batches: Calibration batches, of 64 images each.
+        threads: Threads of torch.
     """
     import torch
-    from fidelity import shipped
 
+    from supernet_tools.fidelity import shipped
     from supernet_tools.pipeline import stages
 
     torch.set_num_threads(threads)
-    found, settings = shipped()
+    truth, settings = shipped()
     macs = {arch: row["macs"] for arch, row in settings["costs"].items()}
     opened = [stages.open_stage(run) for run in runs]
-    scores = [stages.shared_scores(run, list(found.values), bn_batches=bn_batches) for run in opened]
+    scores = [stages.shared_scores(run, list(truth.values), bn_batches=bn_batches) for run in opened]
     for limit in LIMITS:
-        inside = [arch for arch in found.values if limit is None or macs[arch] <= limit * max(macs.values())]
-        ranked = sorted(inside, key=lambda arch: -found.values[arch])
+        inside = [arch for arch in truth.values if limit is None or macs[arch] <= limit * max(macs.values())]
+        ranked = sorted(inside, key=lambda arch: -truth.values[arch])
         rank = {arch: place for place, arch in enumerate(ranked, start=1)}
-        rows: list[tuple[Any, ...]] = _trivial(inside, macs, rank, opened[0].supernet.space)
+        rows = _untrained_choices(inside, macs, rank, opened[0].supernet.space)
         for run, scored, path in zip(opened, scores, runs, strict=True):
-            told = [
-                _searched(run, inside, scored, found, evaluations, labels, seed, limit is None) for seed in range(seeds)
+            searches = [
+                _searched(run, inside, scored, truth, evaluations, labels, seed, limit is None) for seed in range(seeds)
             ]
-            for name in told[0]:
-                ranks = [[rank[arch] for arch in each[name]] for each in told]
-                firsts = [each[0] for each in ranks]
-                rows.append((f"{name}, {path.name}", _spread(firsts), _spread([min(each[:10]) for each in ranks])))
+            for name in searches[0]:
+                ranks = [[rank[arch] for arch in choices[name]] for choices in searches]
+                first = _median_and_range([places[0] for places in ranks])
+                best = _median_and_range([min(places[:10]) for places in ranks])
+                rows.append((f"{name}, {path.name}", first, best))
             if tuned_epochs and limit == tuned_limit:
-                tuned = [rank[arch] for arch in _tuned(run, told[0]["evolution"], tuned_epochs)]
-                rows.append((f"evolution 0, its ten fine-tuned, {path.name}", tuned[0], min(tuned)))
+                tuned = [rank[arch] for arch in _fine_tuned(run, searches[0]["evolution"], tuned_epochs)]
+                rows.append((f"evolution 0, top ten fine-tuned, {path.name}", tuned[0], min(tuned)))
         title = f"≤ {limit:.0%} of the largest MACs" if limit else "no limit"
-        title += f": {len(inside):,} networks, the best 1 % are {len(inside) // 100} of them"
-        print_table(title, ("choice", "true rank of the first", "best true rank of the first ten"), rows)
+        title += f": {len(inside):,} networks, of which the best 1 % are {len(inside) // 100}"
+        print_table(title, ("choice", "true rank of the top 1", "best true rank in the top 10"), rows)
 
 
-def _spread(values: list[int]) -> str:
+def _median_and_range(values: list[int]) -> str:
     return f"{statistics.median(values):g} ({min(values)} to {max(values)})"
 
 
-def _trivial(inside: list[Any], macs: Mapping[Any, float], rank: Mapping[Any, int], space: Any) -> list[Any]:
-    """Choices without any training; that of chance is what one can expect of it."""
+def _untrained_choices(
+    inside: "list[Arch]", macs: "Mapping[Arch, float]", rank: "Mapping[Arch, int]", space: "SearchSpace"
+) -> list[Row]:
+    """Returns the rows of choices that need no training: by MACs, by depth, and the expectation of a random choice."""
     from supernet.ranking.report import layers
 
-    orders: dict[str, Callable[[Any], Any]] = {
+    orders: dict[str, Callable[[Arch], Any]] = {
         "MACs": lambda arch: -macs[arch],
         "depth, then MACs": lambda arch: (-layers(space.normal_form(arch)), -macs[arch]),
     }
-    rows: list[Any] = []
+    rows: list[Row] = []
     for name, key in orders.items():
-        first = [rank[arch] for arch in sorted(inside, key=key)[:10]]
-        rows.append((name, first[0], min(first)))
+        top_ten = [rank[arch] for arch in sorted(inside, key=key)[:10]]
+        rows.append((name, top_ten[0], min(top_ten)))
     return [*rows, ("random", f"{(len(inside) + 1) / 2:g}", f"{(len(inside) + 1) / 11:.0f}")]
 
 
 def _searched(
-    run: Any,
-    inside: list[Any],
-    scored: Mapping[Any, Mapping[str, float]],
-    found: Any,
+    run: "Run",
+    inside: "list[Arch]",
+    scored: "Mapping[Arch, Mapping[str, float]]",
+    truth: "Truth",
     evaluations: int,
     labels: int,
     seed: int,
     unlimited: bool,
-) -> dict[str, list[Any]]:
-    """Networks in the order of choice after one evolution: by shared loss, and corrected by a few trainings."""
+) -> "dict[str, list[Arch]]":
+    """Returns the choices of one evolution, best first: by shared loss, and corrected by a few standalone trainings."""
     from searchers import AgingEvolution, Study, search
     from supernet.cost import Feasible
     from supernet.ranking.calibrate import calibrated_ranking
@@ -266,29 +293,32 @@ def _searched(
     )
     shared = {space.normal_form(t.arch): -t.metrics["loss"] for t in study.trials() if not t.failed}
 
-    def label(chosen: Any) -> list[float]:
-        return [found.repeats[arch][0] for arch in chosen]
+    def label(archs: "Sequence[Arch]") -> list[float]:
+        return [truth.repeats[arch][0] for arch in archs]
 
-    made = calibrated_ranking(shared, label, space=space, labels=labels)
-    corrected = sorted(made.scores, key=lambda arch: -made.scores[arch])
+    calibration = calibrated_ranking(shared, label, space=space, labels=labels)
+    corrected = sorted(calibration.scores, key=lambda arch: -calibration.scores[arch])
+    accuracy = {arch: value for arch, value in truth.values.items() if value is not None}
     return {
         "evolution": sorted(shared, key=lambda arch: -shared[arch])[:10],
-        f"evolution, corrected by {len(made.labels)} trainings": corrected[:10],
-        "the best that the evolution saw": sorted(shared, key=lambda arch: -found.values[arch])[:10],
+        f"evolution, corrected by {len(calibration.labels)} trainings": corrected[:10],
+        "the best that the evolution saw": sorted(shared, key=lambda arch: -accuracy[arch])[:10],
     }
 
 
-def _tuned(run: Any, archs: list[Any], epochs: int) -> list[Any]:
-    """The architectures in the order of their accuracy on held-out images after a short training of each."""
+def _fine_tuned(run: "Run", archs: "list[Arch]", epochs: int) -> "list[Arch]":
+    """Returns the architectures by descending held-out accuracy after fine-tuning each from the shared weights."""
     from supernet_tools.pipeline import stages
 
     train = dataclasses.replace(run.config.train, epochs=epochs, lr=run.config.train.lr / 10, ema=0.0)
-    told = {arch: stages.retrain_stage(run, arch, train, shared=True, verbose=False) for arch in archs}
-    return sorted(archs, key=lambda arch: -told[arch]["validation_accuracy"])
+    results = {arch: stages.retrain_stage(run, arch, train, shared=True, verbose=False) for arch in archs}
+    return sorted(archs, key=lambda arch: -results[arch]["validation_accuracy"])
 
 
 def run() -> None:
-    tyro.extras.subcommand_cli_from_dict({"variants": variants, "picks": picks}, description=__doc__)
+    """Runs the command that the first argument names."""
+    commands: dict[str, Callable[..., None]] = {"variants": variants, "picks": picks}
+    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 
 if __name__ == "__main__":

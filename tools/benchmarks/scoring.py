@@ -1,14 +1,32 @@
-"""Scoring figures of BENCHMARKS.md: python tools/benchmarks/scoring.py prefix runs/x, bn runs/x, rate, or latency"""
+"""What does scoring candidates with shared weights cost, and which batch-norm policy ranks them best?
+
+    python tools/benchmarks/scoring.py prefix runs/x    shared prefixes against one by one, in a top-k evolution
+    python tools/benchmarks/scoring.py bn runs/x        batch-norm policies against the NAS-Bench-Macro table
+    python tools/benchmarks/scoring.py rate             networks per minute of a space, no trained supernet needed
+    python tools/benchmarks/scoring.py latency          latency tables against timing whole networks
+
+Each ends with a table: time ratios with 95 % intervals, rank correlations, rates or errors.
+"""
 
 import copy
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
+from supernet_tools.benchmarks.curves import format_mean
 from supernet_tools.pipeline.command_line import main, print_table
+
+if TYPE_CHECKING:
+    from supernet.scoring.batch_norm import BatchNormPolicy
+    from supernet.space import Arch
+    from supernet_tools.pipeline.stages import Run
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def prefix(
@@ -21,17 +39,17 @@ def prefix(
     folder: Path | None = None,
     threads: int = 1,
 ) -> None:
-    """Scoring the generations of a top-k evolution with shared prefixes, one by one, and the usual way.
+    """Time to score the generations of a top-k evolution: with shared prefixes, one by one, and as is common elsewhere.
 
     Args:
         run: Folder of a trained supernet.
-        trials: Of the evolution; the later half is timed.
-        generation: Architectures scored at a time.
-        images: Of the search-validation split.
-        calibration: Batches of 64 images for batch norm.
-        usual: Networks timed the usual way: a copy, recalibrated and evaluated through a DataLoader of image files.
-        folder: With a folder of image files per class, for the usual way; left out if not given.
-        threads: Of torch.
+        trials: Trials of the evolution; its later half is timed.
+        generation: Architectures scored together.
+        images: Images of the search-validation split that score a network.
+        calibration: Calibration batches, of 64 images each.
+        usual: Networks timed the common way: a deep copy, recalibrated and evaluated through a DataLoader of files.
+        folder: Image files in one folder per class, for the common way, which is left out without them.
+        threads: Threads of torch.
     """
     import torch
 
@@ -42,8 +60,8 @@ def prefix(
 
     torch.set_num_threads(threads)
     opened = stages.open_stage(run)
-    space, held = opened.supernet.space, opened.data.validation
-    part = held.subset(torch.arange(min(images, len(held))))
+    space, validation = opened.supernet.space, opened.data.validation
+    part = validation.subset(torch.arange(min(images, len(validation))))
     rows = []
     for crossover in ("uniform", "one-point"):
         sides = [
@@ -69,7 +87,7 @@ def prefix(
             ratios.append(seconds[1] / seconds[0])
             rates.append([60 * len(archs) / spent for spent in seconds])
         shared, alone = (statistics.median(rate[side] for rate in rates) for side in (0, 1))
-        rows.append((f"{crossover} crossover", interval(ratios), f"{shared:.0f}", f"{alone:.0f}", len(late)))
+        rows.append((f"{crossover} crossover", format_mean(ratios, 2), f"{shared:.0f}", f"{alone:.0f}", len(late)))
     print_table(
         "one by one over shared prefixes, the same scores",
         ("evolution", "time ratio", "networks/min, shared", "one by one", "n"),
@@ -77,29 +95,25 @@ def prefix(
     )
     if folder is not None:
         archs = [space.normal_form(t.arch) for t in late[-usual:]]
-        slow = [
-            timed(lambda some: usual_way(opened, some[0], folder, images, calibration), [arch])[0] for arch in archs
-        ]
-        fast = timed(sides[0], archs)[0] / len(archs)
-        row = (interval([one / fast for one in slow]), f"{60 / statistics.median(slow):.0f}", len(archs))
-        print_table("the usual way over shared prefixes", ("time ratio", "networks/min, usual way", "n"), [row])
+        usual_seconds = [timed(lambda arch: common_way(opened, arch, folder, images, calibration), a)[0] for a in archs]
+        shared_seconds = timed(sides[0], archs)[0] / len(archs)
+        ratio = format_mean([seconds / shared_seconds for seconds in usual_seconds], 2)
+        row = (ratio, f"{60 / statistics.median(usual_seconds):.0f}", len(archs))
+        print_table("the common way over shared prefixes", ("time ratio", "networks/min, common way", "n"), [row])
 
 
-def timed(work: Any, argument: Any) -> tuple[float, Any]:
-    """Seconds and result of a call."""
+def timed(work: Callable[[A], B], argument: A) -> tuple[float, B]:
+    """Returns the seconds that a call takes, and its result."""
     began = time.perf_counter()
     result = work(argument)
     return time.perf_counter() - began, result
 
 
-def interval(values: list[float]) -> str:
-    """Mean with a 95 % interval of the mean."""
-    half = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.2f} ± {half:.2f}"
+def common_way(opened: "Run", arch: "Arch", folder: Path, images: int, calibration: int) -> float:
+    """Returns the accuracy of a candidate as other libraries compute it.
 
-
-def usual_way(opened: Any, arch: Any, folder: Path, images: int, calibration: int) -> float:
-    """A candidate as it is scored elsewhere: a deep copy, batch norm through a loader, accuracy through another."""
+    The supernet is deep-copied; one DataLoader of image files recalibrates batch norm, another one gives the accuracy.
+    """
     import torch
     from torch.utils.data import DataLoader, Subset
     from torchvision.datasets import ImageFolder
@@ -128,13 +142,13 @@ def usual_way(opened: Any, arch: Any, folder: Path, images: int, calibration: in
 
 
 def bn(run: tyro.conf.Positional[Path], networks: int = 100, images: int = 1000, threads: int = 1) -> None:
-    """Accuracy and ranking of random networks under each batch-norm policy, against the NAS-Bench-Macro table.
+    """Mean accuracy of random networks under each batch-norm policy, and agreement with the NAS-Bench-Macro table.
 
     Args:
         run: Folder of a supernet over nasbench-macro.
-        networks: Distinct ones, drawn uniformly from all.
-        images: Of the search-validation split.
-        threads: Of torch.
+        networks: Distinct networks, drawn uniformly from the table.
+        images: Images of the search-validation split that score a network.
+        threads: Threads of torch.
     """
     import random
 
@@ -152,7 +166,7 @@ def bn(run: tyro.conf.Positional[Path], networks: int = 100, images: int = 1000,
     archs = random.Random(0).sample(forms, networks)
     part = opened.data.validation.subset(torch.arange(min(images, len(opened.data.validation))))
     truth = [published[arch]["accuracy"] for arch in archs]
-    policies = [Inherit(), BatchStatistics(), *(Recalibrate(n) for n in (1, 2, 5, 10, 20, 50))]
+    policies: list[BatchNormPolicy] = [Inherit(), BatchStatistics(), *(Recalibrate(n) for n in (1, 2, 5, 10, 20, 50))]
     rows = []
     for policy in policies:
         evaluate = SharedWeights(opened.supernet, opened.data.calibration, part, bn=policy)
@@ -184,17 +198,19 @@ def rate(
     seed: int = 0,
     threads: int = 1,
 ) -> None:
-    """Networks per minute of random weights: drawn at random, and children of ten alike parents as late in evolution.
+    """Networks scored per minute, with random weights: random ones, and children of ten similar parents.
+
+    The children stand for the late generations of an evolution, which share long prefixes.
 
     Args:
         space: Name of a space.
         size: Image side in pixels.
-        batches: For batch norm, and as many for the score.
-        batch: Images in each.
-        networks: Of each kind and round.
-        rounds: The kinds and sides take turns.
-        seed: Of the networks and weights.
-        threads: Of torch.
+        batches: Calibration batches, and as many validation batches.
+        batch: Images per batch.
+        networks: Networks of each sort per round.
+        rounds: Rounds, in each of which every sort is scored both ways.
+        seed: Seed of networks and weights.
+        threads: Threads of torch.
     """
     import random
 
@@ -216,19 +232,21 @@ def rate(
         base = paths.sample(rng)
         parents = [paths.mutate(base, rng, 0.1) for _ in range(10)]
         late = [paths.mutate(rng.choice(parents), rng, 0.1) for _ in range(networks // 2)]
-        late += [paths.crossover(*rng.sample(parents, 2), rng) for _ in range(networks - networks // 2)]
-        kinds = {
+        for _ in range(networks - networks // 2):
+            first, second = rng.sample(parents, 2)
+            late.append(paths.crossover(first, second, rng))
+        populations = {
             "random": [paths.sample(rng) for _ in range(networks)],
             "late in an evolution": list(dict.fromkeys(late)),
         }
-        for kind, archs in kinds.items():
+        for population, archs in populations.items():
             scores = []
             for share in (True, False):
                 bn = Recalibrate(batches, batch)
                 evaluate = SharedWeights(supernet, images, images, bn=bn, batch=batch, share=share)
-                seconds, found = timed(evaluate, archs)
-                scores.append(found)
-                side = f"{kind}, {'shared prefixes' if share else 'one by one'}"
+                seconds, metrics = timed(evaluate, archs)
+                scores.append(metrics)
+                side = f"{population}, {'shared prefixes' if share else 'one by one'}"
                 rates.setdefault(side, []).append(60 * len(archs) / seconds)
             assert scores[0] == scores[1], "shared prefixes changed a score"
     rows = [(side, f"{statistics.median(r):.0f}", f"{min(r):.0f} to {max(r):.0f}", len(r)) for side, r in rates.items()]
@@ -246,14 +264,14 @@ def latency(
     seconds: float = 0.1,
     threads: int = 1,
 ) -> None:
-    """A sum of measured steps against timing whole networks, at each space's own input size.
+    """Error of a latency table, a sum over measured steps, against timing whole networks at the space's input size.
 
     Args:
         spaces: Names of spaces.
-        networks: Drawn at random.
+        networks: Random networks per space.
         batch: Images per forward pass.
-        seconds: Of timing per entry of the table.
-        threads: Of torch.
+        seconds: Seconds of timing per entry of the table.
+        threads: Threads of torch.
     """
     import torch
 
@@ -269,7 +287,8 @@ def latency(
 
 
 def run() -> None:
-    commands = {"prefix": prefix, "bn": bn, "rate": rate, "latency": latency}
+    """Runs the command that the first argument names."""
+    commands: dict[str, Callable[..., None]] = {"prefix": prefix, "bn": bn, "rate": rate, "latency": latency}
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 

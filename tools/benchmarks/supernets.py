@@ -1,18 +1,21 @@
-"""Every searcher against trained supernets, each network scored once for all, for tools/benchmarks/search.py."""
+"""Searchers on trained supernets, where each network is scored once for all of them. Used by search.py."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
-from supernet_tools.benchmarks.curves import at, curve, maker, plot, plotly_objects, save_plot, shown
+from supernet_tools.benchmarks.curves import Curve, best_after, curve, format_mean, maker, new_figure, plot, save_plot
 from supernet_tools.pipeline.command_line import print_table
+
+if TYPE_CHECKING:
+    from searchers.loop import Searcher
 
 SEARCHERS = (
     "random",
@@ -27,11 +30,23 @@ SEARCHERS = (
 
 
 class Supernet:
-    """The scores of a trained supernet's networks. Those of all searches come from one cache, RUN/scores.db.
+    """The shared-weight scores of a trained supernet. All searches read and fill one cache, RUN/scores.db.
+
+    Args:
+        folder: of the run.
+        score: the metric that is searched for.
+        images: how many of the search-validation split score a network; 0 for all.
+        bn_batches: calibration batches.
 
     Attributes:
-        asked: the metrics of every distinct network so far, by the key of its normal form.
-        cost: of an architecture; to trace a cell network takes as long as to score it, so only who needs it asks.
+        space: the space that is searched.
+        images: how many images score a network.
+        scored: the metrics of every network that was asked for, by the key of its normal form.
+        cost: the cost table of the run. Tracing a cell network takes as long as scoring it, so costs are counted only
+            for the searchers that need them.
+
+    Raises:
+        InputError: networks of the run have no such metric, or the split has fewer images.
     """
 
     best = math.inf
@@ -43,30 +58,33 @@ class Supernet:
 
         run = open_stage(folder)
         if score not in run.kind.metrics:
-            raise InputError(f"networks of {folder} have no {score!r}; --score is one of {', '.join(run.kind.metrics)}")
-        held = run.data.validation
-        if images > len(held):
-            raise InputError(f"images={images} is more than the {len(held)} of the search-validation split")
-        if images:  # drawn, since a source may list its images class by class
-            order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))
-            run = dataclasses.replace(run, data=dataclasses.replace(run.data, validation=held.subset(order[:images])))
-        self.images = images or len(held)
+            raise InputError(
+                f"networks of {folder} have no metric {score!r}; score is one of {', '.join(run.kind.metrics)}"
+            )
+        validation = run.data.validation
+        if images > len(validation):
+            raise InputError(f"images={images} exceeds the search-validation split, which has {len(validation)}")
+        if images:  # drawn at random, since a source may list its images class by class
+            order = torch.randperm(len(validation), generator=torch.Generator().manual_seed(0))
+            part = validation.subset(order[:images])
+            run = dataclasses.replace(run, data=dataclasses.replace(run.data, validation=part))
+        self.images = images or len(validation)
         self.space: SearchSpace = run.supernet.space
         self.cost = run.cost
-        self.asked: dict[str, Mapping[str, float]] = {}
+        self.scored: dict[str, Mapping[str, float]] = {}
         self._evaluate = run.shared_weights(bn_batches=bn_batches, costs=False)
 
     @property
     def cached(self) -> int:
-        """How many of them were in the cache."""
+        """The number of networks whose score was already in the cache."""
         return int(self._evaluate.hits)
 
     def score(self, archs: Sequence[Arch]) -> list[Mapping[str, float]]:
-        """Metrics of normal forms; what one search asked for is there for all others."""
-        new = [arch for arch in dict.fromkeys(archs) if arch.key not in self.asked]
+        """Returns the metrics of architectures in normal form, each scored once for all searches."""
+        new = [arch for arch in dict.fromkeys(archs) if arch.key not in self.scored]
         if new:
-            self.asked |= {arch.key: row for arch, row in zip(new, self._evaluate(new), strict=True)}
-        return [self.asked[arch.key] for arch in archs]
+            self.scored |= {arch.key: row for arch, row in zip(new, self._evaluate(new), strict=True)}
+        return [self.scored[arch.key] for arch in archs]
 
 
 def supernet(
@@ -82,45 +100,48 @@ def supernet(
     bn_batches: int = 10,
     out: Path | None = None,
 ) -> None:
-    """The best score found against trained supernets at equal distinct evaluations.
+    """The best score found on trained supernets at equal numbers of distinct evaluations.
 
-    Each network is scored once: RUN/scores.db serves all searchers, seeds and later calls, so a killed benchmark goes
-    on by the same command. A searcher that does not fit a space is left out with its reason. Means with 95 % intervals
-    over seeds.
+    Each network is scored once: RUN/scores.db serves all searchers, seeds and later calls, so the same command resumes
+    an interrupted benchmark. A searcher that does not fit a space is left out, with its reason. Values are means with
+    95 % intervals over seeds.
 
     Args:
         runs: Folders of trained supernets.
-        searchers: Names of tools/search.py, with settings as in nsga2:population_size=20.
-        score: What is searched for, map or map50 of detectors; losses are shown with a minus, so that higher is better.
-        seeds: Searches of each.
-        first_seed: The others follow.
+        searchers: Names from tools/search.py, with settings as in nsga2:population_size=20.
+        score: The metric to search for; map or map50 for detectors. Losses are negated, so that higher is better.
+        seeds: Searches per searcher.
+        first_seed: Seed of the first search; the others count up from it.
         evaluations: Distinct networks after which a search ends.
-        batch: Architectures asked for at a time.
-        points: Evaluations at which the best score is told.
-        images: Of the search-validation split; 0 for all.
-        bn_batches: Calibration batches, of 64 images or a detector's `scoring_batch`.
-        out: Folder for the curves, supernet-RUN.json, .html and .png; only tables without.
+        batch: Architectures per proposal.
+        points: Evaluations at which the best score is printed.
+        images: Images of the search-validation split that score a network; 0 for all.
+        bn_batches: Calibration batches, of 64 images or of a detector's `scoring_batch`.
+        out: Folder for the curves: supernet-RUN.json, .html and .png. Without it, only tables are printed.
     """
     for name, value in (("seeds", seeds), ("evaluations", evaluations), ("batch", batch), ("runs", len(runs))):
         if value < 1:
             raise InputError(f"{name}={value} is too small; give at least 1")
     if len({path.resolve().name for path in runs}) < len(runs):
-        raise InputError("two runs have folders of one name, by which results are told apart; rename one")
+        raise InputError("two runs have folders of the same name, which names their results; rename one")
     makers = {name: _searching_for(name, score) for name in searchers}
     if out is not None:
-        plotly_objects()
+        new_figure()  # fails before the searches, not after them, if plotly is missing
         out.mkdir(parents=True, exist_ok=True)
     for folder in runs:
         opened = Supernet(folder, score, images=images, bn_batches=bn_batches)
         title = f"{folder.resolve().name} ({opened.space.name})"
         curves = _curves(opened, makers, range(first_seed, first_seed + seeds), evaluations, batch)
-        told = [n for n in points if n <= evaluations]
-        rows = [(name, *(shown([at(run, n) for run in found], 4) for n in told)) for name, found in curves.items()]
+        reached = [n for n in points if n <= evaluations]
+        rows = [
+            (name, *(format_mean([best_after(best, n) for best in runs_of], 4) for n in reached))
+            for name, runs_of in curves.items()
+        ]
         minus = "-" if score == "loss" else ""
         print_table(
             f"{title}: best {minus}{score} after so many networks, {seeds} seeds, batches of {batch}, {opened.images} "
-            f"images; {len(opened.asked):,} distinct networks, {opened.cached:,} of them from the cache",
-            ("searcher", *map(str, told)),
+            f"images; {len(opened.scored):,} distinct networks, {opened.cached:,} of them from the cache",
+            ("searcher", *map(str, reached)),
             rows,
         )
         if out is not None:
@@ -131,29 +152,34 @@ def supernet(
             save_plot(plot(f"{title}, best {minus}{score}", curves, evaluations=evaluations), path)
 
 
-def _searching_for(name: str, score: str) -> Any:
-    """The searcher's maker, told which metric counts; NSGA-II has MACs for a second objective."""
+SearcherOf = Callable[[Supernet, int], "Searcher"]
+"""Makes a searcher for a supernet from a seed."""
+
+
+def _searching_for(name: str, score: str) -> SearcherOf:
+    """Returns what makes a searcher that maximises `score`; the second objective of NSGA-II is MACs."""
     make, metric = maker(name), "-loss" if score == "loss" else score
     fixed = {"metric"} | ({"objectives", "cost"} if name.partition(":")[0] == "nsga2" else set())
     for key in fixed & make.keywords.keys():
-        raise InputError(f"{key} of {name!r} follows from --score; leave it out")
+        raise InputError(f"{key} of {name!r} follows from score={score!r}; leave it out")
 
-    def made(opened: Supernet, seed: int) -> Any:
-        more = {"objectives": (metric, "-macs"), "cost": opened.cost} if "cost" in fixed else {}
-        return make(opened.space, seed=seed, metric=metric, **more)
+    def create(opened: Supernet, seed: int) -> "Searcher":
+        more: dict[str, Any] = {"objectives": (metric, "-macs"), "cost": opened.cost} if "cost" in fixed else {}
+        searcher: Searcher = make(opened.space, seed=seed, metric=metric, **more)
+        return searcher
 
-    return made
+    return create
 
 
 def _curves(
-    opened: Supernet, makers: Mapping[str, Any], seeds: Sequence[int], evaluations: int, batch: int
-) -> dict[str, list[list[float]]]:
-    """One list per seed of every searcher that fits the space."""
+    opened: Supernet, makers: Mapping[str, SearcherOf], seeds: Sequence[int], evaluations: int, batch: int
+) -> dict[str, list[Curve]]:
+    """Returns one curve per seed for every searcher that fits the space."""
     from supernet.progress import progress
 
-    curves: dict[str, list[list[float]]] = {name: [] for name in makers}
+    curves: dict[str, list[Curve]] = {name: [] for name in makers}
     with progress(f"searching {opened.space.name}", len(makers) * len(seeds)) as update:
-        for done, seed in enumerate(seeds):  # so that a benchmark that is cut short has some seeds of every searcher
+        for done, seed in enumerate(seeds):  # seeds outside: an interrupted benchmark has some of every searcher
             for number, name in enumerate(list(curves), start=1):
                 try:
                     searcher = makers[name](opened, seed)
@@ -161,5 +187,5 @@ def _curves(
                 except InputError as error:
                     del curves[name]
                     print(f"{name} is left out of {opened.space.name}: {error}")
-                update(done * len(makers) + number, f"{name}, {len(opened.asked):,} networks")
+                update(done * len(makers) + number, f"{name}, {len(opened.scored):,} networks")
     return curves

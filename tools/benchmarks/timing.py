@@ -1,23 +1,35 @@
-"""The figures of BENCHMARKS.md: python tools/benchmarks/timing.py memory-order, or oracle --seeds 500"""
+"""Which memory order trains faster, and how many evaluations do the evolutionary searchers need on NAS-Bench-Macro?
+
+    python tools/benchmarks/timing.py memory-order          channels-last against contiguous training steps
+    python tools/benchmarks/timing.py oracle --seeds 500    evaluations until the best network of the table is found
+
+Each ends with a table: median time ratios with quartiles, or mean evaluations with 95 % intervals.
+"""
 
 import functools
 import statistics
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import tyro
 
+from supernet_tools.benchmarks.curves import PATIENCE, format_mean
 from supernet_tools.pipeline.command_line import main, print_table
+
+if TYPE_CHECKING:
+    from searchers.loop import Searcher
+    from supernet.space import Arch
 
 
 def memory_order(space: str = "shufflenet-small", size: int = 16, steps: int = 60, threads: int = 1) -> None:
-    """Time of a training step in channels-last over contiguous order, the two sides in turn on the same paths.
+    """Time of a training step in channels-last order over contiguous order, alternating on the same paths.
 
     Args:
         space: Name of a space.
         size: Image side in pixels.
-        steps: Paired steps per batch size, after five that do not count.
-        threads: Of torch.
+        steps: Pairs of steps per batch size, after five that warm up.
+        threads: Threads of torch.
     """
     import torch
 
@@ -47,21 +59,22 @@ def memory_order(space: str = "shufflenet-small", size: int = 16, steps: int = 6
 
 
 def oracle(seeds: int = 500, optuna_seeds: int = 20, batches: tuple[int, ...] = (1, 50)) -> None:
-    """Distinct networks that a searcher evaluates until it meets the best of NAS-Bench-Macro, and one of the top ten.
+    """Distinct networks that a searcher evaluates until it finds the best of NAS-Bench-Macro, and one of the top ten.
 
-    The table is asked directly, without a study; networks of the same normal form count once, and within a batch in the
-    order asked. A search that brings nothing new for 2,000 trials is given up; "reached" says how many were not.
+    Scores are read from the table, without a study. Architectures with the same normal form count once; within a batch
+    they count in the order of the proposal. A search without a new network for 2,000 trials is given up; "reached"
+    counts the searches that found the best network.
 
     Args:
         seeds: Searches per searcher.
-        optuna_seeds: Searches of Optuna's TPE, which takes milliseconds for a proposal; 0 for none.
-        batches: Architectures asked for at a time.
+        optuna_seeds: Searches of Optuna's TPE, which takes milliseconds per proposal; 0 for none.
+        batches: Architectures per proposal.
     """
     from searchers import AgingEvolution, LocalSearch, OptunaSearcher, RandomSearch, TopKEvolution
     from supernet.spaces.nasbench_macro import nasbench_macro
 
     aging = functools.partial(AgingEvolution, population_size=50, tournament_size=10)
-    makers = {
+    makers: dict[str, tuple[Callable[..., Searcher], int]] = {
         "random": (RandomSearch, seeds),
         "aging evolution, P=50, S=10": (aging, seeds),
         "non-aging evolution, P=50, S=10": (functools.partial(aging, aging=False), seeds),
@@ -75,46 +88,43 @@ def oracle(seeds: int = 500, optuna_seeds: int = 20, batches: tuple[int, ...] = 
     for batch in batches:
         for name, (make, n) in makers.items():
             began = time.perf_counter()
-            found = [_evaluations(make(space, seed=seed), batch) for seed in range(n)]
-            if found:
-                goals = [_interval([pair[goal] for pair in found if pair[goal]]) for goal in (0, 1)]
-                reached = sum(pair[0] > 0 for pair in found)
+            counts = [_evaluations(make(space, seed=seed), batch) for seed in range(n)]
+            if counts:
+                goals = [format_mean([pair[goal] for pair in counts if pair[goal]]) for goal in (0, 1)]
+                reached = sum(pair[0] > 0 for pair in counts)
                 rows.append((name, batch, *goals, f"{reached} of {n}", f"{time.perf_counter() - began:.0f} s"))
     columns = ("searcher", "batch", "to the best", "to the top ten", "reached", "time")
     print_table("distinct evaluations, mean and 95 % interval", columns, rows)
 
 
-def _interval(needed: list[int]) -> str:
-    if len(needed) < 2:
-        return "-"
-    return f"{statistics.mean(needed):.1f} ± {1.96 * statistics.stdev(needed) / len(needed) ** 0.5:.1f}"
-
-
-def _evaluations(searcher: Any, batch: int) -> tuple[int, int]:
-    """How many distinct networks are evaluated up to the best one and up to the first of the top ten; 0 for never."""
+def _evaluations(searcher: "Searcher", batch: int) -> tuple[int, int]:
+    """Returns the distinct networks evaluated up to the best one, and up to the first of the top ten; 0 for never."""
     from searchers import Trial
 
     keys, accuracy, ranked = _networks()
+    top_ten = ranked[:10]
     seen: set[str] = set()
-    ten = trials = last = 0
-    while trials < last + 2_000 and (archs := searcher.ask(batch)):
-        told = []
+    to_top_ten = trials = last_new = 0
+    while trials < last_new + PATIENCE and (archs := searcher.ask(batch)):
+        reports = []
         for arch in archs:
             trials, key = trials + 1, keys[arch]
             repeat = key in seen
-            seen.add(key)
-            last = last if repeat else trials
-            ten = ten or len(seen) * (key in ranked[:10])
+            if not repeat:
+                seen.add(key)
+                last_new = trials
+            if not to_top_ten and key in top_ten:
+                to_top_ten = len(seen)
             if key == ranked[0]:
-                return len(seen), ten
-            told.append(Trial(trials - 1, arch, key, {"accuracy": accuracy[key]}, repeat, 0.0, 0))
-        searcher.tell(told)
-    return 0, ten
+                return len(seen), to_top_ten
+            reports.append(Trial(trials - 1, arch, key, {"accuracy": accuracy[key]}, repeat, 0.0, 0))
+        searcher.tell(reports)
+    return 0, to_top_ten
 
 
 @functools.cache
-def _networks() -> tuple[dict[Any, str], dict[str, float], list[str]]:
-    """Of NAS-Bench-Macro: the network of each architecture, the accuracy of each network, and these from the best."""
+def _networks() -> "tuple[dict[Arch, str], dict[str, float], list[str]]":
+    """Returns the key of each architecture of NAS-Bench-Macro, the accuracy of each key, and the keys by rank."""
     from supernet.spaces.nasbench_macro import nasbench_macro, table
 
     space, published = nasbench_macro().space, table()
@@ -124,7 +134,8 @@ def _networks() -> tuple[dict[Any, str], dict[str, float], list[str]]:
 
 
 def run() -> None:
-    commands = {"memory-order": memory_order, "oracle": oracle}
+    """Runs the command that the first argument names."""
+    commands: dict[str, Callable[..., None]] = {"memory-order": memory_order, "oracle": oracle}
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 

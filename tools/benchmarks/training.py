@@ -1,6 +1,9 @@
-"""Training figures of BENCHMARKS.md.
+"""What does a training step of a supernet cost beside that of a plain network?
 
-python tools/benchmarks/training.py engine, or throughput --folder cifar10/train
+    python tools/benchmarks/training.py engine                               a path in the supernet against its subnet
+    python tools/benchmarks/training.py throughput --folder cifar10/train    images per second against a plain loop
+
+Each ends with a table of time ratios or rates.
 """
 
 import contextlib
@@ -9,39 +12,47 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tyro
 
 from supernet_tools.pipeline.command_line import main, print_table
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class Enough(Exception):
-    """Ends a training that is only timed."""
+    from supernet.chain import Chain
+    from supernet.config import Augment, Train
+    from supernet.data.images import Splits
+    from supernet.space import Arch
 
 
-def seconds_of_steps(
-    network: Any,
-    data: Any,
-    config: Any,
-    augment: Any,
+class StopTraining(Exception):
+    """Ends a training once enough steps are timed."""
+
+
+def step_seconds(
+    network: "Chain",
+    data: "Splits",
+    config: "Train",
+    augment: "Augment",
     *,
-    arch: Any,
+    arch: "Arch",
     steps: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Times of training steps of one path, the first left out."""
+    """Returns the duration of each training step of one path, without the first."""
     from supernet.training.loop import train_supernet
 
     times: list[float] = []
 
-    def sampler(step: int) -> tuple[Any, ...]:
+    def sampler(step: int) -> "tuple[Arch, ...]":
         times.append(clock())
         if len(times) > steps + 1:
-            raise Enough
+            raise StopTraining
         return (arch,)
 
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(StopTraining):
         train_supernet(network, data, config, sampler=sampler, augment=augment, verbose=False)
     return [after - before for before, after in itertools.pairwise(times)][1:]
 
@@ -55,16 +66,16 @@ def engine(
     threads: int = 1,
     cpu: bool = False,
 ) -> None:
-    """Time of a supernet's training step over that of the plain network of the same path, the two in turn.
+    """Time of a supernet's training step over that of the subnet of the same path, the two alternating.
 
     Args:
-        spaces: Their names.
+        spaces: Names of spaces.
         size: Image side in pixels.
         batch: Images per step.
-        paths: Per space.
-        steps: Per path and side; the fastest counts.
-        threads: Of torch.
-        cpu: Processor time instead of the clock's, for a machine that others use too.
+        paths: Random paths per space, after one that warms up.
+        steps: Steps per path and side, of which the fastest counts.
+        threads: Threads of torch.
+        cpu: Measure processor time instead of wall time, for a machine under other load.
     """
     import torch
 
@@ -84,29 +95,29 @@ def engine(
         for path in range(paths + 1):
             arch = supernet.space.normal_form(supernet.space.sample(generator("engine", path)))
             plain = Chain("plain", [("network", supernet.subnet(arch))])
-            shared = seconds_of_steps(supernet, data, config, augment, arch=arch, steps=steps, clock=clock)
-            own = seconds_of_steps(plain, data, config, augment, arch=Arch(), steps=steps, clock=clock)
+            shared = step_seconds(supernet, data, config, augment, arch=arch, steps=steps, clock=clock)
+            own = step_seconds(plain, data, config, augment, arch=Arch(), steps=steps, clock=clock)
             ratios.append(min(shared) / min(own))
             fastest.append(min(own))
         low, middle, high = statistics.quantiles(ratios[1:], n=4)
         first, last = median_interval(ratios[1:])
-        plainly = f"{1000 * statistics.median(fastest[1:]):,.1f} ms"
-        rows.append((space, plainly, f"{middle:.3f}", f"{first:.3f} to {last:.3f}", f"{low:.3f} to {high:.3f}", paths))
+        plain_ms = f"{1000 * statistics.median(fastest[1:]):,.1f} ms"
+        rows.append((space, plain_ms, f"{middle:.3f}", f"{first:.3f} to {last:.3f}", f"{low:.3f} to {high:.3f}", paths))
     columns = ("space", "plain step", "median ratio", "95 %", "quartiles", "n")
     print_table(f"supernet step over plain step, {size}×{size}, batch {batch}", columns, rows)
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The order statistics between which the median lies with at least this probability, whatever the distribution."""
+    """Returns a distribution-free interval of the median: the order statistics that enclose it at this level."""
     from scipy.stats import binom
 
     ordered, n = sorted(values), len(values)
-    skipped = max(int(binom.ppf((1 - level) / 2, n, 0.5)) - 1, 0)  # of a sign test at that level
+    skipped = max(int(binom.ppf((1 - level) / 2, n, 0.5)) - 1, 0)  # by a sign test at that level
     return ordered[skipped], ordered[n - 1 - skipped]
 
 
-def plain_loop(network: Any, folder: Path, *, size: int, batch: int, workers: int, steps: int) -> list[float]:
-    """Times of the steps of a loop as one writes it without this project."""
+def plain_loop(network: "nn.Module", folder: Path, *, size: int, batch: int, workers: int, steps: int) -> list[float]:
+    """Returns the duration of each step of an ordinary torch training loop, without the first."""
     import torch
     from torchvision import datasets
     from torchvision.transforms import v2
@@ -149,14 +160,14 @@ def throughput(
     """Images per second of this engine against a plain loop with a DataLoader: one path, the same augmentation.
 
     Args:
-        folder: Folder with a folder of images per class.
-        space: Name of a space; the path is drawn with seed 0.
+        folder: Image files in one folder per class.
+        space: Name of a space, of which one random path is trained.
         size: Image side in pixels.
         batch: Images per step.
-        steps: Per round and side.
-        rounds: The sides take turns.
-        workers: Processes of the DataLoader; 0 loads in the training process.
-        threads: Of torch.
+        steps: Steps per round and side.
+        rounds: Rounds, in each of which both sides run.
+        workers: Worker processes of the DataLoader; 0 loads in the training process.
+        threads: Threads of torch.
     """
     import torch
 
@@ -175,7 +186,7 @@ def throughput(
     config, augment = Train(epochs=100, batch=batch, lr=1e-3), Augment(shift=4, flip=True)
     rates: dict[str, list[float]] = {"engine": [], "plain loop": []}
     for _ in range(rounds):
-        ours = seconds_of_steps(network, data, config, augment, arch=arch, steps=steps)
+        ours = step_seconds(network, data, config, augment, arch=arch, steps=steps)
         theirs = plain_loop(plain, folder, size=size, batch=batch, workers=workers, steps=steps)
         for name, seconds in (("engine", ours), ("plain loop", theirs)):
             rates[name].append(len(seconds) * batch / sum(seconds))
@@ -186,7 +197,9 @@ def throughput(
 
 
 def run() -> None:
-    tyro.extras.subcommand_cli_from_dict({"engine": engine, "throughput": throughput}, description=__doc__)
+    """Runs the command that the first argument names."""
+    commands: dict[str, Callable[..., None]] = {"engine": engine, "throughput": throughput}
+    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 
 if __name__ == "__main__":

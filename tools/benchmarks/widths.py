@@ -1,4 +1,9 @@
-"""MorphNet's widths against uniform and random ones: python tools/benchmarks/widths.py runs/x --max-macs 5e6"""
+"""Are the widths that MorphNet finds better than uniform or random widths of equal cost?
+
+    python tools/benchmarks/widths.py runs/x --max-macs 5e6
+
+Retrains each network with several seeds and ends with a table of accuracies and one of differences with 95 % intervals.
+"""
 
 import dataclasses
 import statistics
@@ -21,47 +26,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Widths:
-    """Retrain width vectors of equal cost by the recipe of the run: MorphNet's, the seed's times one factor, random.
+    """Retrain width vectors of equal cost by the recipe of the run: MorphNet's, uniformly scaled and random ones.
 
-    All are filled to the budget in the same way. Trainings are kept; the same command goes on where it ended.
+    All are filled up to the budget in the same way. Finished trainings are kept, so the same command resumes.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a trained width supernet, with the searches."""
+    """Folder of a trained width supernet and its searches."""
     max_macs: float | None = None
     """Budget of multiply-accumulates …"""
     max_params: float | None = None
-    """… or of parameters: that of the searches."""
+    """… or of parameters; the same as in the searches."""
     searches: tuple[str, ...] = ("morphnet",)
-    """Names of searches; the best network of each is taken."""
+    """Names of searches, whose best networks are compared."""
     random: int = 10
     """Random width vectors."""
     spread: float = 4.0
-    """Random factors of the groups go from 1 / spread to spread before all are scaled to the budget."""
+    """Each group is scaled by a random factor between 1 / spread and spread before all are scaled to the budget."""
     seeds: int = 3
-    """Trainings of every network, from --seed on; the same for all."""
+    """Trainings per network, with seeds that count up from --seed; the same for all."""
     seed: int = 0
-    """The first of these, and of the random widths."""
+    """The first of these seeds; it also draws the random widths."""
     share: float = 0.01
-    """How far below the budget a network may be."""
+    """How far below the budget a network may lie, as a share of it."""
     epochs: int | None = None
-    """Instead of the recipe's."""
+    """Overrides the recipe."""
     batch: int | None = None
-    """Instead of the recipe's."""
+    """Overrides the recipe."""
     lr: float | None = None
-    """Instead of the recipe's."""
+    """Overrides the recipe."""
     name: str = "widths"
-    """Of the result, RUN/widths/NAME.json."""
+    """Name of the result, RUN/widths/NAME.json."""
 
 
 def run() -> None:
+    """Retrains and compares the networks of all arms, writes the result and prints it."""
     args = parse(Widths, __doc__)
     if (args.max_macs is None) == (args.max_params is None):
-        raise InputError("networks of equal cost have exactly one limit: give either --max-macs or --max-params")
+        raise InputError("equal cost means one limit: give either --max-macs or --max-params")
     if min(args.random, args.seeds) < 2 or not args.searches:
-        raise InputError("a comparison takes at least two of --random and --seeds, and one of --searches")
+        raise InputError("a comparison needs --random and --seeds of at least 2, and at least one of --searches")
     if args.spread <= 1 or not 0 < args.share < 1:
-        raise InputError(f"--spread {args.spread:g} is above 1, and --share {args.share:g} between 0 and 1")
+        raise InputError(
+            f"--spread must be above 1, not {args.spread:g}, and --share between 0 and 1, not {args.share:g}"
+        )
 
     from supernet_tools.pipeline import stages
 
@@ -70,13 +78,13 @@ def run() -> None:
     train = dataclasses.replace(opened.config.retrain, **changed)
     stages.check_training(train, opened.data, opened.config.data.augment)
     arms = networks(args, opened)
-    found = compared(retrained(args, opened, arms, train))
+    results = compared(retrained(args, opened, arms, train))
     document = {
         "format": 1,
         "command": {name: str(value) for name, value in dataclasses.asdict(args).items()},
         "recipe": dataclasses.asdict(train),
         "images": len(opened.data.test),
-        **found,
+        **results,
     }
     (args.run / "widths").mkdir(exist_ok=True)
     stages.write_json(args.run / "widths" / f"{args.name}.json", document)
@@ -84,7 +92,11 @@ def run() -> None:
 
 
 def networks(args: Widths, opened: "Run") -> "dict[str, list[tuple[str, Arch]]]":
-    """`(name, widths)` of every arm; all within `share` below the limit."""
+    """Returns `(name, widths)` of every network by arm; all cost at most the limit and at most `share` less.
+
+    Raises:
+        InputError: the run has no widths to search, or the best network of a search is not within that range.
+    """
     from searchers.morphnet.resources import equal_widths, random_widths
     from supernet.seeding import generator
     from supernet.spaces.widths import WidthChain
@@ -92,7 +104,9 @@ def networks(args: Widths, opened: "Run") -> "dict[str, list[tuple[str, Arch]]]"
 
     net = opened.supernet
     if not isinstance(net, WidthChain):
-        raise InputError(f"{net.space.name!r} has no widths; give the run of a space such as 'resnet-20-widths'")
+        raise InputError(
+            f"{net.space.name!r} has no widths to choose; give the run of a space such as 'resnet-20-widths'"
+        )
     what, limit = ("macs", args.max_macs) if args.max_macs is not None else ("params", args.max_params)
     assert limit is not None
     layers, space = net.layers(), net.space
@@ -111,18 +125,18 @@ def networks(args: Widths, opened: "Run") -> "dict[str, list[tuple[str, Arch]]]"
             )
     settings: dict[str, Any] = {"limit": limit, "share": args.share}
     arms["uniform"] = [("uniform", space.canonical(equal_widths(seed, largest, cost, **settings)))]
-    drawn = [
+    random_arms = [
         random_widths(generator(args.seed, "widths", n), seed, largest, cost, spread=args.spread, **settings)
         for n in range(args.random)
     ]
-    arms["random"] = [(f"random {n}", space.canonical(widths)) for n, widths in enumerate(drawn)]
+    arms["random"] = [(f"random {n}", space.canonical(widths)) for n, widths in enumerate(random_arms)]
     return arms
 
 
 def retrained(
     args: Widths, opened: "Run", arms: "Mapping[str, Sequence[tuple[str, Arch]]]", train: "Train"
 ) -> list[dict[str, Any]]:
-    """A row per network with its test accuracies, None for a training that failed; a seed after the other."""
+    """Returns a row per network with its test accuracy per seed, None for a failed training."""
     from supernet.progress import progress
     from supernet_tools.pipeline import stages
 
@@ -145,13 +159,13 @@ def retrained(
 
 
 def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """MorphNet less the other arms: the seed's means in pairs, and the networks' means by Welch.
+    """Returns the rows and MorphNet's difference to the other arms: paired by seed, and by network (Welch).
 
-    Seeds say whether these networks differ; networks, whether MorphNet's differ from such widths in general. A network
-    with a failed training is left out.
+    Over seeds: do these networks differ? Over networks: are MorphNet's widths better in general? A network with a
+    failed training is left out.
 
     Raises:
-        RunError: no network of an arm is left.
+        RunError: every network of an arm has a failed training.
     """
     from supernet.ranking.statistics import paired, welch
 
@@ -160,24 +174,24 @@ def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
         for arm in ("morphnet", "uniform", "random")
     }
     if empty := [arm for arm, runs in kept.items() if not runs]:
-        raise RunError(f"every network of {', '.join(empty)} has a training that failed; a lower --retrain.lr may help")
+        raise RunError(f"every network of {', '.join(empty)} has a failed training; a lower --lr may help")
     by_seed = {arm: [statistics.fmean(seed) for seed in zip(*runs, strict=True)] for arm, runs in kept.items()}
     by_network = {arm: [statistics.fmean(seeds) for seeds in runs] for arm, runs in kept.items()}
-    found: dict[str, Difference] = {}
+    differences: dict[str, Difference] = {}
     for arm in ("uniform", "random"):
-        found[f"morphnet less {arm}, by seed"] = paired(by_seed["morphnet"], by_seed[arm])
-    found["morphnet less random, by network"] = welch(by_network["morphnet"], by_network["random"])
-    return {"networks": rows, "differences": {name: dataclasses.asdict(value) for name, value in found.items()}}
+        differences[f"morphnet less {arm}, by seed"] = paired(by_seed["morphnet"], by_seed[arm])
+    differences["morphnet less random, by network"] = welch(by_network["morphnet"], by_network["random"])
+    return {"networks": rows, "differences": {name: dataclasses.asdict(value) for name, value in differences.items()}}
 
 
 def show(document: dict[str, Any]) -> None:
-    """Networks, arms and differences."""
+    """Prints networks, arms and differences."""
     rows, arms = [], dict[str, list[float]]()
     for row in document["networks"]:
         known = [value for value in row["accuracy"] if value is not None]
         arms.setdefault(row["arm"], []).extend(known)
-        each = ", ".join("failed" if value is None else f"{value:.4f}" for value in row["accuracy"])
-        rows.append((row["name"], row["macs"], row["params"], each, mean_and_deviation(known)))
+        by_seed = ", ".join("failed" if value is None else f"{value:.4f}" for value in row["accuracy"])
+        rows.append((row["name"], row["macs"], row["params"], by_seed, mean_and_deviation(known)))
     rows += [(f"all of {arm}", "", "", f"n = {len(known)}", mean_and_deviation(known)) for arm, known in arms.items()]
     title = f"accuracy on {document['images']:,} test images, a column per seed"
     print_table(title, ("widths", "macs", "params", "accuracy", "mean ± s.d."), rows)
