@@ -5,7 +5,7 @@ DEMO ?= runs/quickstart
 # One thread per worker: two workers share two cores, and oversubscribed threads are slower than one each.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-.PHONY: demo test test-all lint format
+.PHONY: demo test test-all coverage lint format
 
 demo: .venv/.installed
 	$(BIN)/python tools/quickstart.py --out $(DEMO)
@@ -15,6 +15,10 @@ test: lint
 
 test-all: lint .venv/.installed-all
 	$(PYTEST)
+
+coverage: .venv/.installed-dev
+	$(PYTEST) -m "not slow" --cov --cov-report=
+	$(BIN)/python -m coverage report
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -254,7 +254,6 @@ def prepare(scoring: Scoring, *, backbone: str, **settings: Any) -> "tuple[Detec
     from detection import create_detector
     from detection.data.batches import training_batches
     from detection.data.load import load
-    from detection.detector import Detector
 
     torch.set_num_threads(scoring.threads)
     splits = load(dataclasses.replace(scoring.data, calibration=scoring.batches * scoring.images))
@@ -270,7 +269,6 @@ def prepare(scoring: Scoring, *, backbone: str, **settings: Any) -> "tuple[Detec
         **settings,
         generator=torch.Generator().manual_seed(scoring.seed),
     )
-    assert isinstance(detector, Detector)
     detector.to(memory_format=torch.channels_last).train()
     rng, optimizer = random.Random(scoring.seed), torch.optim.AdamW(detector.parameters(), lr=1e-3)
     batches = training_batches(splits.train, DetectionAugment(flip=True), batch=8, seed=scoring.seed)

@@ -59,7 +59,7 @@ class Supernet:
         run = open_stage(folder)
         if score not in run.kind.metrics:
             raise InputError(
-                f"networks of {folder} have no metric {score!r}; score is one of {', '.join(run.kind.metrics)}"
+                f"networks of {folder} have no metric {score!r}; they have {', '.join(run.kind.metrics)}"
             )
         validation = run.data.validation
         if images > len(validation):
