@@ -1,4 +1,4 @@
-"""Found detectors against plain, published and random ones, by the script."""
+"""The script that compares the detector of a search with plain, published and random ones."""
 
 import json
 from pathlib import Path
@@ -35,14 +35,14 @@ SEARCH = ("--trials", 4, "--batch", 4, "--bn-batches", 1)
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that searches the backbone, and its search."""
+    """A run whose backbone is searched, with a finished search."""
     out = tmp_path_factory.mktemp("backbones") / "run"
     assert run_script("train_supernet", "detnas-digits", *SMALL, "--out", out) == 0
     assert run_script("search", out, "--searcher", "random", "--name", "few", *SEARCH) == 0
     return out
 
 
-def test_a_found_backbone_against_a_plain_and_random_ones(backbones: Path, call: Call) -> None:
+def test_a_searched_backbone_is_compared_with_plain_and_random_ones(backbones: Path, call: Call) -> None:
     flags = (backbones, "--search", "few", "--random", 2, "--seeds", 2, "--plain", "shuffle3")
     wider = ("--plain-widths", 16, 32, 48)
     code, out, err = call("benchmarks.detectors", *flags, *wider)
@@ -55,14 +55,14 @@ def test_a_found_backbone_against_a_plain_and_random_ones(backbones: Path, call:
     assert len({row["key"] for row in list(rows.values())[:3]}) == 3
     assert len(report["scores"]) == 4
     assert set(report["differences"]) == {"found less random", "found less plain"}
-    by_hand = [a - b for a, b in zip(rows["found"]["test_map"], rows["all shuffle3"]["test_map"], strict=True)]
-    assert report["differences"]["found less plain"]["mean"]["value"] == pytest.approx(sum(by_hand) / 2)
+    expected = [a - b for a, b in zip(rows["found"]["test_map"], rows["all shuffle3"]["test_map"], strict=True)]
+    assert report["differences"]["found less plain"]["mean"]["value"] == pytest.approx(sum(expected) / 2)
     assert (backbones / "compared" / "detectors.html").exists()
     results = sorted(backbones.rglob("result.json"))
     assert len(results) == 8
-    written = [path.stat().st_mtime_ns for path in results]
+    times = [path.stat().st_mtime_ns for path in results]
     assert call("benchmarks.detectors", *flags, *wider)[:2] == (0, out)
-    assert [path.stat().st_mtime_ns for path in results] == written
+    assert [path.stat().st_mtime_ns for path in results] == times  # nothing is retrained
 
     one_line(call("benchmarks.detectors", *flags, "--plain-widths", 6, 8, 10), "larger --plain-widths")
     one_line(
@@ -70,11 +70,11 @@ def test_a_found_backbone_against_a_plain_and_random_ones(backbones: Path, call:
     )
     one_line(call("benchmarks.detectors", *flags[:-1], "shuffle9"), "shuffle9")
     one_line(call("benchmarks.detectors", *flags[:-2], "--wiring", "nasfpn-7"), "searches the pyramid alone")
-    one_line(call("benchmarks.detectors", *flags[:-2], "--fpn"), "keeps a fixed backbone")
+    one_line(call("benchmarks.detectors", *flags[:-2], "--fpn"), "needs a run with a fixed backbone")
     one_line(call("benchmarks.detectors", *flags, "--seeds", 1), "--seeds 2")
 
 
-def test_a_found_pyramid_against_the_published_one_and_fpn(call: Call, tmp_path: Path) -> None:
+def test_a_searched_pyramid_is_compared_with_the_published_one_and_fpn(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ("--settings", "levels=2", "pooled_levels=3", "repeats=1", "cells=7")
     neck = ("--backbone-arch", FIXED, *settings)

@@ -1,4 +1,4 @@
-"""Ways to train a ranking, and what searches pick by it: the benchmark from its start to its tables, and resumed."""
+"""The ranking benchmark from training to its tables, and resumed."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from helpers.scripts import Call, one_line
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Ten classes of noise in files."""
+    """A folder of image files: noise in ten classes."""
     draws = torch.Generator().manual_seed(0)
     for number in range(240):
         folder = tmp_path / "images" / f"class{number % 10}"
@@ -39,7 +39,7 @@ def test_variants_train_and_picks_are_ranked(call: Call, images: Path, tmp_path:
     code, again, err = call("benchmarks.ranking", "variants", *names, *flags)
     assert (code, again) == (0, table), err
     picks = ("picks", out / "uniform-0", "--evaluations", 30, "--seeds", 2, "--bn-batches", 1, "--tuned-epochs", 1)
-    code, found, err = call("benchmarks.ranking", *picks)
+    code, said, err = call("benchmarks.ranking", *picks)
     assert code == 0, err
     for words in ("35%", "no limit: 3,969 networks", "depth, then MACs", "corrected by 20 trainings", "fine-tuned"):
-        assert words in found, found
+        assert words in said, said

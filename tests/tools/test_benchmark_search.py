@@ -1,9 +1,8 @@
-"""The searcher benchmark as a user runs it, and every searcher on every registered space."""
+"""The benchmark of searchers as users run it, and every searcher on every space."""
 
 import importlib
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,39 +16,38 @@ from searchers.testing import stand_in
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
-TOOLS = Path(__file__).parents[2] / "tools"
 SMALL = {kind: {"repeats": 1, "filters": 8, "blocks": 2} for kind in ("nasnet", "pnasnet", "amoebanet")}
 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    """The script and the modules that it is made of, as one."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        names = ("oracles", "curves", "fronts", "supernets", "search")
-        modules = [importlib.import_module(f"supernet_tools.benchmarks.{name}") for name in names]
-        yield SimpleNamespace(**{key: value for module in modules for key, value in vars(module).items()})
-    finally:
-        sys.path.remove(str(TOOLS))
+    """The modules of the benchmark in one namespace."""
+    names = ("oracles", "curves", "fronts", "supernets", "search")
+    modules = [importlib.import_module(f"supernet_tools.benchmarks.{name}") for name in names]
+    return SimpleNamespace(**{key: value for module in modules for key, value in vars(module).items()})
 
 
 @pytest.fixture(scope="module")
 def macro(bench: Any) -> Any:
-    """The published table."""
+    """The NAS-Bench-Macro table."""
     return bench.nasbench_macro()
 
 
 # -- every searcher on every space -------------------------------------------------------------------------------------
 
 
-def registered() -> list[str]:
+def spaces() -> list[Any]:
+    """Every space; of those that differ only in widths or sizes, all but the first are slow tests."""
     from supernet.spaces import SPACES
 
-    return list(SPACES)
+    first_of_family = {"shufflenet-small", "spos-channels", "nasbench-macro", "nasbench201", "plain-small-widths"}
+    first_of_family |= {"nasnet-cifar", "pnasnet-cifar", "amoebanet-cifar"}
+    assert first_of_family <= set(SPACES)
+    return [pytest.param(name, marks=[] if name in first_of_family else pytest.mark.slow) for name in SPACES]
 
 
-def made(make: Callable[..., Any], space: SearchSpace) -> Any:
-    """The searcher; None where it goes by the size of a cell, a ladder that this space does not have."""
+def created(make: Callable[..., Any], space: SearchSpace) -> Any:
+    """Returns the searcher, or None if it needs a ladder of cell sizes that this space does not have."""
     try:
         return make(space, seed=0)
     except InputError as error:
@@ -58,9 +56,9 @@ def made(make: Callable[..., Any], space: SearchSpace) -> Any:
         raise
 
 
-@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize("name", spaces())
 def test_every_searcher_runs_on_every_space(name: str) -> None:
-    """Index vectors, conditions, ranges and normal forms need no special case: fifteen networks, each in its space."""
+    """Conditions, ranges and normal forms need no special case: each searcher proposes fifteen networks."""
     import torch
 
     from supernet.spaces import builder
@@ -72,7 +70,7 @@ def test_every_searcher_runs_on_every_space(name: str) -> None:
         return [{"accuracy": stand_in(arch), "macs": stand_in(arch, "macs")} for arch in archs]
 
     for kind, make in MAKERS.items():
-        searcher = made(make, space)
+        searcher = created(make, space)
         if searcher is None:
             continue
         with Study(None, space) as study:
@@ -84,21 +82,21 @@ def test_every_searcher_runs_on_every_space(name: str) -> None:
 # -- oracles -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_goals_are_those_of_the_table(macro: Any) -> None:
+def test_goals_are_read_from_the_table(macro: Any) -> None:
     assert len(macro.metrics) == 3_969
     assert macro.ranked[0] == pytest.approx(93.1267)
     assert [round(goal, 4) for goal in macro.goals.values()] == [93.1267, 93.01, macro.ranked[39]]
 
 
-def test_interactions_are_what_decisions_one_by_one_do_not_explain(bench: Any) -> None:
-    """The share of variance that a sum over decisions leaves is nothing but noise, or about half."""
+def test_interactions_cannot_be_explained_by_single_decisions(bench: Any) -> None:
+    """A sum over single decisions leaves only noise in one oracle, and about half of the variance in the other."""
     import numpy as np
 
     def unexplained(oracle: Any) -> float:
         archs = list(oracle.space.enumerate())
         rows = np.array([oracle.space.to_indices(arch) for arch in archs])
         scores = np.array([oracle.metrics[arch.key]["accuracy"] for arch in archs])
-        parts = sum(  # a balanced design: effects are means
+        parts = sum(  # the design is balanced, so effects are means
             np.array([scores[column == o].mean() - scores.mean() for o in range(4)])[column] for column in rows.T
         )
         return float(np.var(scores - scores.mean() - parts) / np.var(scores))
@@ -110,8 +108,8 @@ def test_interactions_are_what_decisions_one_by_one_do_not_explain(bench: Any) -
     assert additive.ranked[:2] == pytest.approx([2.354043, 2.352282])  # the same in every process
 
 
-def test_a_table_of_a_part_confines_the_search(bench: Any, tmp_path: Path, macro: Any) -> None:
-    """Only networks of the file are asked for, whatever the searcher; an empty cell is a failure."""
+def test_a_partial_table_confines_the_search(bench: Any, tmp_path: Path, macro: Any) -> None:
+    """Every searcher proposes only networks of the file; an empty cell is a failed training."""
     space = macro.space
     archs = list(space.enumerate())[::40]
     lines = [f"{''.join(map(str, space.to_indices(a)))},{'' if i == 3 else i}" for i, a in enumerate(archs)]
@@ -130,18 +128,18 @@ def test_a_table_of_a_part_confines_the_search(bench: Any, tmp_path: Path, macro
 
 
 class Scripted(RandomSearch):
-    """Asks for given architectures."""
+    """Proposes a fixed list of architectures."""
 
     def __init__(self, space: Any, archs: list[Arch]) -> None:
         super().__init__(space)
         self.archs = archs
 
     def ask(self, n: int) -> list[Arch]:
-        asked, self.archs = self.archs[:n], self.archs[n:]
-        return asked
+        proposed, self.archs = self.archs[:n], self.archs[n:]
+        return proposed
 
 
-def test_a_curve_counts_distinct_networks_in_the_order_asked(bench: Any, macro: Any) -> None:
+def test_a_curve_counts_distinct_networks_in_the_order_proposed(bench: Any, macro: Any) -> None:
     """Two architectures of one network count once; the search ends at the best network in the middle of a batch."""
     space = macro.space
     rows = ("00000000", "00100000", "00010000", "22222222", "22212220", "22222221")
@@ -158,7 +156,7 @@ def test_a_curve_counts_distinct_networks_in_the_order_asked(bench: Any, macro: 
     assert bench.curve(macro, Scripted(space, list(archs)), evaluations=2, batch=6) == expected[:2]
 
 
-def test_a_row_tells_means_of_what_was_reached(bench: Any, macro: Any) -> None:
+def test_a_row_shows_means_over_the_searches_that_reached_a_goal(bench: Any, macro: Any) -> None:
     top = macro.ranked
     curves = [[80.0, top[5], top[0]], [80.0, 81.0, top[30]], [top[0]]]
     cells = bench.row(macro, curves, (1, 2))
@@ -247,7 +245,7 @@ def test_the_script_prints_a_table_and_writes_curves_and_a_plot(call: Callable[.
 
 
 def test_a_searcher_that_does_not_fit_is_left_out_with_its_reason(call: Callable[..., Any], tmp_path: Path) -> None:
-    """A table without costs has nothing for a second objective."""
+    """NSGA-II needs a second objective, and a table without costs has none."""
     path = tmp_path / "two.csv"
     path.write_text("arch,accuracy\n" + "\n".join(f"0000000{d},{d}" for d in range(3)) + "\n", encoding="utf-8")
     code, out, err = call("benchmarks.search", "regret", "--csv", path, "--seeds", 2, "--searchers", "nsga2", "random")
@@ -276,8 +274,8 @@ def test_wrong_input_ends_in_one_line(call: Callable[..., Any], flags: tuple[obj
     assert len(err.strip().splitlines()) == 1
 
 
-def test_objectives_that_nobody_scores_are_refused_before_a_search(call: Callable[..., Any]) -> None:
-    """By the tool that makes searchers for a run, with the costs of a real supernet."""
+def test_objectives_that_are_not_scored_are_refused_before_a_search(call: Callable[..., Any]) -> None:
+    """The function that creates searchers for a run refuses them, with the costs of a real supernet."""
     from supernet import create_supernet
     from supernet.cost import CostTable, Feasible
     from supernet_tools.pipeline import search as searching

@@ -1,4 +1,4 @@
-"""The comparison of searchers on trained supernets: one score per network, whatever asks for it, killed or not."""
+"""The comparison of searchers on trained supernets: each network is scored once, also across a kill."""
 
 import json
 import os
@@ -35,7 +35,7 @@ NAMES = ("random", "aging-evolution:population_size=4", "nsga2:population_size=4
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A supernet of four steps, with no scores yet."""
+    """A supernet trained for four steps, without cached scores."""
     out = tmp_path_factory.mktemp("supernets") / "run"
     assert run_script("train_supernet", "quickstart", *SHORT, "--out", out) == 0
     for scores in out.glob("scores.db*"):
@@ -49,7 +49,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def rows(run: Path) -> int:
-    """Scores in the cache of a run."""
+    """Returns the number of scores in the cache of a run."""
     with sqlite3.connect(run / "scores.db") as cache:
         if not cache.execute("SELECT 1 FROM sqlite_master WHERE name = 'scores'").fetchone():
             return 0
@@ -57,18 +57,19 @@ def rows(run: Path) -> int:
 
 
 def counts(said: str) -> tuple[int, int]:
-    """Distinct networks, and those of them that were in the cache."""
-    found = re.search(r"([\d,]+)\s+distinct\s+networks,\s+([\d,]+)\s+of\s+them", said)
-    assert found is not None, said
-    return int(found[1]), int(found[2])
+    """Returns the printed numbers of distinct networks and of those from the cache."""
+    match = re.search(r"([\d,]+)\s+distinct\s+networks,\s+([\d,]+)\s+of\s+them", said)
+    assert match is not None, said
+    return int(match[1]), int(match[2])
 
 
 def curves(out: Path) -> Any:
+    """Returns the curves that a benchmark wrote."""
     return json.loads((out / "supernet-run.json").read_text())["curves"]
 
 
 def test_searchers_share_one_score_per_network(run: Path, call: Call, tmp_path: Path) -> None:
-    """A second call scores nothing and says the same; curves are the best of the scores so far."""
+    """A second call scores nothing and prints the same; curves are running maxima of the scores."""
     pytest.importorskip("plotly")
     flags = ("supernet", run, *FLAGS, "--searchers", *NAMES, "pnas", "--out", tmp_path / "out")
     code, said, err = call("benchmarks.search", *flags)
@@ -88,31 +89,31 @@ def test_searchers_share_one_score_per_network(run: Path, call: Call, tmp_path: 
     best = max(runs[-1] for searches in first.values() for runs in searches)
     with sqlite3.connect(run / "scores.db") as cache:
         metrics = [json.loads(text) for (text,) in cache.execute("SELECT metrics FROM scores")]
-    assert best == -min(row["loss"] for row in metrics)  # of batches of 4, twelve end one
+    assert best == -min(row["loss"] for row in metrics)  # 12 evaluations end a batch of 4
     html = (tmp_path / "out" / "supernet-run.html").read_text(encoding="utf-8")
     assert "best score found" in html
 
 
 def test_a_killed_comparison_goes_on_with_its_scores(run: Path, call: Call, tmp_path: Path) -> None:
-    """SIGKILL in the middle; the same command takes what was scored from the cache and ends as if uninterrupted."""
+    """After SIGKILL, the same command takes finished scores from the cache and ends like an uninterrupted run."""
     pytest.importorskip("plotly")
     few = ("--seeds", 1, "--evaluations", 8, "--batch", 4, "--images", 50, "--bn-batches", 1)
     flags = ("supernet", run, *few, "--searchers", *NAMES[:2], "--score", "accuracy", "--out", tmp_path / "out")
     command = [sys.executable, "tools/benchmarks/search.py", *map(str, flags)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 240
+    deadline = time.monotonic() + 240
     while not (run / "scores.db").exists() or rows(run) < 2:
         assert killed.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    had = rows(run)
+    scored = rows(run)
     code, said, err = call("benchmarks.search", *flags)
     assert code == 0, err
     networks, cached = counts(said)
-    assert 2 <= cached == had < networks
+    assert 2 <= cached == scored < networks
     resumed = curves(tmp_path / "out")
     for scores in run.glob("scores.db*"):
         scores.unlink()
@@ -120,7 +121,7 @@ def test_a_killed_comparison_goes_on_with_its_scores(run: Path, call: Call, tmp_
     assert curves(tmp_path / "out") == resumed
 
 
-def test_what_cannot_be_compared_is_refused_in_one_line(run: Path, call: Call, tmp_path: Path) -> None:
+def test_invalid_comparisons_are_refused_in_one_line(run: Path, call: Call, tmp_path: Path) -> None:
     one_line(call("benchmarks.search", "supernet", run, "--images", 10_000), "images=10000", "search-validation")
     one_line(call("benchmarks.search", "supernet", run, "--score", "map"), "no metric 'map'", "accuracy, loss")
     one_line(call("benchmarks.search", "supernet", run, run), "two runs have folders of one name")

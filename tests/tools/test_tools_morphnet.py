@@ -1,4 +1,4 @@
-"""MorphNet from outside: a width supernet is trained, shrunk, retrained and exported; a kill changes nothing."""
+"""The MorphNet script: a width supernet is trained, shrunk, retrained and exported, also after a kill."""
 
 import json
 import os
@@ -41,7 +41,7 @@ TINY = (
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """As in the process that is killed: resume is exact for one number of threads."""
+    """Uses one thread, like the process that is killed: resume is exact only for the same number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +64,7 @@ def net() -> WidthChain:
 
 @pytest.fixture(scope="module")
 def half(net: WidthChain) -> float:
-    """Half of the seed's MACs."""
+    """Half of the MACs of the seed network."""
     return 0.5 * CostTable(net)(net.seed)["macs"]
 
 
@@ -81,15 +81,16 @@ def test_shrink_retrain_export(trained: Path, net: WidthChain, half: float, call
     flags = (trained, "--max-macs", half, "--epochs", 3, "--settings", "scan=[1e-6,30]", "threshold=0.3", "fill=0.01")
     code, out, err = call("morphnet", *flags)
     assert code == 0, err
-    found, cost = arch_of(out), CostTable(net)(arch_of(out))
+    best_arch = arch_of(out)
+    cost = CostTable(net)(best_arch)
     assert 0.99 * half <= cost["macs"] <= half
     weak, strong = trials_of(trained, "morphnet", net)
     seed = sum(int(width) for width in net.seed.values())
-    assert weak.metrics["alive"] == seed  # λ next to nothing: the seed, times ω
+    assert weak.metrics["alive"] == seed  # λ is almost zero: the seed network, scaled by ω
     assert dict(weak.arch) == pytest.approx({name: 0.7 * int(width) for name, width in net.seed.items()}, abs=1.5)
     assert strong.metrics["alive"] < 0.9 * seed
     assert strong.arch != weak.arch
-    assert found == max((weak, strong), key=lambda trial: trial.metrics["accuracy"]).arch
+    assert best_arch == max((weak, strong), key=lambda trial: trial.metrics["accuracy"]).arch
     for name, trial in (("round0-0", weak), ("round0-1", strong)):
         row = next(line for line in out.splitlines() if f"│ {name} │" in line)
         for text in (
@@ -99,21 +100,21 @@ def test_shrink_retrain_export(trained: Path, net: WidthChain, half: float, call
             f"{trial.metrics['macs']:,.0f}",
         ):
             assert f" {text} " in row
-    first, last = map(float, re.findall(r"([\d.]+) to ([\d.]+)", row)[0])  # of the strong one
+    first, last = map(float, re.findall(r"([\d.]+) to ([\d.]+)", row)[0])  # the row of `strong`
     assert 0 < last < 0.9 * first
     before = {path: path.stat().st_mtime_ns for path in (trained / "search" / "morphnet").glob("round*.pt")}
     assert len(before) == 2
-    assert call("morphnet", *flags)[:2] == (0, out)  # nothing is trained again
+    assert call("morphnet", *flags)[:2] == (0, out)  # nothing is retrained
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
     code, _, err = call("retrain", trained, "--search", "morphnet")
     assert code == 0, err
-    result = json.loads((trained / "retrain" / f"{found.key}-seed0" / "result.json").read_text())
-    assert result["arch"] == dict(found)
+    result = json.loads((trained / "retrain" / f"{best_arch.key}-seed0" / "result.json").read_text())
+    assert result["arch"] == dict(best_arch)
     assert result["macs"] == cost["macs"]
     code, _, err = call("export", trained, "--search", "morphnet")
     assert code == 0, err
-    parity = json.loads((trained / "export" / found.key / "parity.json").read_text())
+    parity = json.loads((trained / "export" / best_arch.key / "parity.json").read_text())
     assert max(parity["differences"].values()) <= 1e-5
 
 
@@ -170,26 +171,27 @@ def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(
 
 
 def test_widths_of_equal_cost_are_compared(trained: Path, net: WidthChain, half: float, call: Call) -> None:
-    found, settings = [], ("--settings", "threshold=0.3", "fill=0.01", "scan=[30]")
+    archs: list[Arch] = []
+    settings = ("--settings", "threshold=0.3", "fill=0.01", "scan=[30]")
     for name in ("a", "b"):
-        code, out, err = call("morphnet", trained, "--name", name, "--seed", len(found), "--max-macs", half, *settings)
+        code, out, err = call("morphnet", trained, "--name", name, "--seed", len(archs), "--max-macs", half, *settings)
         assert code == 0, err
-        found.append(arch_of(out))
+        archs.append(arch_of(out))
     flags = (trained, "--max-macs", half, "--searches", "a", "b", "--random", 2, "--seeds", 2)
     code, out, err = call("benchmarks.widths", *flags)
     assert code == 0, err
     document = json.loads((trained / "widths" / "widths.json").read_text())
     rows = document["networks"]
     assert [row["name"] for row in rows] == ["a", "b", "uniform", "random 0", "random 1"]
-    assert [row["arch"] for row in rows[:2]] == [dict(arch) for arch in found]
+    assert [row["arch"] for row in rows[:2]] == [dict(arch) for arch in archs]
     for row in rows:
         assert 0.99 * half <= row["macs"] == CostTable(net)(Arch(row["arch"]))["macs"] <= half
         results = [trained / "retrain" / f"{row['key']}-seed{seed}" / "result.json" for seed in (0, 1)]
         assert row["accuracy"] == [json.loads(path.read_text())["test_accuracy"] for path in results]
-    each = [row["accuracy"] for row in rows]
-    by_seed = [(each[0][seed] + each[1][seed]) / 2 - each[2][seed] for seed in (0, 1)]
+    accuracies = [row["accuracy"] for row in rows]
+    by_seed = [(accuracies[0][n] + accuracies[1][n]) / 2 - accuracies[2][n] for n in (0, 1)]
     assert document["differences"]["morphnet less uniform, by seed"]["mean"]["value"] == pytest.approx(sum(by_seed) / 2)
-    means = [sum(seeds) / 2 for seeds in each]
+    means = [sum(seeds) / 2 for seeds in accuracies]
     difference = document["differences"]["morphnet less random, by network"]
     assert difference["mean"]["value"] == pytest.approx((means[0] + means[1] - means[3] - means[4]) / 2)
     assert difference["sizes"] == [2, 2]
@@ -197,9 +199,9 @@ def test_widths_of_equal_cost_are_compared(trained: Path, net: WidthChain, half:
     assert call("benchmarks.widths", *flags)[:2] == (0, out)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     one_line(call("benchmarks.widths", trained, "--max-macs", 2 * half, *flags[3:]), "search 'a'", "fill=0.01")
-    one_line(call("benchmarks.widths", trained, *flags[3:]), "exactly one limit")
-    one_line(call("benchmarks.widths", *flags, "--spread", 1), "--spread 1")
-    one_line(call("benchmarks.widths", *flags, "--seeds", 1), "at least two")
+    one_line(call("benchmarks.widths", trained, *flags[3:]), "one limit")
+    one_line(call("benchmarks.widths", *flags, "--spread", 1), "--spread must be above 1")
+    one_line(call("benchmarks.widths", *flags, "--seeds", 1), "at least 2")
 
 
 def test_wrong_input_is_named_before_training(trained: Path, half: float, call: Call, tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_other_settings_under_an_old_name_are_refused(trained: Path, half: float
 
 
 def fixed(*, num_classes: int, input_size: int, in_channels: int, phase: str) -> Chain:
-    """A space of one's own, without widths."""
+    """A user's own space, without widths."""
     head = ClassifierHead(in_channels, num_classes, hidden=8)
     return Chain("fixed", [("head", head)], input_shape=(in_channels, input_size, input_size))
 
@@ -252,7 +254,7 @@ def test_a_width_profile_is_drawn(net: WidthChain, call: Call, tmp_path: Path) -
     assert len(bars) == 2 * len(widths)
     units = {bar.width / n for bar, n in zip(bars[::2], net.seed.values(), strict=True)}
     units |= {bar.width / n for bar, n in zip(bars[1::2], widths.values(), strict=True)}
-    assert max(units) == pytest.approx(min(units))  # to one scale
+    assert max(units) == pytest.approx(min(units))  # all bars have the same scale
     assert max(bar.width for bar in bars) == 240
     without = draw_widths({"branch": 0, "stem": 3}, {"branch": 2, "stem": 3}).shapes
     assert sum(isinstance(shape, Box) and not shape.text for shape in without) == 3
