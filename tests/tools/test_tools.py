@@ -1,4 +1,4 @@
-"""The scripts from outside: the whole loop as a user runs it, and wrong input ending in one line and exit code 2."""
+"""The scripts as users run them: the whole loop, and wrong input that ends in one line and exit code 2."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ SHORT = ("--data.size", "8", "--train.epochs", "1", "--train.batch", "128", "--r
 
 
 def script(name: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Run a script as a user does."""
+    """Runs a script in a process of its own, as a user does."""
     command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
@@ -101,8 +101,8 @@ def test_a_terminal_shows_the_best_so_far(run_folder: Path) -> None:
         assert words in shown.decode(), shown
 
 
-def test_a_search_under_a_latency_limit_leads_on(run_folder: Path, call: Call) -> None:
-    """What follows a search knows its limits, measured ones too, and a second search meets the same figures."""
+def test_later_commands_know_the_latency_limit_of_a_search(run_folder: Path, call: Call) -> None:
+    """Commands after a search know its limits, measured ones too; a second search reads the same measurements."""
     flags = ("--searcher", "random", "--name", "fast", "--trials", 6, "--max-latency", 1000, "--latency-batch", 2)
     code, out, err = call("search", run_folder, *flags)
     assert code == 0, err
@@ -125,8 +125,8 @@ def test_a_plan_is_printed_and_nothing_written(call: Call, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-def test_settings_of_a_space_come_with_the_recipe(call: Call, tmp_path: Path) -> None:
-    """They shape what is trained, searched and retrained, and a wrong one is named before anything is written."""
+def test_settings_of_a_space_are_part_of_the_recipe(call: Call, tmp_path: Path) -> None:
+    """They apply to training, search and retraining; a wrong one is named before anything is written."""
     cells = ("--space", "nasnet-small", "--data.size", 16, "--space-settings")
     small = ("blocks=1", 'ops=["identity", "max3"]', "filters=4")
     short = ("--train.epochs", 1, "--retrain.epochs", 1, "--train.batch", 256, "--retrain.batch", 256)
@@ -147,7 +147,7 @@ def test_settings_of_a_space_come_with_the_recipe(call: Call, tmp_path: Path) ->
 
 
 def test_a_cell_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None:
-    """Searched with few filters, trained with more: a run without a supernet, whose networks are its own."""
+    """A cell found with few filters is retrained with more, in a run that has no supernet."""
     params, cells = {}, ("blocks=2", 'ops=["identity", "sep3"]', 'combiners=["add"]', "chosen=false")
     arch = tmp_path / "arch.json"
     for filters, epochs in ((4, 1), (8, 0)):
@@ -157,20 +157,20 @@ def test_a_cell_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None
         code, _, err = call("train_supernet", "nasnet-digits", *short, *size, "--out", out)
         assert code == 0, err
         if epochs:
-            code, found, err = call("search", out, "--searcher", "random", "--trials", 2, "--batch", 2)
+            code, said, err = call("search", out, "--searcher", "random", "--trials", 2, "--batch", 2)
             assert code == 0, err
-            arch.write_text(found.strip().splitlines()[-1])
+            arch.write_text(said.strip().splitlines()[-1])
         code, _, err = call("retrain", out, "--arch", arch)
         assert code == 0, err
         params[filters] = json.loads(next((out / "retrain").glob("*/result.json")).read_text())["params"]
     assert params[8] > 2 * params[4]
     one_line(call("search", tmp_path / "8", "--searcher", "random"), "train.epochs=0")
     code, _, err = call("draw", tmp_path / "8", "--arch", arch, "--out", tmp_path / "cell.svg")
-    assert code == 0, err  # with the blocks and operations of the run
+    assert code == 0, err  # draws with the blocks and operations of the run
     one_line(call("draw", "nasnet-small", "--arch", arch, "--out", tmp_path / "cell.svg"), "lacks")
 
 
-def test_training_takes_options_of_every_kind(call: Call, tmp_path: Path) -> None:
+def test_training_accepts_options_of_every_kind(call: Call, tmp_path: Path) -> None:
     code, _, err = call(
         "train_supernet",
         "quickstart",
@@ -202,7 +202,7 @@ def test_training_takes_options_of_every_kind(call: Call, tmp_path: Path) -> Non
     assert (tmp_path / "run" / "supernet.safetensors").exists()
 
 
-def test_what_a_training_cannot_do_is_refused(call: Call, tmp_path: Path) -> None:
+def test_contradictory_training_options_are_refused(call: Call, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     one_line(call("train_supernet", "quickstart", *out, "--train.distill"), "'sandwich'", "'uniform'")
     one_line(call("train_supernet", "quickstart", *out, "--window.high", "10"), "no architecture", "between 0 and 10")
@@ -258,7 +258,7 @@ def test_an_arch_of_another_space_is_refused(run_folder: Path, call: Call, tmp_p
     one_line(call("retrain", run_folder, "--search", "never-run"), "no search 'never-run'")
 
 
-def test_the_best_is_by_the_metric_and_limits_of_its_search(run_folder: Path, call: Call) -> None:
+def test_the_best_follows_the_metric_and_limits_of_its_search(run_folder: Path, call: Call) -> None:
     flags = ("--searcher", "random", "--name", "loss", "--trials", 8)
     assert call("search", run_folder, *flags, "--settings", "metric=-loss")[0] == 0
     space = create_supernet("nasbench-macro").space
@@ -270,7 +270,7 @@ def test_the_best_is_by_the_metric_and_limits_of_its_search(run_folder: Path, ca
     assert f"│ {best.metrics['macs']:,.0f}" in out
     limit = sorted(trial.metrics["macs"] for trial in trials)[3]
     tight = ("--settings", "metric=-loss", "--max-macs", limit, "--resume", "warm")
-    assert call("search", run_folder, *flags, *tight)[0] == 0  # nothing to add, but now under a limit
+    assert call("search", run_folder, *flags, *tight)[0] == 0  # no new trials, but a limit from now on
     inside = min((t for t in trials if t.metrics["macs"] <= limit), key=lambda trial: trial.metrics["loss"])
     code, out, err = call("evaluate", run_folder, "--search", "loss")
     assert code == 0, err
@@ -338,7 +338,7 @@ def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
     assert "│ 3 │" in out
 
 
-def test_the_quickstart_writes_every_figure(tmp_path: Path) -> None:
+def test_the_quickstart_writes_every_result(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     flags = ("--out", out, "--epochs", 1, "--retrain-epochs", 1, "--trials", 4, "--ranked", 4, "--ranked-epochs", 1)
     done = script("quickstart", *flags)

@@ -1,4 +1,4 @@
-"""The scripts on detectors: pre-training to drawn predictions, killed and resumed, and wrong input in one line."""
+"""The scripts on detectors: from pre-training to drawn predictions, killed and resumed, and with wrong input."""
 
 import dataclasses
 import json
@@ -86,13 +86,13 @@ FEW = ("--bn-batches", 1)
 
 
 def few_crops(config: Data) -> Splits:
-    """The crops of a few images."""
+    """Returns crops of a few images."""
     return digit_crops(config, counts=(24, 6, 6))
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classification supernet over crops of the digits."""
+    """A classifier's supernet, trained on crops of the digits."""
     out = tmp_path_factory.mktemp("pretrained") / "run"
     assert run_script("train_supernet", *PRETRAIN, "--out", out) == 0
     return out
@@ -100,7 +100,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_folder(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector's supernet that began with it."""
+    """A detector's supernet that starts from its weights."""
     out = tmp_path_factory.mktemp("detector") / "run"
     assert run_script("train_supernet", *SMALL, "--pretrained", pretrained, "--out", out) == 0
     return out
@@ -113,7 +113,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def killed(done: Callable[[], bool], name: str, *arguments: object) -> None:
-    """Run a script in a process of its own, and kill that as soon as `done`."""
+    """Runs a script in a process of its own and kills it as soon as `done()` holds."""
     command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not done():
@@ -129,7 +129,7 @@ def killed(done: Callable[[], bool], name: str, *arguments: object) -> None:
 def test_search_retrain_export_evaluate_predict(
     pretrained: Path, run_folder: Path, call: Call, tmp_path: Path, stages: ModuleType
 ) -> None:
-    """The paper's three stages; the winner's backbone is trained on classification before its detector is."""
+    """The three stages of DetNAS; the backbone of the winner is pre-trained on classification first."""
     limit = stages.open_stage(run_folder).cost.extremes("backbone_macs")[0] * 1.2
     flags = ("--searcher", "detnas", "--trials", 5, "--batch", 3, "--max-backbone-macs", limit, *FEW)
     code, out, err = call("search", run_folder, *flags)
@@ -166,7 +166,7 @@ def test_search_retrain_export_evaluate_predict(
 
 
 def shown(value: float) -> str:
-    """A figure as tables show it."""
+    """Returns a number as tables show it."""
     text: str = sys.modules["common"]._cell(value)
     return text
 
@@ -183,8 +183,8 @@ def test_every_searcher_maximises_map(run_folder: Path, stages: ModuleType) -> N
     assert given.metric == "map50"
 
 
-def test_the_backbone_begins_as_the_recipe_says(pretrained: Path, run_folder: Path, stages: ModuleType) -> None:
-    """With the supernet's weights before fine-tuning; a retraining with those, or with ones trained on their own."""
+def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Path, stages: ModuleType) -> None:
+    """A supernet starts from the supernet's weights; a retraining from those, from its own pre-training or fresh."""
     opened, backbone = stages.open_stage(run_folder), stages.open_stage(pretrained)
     arch = opened.supernet.space.normal_form(opened.supernet.space.from_indices([1, 2, 3]))
     fresh = opened.kind.supernet(opened.data, stages.torch_generator(0, "supernet"))
@@ -211,7 +211,7 @@ def test_the_backbone_begins_as_the_recipe_says(pretrained: Path, run_folder: Pa
     assert not torch.equal(drawn["classification"], before[stem])
 
 
-def test_rankings_are_held_against_retrained_detectors(run_folder: Path, call: Call) -> None:
+def test_rankings_are_compared_with_retrained_detectors(run_folder: Path, call: Call) -> None:
     short = ("--epochs", 1)
     code, out, err = call("fidelity", run_folder, "--truth", "retrain", "--n", 3, "--resamples", 20, *short, *FEW)
     assert code == 0, err
@@ -264,7 +264,7 @@ def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) 
 def test_images_left_on_disk_are_scored_from_there(
     call: Call, tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but a batch of a set that `data.memory` has no room for is ever in memory, and scores are the same."""
+    """A set larger than `data.memory` is read batch by batch, and scores are the same."""
     annotations = make_coco(tmp_path, images=24, size=(64, 64))
     found = []
     for memory in (2**31, 0):
@@ -298,17 +298,17 @@ def test_images_left_on_disk_are_scored_from_there(
         space = stages.open_stage(out).supernet.space
         with Study(out / "search" / "random" / "study.db", space) as study:
             found.append([(trial.key, dict(trial.metrics)) for trial in study.trials()])
-        monkeypatch.setattr(DetectionSet, "images", unwanted)
+        monkeypatch.setattr(DetectionSet, "images", refuse_to_load)
     assert len(found[0]) == 3
     assert found[0] == found[1]
 
 
-def unwanted(images: DetectionSet) -> None:
-    raise AssertionError(f"{len(images)} images were taken into memory")
+def refuse_to_load(images: DetectionSet) -> None:
+    raise AssertionError(f"{len(images)} images were loaded into memory")
 
 
 def test_every_recipe_builds_its_detector(stages: ModuleType) -> None:
-    """Spaces of paper scale too; weights take no memory here, and the data are only their classes."""
+    """Spaces of paper scale too: weights are on the meta device, and the data consist of class names only."""
     sizes = {}
     for name, make in import_module("supernet_tools.pipeline.recipes").RECIPES.items():
         if isinstance(make(), DetectorRun):
@@ -349,7 +349,7 @@ def test_sigkill_during_fine_tuning_gives_identical_weights(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals a process group")
 def test_a_signal_to_all_processes_ends_after_a_step(pretrained: Path, call: Call, tmp_path: Path) -> None:
-    """As a terminal and job schedulers send it: workers too."""
+    """Terminals and job schedulers signal the whole process group, workers included."""
     out = tmp_path / "run"
     flags = (*SMALL, "--pretrained", pretrained, "--out", out, "--train.epochs", 200, "--train.save-seconds", 0)
     command = [sys.executable, TOOLS / "train_supernet.py", *map(str, flags)]
@@ -372,7 +372,7 @@ def test_sigkill_during_a_search_gives_identical_trials(
     file = copy / "search" / "cut" / "study.db"
     flags = ("--searcher", "aging-evolution", "--trials", 10, "--settings", "population_size=4", *FEW)
 
-    def begun() -> bool:
+    def has_two_trials() -> bool:
         if not file.exists():
             return False
         with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as database:
@@ -381,7 +381,7 @@ def test_sigkill_during_a_search_gives_identical_trials(
             except sqlite3.OperationalError:  # no table yet
                 return False
 
-    killed(begun, "search", copy, "--name", "cut", *flags)
+    killed(has_two_trials, "search", copy, "--name", "cut", *flags)
     for folder, name in ((copy, "cut"), (run_folder, "whole")):
         code, _, err = call("search", folder, "--name", name, *flags)
         assert code == 0, err
@@ -397,7 +397,7 @@ def test_sigkill_during_a_search_gives_identical_trials(
 # -- wrong input ------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_start_is_named(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
+def test_recipes_that_cannot_start_are_refused(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     one_line(call("train_supernet", *SMALL, *out), "start='classification'", "--pretrained")
     one_line(call("train_supernet", *SMALL, *out, "--pretrained", tmp_path / "no"), "pretrained=", "no' holds no")
@@ -422,7 +422,7 @@ def test_what_cannot_start_is_named(pretrained: Path, run_folder: Path, call: Ca
     assert not (tmp_path / "run").exists()
 
 
-def test_limits_and_pictures_that_cannot_be(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
+def test_invalid_limits_and_images_are_refused(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
     one_line(call("search", pretrained, "--max-backbone-macs", 1e8), "no cost 'backbone_macs'")
     one_line(call("search", run_folder, "--max-backbone-macs", 10), "no architecture", "backbone_macs <= 10")
     one_line(

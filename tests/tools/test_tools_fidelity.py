@@ -1,4 +1,4 @@
-"""The reports on trust from outside: the shipped table without a run, a tiny supernet, and the control arm."""
+"""The fidelity script with the shipped table and with a tiny supernet, and retraining against random networks."""
 
 import importlib
 import importlib.util
@@ -41,7 +41,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("supernet_tools.pipeline.stages")
 
 
-def test_the_published_ceilings_without_a_run(call: Call) -> None:
+def test_the_table_alone_gives_the_published_ceilings(call: Call) -> None:
     code, said, err = call("fidelity", "--table-only", "--resamples", 2)
     assert code == 0, err
     assert "3,969 networks" in said
@@ -62,7 +62,7 @@ def test_a_supernet_is_compared_with_the_table(trained: Path, call: Call) -> Non
     assert sum(health["visits"]["stage1.block0.op"].values()) == 4  # steps of one path
 
 
-def test_a_supernet_is_compared_with_retrainings_done_once(trained: Path, call: Call) -> None:
+def test_a_supernet_is_compared_with_retrainings_that_are_kept(trained: Path, call: Call) -> None:
     flags = ("--truth", "retrain", "--n", 2, "--resamples", 5, "--score", "loss")
     code, said, err = call("fidelity", trained, *flags)
     assert code == 0, err
@@ -74,7 +74,9 @@ def test_a_supernet_is_compared_with_retrainings_done_once(trained: Path, call: 
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
-def test_a_file_of_truth_and_other_weights(trained: Path, call: Call, tmp_path: Path) -> None:
+def test_true_accuracies_can_come_from_a_file_and_weights_from_another_run(
+    trained: Path, call: Call, tmp_path: Path
+) -> None:
     rows = "".join(f"{i:04d}0000,{0.5 + 0.01 * i}\n" for i in (1, 2, 11, 12, 22)) + "22000000,\n"
     (tmp_path / "mine.csv").write_text("arch,accuracy\n" + rows)
     flags = ("--truth", tmp_path / "mine.csv", "--n", 0, "--checkpoints", trained, "--resamples", 5)
@@ -88,7 +90,7 @@ def test_a_file_of_truth_and_other_weights(trained: Path, call: Call, tmp_path: 
 
 
 def fake(stages: ModuleType, monkeypatch: pytest.MonkeyPatch, *, failing: set[str]) -> list[tuple[Arch, Any]]:
-    """Retrainings that take no time: accuracy by seed and key; those of the `failing` keys diverge."""
+    """Replaces retraining by a function of seed and key that takes no time; those of the `failing` keys diverge."""
     asked: list[tuple[Arch, Any]] = []
 
     def retrain(run: object, arch: Arch, train: Any, **_: object) -> dict[str, float]:
