@@ -74,9 +74,7 @@ def test_a_supernet_is_compared_with_retrainings_that_are_kept(trained: Path, ca
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
-def test_true_accuracies_can_come_from_a_file_and_weights_from_another_run(
-    trained: Path, call: Call, tmp_path: Path
-) -> None:
+def test_truth_from_a_file_and_weights_of_another_run(trained: Path, call: Call, tmp_path: Path) -> None:
     rows = "".join(f"{i:04d}0000,{0.5 + 0.01 * i}\n" for i in (1, 2, 11, 12, 22)) + "22000000,\n"
     (tmp_path / "mine.csv").write_text("arch,accuracy\n" + rows)
     flags = ("--truth", tmp_path / "mine.csv", "--n", 0, "--checkpoints", trained, "--resamples", 5)
