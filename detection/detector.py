@@ -1,4 +1,4 @@
-"""A searchable detector: a chain of a classification space's backbone, a neck and heads."""
+"""Searchable detectors, which are chains of a backbone, a neck and heads, and the networks cut from them."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,18 @@ from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace, compose
 
 PREFIX = "backbone"
+"""Prefix of the backbone's choices in a detector's space."""
 
 
 class DetectorNetwork(nn.Sequential):
-    """The detector of one architecture: images in, detections out; with targets in training mode, losses out."""
+    """The detector of one architecture, which returns detections, or losses in training mode."""
 
     def forward(self, images: Any, targets: list[Target] | None = None) -> Any:
-        """Detections, one dict per image, or a dict of losses.
+        """Returns one dict of detections per image, or in training mode a dict of losses.
 
         Args:
-            images: normalised, (N, 3, H, W) or a list of (3, H, W); or a `Labelled` of images and targets.
-            targets: one per image; needed in training mode, and read in no other.
+            images: normalised images, (N, 3, H, W) or a list of (3, H, W); or `Labelled` images.
+            targets: one per image; required in training mode and ignored otherwise.
         """
         state = images if targets is None else Labelled(images, targets)
         for step in self:
@@ -33,19 +34,21 @@ class DetectorNetwork(nn.Sequential):
 
 
 class Detector(Chain):
-    """A supernet that detects. The state between its steps is a tuple of maps, image sizes and targets.
+    """A supernet of detectors, whose steps pass on a `DetectorState`.
 
-    Decisions of the backbone have the names of the classification space below "backbone."; its normal forms hold too.
+    Choices of the backbone have the names of the classification space, prefixed with "backbone."; its normal forms
+    hold too.
 
     Args:
-        kind: of detector; with the backbone's name the name of the space.
-        batch: the step that begins the state.
-        steps: neck and heads.
-        image_size: height and width at which costs are counted.
-        heads_init: initial weights of neck and heads, wherever they are in the module it is given.
+        kind: kind of the detector; followed by the backbone's name it is the name of the space.
+        backbone: see `as_backbone`.
+        batch: the first step, which makes the state.
+        steps: names and modules of neck and heads.
+        image_size: height and width in pixels at which costs are counted.
+        heads_init: initialises every neck and head in a module.
 
     Raises:
-        InputError: images smaller than the largest stride.
+        InputError: `image_size` is smaller than the largest stride.
     """
 
     def __init__(
@@ -69,61 +72,59 @@ class Detector(Chain):
             input_shape=(backbone.in_channels, *image_size),
             init=functools.partial(initialize_detector, backbone_init=backbone.init, heads_init=heads_init),
         )
-        others: dict[str, SearchSpace] = {}
-        for name, step in steps:
-            if isinstance(step, Searchable):
-                others[name] = step.space
-        self.space = compose(self.space.name, {PREFIX: backbone.space, **others})
+        head_spaces: dict[str, SearchSpace] = {name: step.space for name, step in steps if isinstance(step, Searchable)}
+        self.space = compose(self.space.name, {PREFIX: backbone.space, **head_spaces})
         self.out_channels = dict(backbone.out_channels)
 
     def forward(self, state: Any, arch: Arch, targets: list[Target] | None = None) -> Any:
-        """Detections, one dict per image; in training mode a dict of losses.
+        """Returns one dict of detections per image, or in training mode a dict of losses.
 
         Args:
-            state: images, normalised: (N, 3, H, W) or a list of (3, H, W); or a `Labelled` of images and targets.
+            state: normalised images, (N, 3, H, W) or a list of (3, H, W); or `Labelled` images.
             arch: the architecture.
-            targets: one per image; needed in training mode, and read in no other.
+            targets: one per image; required in training mode and ignored otherwise.
         """
         return super().forward(state if targets is None else Labelled(state, targets), arch)
 
     def materialize(self, arch: Arch, layout: Layouts = None) -> DetectorNetwork:
-        """A `DetectorNetwork` of the materialised steps, with its own weights."""
-        made = DetectorNetwork(*(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout)))
-        return made.train(self.training)
+        """Returns a `DetectorNetwork` of the materialised steps, which has its own weights."""
+        network = DetectorNetwork(*(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout)))
+        return network.train(self.training)
 
     def subnet(self, arch: Mapping[str, Any]) -> DetectorNetwork:
-        """The detector of one architecture with its own copy of the shared weights.
+        """Returns the detector of one architecture with its own copy of the shared weights.
 
         Raises:
-            InputError: `arch` is no architecture of this space.
+            InputError: `arch` is not an architecture of this space.
         """
         return self.materialize(self.space.canonical(arch))
 
     def architecture(self, arch: Mapping[str, Any]) -> Arch:
-        """The detector's architecture, also from decisions named as in the space of the part that decides on them.
+        """Returns the detector's architecture for decisions whose names may lack the prefix of their part.
 
-        So an architecture of the classification space, or of a searched neck alone, is one of a detector in which
-        nothing else decides.
+        An architecture of the classification space, or of the neck's, is thus also one of a detector in which nothing
+        else has choices.
 
         Raises:
-            InputError: no architecture of this space, or a name without its part that several parts have.
+            InputError: `arch` is not an architecture of this space, or several parts have a choice of that name.
         """
-        return self.space.canonical({self._whole_name(name): value for name, value in arch.items()})
+        return self.space.canonical({self._full_name(name): value for name, value in arch.items()})
 
-    def _whole_name(self, name: str) -> str:
+    def _full_name(self, name: str) -> str:
         names = {choice.name for choice in self.space.choices}
-        whole = sorted(own for own in names if own.partition(".")[2] == name)
-        if name in names or not whole:
+        matches = sorted(full for full in names if full.partition(".")[2] == name)
+        if name in names or not matches:
             return name
-        if len(whole) > 1:
-            raise InputError(f"{name!r} is a decision of several parts of the detector; give one of {whole}")
-        return whole[0]
+        if len(matches) > 1:
+            raise InputError(f"{name!r} is a choice in several parts of the detector; give one of {matches}")
+        return matches[0]
 
 
 def backbone_of(detector: nn.Module) -> Any:
-    """Images to maps: the detector up to its neck, sharing its weights; a `Chain` of a `Detector`, else a network.
+    """Returns the part of a detector before its neck, which shares the weights and maps images to a `DetectorState`.
 
-    Its costs at (3, 224, 224) are what papers on searched backbones count: no classifier, no neck, no heads.
+    Of a `Detector` it is a `Chain`, of a network an `nn.Sequential`. Its costs at (3, 224, 224), without classifier,
+    neck and heads, are those that papers on searched backbones report.
     """
     count = len(backbone_steps(detector)) + 1
     if not isinstance(detector, Detector):
@@ -134,13 +135,13 @@ def backbone_of(detector: nn.Module) -> Any:
 def initialize_detector(
     module: nn.Module, generator: torch.Generator | None = None, *, backbone_init: Init, heads_init: Init
 ) -> None:
-    """Initial weights: the backbone's as for classification, those of neck and heads as their detector has them.
+    """Initialises a detector: the backbone as for classification, neck and heads as their builder says.
 
     Args:
         module: a detector, or the network of one architecture.
-        generator: of the draws; torch's global generator if None.
-        backbone_init: of the classification space, given every step of the backbone.
-        heads_init: given the whole.
+        generator: source of random numbers; torch's global generator if None.
+        backbone_init: initialiser of the classification space, called for the block of every backbone step.
+        heads_init: initialiser of neck and heads, called for the whole module.
     """
     for step in backbone_steps(module):
         backbone_init(step.block, generator)

@@ -1,4 +1,4 @@
-"""The two-stage detector on a feature pyramid (Lin et al., 2017) as steps of a chain, of torchvision's parts."""
+"""Faster R-CNN with a feature pyramid (Lin et al., 2017) as steps of a chain, built from torchvision's modules."""
 
 import functools
 import math
@@ -28,18 +28,22 @@ from detection.pyramid import (
 )
 
 RATIOS = (0.5, 1.0, 2.0)
-POOLED = 7  # rows and columns of a region
+POOLED = 7  # rows and columns that regions are pooled to
 
 RegionPredictions = tuple[Maps, dict[str, list[Tensor]], Tensor, list[Target] | None]
-"""The pyramid; per level `objectness` (N, A, H_i, W_i) and `deltas` (N, 4·A, H_i, W_i); sizes and targets."""
+"""The pyramid; lists with one tensor per level, `objectness`, (N, A, H_i, W_i), and `deltas`, (N, 4·A, H_i, W_i), for A
+anchors per position; image sizes and targets as in `DetectorState`."""
 
 
 class RegionHead(nn.Module):
-    """The head that scores anchors on every level; the pyramid stays in the state for the second stage.
+    """The region proposal head, which scores the anchors on every level.
+
+    The pyramid stays in the state, since the second stage reads it too.
 
     Args:
-        anchors: per position.
-        convs: 3×3 convolutions before the two 1×1 ones.
+        in_channels: channels of the pyramid.
+        anchors: number of anchors per position.
+        convs: number of 3×3 convolutions before the two 1×1 ones.
     """
 
     def __init__(self, in_channels: int, anchors: int, *, convs: int = 1) -> None:
@@ -48,21 +52,27 @@ class RegionHead(nn.Module):
         self.head = RPNHead(in_channels, anchors, convs)
 
     def forward(self, state: DetectorState) -> RegionPredictions:
-        """`RegionPredictions` predictions from a `DetectorState`."""
+        """Returns the `RegionPredictions` of a `DetectorState`."""
         maps, sizes, targets = state
         objectness, deltas = self.head(list(maps))
         return maps, {"objectness": objectness, "deltas": deltas}, sizes, targets
 
     def out_layout(self, layout: Any) -> Any:
-        """The pyramid, and nothing that a step reads as maps."""
+        """Returns the layouts of the pyramid; no step reads the predictions as maps."""
         maps, *_ = layout
         return maps, None, None, None
 
 
 class ConvFCHead(nn.Module):
-    """Convolutions and one linear layer on pooled regions: "4conv1fc" (Wu & He, 2018), by torchvision.
+    """torchvision's box head: convolutions and one linear layer on pooled regions, "4conv1fc" (Wu & He, 2018).
 
-    Shapes: (regions, in_channels, 7, 7) to (regions, hidden); none to none, whatever the norm.
+    Shapes: (regions, in_channels, 7, 7) to (regions, hidden), also for no regions.
+
+    Args:
+        in_channels: channels of the regions and of the convolutions.
+        convs: number of 3×3 convolutions.
+        hidden: units of the linear layer.
+        norm: normalisation after each convolution.
     """
 
     def __init__(self, in_channels: int, *, convs: int = 4, hidden: int = 1024, norm: Norm = "none") -> None:
@@ -73,29 +83,31 @@ class ConvFCHead(nn.Module):
         )
 
     def forward(self, regions: Tensor) -> Tensor:
-        """One row per region."""
-        if len(regions) == 0:  # batch norm would count them as a batch in the mean over batches
+        """Returns one row per region."""
+        if len(regions) == 0:  # recalibration would count them as a batch
             return regions.new_zeros(0, self.hidden)
         rows: Tensor = self.layers(regions)
         return rows
 
 
 class RegionBoxes(nn.Module):
-    """The last step: proposals, pooled regions and the box head; losses in training, detections otherwise.
+    """The last step of Faster R-CNN: proposals, region pooling and the box head.
 
-    It cannot be traced. Regions are pooled from the levels of the backbone, as published, and not from the last one.
+    It returns losses in training and detections otherwise, and cannot be traced. Regions are pooled from the levels
+    that come from the backbone, as published, and not from the additional coarsest one.
 
     Args:
-        in_channels: of the pyramid.
-        classes: without the background.
-        strides: of all levels of the pyramid.
-        sizes, ratios: of the anchors; see `Anchors`.
-        pooled_levels: how many of the finest levels regions are pooled from.
-        convs, hidden, norm: of `ConvFCHead`.
-        proposals: the most per image in evaluation, and the number at which costs are counted.
-        train_proposals: the most per image in training.
-        candidates, train_candidates: boxes per level and image that enter the suppression of proposals.
-        score_threshold, overlap, detections: as in `RetinaBoxes`.
+        in_channels: channels of the pyramid.
+        classes: number of classes without the background.
+        strides: strides of all levels of the pyramid in pixels.
+        sizes, ratios: sizes and aspect ratios of the anchors; see `Anchors`.
+        pooled_levels: regions are pooled from so many of the finest levels.
+        convs, hidden, norm: see `ConvFCHead`.
+        proposals: at most so many proposals per image in evaluation; costs are counted with exactly as many.
+        train_proposals: at most so many proposals per image in training.
+        candidates, train_candidates: at most so many boxes per level and image enter the non-maximum suppression of
+            proposals, in evaluation and in training.
+        score_threshold, overlap, detections: see `RetinaBoxes`.
     """
 
     traceable = False
@@ -134,12 +146,12 @@ class RegionBoxes(nn.Module):
         self.score_threshold, self.overlap, self.detections = score_threshold, overlap, detections
         self.anchors = Anchors(strides, sizes, ratios)
         self.rpn = RegionProposalNetwork(
-            nn.Identity(),
+            nn.Identity(),  # anchors and predictions come from earlier steps
             nn.Identity(),
             0.7,
             0.3,
             256,
-            0.5,  # anchors and predictions are made before it is asked
+            0.5,
             {"training": train_candidates, "testing": candidates},
             {"training": train_proposals, "testing": proposals},
             0.7,
@@ -159,7 +171,7 @@ class RegionBoxes(nn.Module):
         )
 
     def _pooling(self) -> MultiScaleRoIAlign:
-        """Region pooling at the known strides; torchvision would guess them and keep those of its first images."""
+        """Returns region pooling at the known strides, which torchvision would infer from its first images and keep."""
         strides = self.strides[: self.pooled_levels]
         pooling = MultiScaleRoIAlign([str(level) for level in range(len(strides))], POOLED, 2)
         pooling.scales = [1 / stride for stride in strides]
@@ -167,7 +179,7 @@ class RegionBoxes(nn.Module):
         return pooling
 
     def forward(self, state: RegionPredictions) -> Any:
-        """The four losses of torchvision's `FasterRCNN` in training, one dict of detections per image otherwise.
+        """Returns the four losses of torchvision's `FasterRCNN` in training, else one dict of detections per image.
 
         On the meta device, where costs are counted, the box head sees `proposals` regions of every image.
         """
@@ -180,25 +192,25 @@ class RegionBoxes(nn.Module):
         counts = [level[0].numel() for level in objectness]
         grids = [(level.shape[2], level.shape[3]) for level in maps]
         anchors = [torch.cat(self.anchors(grids, maps[0].device))] * len(shapes)
-        flat, moves = concat_box_prediction_layers(objectness, deltas)
-        boxes = self.rpn.box_coder.decode(moves.detach(), anchors).view(len(shapes), -1, 4)
-        proposals, _ = self.rpn.filter_proposals(boxes, flat, shapes, counts)
+        all_objectness, all_deltas = concat_box_prediction_layers(objectness, deltas)
+        boxes = self.rpn.box_coder.decode(all_deltas.detach(), anchors).view(len(shapes), -1, 4)
+        proposals, _ = self.rpn.filter_proposals(boxes, all_objectness, shapes, counts)
         if targets is None:
             return self._detect(maps, proposals, shapes)
         targets = [{**target, "boxes": target["boxes"].to(anchors[0])} for target in targets]
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
-        aims = self.rpn.box_coder.encode(matched, anchors)
-        objectness_loss, region_loss = self.rpn.compute_loss(flat, moves, labels, aims)
-        # in the order of torchvision's own, so that one seed draws the same samples
+        true_deltas = self.rpn.box_coder.encode(matched, anchors)
+        objectness_loss, region_loss = self.rpn.compute_loss(all_objectness, all_deltas, labels, true_deltas)
+        # the losses are computed in torchvision's order, so that one seed samples the same anchors and regions
         return self._losses(maps, proposals, shapes, targets) | {
             "loss_objectness": objectness_loss,
             "loss_rpn_box_reg": region_loss,
         }
 
     def _predict(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits, the background first, (regions, classes + 1), and box deltas, (regions, 4·(classes + 1))."""
-        logits, moves = self.roi.box_predictor(self.roi.box_head(regions))
-        return logits.float(), moves.float()
+        """Returns class logits (regions, classes + 1), background first, and box deltas (regions, 4·(classes + 1))."""
+        logits, deltas = self.roi.box_predictor(self.roi.box_head(regions))
+        return logits.float(), deltas.float()
 
     def _regions(self, maps: Maps, proposals: list[Tensor], shapes: list[tuple[int, int]]) -> Tensor:
         named = OrderedDict((str(level), x) for level, x in enumerate(maps))
@@ -208,22 +220,20 @@ class RegionBoxes(nn.Module):
     def _losses(
         self, maps: Maps, proposals: list[Tensor], shapes: list[tuple[int, int]], targets: list[Target]
     ) -> dict[str, Tensor]:
-        proposals, _, labels, aims = self.roi.select_training_samples(proposals, targets)
-        logits, moves = self._predict(self._regions(maps, proposals, shapes))
-        if not len(logits):  # no proposal and no target in any image: the mean over them would be NaN
-            return {"loss_classifier": logits.sum(), "loss_box_reg": moves.sum()}
-        classifier, regression = fastrcnn_loss(logits, moves, labels, aims)
+        proposals, _, labels, true_deltas = self.roi.select_training_samples(proposals, targets)
+        logits, deltas = self._predict(self._regions(maps, proposals, shapes))
+        if not len(logits):  # without a proposal or target in any image the mean would be NaN
+            return {"loss_classifier": logits.sum(), "loss_box_reg": deltas.sum()}
+        classifier, regression = fastrcnn_loss(logits, deltas, labels, true_deltas)
         return {"loss_classifier": classifier, "loss_box_reg": regression}
 
     def _detect(self, maps: Maps, proposals: list[Tensor], shapes: list[tuple[int, int]]) -> list[Target]:
-        logits, moves = self._predict(self._regions(maps, proposals, shapes))
-        found = self.roi.postprocess_detections(logits, moves, proposals, shapes)
-        return [
-            {"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in zip(*found, strict=True)
-        ]
+        logits, deltas = self._predict(self._regions(maps, proposals, shapes))
+        per_image = zip(*self.roi.postprocess_detections(logits, deltas, proposals, shapes), strict=True)
+        return [{"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in per_image]
 
     def out_layout(self, layout: Any) -> None:
-        """No step comes after."""
+        """Returns None: it is the last step."""
         return None
 
 
@@ -251,6 +261,7 @@ def faster_rcnn_fpn(
     DetNAS trains it with synchronised batch norm in the pyramid and the box head, and with the box head "4conv1fc".
 
     Args:
+        backbone: see `as_backbone`.
         num_classes: number of classes without the background.
         image_size: height and width in pixels at which costs are counted.
         head_width: channels of the pyramid and of the box head's convolutions.
@@ -299,7 +310,7 @@ def faster_rcnn_fpn(
 
 
 def initialize_faster_rcnn(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Initial weights of pyramid and heads, wherever they are inside, drawn as torchvision draws them."""
+    """Initialises every pyramid and Faster R-CNN head in a module as torchvision does."""
     initialize_pyramid(module, generator)
     for part in module.modules():
         if isinstance(part, RegionHead):

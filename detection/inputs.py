@@ -1,8 +1,8 @@
-"""What a detector is given and what its steps hand on: images, boxes, and the state between them.
+"""The inputs and outputs of detectors, and the state between their steps.
 
 Images are normalised floats, (N, 3, H, W), or a list of (3, H, W) of any sizes. A target is a dict of `boxes`, float32
 (n, 4), as x1, y1, x2, y2 in pixels, and `labels`, int64 (n,), from 1 to the number of classes. Detections are dicts of
-`boxes`, `scores` and `labels` likewise, the best first. All as torchvision has them.
+`boxes`, `scores` and `labels` of the same form, in descending order of score. These are torchvision's conventions.
 """
 
 from collections.abc import Sequence
@@ -16,25 +16,25 @@ from supernet.errors import InputError
 Target = dict[str, Tensor]
 Maps = tuple[Tensor, ...]
 DetectorState = tuple[Maps, Tensor, list[Target] | None]
-"""Feature maps, the finest first; height and width of every image without padding, int64 (N, 2), on the CPU; targets,
-in training only."""
+"""Feature maps, the finest first; height and width of every image without padding, int64 (N, 2), on the CPU; and
+targets, or None outside of training."""
 
 
 class Labelled(NamedTuple):
-    """Images with their targets as one input, for code that hands a network a single argument."""
+    """Images with their targets as one input, for code that calls a network with a single argument."""
 
     images: Tensor | Sequence[Tensor]
     targets: list[Target]
 
 
 class ImageBatch(nn.Module):
-    """The first step of a detector: checks what it is given, pads images to a common size, begins the state.
+    """The first step of a detector, which checks and pads its inputs and returns the initial state.
 
-    Zeros are added at the right and at the bottom, up to a multiple of `divisor`.
+    Images are padded to a common size with zeros at the right and at the bottom, up to a multiple of `divisor`.
 
     Args:
-        divisor: the largest stride of the backbone, in pixels.
-        stride: the largest stride of the pyramid, in pixels; an image that lies within one such cell is refused.
+        divisor: the largest stride of the backbone in pixels.
+        stride: the largest stride of the pyramid in pixels; images smaller than this on both sides are refused.
         classes: the largest label.
     """
 
@@ -43,11 +43,14 @@ class ImageBatch(nn.Module):
         self.divisor, self.stride, self.classes = divisor, stride, classes
 
     def forward(self, batch: Any) -> DetectorState:
-        """A `DetectorState` of one map, the images, from images or `Labelled`.
+        """Returns a `DetectorState` whose only map holds the images.
+
+        Args:
+            batch: images, or `Labelled`.
 
         Raises:
-            InputError: images that are no normalised pictures or too small; in training, targets that are missing, are
-                not one per image, or hold boxes without area or labels out of range.
+            InputError: images that are not normalised floats or are too small; in training, targets that are missing,
+                not one per image, or have boxes without area or labels out of range.
         """
         images, targets = batch if isinstance(batch, Labelled) else (batch, None)
         pixels, sizes = self.stacked(images)
@@ -57,14 +60,14 @@ class ImageBatch(nn.Module):
         return (pixels,), sizes, [{name: t.to(pixels.device) for name, t in target.items()} for target in used]
 
     def stacked(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The padded images, (N, 3, H, W), and the size of each, (N, 2)."""
+        """Returns the padded images, (N, 3, H, W), and the original height and width of each, (N, 2)."""
         if isinstance(images, Tensor):
             self._check(images, 4)
             height, width = images.shape[-2:]
             pixels = nn.functional.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
             return pixels, torch.tensor((height, width), device="cpu").expand(images.shape[0], 2)
         if not images:
-            raise InputError("the list of images is empty; give one image at least")
+            raise InputError("the list of images is empty; give at least one image")
         for image in images:
             self._check(image, 3)
         sizes = torch.tensor([image.shape[-2:] for image in images], device="cpu")
@@ -88,12 +91,17 @@ class ImageBatch(nn.Module):
             )
 
     def out_layout(self, layout: Any) -> Any:
-        """One map, with the channels of the images."""
+        """Returns a state of one map with the channels of the images."""
         return (layout,), None, None
 
 
 def checked_targets(targets: Sequence[Target] | None, images: int, classes: int) -> Sequence[Target]:
-    """Targets that a training step can use; otherwise says what is wrong with which.
+    """Returns the targets unchanged after checking that a training step can use them.
+
+    Args:
+        targets: one per image.
+        images: number of images.
+        classes: the largest label.
 
     Raises:
         InputError: see `ImageBatch.forward`.
@@ -106,11 +114,11 @@ def checked_targets(targets: Sequence[Target] | None, images: int, classes: int)
         boxes, labels = target["boxes"], target["labels"]
         if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
             shapes = f"boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)}"
-            raise InputError(f"target {number} has {shapes}; boxes are (n, 4), labels (n,), also where n is 0")
+            raise InputError(f"target {number} has {shapes}; give boxes (n, 4) and labels (n,), also if n is 0")
     boxes, labels = (torch.cat([target[name] for target in targets]) for name in ("boxes", "labels"))
-    empty = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # NaN too
+    empty = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # also true of NaN
     wrong = (labels < 1) | (labels > classes)
-    if not (empty | wrong).any():  # one look at the device for all
+    if not (empty | wrong).any():  # one synchronisation with the device for all targets
         return targets
     first = int(torch.where(empty | wrong)[0][0])
     counts = torch.tensor([len(target["labels"]) for target in targets]).cumsum(0)

@@ -1,7 +1,7 @@
-"""Mean average precision as COCO defines it, by faster-coco-eval, from boxes in memory."""
+"""Mean average precision as COCO defines it, computed by faster-coco-eval from boxes in memory."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -29,31 +29,33 @@ FIGURES = (
     "mar_medium",
     "mar_large",
 )
-"""COCO's twelve figures in its order: average precision and recall over the IoU thresholds 0.5 to 0.95."""
+"""COCO's twelve metrics in its order: average precision and recall over the IoU thresholds 0.5 to 0.95."""
 
 
 def coco_figures(targets: Sequence[Mapping[str, Tensor]], detections: Sequence[Mapping[str, Tensor]]) -> Metrics:
-    """All of COCO's figures (0..1; -1 where nothing is there to be found, e.g. no small object).
+    """Returns all of COCO's metrics, each in 0..1, or -1 if there are no objects that it counts, such as small ones.
 
     Args:
-        targets: of every image `boxes`, (n, 4), as x1, y1, x2, y2, and `labels`, (n,); optionally `crowd`, bool, (n,),
-            and `areas`, (n,), of the objects, by default those of their boxes.
-        detections: of every image `boxes`, `labels` and `scores`, (m,).
+        targets: for each image `boxes`, (n, 4), as x1, y1, x2, y2 in pixels, and `labels`, (n,); optionally `crowd`,
+            bool, (n,), and `areas`, (n,), of the objects in square pixels, by default the areas of the boxes.
+        detections: for each image `boxes`, (m, 4), `labels` and `scores`, (m,).
 
     Raises:
-        InputError: lists of different lengths, or faster-coco-eval is not installed.
+        InputError: the lists have different lengths, or faster-coco-eval is not installed.
     """
     if len(targets) != len(detections):
-        raise InputError(f"there are {len(targets)} targets and {len(detections)} detections; give both per image")
-    rows = [_rows(found, torch.full((len(found["labels"]),), image)) for image, found in enumerate(detections)]
+        raise InputError(
+            f"there are {len(targets)} targets and {len(detections)} detections; give both for every image"
+        )
+    rows = [_rows(boxes, torch.full((len(boxes["labels"]),), image)) for image, boxes in enumerate(detections)]
     return GroundTruth(targets).figures(torch.cat([*rows, torch.empty(0, 7)]), every=True)
 
 
 class GroundTruth:
-    """The boxes that detections are compared with, prepared once for any number of detectors.
+    """The true boxes of a set of images, prepared once for any number of evaluations.
 
     Args:
-        targets: as in `coco_figures`.
+        targets: see `coco_figures`.
 
     Raises:
         InputError: faster-coco-eval is not installed.
@@ -76,18 +78,20 @@ class GroundTruth:
         )
 
     def _coco(self, annotations: Any) -> Any:
-        """Annotations as the library's index. It numbers from 1: the number 0 would count as not matched."""
+        """Returns the library's index of annotations, with ids from 1 on: it would count the id 0 as not matched."""
         COCO, _ = _library()
         numbered = [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)]
         images = [{"id": image} for image in range(self.images)]
         return COCO({"images": images, "annotations": numbered, "categories": [{"id": k} for k in self.labels]})
 
     def figures(self, rows: Tensor, *, every: bool = False) -> Metrics:
-        """The figures of detections, by name.
+        """Returns the metrics of detections by name.
 
         Args:
-            rows: (m, 7): image, label, score, x1, y1, x2, y2 of a detection, in the order in which ties are broken.
-            every: all of `FIGURES`; otherwise `map`, `map50` and `map75` alone, in 70 to 85 % of the time.
+            rows: (m, 7), image, label, score, x1, y1, x2, y2 of each detection; ties between equal scores are broken
+                in this order.
+            every: whether to compute all of `FIGURES` instead of `map`, `map50` and `map75` alone, which take 70 to
+                85 % of the time.
         """
         if not self.labels:
             return dict.fromkeys(FIGURES if every else FIGURES[:3], -1.0)
@@ -106,31 +110,33 @@ class GroundTruth:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Over what is defined, -1 if nothing is."""
-    there = values[values > -1]
-    return float(there.mean()) if there.size else -1.0
+    """Returns the mean of the values that are defined, -1 if none is."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
 
 
-def _annotations(rows: Tensor) -> Any:
+def _annotations(rows: Tensor) -> Iterator[dict[str, Any]]:
+    """Yields rows of `GroundTruth.figures` as COCO's annotations."""
     values = rows.double()
-    where, scores, corners = values[:, :2].long().tolist(), values[:, 2].tolist(), values[:, 3:]
+    images_and_labels, scores, corners = values[:, :2].long().tolist(), values[:, 2].tolist(), values[:, 3:]
     sides = corners[:, 2:] - corners[:, :2]
     boxes, areas = torch.cat([corners[:, :2], sides], 1).tolist(), sides.prod(1).tolist()
-    for (image, label), score, box, area in zip(where, scores, boxes, areas, strict=True):
+    for (image, label), score, box, area in zip(images_and_labels, scores, boxes, areas, strict=True):
         yield {"image_id": image, "category_id": label, "score": score, "bbox": box, "area": area, "iscrowd": 0}
 
 
-def _rows(found: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Detections as rows of `GroundTruth.figures`.
+def _rows(detections: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Returns detections as rows of `GroundTruth.figures` in double precision, since half cannot count the images.
 
-    In double precision, for half has no room for numbers of images. The scores of a diverged network, which are no
-    numbers, become 0: the library refuses them, and one failed candidate must not end a search.
+    NaN scores of a diverged network become 0: the library refuses them, and one failed candidate must not end a search.
     """
-    columns = [images[:, None], found["labels"][:, None], found["scores"].nan_to_num(0)[:, None], found["boxes"]]
+    labels, scores = detections["labels"][:, None], detections["scores"].nan_to_num(0)[:, None]
+    columns = [images[:, None], labels, scores, detections["boxes"]]
     return torch.cat([column.double() for column in columns], 1)
 
 
 def _library() -> tuple[Any, Any]:
+    """Returns the classes `COCO` and `COCOeval_faster` of faster-coco-eval."""
     try:
         from faster_coco_eval import COCO  # type: ignore[import-untyped]
         from faster_coco_eval.core.faster_eval_api import COCOeval_faster  # type: ignore[import-untyped]
@@ -142,27 +148,27 @@ def _library() -> tuple[Any, Any]:
 
 
 class DetectionMetric(BatchMetric):
-    """COCO's figures of a detector on the images of a set, for `SharedWeights` and for reports.
+    """COCO's metrics of a detector on the images of a set, for `SharedWeights` and for reports.
 
         validation = splits.validation
         SharedWeights(detector, splits.calibration.images(), validation.images(), metric=DetectionMetric(validation))
         DetectionMetric(splits.test, every=True)(network, splits.test, batch=16)
 
-    Boxes are compared in pixels of the images as stored, whatever size the detector sees, so that "small" means what
-    it does in COCO. The detector's last step hands on `boxes`, `scores` and `labels` of every image.
+    Boxes are compared in pixels of the stored images, whatever size the detector sees, so that "small" means what it
+    does in COCO. The detector's last step must return `boxes`, `scores` and `labels` of every image.
 
     Args:
-        data: the set that is scored on. Labels of images are positions in it.
-        every: all of `FIGURES`; otherwise `map`, `map50` and `map75`, which take less time.
+        data: the images to score on. The label that a batch has for an image is its position in this set.
+        every: whether to compute all of `FIGURES` instead of `map`, `map50` and `map75`, which take less time.
 
     Raises:
-        InputError: a set without boxes other than crowds, or faster-coco-eval is not installed.
+        InputError: the set has no boxes apart from crowds, or faster-coco-eval is not installed.
     """
 
     def __init__(self, data: DetectionSet, *, every: bool = False) -> None:
         annotations = data.annotations
         if annotations.crowd.all():
-            raise InputError(f"the set has {len(data)} images and no boxes to find; score on other images")
+            raise InputError(f"the set has {len(data)} images but no boxes; score on other images")
         self.every = every
         self.scales = data.scales.repeat(1, 2)  # (N, 4)
         self.borders = annotations.sizes.flip(1).repeat(1, 2)  # (N, 4)
@@ -171,19 +177,26 @@ class DetectionMetric(BatchMetric):
         self.name = f"coco-{'every' if every else 'map'}-{digest[:16]}"
 
     def of_batch(self, outputs: Sequence[Target], labels: Tensor) -> Tensor:
-        """Detections as rows of `GroundTruth.figures`, float32, on the CPU."""
+        """Returns the detections of a batch as rows of `GroundTruth.figures`, float32, on the CPU."""
         rows = []
-        for found, index in zip(outputs, labels.tolist(), strict=True):
-            own = {name: found[name].detach().cpu() for name in ("boxes", "scores", "labels")}
-            own["boxes"] = (own["boxes"].double() * self.scales[index]).clamp_min(0).minimum(self.borders[index])
-            rows.append(_rows(own, torch.full((len(own["labels"]),), index)))
+        for output, index in zip(outputs, labels.tolist(), strict=True):
+            detections = {name: output[name].detach().cpu() for name in ("boxes", "scores", "labels")}
+            stored = detections["boxes"].double() * self.scales[index]
+            detections["boxes"] = stored.clamp_min(0).minimum(self.borders[index])
+            rows.append(_rows(detections, torch.full((len(detections["labels"]),), index)))
         return torch.cat(rows).float()
 
     def combine(self, parts: Sequence[Tensor]) -> Metrics:
-        """The figures over all images."""
+        """Returns the metrics over all images."""
         return self.truth.figures(torch.cat(list(parts)), every=self.every)
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, images: Images | DetectionSet, batch: int) -> Metrics:
-        """The figures of a network in eval mode, over the set or over what its `images` returned."""
+        """Returns the metrics of a network.
+
+        Args:
+            network: a detector in eval mode.
+            images: the set, or its images in memory (`DetectionSet.images`).
+            batch: images per forward pass.
+        """
         return self.combine([self.of_batch(network(x), positions) for x, positions in images.batches(batch)])

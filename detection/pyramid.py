@@ -1,4 +1,4 @@
-"""Torchvision's feature pyramid over a tuple of maps, and the anchors and layers that detectors lay on it."""
+"""torchvision's feature pyramid over a tuple of maps, and the anchors, norms and towers of the heads on it."""
 
 import dataclasses
 import functools
@@ -18,32 +18,36 @@ Norm = Literal["none", "batch", "group"]
 Extra = Literal["none", "pool", "convs"]
 Sizes = tuple[tuple[int, ...], ...]
 
-_GROUPS = 32  # of group norm (Wu & He, 2018, Table 3)
+_GROUPS = 32  # groups of group norm (Wu & He, 2018, Table 3)
 
 
 def norm_layer(norm: Norm, width: int) -> Callable[[int], nn.Module] | None:
-    """What makes the norm after a convolution to `width` channels; None for a convolution with bias and no norm.
+    """Returns the constructor of a norm layer for `width` channels, or None for a convolution with bias and no norm.
 
     Raises:
-        InputError: an unknown norm, or a width that group norm cannot divide.
+        InputError: the norm is unknown, or the width is not a multiple of group norm's groups.
     """
     if norm not in ("none", "batch", "group"):
-        raise InputError(f"norm is 'none', 'batch' or 'group', not {norm!r}")
+        raise InputError(f"norm must be 'none', 'batch' or 'group', not {norm!r}")
     if norm == "group" and width % _GROUPS:
-        raise InputError(f"group norm has {_GROUPS} groups, which do not divide {width} channels; give a multiple")
+        raise InputError(
+            f"group norm has {_GROUPS} groups, which do not divide {width} channels; give a multiple of {_GROUPS}"
+        )
     return {"none": None, "batch": nn.BatchNorm2d, "group": functools.partial(nn.GroupNorm, _GROUPS)}[norm]
 
 
 class FeaturePyramid(nn.Module):
-    """Top-down feature pyramid over a tuple of maps, finest first (Lin et al., 2017), by torchvision.
+    """torchvision's top-down feature pyramid over a tuple of maps, the finest first (Lin et al., 2017).
 
-    Shapes: maps (N, in_channels[i], H_i, W_i) to maps (N, out_channels, H_i, W_i), and those of further levels.
+    Shapes: maps (N, in_channels[i], H_i, W_i) to maps (N, out_channels, H_i, W_i), followed by the additional levels.
 
     Args:
-        extra: further levels, each at twice the stride of the one before: none; one, every second pixel of the
-            coarsest ("pool": P6 of the two-stage detector); or two, by stride-2 convolutions of the coarsest ("convs":
-            P6 and P7 of RetinaNet).
-        norm: after every convolution but those of "convs".
+        in_channels: channels of the maps.
+        out_channels: channels of every level.
+        extra: additional levels, each at twice the stride of the one before. "none"; "pool" adds one, every second
+            pixel of the coarsest (P6 of Faster R-CNN); "convs" adds two by stride-2 convolutions of the coarsest (P6
+            and P7 of RetinaNet).
+        norm: normalisation after every convolution except those of "convs".
     """
 
     def __init__(
@@ -51,20 +55,20 @@ class FeaturePyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.extra, self.norm = tuple(in_channels), out_channels, extra, norm
-        further = {
+        extra_block = {
             "none": lambda: None,
             "pool": LastLevelMaxPool,
-            "convs": lambda: LastLevelP6P7(out_channels, out_channels),  # of equal widths: it reads P5, not C5
+            "convs": lambda: LastLevelP6P7(out_channels, out_channels),  # with equal widths it reads P5, not C5
         }[extra]()
         layer = norm_layer(norm, out_channels)
-        self.fpn = FeaturePyramidNetwork(list(in_channels), out_channels, further, norm_layer=layer)
+        self.fpn = FeaturePyramidNetwork(list(in_channels), out_channels, extra_block, norm_layer=layer)
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One map per level, each with `out_channels`."""
+        """Returns one map per level, each with `out_channels` channels."""
         return tuple(self.fpn(OrderedDict((str(level), x) for level, x in enumerate(maps))).values())
 
     def out_layout(self, layout: Any) -> Any:
-        """The strides of the input and of the further levels, each with `out_channels`."""
+        """Returns the layouts of all levels, each with `out_channels` channels."""
         levels = [dataclasses.replace(part, channels=self.out_channels) for part in layout]
         for _ in range({"none": 0, "pool": 1, "convs": 2}[self.extra]):
             levels.append(dataclasses.replace(levels[-1], stride=2 * levels[-1].stride))
@@ -72,21 +76,21 @@ class FeaturePyramid(nn.Module):
 
 
 def tower(width: int, convs: int, norm: Norm) -> nn.Sequential:
-    """3×3 convolutions with ReLU, as the heads of torchvision have."""
+    """Returns 3×3 convolutions with norm and ReLU, as in torchvision's heads."""
     layer = norm_layer(norm, width)
     return nn.Sequential(*(Conv2dNormActivation(width, width, norm_layer=layer) for _ in range(convs)))
 
 
 class Anchors(nn.Module):
-    """The anchors of every position of every level, by torchvision; centred on what the maps' pixels look at.
+    """torchvision's anchors at every position of every level, spaced by the true strides of the maps.
 
-    torchvision's detectors divide the size of the padded images by that of a map instead, which is the stride wherever
-    the map's stride divides the size and up to a half less elsewhere.
+    torchvision's detectors divide the size of the padded images by that of a map instead; the result equals the stride
+    if the stride divides the image size, and is up to half of it too small otherwise.
 
     Args:
-        strides: of the levels, in pixels.
-        sizes: per level the sides of the square anchors, in pixels.
-        ratios: height over width of every anchor.
+        strides: strides of the levels in pixels.
+        sizes: for each level the sides of the square anchors in pixels.
+        ratios: height divided by width of the anchors.
     """
 
     def __init__(self, strides: tuple[int, ...], sizes: Sizes, ratios: tuple[float, ...]) -> None:
@@ -95,7 +99,12 @@ class Anchors(nn.Module):
         self.generator = AnchorGenerator(sizes, (ratios,) * len(sizes))
 
     def forward(self, grids: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-        """Per level (H_i·W_i·A, 4), in the order of rows, columns, anchors; from the heights and widths of the maps."""
+        """Returns the anchors of each level, (H_i·W_i·A, 4), ordered by row, column and anchor.
+
+        Args:
+            grids: height and width of each level's map.
+            device: where the anchors are needed.
+        """
         self.generator.set_cell_anchors(torch.float32, device)
         strides = [(stride, stride) for stride in self.strides]
         anchors: list[Tensor] = self.generator.grid_anchors(list(grids), strides)
@@ -108,7 +117,7 @@ Draw = Callable[[Tensor], object]
 
 
 def draw_weights(module: nn.Module, draw: Draw) -> None:
-    """Set the weights of convolutions and linear layers by `draw`, in place; biases to zero, norms to the identity."""
+    """Initialises convolutions and linear layers with `draw`, biases with zeros and norms as the identity, in place."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             draw(part.weight)
@@ -119,12 +128,12 @@ def draw_weights(module: nn.Module, draw: Draw) -> None:
 
 
 def initialize_pyramid(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Uniform weights of variance 1 / fan-in for every `FeaturePyramid` inside, as torchvision has them."""
+    """Initialises every `FeaturePyramid` in a module as torchvision does: uniform with variance 1 / fan-in."""
     for part in module.modules():
         if isinstance(part, FeaturePyramid):
             draw_weights(part, functools.partial(nn.init.kaiming_uniform_, a=1, generator=generator))
 
 
 def draw_small(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Normal weights of deviation 0.01: dense heads, of which most positions are background."""
+    """Initialises dense heads, most of whose positions are background: normal with standard deviation 0.01."""
     draw_weights(module, functools.partial(nn.init.normal_, std=0.01, generator=generator))

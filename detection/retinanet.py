@@ -1,4 +1,7 @@
-"""RetinaNet (Lin et al., 2017b) as steps of a chain: torchvision's pyramid, head, box coding and suppression."""
+"""RetinaNet (Lin et al., 2017b) as steps of a chain.
+
+Pyramid, head, box coding and non-maximum suppression are torchvision's.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,22 +21,27 @@ from detection.pyramid import FeaturePyramid as FeaturePyramid
 
 RATIOS = (0.5, 1.0, 2.0)
 OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # three sizes per octave
-PRIOR = 0.01  # of every class at every anchor, at first
+PRIOR = 0.01  # initial probability of every class at every anchor
 
 RetinaPredictions = tuple[dict[str, list[Tensor]], Tensor, list[Target] | None]
-"""Raw predictions per level, `cls_logits` (N, H_i, W_i, A, classes) and `bbox_regression` (N, H_i, W_i, A, 4); sizes
-and targets as in `DetectorState`."""
+"""Predictions, image sizes and targets, the last two as in `DetectorState`.
+
+Predictions are lists with one tensor per level: `cls_logits`, (N, H_i, W_i, A, classes), and `bbox_regression`,
+(N, H_i, W_i, A, 4), for A anchors per position."""
 
 
 class RetinaHead(nn.Module):
-    """RetinaNet's classification and box towers, shared by all levels (Lin et al., 2017b), by torchvision.
+    """torchvision's RetinaNet head: a classification and a box tower, shared by all levels (Lin et al., 2017b).
 
-    Shapes: maps (N, in_channels, H_i, W_i) to `cls_logits` (N, A·ΣH_i·W_i, classes) and `bbox_regression`
-    (N, A·ΣH_i·W_i, 4), A anchors per position.
+    Shapes: maps (N, in_channels, H_i, W_i) to `cls_logits`, (N, A·ΣH_i·W_i, classes), and `bbox_regression`,
+    (N, A·ΣH_i·W_i, 4), for A anchors per position.
 
     Args:
-        convs: 3×3 convolutions of each tower.
-        norm: after each of them; its statistics are shared by all levels, as its weights are.
+        in_channels: channels of the pyramid.
+        anchors: number of anchors per position.
+        classes: number of classes without the background.
+        convs: number of 3×3 convolutions in each tower.
+        norm: normalisation after each of them; all levels share its weights and statistics.
     """
 
     def __init__(self, in_channels: int, anchors: int, classes: int, *, convs: int = 4, norm: Norm = "none") -> None:
@@ -49,12 +57,12 @@ class RetinaHead(nn.Module):
         return out
 
     def out_layout(self, layout: Any) -> Any:
-        """No step reads the outputs as maps."""
+        """Returns None: no step reads the outputs as maps."""
         return None
 
 
 class RetinaPredictor(RetinaHead):
-    """`RetinaHead` as a step of a detector: it keeps levels and positions apart, and hands on the rest of the state."""
+    """`RetinaHead` as a step of a detector, which keeps levels and positions apart and passes sizes and targets on."""
 
     def forward(self, state: DetectorState) -> RetinaPredictions:
         """Returns the `RetinaPredictions` of a `DetectorState`."""
@@ -68,17 +76,20 @@ class RetinaPredictor(RetinaHead):
 
 
 class RetinaBoxes(nn.Module):
-    """The last step: losses in training, detections otherwise. It has no weights, and cannot be traced.
+    """The last step of RetinaNet, which returns losses in training and detections otherwise.
+
+    It has no weights and cannot be traced.
 
     Args:
-        strides: of the levels.
-        sizes, ratios: of the anchors; see `Anchors`.
-        score_threshold: of the detections.
-        candidates: boxes per level and image that enter the suppression.
+        strides: strides of the levels in pixels.
+        sizes, ratios: sizes and aspect ratios of the anchors; see `Anchors`.
+        score_threshold: lowest score of a detection.
+        candidates: at most so many boxes per level and image enter non-maximum suppression.
         overlap: IoU above which the weaker of two boxes of a class is suppressed.
-        detections: the most per image.
-        positive, negative: IoU of anchors and targets from which an anchor is positive, and below which it is negative.
-        focal_alpha, focal_gamma: of the focal loss (Lin et al., 2017b, equation 5); NAS-FPN was trained with 0.25, 1.5.
+        detections: at most so many detections are returned per image.
+        positive, negative: an anchor is positive from the first IoU with a target on, and negative below the second.
+        focal_alpha, focal_gamma: parameters of the focal loss (Lin et al., 2017b, equation 5); NAS-FPN was trained
+            with 0.25 and 1.5.
     """
 
     traceable = False
@@ -108,9 +119,9 @@ class RetinaBoxes(nn.Module):
         self.matcher = Matcher(positive, negative, allow_low_quality_matches=True)
 
     def forward(self, state: RetinaPredictions) -> Any:
-        """`{"classification", "bbox_regression"}` in training, one dict of detections per image otherwise.
+        """Returns the losses `classification` and `bbox_regression` in training, else one dict of detections per image.
 
-        On the meta device, where costs are counted, there is nothing to detect.
+        On the meta device, where costs are counted, it returns no detections.
         """
         raw, sizes, targets = state
         logits, deltas = ([level.float().flatten(1, 3) for level in raw[name]] for name in raw)  # (N, H·W·A, …)
@@ -126,24 +137,31 @@ class RetinaBoxes(nn.Module):
         ]
 
     def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """Focal loss and L1 loss, each over the positive anchors of an image, then the mean over images."""
+        """Returns the focal loss and the L1 loss, divided by each image's positive anchors, then averaged over images.
+
+        Args:
+            logits: (N, anchors, classes).
+            deltas: (N, anchors, 4).
+            anchors: (anchors, 4), as x1, y1, x2, y2 in pixels.
+            targets: one per image.
+        """
         classification, regression = [], []
-        for scores, moves, target in zip(logits, deltas, targets, strict=True):
+        for scores, predicted_deltas, target in zip(logits, deltas, targets, strict=True):
             boxes = target["boxes"].to(anchors)
             matched = anchors.new_full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
             if len(boxes):
                 matched = self.matcher(box_iou(boxes, anchors))
             positive = torch.where(matched >= 0)[0]
-            found, number = matched[positive], max(1, len(positive))
-            wanted = torch.zeros_like(scores)
-            wanted[positive, target["labels"][found] - 1] = 1.0
+            matches, number = matched[positive], max(1, len(positive))
+            one_hot = torch.zeros_like(scores)
+            one_hot[positive, target["labels"][matches] - 1] = 1.0
             counted = matched != Matcher.BETWEEN_THRESHOLDS
             focal = sigmoid_focal_loss(
-                scores[counted], wanted[counted], alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
+                scores[counted], one_hot[counted], alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
             )
             classification.append(focal / number)
-            aims = self.coder.encode_single(boxes[found], anchors[positive])
-            regression.append(nn.functional.l1_loss(moves[positive], aims, reduction="sum") / number)
+            true_deltas = self.coder.encode_single(boxes[matches], anchors[positive])
+            regression.append(nn.functional.l1_loss(predicted_deltas[positive], true_deltas, reduction="sum") / number)
         return {
             "classification": torch.stack(classification).mean(),
             "bbox_regression": torch.stack(regression).mean(),
@@ -152,23 +170,30 @@ class RetinaBoxes(nn.Module):
     def detect(
         self, logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], size: tuple[int, int]
     ) -> Target:
-        """The detections in one image, from the predictions of every level."""
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for scores, moves, places in zip(logits, deltas, anchors, strict=True):
-            classes = scores.shape[1]
-            flat = scores.sigmoid().flatten()
-            likely = torch.where(flat > self.score_threshold)[0]
-            best, order = flat[likely].topk(min(self.candidates, len(likely)))
+        """Returns the detections in one image.
+
+        Args:
+            logits: per level, (anchors, classes).
+            deltas: per level, (anchors, 4).
+            anchors: per level, (anchors, 4).
+            size: height and width of the image in pixels, to which boxes are clipped.
+        """
+        candidates: list[tuple[Tensor, Tensor, Tensor]] = []
+        for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
+            classes = level_logits.shape[1]
+            all_scores = level_logits.sigmoid().flatten()
+            likely = torch.where(all_scores > self.score_threshold)[0]
+            scores, order = all_scores[likely].topk(min(self.candidates, len(likely)))
             likely = likely[order]
             at = likely // classes
-            boxes = clip_boxes_to_image(self.coder.decode_single(moves[at], places[at]), size)
-            found.append((boxes, best, likely % classes + 1))
-        boxes, best, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        kept = batched_nms(boxes, best, labels, self.overlap)[: self.detections]
-        return {"boxes": boxes[kept], "scores": best[kept], "labels": labels[kept]}
+            boxes = clip_boxes_to_image(self.coder.decode_single(level_deltas[at], level_anchors[at]), size)
+            candidates.append((boxes, scores, likely % classes + 1))
+        boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+        kept = batched_nms(boxes, scores, labels, self.overlap)[: self.detections]
+        return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
 
     def out_layout(self, layout: Any) -> None:
-        """No step comes after."""
+        """Returns None: it is the last step."""
         return None
 
 
@@ -190,13 +215,17 @@ def retinanet(
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
 ) -> Detector:
-    """RetinaNet on the levels of a backbone and two more; on C3 to C5 these are P3 to P7.
+    """RetinaNet on the levels of a backbone and two coarser ones: P3 to P7 on C3 to C5.
 
     Args:
-        head_width: channels of pyramid and towers.
-        head_convs: convolutions of each tower.
-        norm: of pyramid and towers; RetinaNet was published without, DetNAS has synchronised batch norm "everywhere".
-        anchor_scale: side of a level's smallest anchor over its stride.
+        backbone: see `as_backbone`.
+        num_classes: number of classes without the background.
+        image_size: height and width in pixels at which costs are counted.
+        head_width: channels of the pyramid and the towers.
+        head_convs: number of convolutions in each tower.
+        norm: normalisation in the pyramid and the towers; RetinaNet was published without any, DetNAS has synchronised
+            batch norm "everywhere".
+        anchor_scale: side of a level's smallest anchor divided by its stride.
         score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma: see
             `RetinaBoxes`.
     """
@@ -232,7 +261,7 @@ def retinanet(
 
 
 def initialize_retinanet(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Initial weights of pyramid and head, wherever they are inside (Lin et al., 2017b, §4.1)."""
+    """Initialises every pyramid and RetinaNet head in a module (Lin et al., 2017b, §4.1)."""
     initialize_pyramid(module, generator)
     for part in module.modules():
         if isinstance(part, RetinaHead):

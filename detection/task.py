@@ -1,4 +1,4 @@
-"""What `supernet.training.loop` learns with a detector: the sum of its losses on images with boxes."""
+"""The task of detection for `supernet.training.loop`: the sum of a detector's losses on images with boxes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,28 +18,30 @@ from supernet.training.task import Figures, PathLoss, memory_format
 
 @dataclass(frozen=True)
 class Detection:
-    """Images to boxes; figures are `loss`, the sum of the detector's losses, and each of them by its own name.
+    """The detection task, whose training metrics are `loss`, the sum of the detector's losses, and each loss by name.
 
         train_supernet(detector, load(data), Train(epochs=12, batch=16), task=Detection(data.augment, data.workers))
 
     Attributes:
-        augment: how training images and their boxes are varied.
-        workers: processes that make batches; 0 for the training process itself.
+        augment: random transformations of training images and their boxes.
+        workers: number of processes that make batches; with 0 the training process makes them.
     """
 
     augment: DetectionAugment = field(default_factory=DetectionAugment)
     workers: int = 0
 
     def check(self, config: Train, processes: int) -> None:
-        """Refuses what only classifiers have."""
+        """Refuses settings that only classifiers have.
+
+        Raises:
+            InputError: distillation or label smoothing.
+        """
         if config.distill or config.label_smoothing:
             name = "distill" if config.distill else "label_smoothing"
-            raise InputError(
-                f"{name}={getattr(config, name)} is for classifiers; a detector's losses have no such form"
-            )
+            raise InputError(f"train.{name}={getattr(config, name)} is for classifiers; leave it out for a detector")
 
     def batches(self, data: DetectionSplits, config: Train, *, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """See `detection.data.batches.training_batches`."""
+        """Yields training batches; see `detection.data.batches.training_batches`."""
         return training_batches(
             data.train,
             self.augment,
@@ -54,7 +56,7 @@ class Detection:
     def paths(
         self, network: nn.Module, batch: Batch, data: DetectionSplits, config: Train, *, step: int, rank: int
     ) -> PathLoss:
-        """The summed losses of one architecture after another."""
+        """Returns a function from an architecture to the sum of its losses on a batch and the losses by name."""
         images, targets = batch
         if isinstance(images, Tensor):
             images = images.contiguous(memory_format=memory_format(config))
@@ -68,5 +70,5 @@ class Detection:
         return loss_of
 
     def guess(self, data: DetectionSplits) -> float:
-        """About what untrained heads begin with: focal loss and the cross-entropies of two stages lie below this."""
+        """Returns an upper estimate of the loss of untrained heads, for RetinaNet and for Faster R-CNN."""
         return 4.0

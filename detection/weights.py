@@ -1,4 +1,4 @@
-"""Weights of backbones: of this project, torchvision's or timm's."""
+"""Loading of backbone weights from networks and files of this project, torchvision or timm."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,28 +13,35 @@ from detection.backbone import backbone_steps
 from detection.resnet import from_torchvision
 from supernet.errors import InputError
 
-# -- weights ----------------------------------------------------------------------------------------------------------
-
 
 def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] | str | Path) -> None:
-    """Copy the weights of a classification network into the backbone of a detector; the classifier's head is ignored.
+    """Copies the weights of a classification network into the backbone of a detector; the classifier head is ignored.
 
     Args:
         detector: a supernet, or the network of one architecture.
-        source: a classification supernet for the former, `supernet.subnet(arch)` for the latter; its state dict; or a
-            file of it, of safetensors or of `torch.save`. A ResNet's tensors may have torchvision's and timm's names.
+        source: for a supernet a classification supernet, for a network `supernet.subnet(arch)`; or its state dict; or
+            a file of the state dict, written by safetensors or `torch.save`. A ResNet's tensors may have the names of
+            torchvision and timm.
 
     Raises:
-        InputError: no such file, or the first tensor that is missing, left over or of another shape.
+        InputError: there is no such file, it is not a state dict, or a tensor is missing, unexpected or of another
+            shape.
     """
-    for block, given in backbone_weights(detector, source):
-        block.load_state_dict(given, strict=False)
+    for block, tensors in backbone_weights(detector, source):
+        block.load_state_dict(tensors, strict=False)
 
 
 def backbone_weights(
     detector: nn.Module, source: nn.Module | Mapping[str, Tensor] | str | Path
 ) -> list[tuple[nn.Module, Mapping[str, Tensor]]]:
-    """The steps of a backbone, each with its tensors of the source, compared and not loaded; see `load_backbone`."""
+    """Returns pairs of a backbone's block and its tensors in the source, checked but not loaded.
+
+    Args:
+        detector, source: see `load_backbone`.
+
+    Raises:
+        InputError: see `load_backbone`.
+    """
     tensors = _tensors(source)
     prefix = "blocks." if any(name.startswith("blocks.") for name in tensors) else ""
     pairs = list[tuple[nn.Module, Mapping[str, Tensor]]]()
@@ -61,11 +68,11 @@ def _tensors(source: nn.Module | Mapping[str, Tensor] | str | Path) -> Mapping[s
     except FileNotFoundError:
         raise InputError(f"{source} does not exist; has the training of the backbone finished?") from None
     except SafetensorError as error:
-        raise InputError(f"{source} is truncated or no safetensors file ({error})") from error
+        raise InputError(f"{source} is truncated or not a safetensors file ({error})") from error
     except (UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(f"{source} is truncated or holds more than weights ({_first_line(error)})") from error
     if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
-        raise InputError(f"{source} holds no state dict; save `model.state_dict()` alone")
+        raise InputError(f"{source} does not hold a state dict; save `model.state_dict()` alone")
     return from_torchvision(saved)
 
 

@@ -40,7 +40,7 @@ def run() -> None:
     if missing:
         raise InputError(f"there is no image file {missing[0]!r}")
 
-    from detection.predictions import detect, drawn, read_image
+    from detection.predictions import detect, draw_detections, read_image
 
     exported = (args.model / "preprocess.json").exists()
     if exported and not args.images:
@@ -54,7 +54,7 @@ def run() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name, pixels, truth in given:
         found = detect(network, pixels, preprocess)
-        picture, count = drawn(pixels, found, preprocess.classes, threshold=args.threshold, truth=truth)
+        picture, count = draw_detections(pixels, found, preprocess.classes, threshold=args.threshold, truth=truth)
         picture.save(args.out / f"{name}.png")
         print(
             f"wrote {args.out / name}.png: {count} of {len(found['scores'])} boxes with a score from {args.threshold:g}"

@@ -1,8 +1,8 @@
-"""NAS-FPN (Ghiasi et al., 2019): pyramids of merging cells.
+"""NAS-FPN (Ghiasi et al., 2019): feature pyramids made of merging cells.
 
-`space` holds the decisions and wirings, `plain` the ordinary modules, `supernet` the searchable pyramid, `published`
-the networks of the paper, `drawing` pictures. It imports the rest of `detection` below it, `supernet.chain` and
-`supernet.space`.
+`space` holds the search space and its wirings, `plain` the ordinary modules, `supernet` the searchable pyramid and
+RetinaNet on it, `published` the networks of the paper, `drawing` pictures. It may import the modules of `detection`
+except `build`, `supernet.chain`, `supernet.space` and `supernet.drawing`.
 """
 
 from detection.nasfpn.published import create_nasfpn

@@ -1,4 +1,4 @@
-"""Pictures of searched detectors: NAS-FPN pyramids with a row per level and a column per cell, beside the backbone."""
+"""Pictures of NAS-FPN pyramids, with a row per level and a column per cell."""
 
 import itertools
 import re
@@ -28,38 +28,48 @@ HEIGHT, TRACK, PADDING, HEADING = 36.0, 9.0, 12.0, 34.0
 
 
 @dataclass(frozen=True)
-class Edge:
-    """A map that a cell reads; maps and cells are numbered as in `Wiring`."""
+class Arrow:
+    """A connection from a map to a cell that reads it.
+
+    Attributes:
+        source: number of the map, as in `Cell`.
+        cell: number of the cell, from 0.
+        leftover: whether the map is added to the result instead of being an operand.
+    """
 
     source: int
     cell: int
     leftover: bool
 
 
-def edges_of(wiring: Wiring) -> list[Edge]:
-    """What every cell reads: its operands, the first one first, and the leftovers added to it."""
-    found = []
+def arrows_of(wiring: Wiring) -> list[Arrow]:
+    """Returns the arrows into every cell: those of its operands in order, then those of its leftovers."""
+    arrows = []
     for number, cell in enumerate(wiring.cells):
-        found += [Edge(source, number, leftover=False) for source in (cell.first, cell.second)]
-        found += [Edge(source, number, leftover=True) for source in cell.leftovers]
-    return found
+        arrows += [Arrow(source, number, leftover=False) for source in (cell.first, cell.second)]
+        arrows += [Arrow(source, number, leftover=True) for source in cell.leftovers]
+    return arrows
 
 
 def names_of(wiring: Wiring) -> list[str]:
-    """P3, P4, … for the maps that the pyramid is given, c1, c2, … for those of its cells."""
-    given = [f"P{wiring.finest + level}" for level in range(wiring.levels)]
-    return [*given, *(f"c{number + 1}" for number in range(len(wiring.cells)))]
+    """Returns the names of all maps: P3, P4, … for the inputs, c1, c2, … for the outputs of the cells."""
+    inputs = [f"P{wiring.finest + level}" for level in range(wiring.levels)]
+    return [*inputs, *(f"c{number + 1}" for number in range(len(wiring.cells)))]
 
 
 def draw_pyramid(wiring: Wiring, *, title: str = "") -> Picture:
-    """A row per level, the coarsest on top; the maps that are given in the first column, then a column per cell.
+    """Returns a picture with a row per level, the coarsest on top, and a column for the inputs and for every cell.
 
-    A cell says what it computes: a sum of two maps or `gp`, their attention, the one that gates in TensorFlow's code
-    first. Cells with a thick frame are the outputs of their levels; dashed arrows add leftovers.
+    The text of a cell is what it computes: a sum of two maps, or `gp`, their attention, whose first operand is the one
+    that gates in the TensorFlow code. Thick frames mark the outputs of levels, dashed arrows leftovers.
+
+    Args:
+        wiring: the pyramid.
+        title: printed above the picture.
     """
     grid = _Grid(wiring)
     picture = Picture(max(grid.width, LETTER * len(title) + 2 * MARGIN), grid.height + HEADING)
-    picture.shapes += [grid.route(edge) for edge in edges_of(wiring)]
+    picture.shapes += [grid.route(arrow) for arrow in arrows_of(wiring)]
     names = names_of(wiring)
     for state, name in enumerate(names):
         x, y = grid.corner(state)
@@ -76,6 +86,7 @@ def draw_pyramid(wiring: Wiring, *, title: str = "") -> Picture:
 
 
 def _text(wiring: Wiring, number: int, names: Sequence[str]) -> str:
+    """Returns what a cell computes as a formula."""
     cell = wiring.cells[number]
     first, second = names[cell.first], names[cell.second]
     merged = f"{first} + {second}" if cell.op == SUM else f"gp({first}, {second})"
@@ -83,7 +94,7 @@ def _text(wiring: Wiring, number: int, names: Sequence[str]) -> str:
 
 
 def _legend(picture: Picture, y: float) -> None:
-    """What fills, frames and dashes mean, in a line at the bottom."""
+    """Adds a line at the bottom that explains fills, frames and dashes."""
     x, height = MARGIN, 22.0
     for text, fill, framed in (
         ("input", INPUT, False),
@@ -100,26 +111,26 @@ def _legend(picture: Picture, y: float) -> None:
 
 
 class _Grid:
-    """Where everything is.
+    """The positions of boxes and arrows.
 
-    Arrows pass boxes through lanes, of which every map that is read further to the right than in the next column has
-    one above its row, and change rows in the gutters between the columns. So none lies on a box.
+    Every map that is read beyond the next column has a horizontal lane above its row. Arrows run through these lanes
+    and change rows in the gutters between the columns, so no arrow crosses a box.
     """
 
     def __init__(self, wiring: Wiring) -> None:
         self.wiring, names = wiring, names_of(wiring)
         self.texts = [_text(wiring, number, names) for number in range(len(wiring.cells))]
         self.widths = [52.0, *(LETTER * len(text) + 18 for text in self.texts)]
-        self._edges = edges_of(wiring)
-        self._lanes = self._found_lanes()
-        self._rows = self._found_rows()
+        self._arrows = arrows_of(wiring)
+        self._lanes = self._place_lanes()
+        self._rows = self._place_rows()
         self.height = max(self._rows) + HEIGHT + MARGIN
         self._columns = [MARGIN]
         for number, width in enumerate(self.widths[:-1]):
-            tracks = max(1, sum(edge.cell == number for edge in self._edges))
+            tracks = max(1, sum(arrow.cell == number for arrow in self._arrows))
             self._columns.append(self._columns[-1] + width + 2 * PADDING + (tracks + 1) * TRACK)
         self.width = self._columns[-1] + self.widths[-1] + MARGIN
-        self._ports = {edge: port for number in range(len(wiring.cells)) for edge, port in self._found_ports(number)}
+        self._ports = {arrow: port for number in range(len(wiring.cells)) for arrow, port in self._place_ports(number)}
 
     def column(self, state: int) -> int:
         return max(0, state - self.wiring.levels + 1)
@@ -129,40 +140,40 @@ class _Grid:
         return state if inside < 0 else self.wiring.cells[inside].level
 
     def corner(self, state: int) -> Point:
-        """The upper left one of a map's box."""
+        """Returns the upper left corner of a map's box."""
         return self._columns[self.column(state)], self._rows[self.level(state)]
 
-    def route(self, edge: Edge) -> Route:
+    def route(self, arrow: Arrow) -> Route:
         names = names_of(self.wiring)
-        x, y = self.corner(edge.source)
-        x, y = x + self.widths[self.column(edge.source)], y + HEIGHT / 2
-        track, port = self._ports[edge]
+        x, y = self.corner(arrow.source)
+        x, y = x + self.widths[self.column(arrow.source)], y + HEIGHT / 2
+        track, port = self._ports[arrow]
         points = [(x, y)]
-        if self._direct(edge):
+        if self._direct(arrow):
             points += [(track, y)]
         else:
-            lane = self._lane(edge.source)
+            lane = self._lane(arrow.source)
             points += [(x + PADDING, y), (x + PADDING, lane), (track, lane)]
-        points += [(track, port), (self._columns[edge.cell + 1], port)]
+        points += [(track, port), (self._columns[arrow.cell + 1], port)]
         kept = [here for here, after in itertools.pairwise(points) if here != after] + points[-1:]
-        name = f"{names[edge.source]} → {names[edge.cell + self.wiring.levels]}"
-        return Route(tuple(kept), COLOURS[edge.source % len(COLOURS)], edge.leftover, name)
+        name = f"{names[arrow.source]} → {names[arrow.cell + self.wiring.levels]}"
+        return Route(tuple(kept), COLOURS[arrow.source % len(COLOURS)], arrow.leftover, name)
 
-    def _direct(self, edge: Edge) -> bool:
-        """Whether the cell is in the next column."""
-        return self.column(edge.source) == edge.cell
+    def _direct(self, arrow: Arrow) -> bool:
+        """Whether the cell is in the column next to the map."""
+        return self.column(arrow.source) == arrow.cell
 
-    def _found_lanes(self) -> dict[int, int]:
-        """Of the maps that need one, the position of their lane, the lowest of a row first."""
-        found: dict[int, int] = {}
+    def _place_lanes(self) -> dict[int, int]:
+        """Returns the lane of every map that needs one, counted within its row from the lowest."""
+        lanes: dict[int, int] = {}
         used = [0] * self.wiring.levels
-        for source in sorted({edge.source for edge in self._edges if not self._direct(edge)}):
-            found[source] = used[self.level(source)]
+        for source in sorted({arrow.source for arrow in self._arrows if not self._direct(arrow)}):
+            lanes[source] = used[self.level(source)]
             used[self.level(source)] += 1
-        return found
+        return lanes
 
-    def _found_rows(self) -> list[float]:
-        """The upper edge of every level's boxes."""
+    def _place_rows(self) -> list[float]:
+        """Returns the y of the upper edge of the boxes of every level."""
         rows, y = [0.0] * self.wiring.levels, HEADING + MARGIN
         for level in range(self.wiring.levels - 1, -1, -1):
             y += PADDING + TRACK * sum(self.level(source) == level for source in self._lanes)
@@ -173,41 +184,41 @@ class _Grid:
     def _lane(self, source: int) -> float:
         return self._rows[self.level(source)] - PADDING - TRACK * self._lanes[source]
 
-    def _found_ports(self, number: int) -> list[tuple[Edge, Point]]:
-        """For every map that a cell reads, where its arrow turns to the cell and at which height it arrives.
+    def _place_ports(self, number: int) -> list[tuple[Arrow, Point]]:
+        """Returns for every arrow into a cell the x at which it turns to the cell and the y at which it arrives.
 
-        Arrows from above arrive above those from below, and the outermost of either turn last: so they do not cross.
+        Arrows from above arrive above those from below, and the outermost on either side turn last, so none cross.
         """
         row = self._rows[self.wiring.cells[number].level]
 
-        def comes_at(edge: Edge) -> float:
-            return self.corner(edge.source)[1] + HEIGHT / 2 if self._direct(edge) else self._lane(edge.source)
+        def y_of(arrow: Arrow) -> float:
+            return self.corner(arrow.source)[1] + HEIGHT / 2 if self._direct(arrow) else self._lane(arrow.source)
 
-        own = sorted((edge for edge in self._edges if edge.cell == number), key=comes_at)
-        heights = [row + HEIGHT * (place + 1) / (len(own) + 1) for place in range(len(own))]
-        above = [comes_at(edge) <= height for edge, height in zip(own, heights, strict=True)]
-        right, found = self._columns[number + 1] - PADDING, []
-        for place, (edge, height) in enumerate(zip(own, heights, strict=True)):
-            before = sum(above[:place]) if above[place] else sum(not one for one in above[place + 1 :])
-            found.append((edge, (right - TRACK * before, height)))
-        return found
+        arrows = sorted((arrow for arrow in self._arrows if arrow.cell == number), key=y_of)
+        heights = [row + HEIGHT * (place + 1) / (len(arrows) + 1) for place in range(len(arrows))]
+        above = [y_of(arrow) <= height for arrow, height in zip(arrows, heights, strict=True)]
+        right, ports = self._columns[number + 1] - PADDING, []
+        for place, (arrow, height) in enumerate(zip(arrows, heights, strict=True)):
+            before = sum(above[:place]) if above[place] else above[place + 1 :].count(False)
+            ports.append((arrow, (right - TRACK * before, height)))
+        return ports
 
 
 # -- architectures ----------------------------------------------------------------------------------------------------
 
 
 def pyramid_of(arch: Arch) -> Wiring:
-    """The pyramid that an architecture decides on, by itself or as a part of a detector.
+    """Returns the pyramid of an architecture, which may be one of `pyramid_space` or of a detector that contains it.
 
     Raises:
-        InputError: decisions that are none of `pyramid_space`.
+        InputError: the architecture has no pyramid, or one that is not in `pyramid_space`.
     """
     prefix = next((name.removesuffix("cell1.inputs") for name in arch if name.endswith("cell1.inputs")), None)
-    own = arch.sub(prefix[:-1]) if prefix else arch
-    levels = re.fullmatch(r"P(\d+)-P(\d+)", str(own.get("levels")))
+    pyramid = arch.sub(prefix[:-1]) if prefix else arch
+    levels = re.fullmatch(r"P(\d+)-P(\d+)", str(pyramid.get("levels")))
     if prefix is None or levels is None:
-        raise InputError("the architecture decides on no pyramid: it has 'cell1.inputs', and 'levels' such as 'P3-P7'")
+        raise InputError("the architecture has no pyramid; one has 'cell1.inputs', and 'levels' such as 'P3-P7'")
     finest, coarsest = map(int, levels.groups())
-    cells = sum(name.endswith(".inputs") for name in own)
+    cells = sum(name.endswith(".inputs") for name in pyramid)
     space = pyramid_space(levels=coarsest - finest + 1, finest=finest, cells=cells)
-    return wiring_of(space.canonical(own))
+    return wiring_of(space.canonical(pyramid))

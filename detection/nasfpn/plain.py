@@ -1,4 +1,4 @@
-"""The modules of NAS-FPN networks: merging cells and what feeds them."""
+"""The ordinary modules of NAS-FPN networks: merging cells and the maps that they read."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -9,16 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MergingCell = tuple[int, str, int, int, tuple[int, ...]]
-"""Output level, operation, its two operands, and the feature maps added after it. Levels and the maps that a pyramid is
-given count from 0, the finest first; cell k makes the map that comes k-th after those. Of "gp" the first operand is the
-one of the coarser level."""
+"""Output level, operation, its two operands, and the feature maps that are added to the result.
+
+Levels and input maps are numbered from 0, the finest first; the output of cell k has the number of input maps plus k,
+also from 0. The first operand of "gp" is the one of the coarser level."""
 
 
 class MergingConv(nn.Module):
-    """ReLU, 3×3 convolution, batch norm: the end of a merging cell. Keeps the shape, (N, width, H, W).
+    """ReLU, 3×3 convolution and batch norm, which end a merging cell; the shape, (N, width, H, W), stays the same.
 
     Args:
-        bias: of the convolution. The batch norm takes it away again, but published parameter counts hold it.
+        width: channels.
+        bias: whether the convolution has a bias, which batch norm cancels but published parameter counts include.
+        eps, momentum: of the batch norm.
     """
 
     def __init__(self, width: int, *, bias: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -28,19 +31,23 @@ class MergingConv(nn.Module):
         self.bn = nn.BatchNorm2d(width, eps, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised, without activation: the next cell begins with one."""
+        """Returns a normalised map without activation, since the next cell begins with one."""
         out: Tensor = self.bn(self.conv(functional.relu(x)))
         return out
 
 
 class PyramidInputs(nn.Module):
-    """The maps that the first cell may read: a backbone's at one width, and coarser ones by max pooling of the last.
+    """The input maps of a pyramid: those of the backbone at one width, and coarser ones, max-pooled from the last.
 
-    Shapes: maps (N, in_channels[i], H_i, W_i), the finest first, to maps (N, width, H_i, W_i) and `pooled` more.
+    Shapes: maps (N, in_channels[i], H_i, W_i), the finest first, to maps (N, width, H_i, W_i) and `pooled` coarser.
 
     Args:
-        pooled: further levels, each of half the size of the one before.
-        bias: of the 1×1 convolutions, which have a batch norm; a map of `width` channels is taken as it is.
+        in_channels: channels of the backbone's maps.
+        width: channels of all input maps.
+        pooled: number of additional levels, each half the size of the one before.
+        bias: whether the 1×1 convolutions, which batch norm follows, have a bias. A map that has `width` channels
+            already is used unchanged.
+        eps, momentum: of batch norm.
     """
 
     def __init__(
@@ -64,14 +71,14 @@ class PyramidInputs(nn.Module):
         )
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One map per level, each with `width` channels."""
-        made = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
+        """Returns one map per level, each with `width` channels."""
+        levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
         for _ in range(self.pooled):
-            made.append(pool_same(made[-1], 2))
-        return tuple(made)
+            levels.append(pool_same(levels[-1], 2))
+        return tuple(levels)
 
     def out_layout(self, layout: Any) -> Any:
-        """The strides of the input and of the further levels, each with `width` channels."""
+        """Returns the layouts of all levels, each with `width` channels."""
         levels = [dataclasses.replace(part, channels=self.width) for part in layout]
         for _ in range(self.pooled):
             levels.append(dataclasses.replace(levels[-1], stride=2 * levels[-1].stride))
@@ -79,12 +86,12 @@ class PyramidInputs(nn.Module):
 
 
 class MergingPyramid(nn.Module):
-    """The merging cells of one pyramid (Ghiasi et al., 2019): maps in, as many maps of the same shapes out.
+    """The merging cells of one pyramid (Ghiasi et al., 2019); inputs and outputs are one map per level, same shapes.
 
     Args:
-        convs: one per cell.
-        cells: each a `MergingCell`; the last ones are the outputs, one per level in any order.
-        gate: of the attention; see `attended`.
+        convs: the `MergingConv` of each cell.
+        cells: a `MergingCell` each; the last ones are the outputs, one per level in any order.
+        gate: "tf" or "mmcv"; see `attention`.
     """
 
     def __init__(self, convs: nn.ModuleList, cells: tuple[MergingCell, ...], *, gate: str = "tf") -> None:
@@ -92,35 +99,43 @@ class MergingPyramid(nn.Module):
         self.convs, self.cells, self.gate = convs, cells, gate
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One map per level, the finest first."""
+        """Returns one map per level, the finest first."""
         return merge(maps, self.cells, self.convs, self.gate)
 
     def out_layout(self, layout: Any) -> Any:
-        """That of the input."""
+        """Returns the layout of the input."""
         return layout
 
 
 def merge(
     maps: Sequence[Tensor], cells: Sequence[MergingCell], convs: Iterable[nn.Module], gate: str
 ) -> tuple[Tensor, ...]:
-    """What the cells make of the maps, the finest level first."""
+    """Returns the outputs of a pyramid, one map per level, the finest first.
+
+    Args:
+        maps: the inputs, one per level, the finest first.
+        cells: in order; the last ones are the outputs.
+        convs: one per cell.
+        gate: "tf" or "mmcv"; see `attention`.
+    """
     states = list(enumerate(maps))  # (level, map)
     for (level, op, first, second, leftovers), conv in zip(cells, convs, strict=True):
         size = (maps[level].shape[-2], maps[level].shape[-1])
-        one, other = (resampled(states[s][1], level - states[s][0], size) for s in (first, second))
-        merged = attended(one, other, gate) if op == "gp" else one + other
+        x, y = (resample(states[state][1], level - states[state][0], size) for state in (first, second))
+        merged = attention(x, y, gate) if op == "gp" else x + y
         for state in leftovers:
             merged = merged + states[state][1]
         states.append((level, conv(merged)))
-    return tuple(made for _, made in sorted(states[-len(maps) :], key=lambda pair: pair[0]))
+    return tuple(output for _, output in sorted(states[-len(maps) :], key=lambda pair: pair[0]))
 
 
-def attended(coarser: Tensor, finer: Tensor, gate: str) -> Tensor:
-    """Global attention between two maps of one size, named by the levels that they come from.
+def attention(coarser: Tensor, finer: Tensor, gate: str) -> Tensor:
+    """Returns the global-pooling attention of two maps that were resampled to one size (Ghiasi et al., 2019).
 
     Args:
-        gate: "tf", as in TensorFlow's released code: the coarser map, plus the finer one times the sigmoid of the
-            coarser one's global maximum. "mmcv", as there: the finer map, plus the coarser one times the sigmoid of
+        coarser, finer: the maps that come from the coarser and the finer level, (N, C, H, W).
+        gate: "tf", as in the released TensorFlow code, adds to the coarser map the finer one times the sigmoid of the
+            coarser one's global maximum. "mmcv", as in MMCV, adds to the finer map the coarser one times the sigmoid of
             the finer one's global average.
     """
     if gate == "tf":
@@ -128,8 +143,14 @@ def attended(coarser: Tensor, finer: Tensor, gate: str) -> Tensor:
     return finer + torch.sigmoid(finer.mean(dim=(2, 3), keepdim=True)) * coarser
 
 
-def resampled(x: Tensor, steps: int, size: tuple[int, int]) -> Tensor:
-    """A map that many levels coarser, by max pooling, or finer, by its nearest pixels; `size` is the other level's."""
+def resample(x: Tensor, steps: int, size: tuple[int, int]) -> Tensor:
+    """Returns a map at another level, max-pooled if that is coarser, its nearest pixels repeated if it is finer.
+
+    Args:
+        x: (N, C, H, W).
+        steps: number of levels to go; positive is coarser.
+        size: height and width of the finer level, to which repeated pixels are cropped.
+    """
     if steps > 0:
         return pool_same(x, 2**steps)
     if steps < 0:
@@ -139,9 +160,12 @@ def resampled(x: Tensor, steps: int, size: tuple[int, int]) -> Tensor:
 
 
 def pool_same(x: Tensor, factor: int) -> Tensor:
-    """Max pooling to 1 / factor of the size, rounded up; of the padding the smaller half comes first (TensorFlow)."""
+    """Returns the max-pooled map, whose size is divided by `factor` and rounded up.
+
+    As in TensorFlow's SAME padding, the smaller half of the padding comes first.
+    """
     height, width = -x.shape[-2] % factor, -x.shape[-1] % factor
     if height or width:
-        around = (width // 2, width - width // 2, height // 2, height - height // 2)
-        x = functional.pad(x, around, value=float("-inf"))
+        padding = (width // 2, width - width // 2, height // 2, height - height // 2)
+        x = functional.pad(x, padding, value=float("-inf"))
     return functional.max_pool2d(x, factor, factor)

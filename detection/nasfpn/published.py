@@ -1,6 +1,7 @@
 """The published NAS-FPN detectors."""
 
 import torch
+from torch import nn
 
 from detection.backbone import as_backbone
 from detection.detector import Detector, DetectorNetwork
@@ -12,21 +13,24 @@ from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
 NASFPN_NETWORKS = {"nasfpn-r50-7at256": (256, 640), "nasfpn-r50-7at384": (384, 1280)}
-"""Name to channels and image size, of seven repeats on ResNet-50 (Table 1)."""
+"""Name to channels and image size; the networks have seven repeats on ResNet-50 (Ghiasi et al., 2019, Table 1)."""
 COCO_IDS = 91
-"""Logits per anchor in TensorFlow's code, one per COCO id: the published costs are those of so many classes."""
+"""Logits per anchor in the released TensorFlow code, one per COCO id; the published costs count as many classes."""
 
 
 def published_nasfpn(
     name: str, *, num_classes: int = COCO_IDS, image_size: int | None = None, repeats: int = 7
 ) -> tuple[Detector, Arch]:
-    """A network of `NASFPN_NETWORKS` as a detector without initial weights and the architecture that was published.
+    """Returns a published network as a searchable detector without initial weights and the published architecture.
+
+    Args:
+        name, num_classes, image_size, repeats: see `create_nasfpn`.
 
     Raises:
-        InputError: no such network.
+        InputError: there is no such network.
     """
     if name not in NASFPN_NETWORKS:
-        raise InputError(f"there is no network {name!r}; {nearest(name, NASFPN_NETWORKS)}")
+        raise InputError(f"there is no NAS-FPN network {name!r}; {nearest(name, NASFPN_NETWORKS)}")
     width, size = NASFPN_NETWORKS[name]
     side = image_size or size
     body = as_backbone(resnet_50(), levels=3)
@@ -44,7 +48,7 @@ def create_nasfpn(
     repeats: int = 7,
     generator: torch.Generator | None = None,
 ) -> DetectorNetwork:
-    """A network of `NASFPN_NETWORKS` with fresh weights; `load_backbone` loads those of a trained `resnet_50`.
+    """Returns a network of `NASFPN_NETWORKS` with fresh weights; `load_backbone` loads those of a `resnet_50`.
 
     Args:
         name: "nasfpn-r50-7at256" or "nasfpn-r50-7at384".
@@ -58,7 +62,7 @@ def create_nasfpn(
     """
     with torch.device("meta"):
         detector, arch = published_nasfpn(name, num_classes=num_classes, image_size=image_size, repeats=repeats)
-        network = detector.subnet(arch)
-    made = realize(network, detector.init, generator)
-    assert isinstance(made, DetectorNetwork)
-    return made
+        network: nn.Module = detector.subnet(arch)
+    network = realize(network, detector.init, generator)
+    assert isinstance(network, DetectorNetwork)
+    return network

@@ -1,8 +1,8 @@
-"""NAS-FPN (Ghiasi et al., 2019): the space of merging cells, its supernet, and RetinaNet on it.
+"""The supernet of NAS-FPN's pyramids (Ghiasi et al., 2019), and RetinaNet on it.
 
-A pyramid is given one map per level and makes one per level of them. Each of its cells merges two of the maps that are
-there, resampled to the level of the cell's output, which then is there too. The last cells are the outputs, one per
-level in an order that is decided.
+A pyramid has one input and one output map per level. Each of its cells merges two of the maps that exist so far,
+resampled to the level of the cell, and adds the result to them. The last cells are the outputs, one per level, in an
+order that is searched.
 """
 
 import copy
@@ -29,23 +29,23 @@ from supernet.spaces.nasnet import initialize_passing
 
 Gate = Literal["tf", "mmcv"]
 NECK = "neck"
-
-
-# -- the supernet -----------------------------------------------------------------------------------------------------
+"""Name of the steps that hold the pyramids; repeats share it, and thereby their choices."""
 
 
 class SearchablePyramid(Searchable):
-    """All pyramids of `pyramid_space` with shared weights, one convolution per (cell, output level).
+    """All pyramids of `pyramid_space` with shared weights: one convolution per cell and output level.
 
-    Shapes: `levels` maps (N, width, H_i, W_i), the finest first, to the same; so pyramids can be stacked.
+    Shapes: `levels` maps (N, width, H_i, W_i), the finest first, to maps of the same shapes; pyramids can be stacked.
 
     Args:
+        width: channels of all maps.
         levels, finest, cells, ops: see `pyramid_space`.
-        gate: of the attention, "tf" or "mmcv"; see `detection.nasfpn.plain.attended`.
-        bias: of the convolutions before batch norm.
+        gate: how the attention gates, "tf" or "mmcv"; see `detection.nasfpn.plain.attention`.
+        bias: whether the convolutions before batch norm have a bias.
+        eps, momentum: of batch norm.
 
     Raises:
-        InputError: see `pyramid_space`; an unknown gate.
+        InputError: the gate is unknown; see also `pyramid_space`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SearchablePyramid(Searchable):
     ) -> None:
         super().__init__()
         if gate not in ("tf", "mmcv"):
-            raise InputError(f"the gate of the attention is 'tf' or 'mmcv', not {gate!r}")
+            raise InputError(f"the gate of the attention must be 'tf' or 'mmcv', not {gate!r}")
         self.space, self.gate = pyramid_space(levels=levels, finest=finest, cells=cells, ops=ops), gate
         self.convs = nn.ModuleDict(
             {
@@ -73,41 +73,49 @@ class SearchablePyramid(Searchable):
             }
         )
 
-    def _chosen(self, arch: Arch) -> list[nn.Module]:
+    def _active_convs(self, arch: Arch) -> list[nn.Module]:
+        """The convolution of each cell."""
         return [self.convs[f"{number}-{cell.level}"] for number, cell in enumerate(wiring_of(arch).cells)]
 
     def forward(self, maps: tuple[Tensor, ...], arch: Arch) -> tuple[Tensor, ...]:
-        """One map per level, the finest first."""
-        return merge(maps, wiring_of(arch).cells, self._chosen(arch), self.gate)
+        """Returns one map per level, the finest first."""
+        return merge(maps, wiring_of(arch).cells, self._active_convs(arch), self.gate)
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
-        """That of the input."""
+        """Returns the layout of the input."""
         return layout
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `MergingPyramid`."""
-        convs = nn.ModuleList(copy.deepcopy(conv) for conv in self._chosen(arch))
+        """Returns a `MergingPyramid`."""
+        convs = nn.ModuleList(copy.deepcopy(conv) for conv in self._active_convs(arch))
         cells = tuple((c.level, c.op, c.first, c.second, c.leftovers) for c in wiring_of(arch).cells)
         return MergingPyramid(convs, cells, gate=self.gate)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """The convolutions of the cells at their levels."""
-        return parameters_of(self._chosen(arch))
+        """Yields the convolutions of the cells at their levels."""
+        return parameters_of(self._active_convs(arch))
 
 
 D = TypeVar("D", Detector, DetectorNetwork)
 
 
 def read_out(detector: D, repeats: int) -> D:
-    """The detector whose heads read its pyramid after so many repeats; it shares the weights.
+    """Returns a detector whose heads read the pyramid after fewer repeats; it shares the weights.
+
+    Args:
+        detector: a detector with NAS-FPN, or its network.
+        repeats: how many of the repeats are kept.
 
     Raises:
         InputError: the detector has fewer repeats.
     """
     steps = list(detector.blocks if isinstance(detector, Detector) else detector.children())
-    necks = [number for number, step in enumerate(steps) if _merges(step)]
+    necks = [number for number, step in enumerate(steps) if _is_pyramid(step)]
     if not 1 <= repeats <= len(necks):
-        raise InputError(f"the pyramid is repeated {len(necks)} times, so it cannot be read after {repeats}")
+        raise InputError(
+            f"the detector has {len(necks)} repeats of its pyramid, so it cannot be read after {repeats}; "
+            f"give 1 to {len(necks)}"
+        )
     kept = [number for number in range(len(steps)) if number not in necks[repeats:]]
     if isinstance(detector, DetectorNetwork):
         return DetectorNetwork(*(steps[number] for number in kept)).train(detector.training)
@@ -118,7 +126,7 @@ def read_out(detector: D, repeats: int) -> D:
     return made
 
 
-def _merges(step: nn.Module) -> bool:
+def _is_pyramid(step: nn.Module) -> bool:
     return isinstance(step, MapStep | SearchableMapStep) and isinstance(step.block, MergingPyramid | SearchablePyramid)
 
 
@@ -146,32 +154,40 @@ def retinanet_nasfpn(
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
 ) -> Detector:
-    """RetinaNet on stacked NAS-FPN pyramids; on C3 to C5 their levels are P3 to P7.
+    """RetinaNet on stacked NAS-FPN pyramids, whose levels are P3 to P7 on C3 to C5.
 
-    Images are padded to the backbone's largest stride, in TensorFlow's code to the pyramid's: equal for the published
-    sizes, which are multiples of both.
+    Images are padded to the backbone's largest stride; the TensorFlow code pads to the pyramid's, which makes no
+    difference for the published sizes, multiples of both.
 
     Args:
-        head_width: channels of pyramids and towers.
-        repeats: pyramids, of the same decisions and with weights of their own.
+        backbone: see `as_backbone`.
+        num_classes: number of classes without the background.
+        image_size: height and width in pixels at which costs are counted.
+        head_width: channels of the pyramids and the towers.
+        repeats: number of stacked pyramids, which share the choices and have weights of their own.
         cells, ops: see `pyramid_space`.
-        pooled_levels: further levels, by max pooling of the backbone's last.
+        pooled_levels: number of levels above the backbone's, max-pooled from its last map.
         gate, bias: see `SearchablePyramid`.
-        head_convs: convolutions of each tower.
-        norm: of the towers; NAS-FPN was published with batch norm everywhere.
-        anchor_scale: side of a level's smallest anchor over its stride.
+        head_convs: number of convolutions in each tower.
+        norm: normalisation in the towers; NAS-FPN was published with batch norm everywhere.
+        anchor_scale: side of a level's smallest anchor divided by its stride.
         score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma: see
             `RetinaBoxes`.
 
     Raises:
-        InputError: no repeat, strides of the backbone that do not double, and see `SearchablePyramid`.
+        InputError: `repeats` is below 1 or `pooled_levels` below 0; the strides of the backbone do not double; see also
+            `SearchablePyramid`.
     """
-    given = tuple(backbone.out_channels)
+    backbone_strides = tuple(backbone.out_channels)
     if repeats < 1 or pooled_levels < 0:
-        raise InputError(f"a pyramid is repeated once at least, not repeats={repeats}, pooled_levels={pooled_levels}")
-    if any(after != 2 * before for before, after in itertools.pairwise(given)):
-        raise InputError(f"NAS-FPN resamples by powers of two, and {backbone.name!r} has maps of the strides {given}")
-    strides = (*given, *(given[-1] * 2**step for step in range(1, pooled_levels + 1)))
+        raise InputError(
+            f"NAS-FPN needs repeats >= 1 and pooled_levels >= 0, not repeats={repeats}, pooled_levels={pooled_levels}"
+        )
+    if any(after != 2 * before for before, after in itertools.pairwise(backbone_strides)):
+        raise InputError(
+            f"NAS-FPN needs strides that double, but {backbone.name!r} has maps of the strides {backbone_strides}"
+        )
+    strides = (*backbone_strides, *(backbone_strides[-1] * 2**step for step in range(1, pooled_levels + 1)))
     inputs = PyramidInputs(tuple(backbone.out_channels.values()), head_width, pooled=pooled_levels, bias=bias)
     finest = round(math.log2(strides[0]))
     pyramids = [
@@ -196,7 +212,7 @@ def retinanet_nasfpn(
     return Detector(
         "retinanet-nasfpn",
         backbone,
-        ImageBatch(divisor=given[-1], stride=strides[-1], classes=num_classes),
+        ImageBatch(divisor=backbone_strides[-1], stride=strides[-1], classes=num_classes),
         [
             ("inputs", MapStep(inputs, "all")),
             *((NECK, SearchableMapStep(pyramid, "all")) for pyramid in pyramids),
@@ -209,10 +225,10 @@ def retinanet_nasfpn(
 
 
 def initialize_nasfpn(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Initial weights of pyramids and head: uniform of variance 1 / fan-in for the former, as torchvision's FPN.
+    """Initialises every pyramid and head in a module, pyramids as torchvision's FPN: uniform with variance 1 / fan-in.
 
-    Cells of a supernet begin by passing their input on (`initialize_passing`), so that what a level hands on means
-    the same whichever cells it came through.
+    Cells of a supernet start as the identity (`initialize_passing`), so that the features of a level mean the same
+    whichever cells they came through.
     """
     initialize_retinanet(module, generator)
     for part in module.modules():

@@ -209,7 +209,7 @@ def test_metrics_have_names_of_their_own(splits: DetectionSplits) -> None:
     data = splits.validation
     empty = data.subset(torch.tensor([0]))
     empty.annotations.crowd[:] = True
-    with pytest.raises(InputError, match="1 images and no boxes to find"):
+    with pytest.raises(InputError, match="1 images but no boxes"):
         DetectionMetric(empty)
 
 

@@ -23,7 +23,7 @@ from detection import (
     create_detector_network,
     load_backbone,
 )
-from detection.nasfpn.plain import MergingConv, PyramidInputs, attended, pool_same, resampled
+from detection.nasfpn.plain import MergingConv, PyramidInputs, attention, pool_same, resample
 from detection.nasfpn.published import NASFPN_NETWORKS, create_nasfpn, published_nasfpn
 from detection.nasfpn.space import (
     ATTENTION,
@@ -96,7 +96,6 @@ def test_sampled_pyramids_are_legal() -> None:
     for arch in drawn(space, 10_000):
         wiring = wiring_of(arch)
         assert sorted(cell.level for cell in wiring.cells[2:]) == [0, 1, 2, 3, 4]
-        assert sorted(wiring.output_order) == ["P3", "P4", "P5", "P6", "P7"]
         read: set[int] = set()
         for number, cell in enumerate(wiring.cells):
             used = {cell.first, cell.second, *cell.leftovers}
@@ -195,7 +194,7 @@ def test_the_published_pyramid_is_in_the_space() -> None:
     assert arch in space
     wiring = wiring_of(arch)
     assert wiring == WIRINGS["nasfpn-7"]
-    assert wiring.output_order == ("P3", "P4", "P5", "P7", "P6")
+    assert [3 + cell.level for cell in wiring.cells[2:]] == [3, 4, 5, 7, 6]  # the order of the outputs
     assert [(number, cell.leftovers) for number, cell in enumerate(wiring.cells) if cell.leftovers] == [
         (4, (2,)),  # P5 of the input, at P5
         (5, (4,)),  # P7, at P7
@@ -250,8 +249,8 @@ def test_a_cell_ends_in_relu_convolution_norm() -> None:
 def test_the_two_gates() -> None:
     coarser, finer = maps_of(4, 4, seed=3)
     maximum, mean = coarser.flatten(2).amax(2)[..., None, None], finer.flatten(2).mean(2)[..., None, None]
-    torch.testing.assert_close(attended(coarser, finer, "tf"), coarser + maximum.sigmoid() * finer)
-    torch.testing.assert_close(attended(coarser, finer, "mmcv"), finer + mean.sigmoid() * coarser)
+    torch.testing.assert_close(attention(coarser, finer, "tf"), coarser + maximum.sigmoid() * finer)
+    torch.testing.assert_close(attention(coarser, finer, "mmcv"), finer + mean.sigmoid() * coarser)
     pyramids = [SearchablePyramid(WIDTH, gate=gate).eval() for gate in ("tf", "mmcv")]  # type: ignore[arg-type]
     pyramids[1].load_state_dict(pyramids[0].state_dict())
     arch = wiring_arch("nasfpn-7", pyramids[0].space)
@@ -266,7 +265,7 @@ def test_sizes_that_are_no_powers_of_two() -> None:
     assert pool_same(row.expand(1, 1, 7, 7).mT, 4)[0, 0, :, 0].tolist() == [3, 6]
     assert pool_same(row.flip(3).expand(1, 1, 6, 7), 4)[0, 0, 0].tolist() == [6, 2]
     assert pool_same(-1 - row, 2).tolist() == [[[[-1, -3, -5, -7]]]]  # no zeros come in
-    assert resampled(row[..., :2], -1, (1, 3)).tolist() == [[[[0, 0, 1]]]]
+    assert resample(row[..., :2], -1, (1, 3)).tolist() == [[[[0, 0, 1]]]]
     maps = PyramidInputs((3, WIDTH, 5), WIDTH)(
         (torch.randn(2, 3, 21, 13), torch.randn(2, WIDTH, 11, 7), torch.randn(2, 5, 6, 4))
     )
@@ -451,7 +450,7 @@ def test_a_pyramid_is_read_after_any_repeat() -> None:
     assert detector.step_names.count("neck") == 3
     assert not torch.equal(found[0][0]["scores"][:5], found[2][0]["scores"][:5])
     for wrong in (0, 4):
-        with pytest.raises(InputError, match=f"repeated 3 times, so it cannot be read after {wrong}"):
+        with pytest.raises(InputError, match=f"has 3 repeats .* cannot be read after {wrong}; give 1 to 3"):
             read_out(detector, wrong)
 
 
@@ -475,9 +474,9 @@ def test_bad_settings_are_named() -> None:
     for levels, message in ((4, "level P7.*P3-P6 only; give a backbone of strides"), (3, "level P6.*P3-P5 only")):
         with pytest.raises(InputError, match=message):
             wiring_arch("nasfpn-7", pyramid_space(levels=levels))
-    with pytest.raises(InputError, match="names the level P6, but this one has P1-P5 only"):
+    with pytest.raises(InputError, match="has the level P6, but this space has P1-P5 only"):
         wiring_arch("nasfpn-7", neck_on().space, prefix="neck")
-    with pytest.raises(InputError, match=r"has 7 cells on P3-P7, and this space 6 on P3-P7"):
+    with pytest.raises(InputError, match=r"has 7 cells on P3-P7, but this space has 6 on P3-P7"):
         wiring_arch("nasfpn-7", pyramid_space(cells=6))
     with pytest.raises(InputError, match="no published pyramid 'nasfpn-8'; did you mean 'nasfpn-7'"):
         wiring_arch("nasfpn-8", pyramid_space())

@@ -164,7 +164,7 @@ def test_the_pyramid_of_any_architecture() -> None:
         arch = compose("joint", {"neck": space}).sample(rng)
         assert pyramid_of(arch) == wiring_of(arch.sub("neck"))
     for lacking in ("levels", "cell1.inputs", "cell3.op"):
-        with pytest.raises(InputError, match=r"decides on no pyramid|lacks 'cell3\.op'|no choice 'cell1"):
+        with pytest.raises(InputError, match=r"the architecture has no pyramid|lacks 'cell3\.op'|no choice 'cell1"):
             pyramid_of(Arch({name: value for name, value in values.items() if name != lacking}))
 
 
@@ -204,7 +204,7 @@ def test_pyramids_and_backbones_of_detectors_are_drawn(call: Call, tmp_path: Pat
     ("args", "message"),
     [
         (("nasfpn-8",), r"no published network 'nasfpn-8'.*did you mean 'nasfpn-7'"),
-        (("detnas-300m", "--arch", '{"cell1.inputs": "P3+P4"}'), r"decides on no pyramid"),
+        (("detnas-300m", "--arch", '{"cell1.inputs": "P3+P4"}'), r"the architecture has no pyramid"),
         (
             ("detnas-300m", "--arch", json.dumps(values_of(WIRINGS["nasfpn-7"]))),
             r"'detnas-300m' is none; give 'nasfpn'",

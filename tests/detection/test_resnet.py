@@ -81,7 +81,7 @@ def test_files_that_are_no_weights_of_the_backbone_are_named(tmp_path: Path) -> 
     for name, text in (
         ("none.pth", "does not exist"),
         ("cut.pth", "cut.pth is truncated"),
-        ("nested.pth", "holds no state dict"),
+        ("nested.pth", "does not hold a state dict"),
         ("other.safetensors", r"another backbone: tensor 'blocks\.1\.1\.bn1"),
     ):
         with pytest.raises(InputError, match=text):
