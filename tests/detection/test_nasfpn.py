@@ -314,7 +314,7 @@ def test_a_published_network_detects() -> None:
     with torch.no_grad():
         found = network.eval()(images(128, 100, number=1))
     assert found[0]["boxes"].shape[1] == 4
-    with pytest.raises(InputError, match="no network 'nasfpn-r50'; did you mean 'nasfpn-r50-7at"):
+    with pytest.raises(InputError, match="no NAS-FPN network 'nasfpn-r50'; did you mean 'nasfpn-r50-7at"):
         create_nasfpn("nasfpn-r50")
     assert NASFPN_NETWORKS["nasfpn-r50-7at384"] == (384, 1280)
 
