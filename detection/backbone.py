@@ -105,8 +105,13 @@ def map_step(block: nn.Module, mode: Mode) -> nn.Module:
 
 def backbone_steps(network: nn.Module) -> list[MapStep | SearchableMapStep]:
     """Returns the steps of a detector's backbone in order, for a supernet or a single network."""
-    steps = network.blocks if isinstance(network, Chain) else network.children()
-    return [step for step in steps if isinstance(step, MapStep | SearchableMapStep) and step.mode != "all"]
+    return [step for _, step in named_backbone_steps(network)]
+
+
+def named_backbone_steps(network: nn.Module) -> list[tuple[str, MapStep | SearchableMapStep]]:
+    """Returns the steps of `backbone_steps`, each with its path in the detector, such as `backbone.stage1.block0`."""
+    parts = network.named_modules(remove_duplicate=False)
+    return [(path, p) for path, p in parts if isinstance(p, MapStep | SearchableMapStep) and p.mode != "all"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Searchable detectors, which are chains of a backbone, a neck and heads, and the networks cut from them."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,8 +89,11 @@ class Detector(Chain):
 
     def materialize(self, arch: Arch, layout: Layouts = None) -> DetectorNetwork:
         """Returns a `DetectorNetwork` of the materialised steps, which has its own weights."""
-        network = DetectorNetwork(*(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout)))
-        return network.train(self.training)
+        return self.assemble(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout))
+
+    def assemble(self, modules: Iterable[nn.Module]) -> DetectorNetwork:
+        """Returns a `DetectorNetwork` of ordinary modules, one per step, under the names of the steps."""
+        return DetectorNetwork(OrderedDict(super().assemble(modules).named_children())).train(self.training)
 
     def subnet(self, arch: Mapping[str, Any]) -> DetectorNetwork:
         """Returns the detector of one architecture with its own copy of the shared weights.
@@ -126,10 +130,11 @@ def backbone_of(detector: nn.Module) -> Any:
     Of a `Detector` it is a `Chain`, of a network an `nn.Sequential`. Its costs at (3, 224, 224), without classifier,
     neck and heads, are those that papers on searched backbones report.
     """
-    count = len(backbone_steps(detector)) + 1
     if not isinstance(detector, Detector):
-        return nn.Sequential(*list(detector.children())[:count])
-    return Chain(f"{detector.space.name}-backbone", detector.steps[:count], input_shape=detector.input_shape)
+        kept = {name: child for name, child in detector.named_children() if name in ("images", PREFIX)}
+        return nn.Sequential(OrderedDict(kept))
+    steps = detector.steps[: len(backbone_steps(detector)) + 1]
+    return Chain(f"{detector.space.name}-backbone", steps, input_shape=detector.input_shape)
 
 
 def initialize_detector(

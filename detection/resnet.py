@@ -56,7 +56,7 @@ class ResNetStage(nn.Sequential):
         return dataclasses.replace(layout, channels=self.out_channels, stride=self.stride * layout.stride)
 
 
-def resnet_10(*, num_classes: int = 1000, input_size: int = 224, phase: str = "standalone") -> Chain:
+def resnet_10(*, num_classes: int = 1000, input_size: int = 224) -> Chain:
     """One basic block in every stage: the backbone that NAS-FPN was searched with (TensorFlow's detection models).
 
     As in torchvision's ResNets of basic blocks, and not in TensorFlow's, the first stage has no convolution in its
@@ -65,12 +65,12 @@ def resnet_10(*, num_classes: int = 1000, input_size: int = 224, phase: str = "s
     return _chain("resnet-10", (1, 1, 1, 1), num_classes, input_size, bottleneck=False)
 
 
-def resnet_18(*, num_classes: int = 1000, input_size: int = 224, phase: str = "standalone") -> Chain:
+def resnet_18(*, num_classes: int = 1000, input_size: int = 224) -> Chain:
     """torchvision's ResNet-18 as a chain without decisions; its tensors stand in torchvision's order."""
     return _chain("resnet-18", (2, 2, 2, 2), num_classes, input_size, bottleneck=False)
 
 
-def resnet_50(*, num_classes: int = 1000, input_size: int = 224, phase: str = "standalone") -> Chain:
+def resnet_50(*, num_classes: int = 1000, input_size: int = 224) -> Chain:
     """torchvision's ResNet-50 as a chain without decisions; its tensors stand in torchvision's order."""
     return _chain("resnet-50", (3, 4, 6, 3), num_classes, input_size, bottleneck=True)
 
@@ -92,10 +92,6 @@ def from_torchvision(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """
     if "conv1.weight" not in tensors or "layer1.0.conv1.weight" not in tensors:
         return tensors
-    renamed = {re.sub(r"^layer(\d)\.", r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
-    renamed = {re.sub(r"^(conv1|bn1)\.", _in_stem, name): tensor for name, tensor in renamed.items()}
-    return {name: tensor for name, tensor in renamed.items() if name.startswith("blocks.")}
-
-
-def _in_stem(name: re.Match[str]) -> str:
-    return {"conv1": "blocks.0.0.", "bn1": "blocks.0.1."}[name[1]]
+    stem = {"conv1": "stem.0", "bn1": "stem.1"}
+    renamed = {re.sub(r"^(conv1|bn1)\b", lambda found: stem[found[1]], name): t for name, t in tensors.items()}
+    return {name: tensor for name, tensor in renamed.items() if name.startswith(("stem.", "layer"))}

@@ -9,8 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from detection.backbone import backbone_steps
+from detection.backbone import named_backbone_steps
 from detection.resnet import from_torchvision
+from supernet.chain import has_numbered_steps
 from supernet.errors import InputError
 
 
@@ -43,10 +44,13 @@ def backbone_weights(
         InputError: see `load_backbone`.
     """
     tensors = _tensors(source)
-    prefix = "blocks." if any(name.startswith("blocks.") for name in tensors) else ""
+    if has_numbered_steps(tensors):
+        raise InputError(
+            "the weights of the backbone were written by an older release (numbered steps); train it again"
+        )
     pairs = list[tuple[nn.Module, Mapping[str, Tensor]]]()
-    for number, step in enumerate(backbone_steps(detector)):
-        start = f"{prefix}{number}."
+    for path, step in named_backbone_steps(detector):
+        start = path.removeprefix("backbone.") + "."
         given = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
         own = step.block.state_dict()
         for name in sorted(own.keys() | given.keys()):

@@ -15,7 +15,7 @@ import torch
 
 from supernet.errors import InputError, RunError
 
-FORMAT = 1
+FORMAT = 2  # 1 named the steps of a network by their numbers
 
 
 @contextlib.contextmanager

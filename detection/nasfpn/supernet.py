@@ -9,6 +9,7 @@ import copy
 import functools
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeVar
 
@@ -109,21 +110,21 @@ def read_out(detector: D, repeats: int) -> D:
     Raises:
         InputError: the detector has fewer repeats.
     """
-    steps = list(detector.blocks if isinstance(detector, Detector) else detector.children())
-    necks = [number for number, step in enumerate(steps) if _is_pyramid(step)]
+    necks = [name for name, child in detector.named_children() if _is_pyramid(child)]
     if not 1 <= repeats <= len(necks):
         raise InputError(
             f"the detector has {len(necks)} repeats of its pyramid, so it cannot be read after {repeats}; "
             f"give 1 to {len(necks)}"
         )
-    kept = [number for number in range(len(steps)) if number not in necks[repeats:]]
+    kept = {name: child for name, child in detector.named_children() if name not in necks[repeats:]}
     if isinstance(detector, DetectorNetwork):
-        return DetectorNetwork(*(steps[number] for number in kept)).train(detector.training)
-    made = copy.copy(detector)
-    made._modules = dict(detector._modules)  # a copy shares them
-    made.blocks = nn.ModuleList(steps[number] for number in kept)
-    made.step_names = tuple(detector.step_names[number] for number in kept)
-    return made
+        return DetectorNetwork(OrderedDict(kept)).train(detector.training)
+    shortened = copy.copy(detector)
+    shortened._modules = kept  # a copy shares the dictionary
+    names = zip(detector.step_names, detector.step_paths, strict=True)
+    remaining = [(name, path) for name, path in names if path not in necks[repeats:]]
+    shortened.step_names, shortened.step_paths = zip(*remaining, strict=True)
+    return shortened
 
 
 def _is_pyramid(step: nn.Module) -> bool:

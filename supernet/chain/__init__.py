@@ -7,6 +7,7 @@ the supernet. It imports torch and `supernet.space`.
 from supernet.chain.chain import Chain, PartsMemo
 from supernet.chain.initial import Init, initialize, realize
 from supernet.chain.layout import Hidden, Layout, Layouts, plain_layout
+from supernet.chain.naming import has_numbered_steps
 from supernet.chain.searchable import Bound, Part, Searchable, materialize, parameters_of, step_layout
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Part",
     "PartsMemo",
     "Searchable",
+    "has_numbered_steps",
     "initialize",
     "materialize",
     "parameters_of",

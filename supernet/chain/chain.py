@@ -1,12 +1,13 @@
 """A supernet: a fold over named steps, each of which takes its part of the architecture."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from supernet.chain.initial import Init, initialize
 from supernet.chain.layout import Layout, Layouts
+from supernet.chain.naming import nest, step_paths
 from supernet.chain.searchable import Part, Searchable, materialize, parameters_of, step_layout
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace, compose
@@ -20,13 +21,14 @@ class Chain(Searchable):
         name: of the space.
         steps: `(name, module)` in order. A `Searchable` contributes its decisions under its name; an ordinary module
             is a step without decisions and must say what it hands on (`plain_layout`). A repeated name shares its
-            decisions, not its weights (the normal cells of NASNet).
+            decisions, not its weights (the normal cells of NASNet). The step's module stands under its name, so that
+            state dicts read `stage1.block0.…`; steps of one name are numbered (`normal_0.…`, `normal_1.…`).
         input_shape: (C, H, W) of one input; costs are counted at it.
         normal_form: identities that reach over several steps.
         init: initialises a fresh network; `initialize` by default.
 
     Raises:
-        InputError: steps of one name with different spaces.
+        InputError: steps of one name with different spaces, or names that modules cannot have (see `step_paths`).
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Chain(Searchable):
     ) -> None:
         super().__init__()
         self.step_names = tuple(step_name for step_name, _ in steps)
-        self.blocks = nn.ModuleList(module for _, module in steps)
+        self.step_paths = step_paths(self.step_names)
         self.input_shape = input_shape
         self.init: Init = init or initialize
         spaces: dict[str, SearchSpace] = {}
@@ -53,11 +55,21 @@ class Chain(Searchable):
                     "give them different names"
                 )
         self.space = compose(name, spaces, normal_form)
+        nest(self, self.step_paths, (module for _, module in steps), group=nn.ModuleDict)
+
+    @property
+    def step_modules(self) -> list[nn.Module]:
+        """The modules of the steps in order."""
+        return [self.get_submodule(path) for path in self.step_paths]
+
+    def step_module(self, number: int) -> nn.Module:
+        """The module of one step."""
+        return self.get_submodule(self.step_paths[number])
 
     @property
     def steps(self) -> list[tuple[str, nn.Module]]:
         """The `(name, module)` pairs in order."""
-        return list(zip(self.step_names, self.blocks, strict=True))
+        return list(zip(self.step_names, self.step_modules, strict=True))
 
     @property
     def input_layout(self) -> Layout:
@@ -66,7 +78,7 @@ class Chain(Searchable):
 
     def forward(self, state: Any, arch: Arch) -> Any:
         """The state after the last step; for classifiers the logits, (N, classes)."""
-        for name, step in zip(self.step_names, self.blocks, strict=True):
+        for name, step in zip(self.step_names, self.step_modules, strict=True):
             state = step(state, arch.sub(name)) if isinstance(step, Searchable) else step(state)
         return state
 
@@ -80,7 +92,7 @@ class Chain(Searchable):
         """`(step, its part of arch, layout of its input)` for every step in order."""
         layout = self.input_layout if layout is None else layout
         before: tuple[nn.Module, Arch] | None = None  # what the last step hands on is asked only if a step reads it
-        for name, step in zip(self.step_names, self.blocks, strict=True):
+        for name, step in zip(self.step_names, self.step_modules, strict=True):
             layout = layout if before is None else step_layout(*before, layout)
             before = (step, arch.sub(name))
             yield *before, layout
@@ -92,9 +104,14 @@ class Chain(Searchable):
         return layout
 
     def materialize(self, arch: Arch, layout: Layouts = None) -> nn.Sequential:
-        """An `nn.Sequential` of the materialised steps, with its own weights."""
-        made = nn.Sequential(*(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout)))
-        return made.train(self.training)
+        """Returns the materialised steps with their own weights, in nested `nn.Sequential`s named as in the chain."""
+        return self.assemble(materialize(step, sub, here) for step, sub, here in self.walk(arch, layout))
+
+    def assemble(self, modules: Iterable[nn.Module]) -> nn.Sequential:
+        """Returns a network of ordinary modules, one per step, under the names of the steps."""
+        network = nn.Sequential()
+        nest(network, self.step_paths, modules, group=nn.Sequential)
+        return network.train(self.training)
 
     def active_parts(self, arch: Arch, layout: Layouts = None) -> Iterator[Part]:
         """The used parameters of all steps in order; ordinary modules are used whole."""
@@ -134,12 +151,12 @@ class PartsMemo:
         """The used parameters of all steps in order."""
         parts: list[Part] = []
         layout: Layouts = self._chain.input_layout
-        last = len(self._chain.blocks) - 1
+        last = len(self._chain.step_names) - 1
         for index, name in enumerate(self._chain.step_names):
             key = (index, arch.sub(name), layout)
             found = self._known.get(key)
             if found is None:
-                step, sub, before = self._chain.blocks[index], key[1], layout
+                step, sub, before = self._chain.step_module(index), key[1], layout
                 used = step.active_parts(sub, before) if isinstance(step, Searchable) else parameters_of([step])
                 found = (list(used), None if index == last else step_layout(step, sub, before))
                 if len(self._known) >= MOST_REMEMBERED:

@@ -67,7 +67,7 @@ class LatencyTable(CostTable):
         if "latency" not in entry.cost:
             name = f"{index} {arch.to_json()} {shapes(before.state)} {before.layout}"
             if name not in self._timed:
-                module = materialize(self._chain.blocks[index], arch, before.layout).eval()
+                module = materialize(self._chain.step_module(index), arch, before.layout).eval()
                 self._timed[name] = self._time(module, before.state)
                 self._note({"step": name, "microseconds": self._timed[name]})
             entry.cost["latency"] = self._timed[name]

@@ -82,9 +82,9 @@ class CostTable:
         key = (index, arch, _state(before))
         entry = self._entries.get(key)
         if entry is None:
-            step = self._chain.blocks[index]
+            step = self._chain.step_module(index)
             cost, state = _run(materialize(step, arch, before.layout).eval(), before.state)
-            last = index == len(self._chain.blocks) - 1
+            last = index == len(self._chain.step_names) - 1
             entry = Entry(cost, state, None if last else step_layout(step, arch, before.layout))
             self._entries[key] = entry
         return entry
@@ -93,11 +93,11 @@ class CostTable:
     def _graph(self) -> list[dict[State, list[tuple[Arch, Entry]]]] | None:
         """Per step and state that can reach it, every option of the step; None if that cannot be enumerated."""
         names = self._chain.step_names
-        sizes = [step.space.size() for step in self._chain.blocks if isinstance(step, Searchable)]
+        sizes = [step.space.size() for step in self._chain.step_modules if isinstance(step, Searchable)]
         if len(set(names)) < len(names) or any(size > MOST_OPTIONS for size in sizes):
             return None
         reached, graph = {_state(self._start): self._start}, []
-        for index, step in enumerate(self._chain.blocks):
+        for index, step in enumerate(self._chain.step_modules):
             archs = list(step.space.enumerate()) if isinstance(step, Searchable) else [Arch()]
             options = {
                 state: [(arch, self._step(index, arch, before)) for arch in archs] for state, before in reached.items()

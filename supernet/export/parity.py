@@ -95,7 +95,11 @@ def leading_part(network: nn.Module) -> int:
     What such a module does depends on values, as non-maximum suppression does.
     """
     parts = list(network) if isinstance(network, nn.Sequential) else []
-    return next((number for number, part in enumerate(parts) if not getattr(part, "traceable", True)), 0)
+    return next((number for number, part in enumerate(parts) if not _traceable(part)), 0)
+
+
+def _traceable(module: nn.Module) -> bool:
+    return all(getattr(part, "traceable", True) for part in module.modules())
 
 
 def traced_part(network: nn.Module) -> nn.Module:

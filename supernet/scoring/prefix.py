@@ -117,7 +117,7 @@ class _Copies:
         return step
 
     def _make(self, node: Node) -> tuple[_Step, int]:
-        made = materialize(self._supernet.blocks[node.position], node.sub, node.layout).eval()
+        made = materialize(self._supernet.step_module(node.position), node.sub, node.layout).eval()
         made = revert_sync_bn(nn.Sequential(made))[0].to(memory_format=self._memory_format)
         size = sum(tensor.nbytes for tensor in (*made.parameters(), *made.buffers()))
         self._bytes += size
@@ -246,6 +246,7 @@ class PrefixSharing:
     ) -> None:
         self.memory, self.batch_statistics, self.peak, self._watch = memory, batch_statistics, 0, watch
         self.batches_made = self._entry = 0
+        self._supernet = supernet
         self._copies = _Copies(supernet, memory_format=memory_format, memory=memory, watch=watch)
         self._features = Features(hold)
         self._held = _Held(memory)
@@ -291,7 +292,7 @@ class PrefixSharing:
             step = self._copies.of(node)
             self._bind(step, node)
             steps.append(copy.deepcopy(step.module))
-        network = nn.Sequential(*steps)
+        network = self._supernet.assemble(steps).eval()
         if self.batch_statistics:
             for norm in norms_of(network):
                 use_batch_statistics(norm)

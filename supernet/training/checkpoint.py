@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from supernet.chain import has_numbered_steps
 from supernet.errors import InputError
 from supernet.files import FORMAT, replacing
 
@@ -30,7 +31,7 @@ def load_state(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
         file: read this instead of opening `path`.
 
     Raises:
-        InputError: it is truncated, foreign, or of another format.
+        InputError: it is truncated, foreign, from an older release, or of another format.
     """
     try:
         state = torch.load(file or path, map_location="cpu", weights_only=True)
@@ -41,6 +42,8 @@ def load_state(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or "format" not in state:
         raise InputError(f"the checkpoint {path} was not written by this project; give another output folder")
+    if state["format"] == 1:
+        raise InputError(f"{path} was written by an older release (numbered steps); train again")
     if state["format"] != FORMAT:
         raise InputError(f"the checkpoint {path} has format {state['format']}; this release reads format {FORMAT}")
     return state
@@ -58,7 +61,8 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     """Load safetensors into a module, strictly, and return the file's metadata.
 
     Raises:
-        InputError: the file is missing, damaged, or of another network (the first differing tensor is named).
+        InputError: the file is missing, damaged, from an older release, or of another network (the first differing
+            tensor is named).
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -69,6 +73,8 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is truncated or no safetensors file ({error})") from error
     own = module.state_dict()
+    if own.keys() != tensors.keys() and has_numbered_steps(tensors):
+        raise InputError(f"{path} was written by an older release (numbered steps); train again")
     for name in sorted(own.keys() | tensors.keys()):
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
             raise InputError(f"{path} belongs to another network: tensor {name!r} is missing or has another shape")

@@ -96,7 +96,7 @@ def test_a_detector_is_timed_on_images_of_their_sizes() -> None:
     table._time = noted  # type: ignore[method-assign]
     arch = table.space.sample(random.Random(0))
     costs = table(arch)
-    assert costs["latency"] >= len(detector.blocks)
+    assert costs["latency"] >= len(detector.step_modules)
     assert {name: costs[name] for name in COSTS} == CostTable(detector)(arch)
-    assert len(seen) == len(detector.blocks) - 1
+    assert len(seen) == len(detector.step_modules) - 1
     assert all(torch.equal(sizes, torch.tensor([[64, 64]] * 3)) for sizes in seen)

@@ -148,6 +148,6 @@ def test_parity_sees_other_weights_and_pictures_keep_their_aspect(tmp_path: Path
     ]
     assert [tuple(image.shape[1:]) for image in seen] == [(48, 96), (96, 48)]
     with torch.no_grad():
-        network[1].block.conv.weight.mul_(1.5)
+        network.get_parameter("backbone.stem.block.conv.weight").mul_(1.5)
     with pytest.raises(InputError, match=r"model\.py differs"):
         check_parity(network, tmp_path / "folder")

@@ -131,7 +131,7 @@ class DifferentInTraining(ChoiceBlock):
 def test_the_contract_covers_training_mode() -> None:
     """The control of the test above."""
     detector = tiny("retinanet", seed=1)
-    for step in detector.blocks:
+    for step in detector.step_modules:
         if isinstance(step, SearchableMapStep):
             step.block.__class__ = DifferentInTraining
     with pytest.raises(AssertionError, match="in training mode"):
@@ -164,7 +164,7 @@ def test_a_shared_prefix_is_calibrated_and_run_once_with_the_same_detections() -
         calibration = [images(seed=seed) for seed in (5, 6)]
         sharing = PrefixSharing(detector, memory_format=torch.contiguous_format)
         trie = Trie(detector, archs)
-        assert trie.size < len(archs) * len(detector.blocks)
+        assert trie.size < len(archs) * len(detector.step_modules)
         found: dict[int, Any] = {}
         sharing.calibrate(trie, calibration)
         sharing.outputs(trie, [images(seed=9)], found.__setitem__)
@@ -213,7 +213,7 @@ def test_weights_come_by_key_from_supernets_subnets_and_files(tmp_path: Path) ->
     whole = [backbone_of(d).eval()(images(), d.architecture(arch))[0] for d in (from_file, given)]
     alone = backbone_of(single).eval()(images())[0]
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*whole, alone, strict=True))
-    with pytest.raises(InputError, match=r"another backbone: tensor 'blocks\.1\.main.* give supernet\.subnet"):
+    with pytest.raises(InputError, match=r"another backbone: tensor 'stage1\.block0\.main.* give supernet\.subnet"):
         load_backbone(single, classifier)
     with pytest.raises(InputError, match="does not exist"):
         load_backbone(single, tmp_path / "none.safetensors")

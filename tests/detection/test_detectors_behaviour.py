@@ -370,7 +370,7 @@ def test_frozen_batch_norm_stays_as_it_was_loaded() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in frozen.state_dict().items())
     assert not any(isinstance(part, nn.BatchNorm2d) for part in frozen.modules())
     freeze_batch_norm(plain)
-    assert all(torch.equal(before[name], tensor) for name, tensor in plain[1].state_dict(prefix="1.").items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in plain[1].state_dict(prefix="backbone.").items())
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

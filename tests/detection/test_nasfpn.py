@@ -310,7 +310,7 @@ def test_a_published_network_detects() -> None:
     )
     classifier = torchvision.models.resnet50(weights=None)
     load_backbone(network, classifier)
-    assert torch.equal(network[1].block[0].weight, classifier.conv1.weight)
+    assert torch.equal(network.get_parameter("backbone.stem.block.0.weight"), classifier.conv1.weight)
     with torch.no_grad():
         found = network.eval()(images(128, 100, number=1))
     assert found[0]["boxes"].shape[1] == 4
@@ -398,7 +398,7 @@ def test_costs_and_shared_prefixes() -> None:
     assert costs(first)["backbone_macs"] == plain(body)["backbone_macs"]
     assert costs(first)["params"] == sum(p.numel() for p in detector.subnet(first).parameters())
     sharing, trie = PrefixSharing(detector, memory_format=torch.contiguous_format), Trie(detector, [first, other])
-    assert trie.size == len(detector.blocks) + 4  # two repeats, head and boxes
+    assert trie.size == len(detector.step_modules) + 4  # two repeats, head and boxes
     found: dict[int, Any] = {}
     sharing.calibrate(trie, [images(seed=5)])
     sharing.outputs(trie, [images(seed=9)], found.__setitem__)
@@ -446,7 +446,7 @@ def test_a_pyramid_is_read_after_any_repeat() -> None:
         assert {id(p) for p in cut.parameters()} <= {id(p) for p in detector.parameters()}
     with torch.no_grad():
         assert same(found[2], detector(images(), arch))
-    assert len(detector.blocks) == len(detector.step_names)
+    assert len(detector.step_modules) == len(detector.step_names)
     assert detector.step_names.count("neck") == 3
     assert not torch.equal(found[0][0]["scores"][:5], found[2][0]["scores"][:5])
     for wrong in (0, 4):

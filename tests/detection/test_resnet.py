@@ -82,7 +82,7 @@ def test_files_that_are_no_weights_of_the_backbone_are_named(tmp_path: Path) -> 
         ("none.pth", "does not exist"),
         ("cut.pth", "cut.pth is truncated"),
         ("nested.pth", "does not hold a state dict"),
-        ("other.safetensors", r"another backbone: tensor 'blocks\.1\.1\.bn1"),
+        ("other.safetensors", r"another backbone: tensor 'layer1\.1\.bn1"),
     ):
         with pytest.raises(InputError, match=text):
             load_backbone(detector, tmp_path / name)
@@ -157,8 +157,8 @@ def test_a_found_pyramid_is_retrained_at_another_size(call: Call, tmp_path: Path
     code, out, err = call("retrain", run, "--arch", arch, "--lr", 0)
     assert code == 0, err
     trained = load_file(next((run / "retrain").glob("*/network.safetensors")))
-    assert torch.equal(trained["1.block.0.weight"], theirs.conv1.weight)
-    assert torch.equal(trained["5.block.0.conv2.weight"], theirs.layer4[0].conv2.weight)
+    assert torch.equal(trained["backbone.stem.block.0.weight"], theirs.conv1.weight)
+    assert torch.equal(trained["backbone.layer4.block.0.conv2.weight"], theirs.layer4[0].conv2.weight)
     code, out, err = call("predict", run, "--arch", arch, "--test", 1, "--out", tmp_path / "drawn")
     assert code == 0, err
     assert (tmp_path / "drawn" / "test0.png").exists()

@@ -152,7 +152,7 @@ def test_tampering_is_found(exports: dict[str, Exported], tmp_path: Path) -> Non
     shutil.copytree(made.folder, folder)
     weights = bytearray((folder / "model.safetensors").read_bytes())
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
-    place = 8 + int.from_bytes(weights[:8], "little") + header["9.fc.bias"]["data_offsets"][0]
+    place = 8 + int.from_bytes(weights[:8], "little") + header["head.fc.bias"]["data_offsets"][0]
     weights[place : place + 4] = torch.tensor([0.01]).numpy().tobytes()
     (folder / "model.safetensors").write_bytes(weights)
     with pytest.raises(InputError, match=r"model\.safetensors has changed"):

@@ -161,7 +161,7 @@ def odds(folder: Path, world: World) -> dict[str, Any]:
         missing = ""
     except AssertionError as error:
         missing = str(error)
-    for parameter in net.blocks[0].parameters():
+    for parameter in net.step_modules[0].parameters():
         parameter.requires_grad_(False)
     accumulate(net, [arch], *joint_batch())
     double = torch.tensor([world.rank, 10.0 * world.rank + 1, 5.0], dtype=torch.float64)

@@ -135,7 +135,7 @@ def test_fixed_steps_run_once_until_the_weights_change() -> None:
     assert [passes(evaluate, [arch]) for arch in (one, other, one)] == [3 + 3, 0, 0]
     before = evaluate([third])
     with torch.no_grad():
-        net.blocks[0].conv.weight.mul_(1.5)
+        net.step_modules[0].conv.weight.mul_(1.5)
     assert [passes(evaluate, [arch]) for arch in (third, other)] == [3 + 3, 0]
     changed = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)([third])
     assert evaluate([third]) == changed != before
@@ -208,7 +208,7 @@ def test_which_steps_are_fixed() -> None:
     net.space = net.space.fix(held)
     assert fixed_steps(net) == 2
     net.space = net.space.fix({choice.name: choice.options[0] for choice in net.space.choices})
-    assert fixed_steps(net) == len(net.blocks) - 1
+    assert fixed_steps(net) == len(net.step_modules) - 1
     archs = list(net.space.enumerate())
     given: dict[str, Any] = {"bn": Recalibrate(3, 4), "batch": 4}
     evaluate = SharedWeights(net, *parts_of(net), **given)

@@ -83,7 +83,7 @@ def test_shared_prefixes_give_the_bits_of_one_by_one(name: str, policy: BatchNor
     order = random.Random(5).sample(range(len(archs)), len(archs))
     assert shared([archs[i] for i in order]) == [expected[i] for i in order]
     assert shared(archs[:1]) == expected[:1]
-    assert alone.steps_run == alone.steps_asked == len(distinct(net, archs)) * len(net.blocks)
+    assert alone.steps_run == alone.steps_asked == len(distinct(net, archs)) * len(net.step_modules)
     assert shared.steps_run < shared.steps_asked
     assert [part.training for part in net.modules()] == modes
     for key, tensor in net.state_dict().items():
@@ -273,7 +273,7 @@ def test_where_one_batch_is_too_large_nothing_is_shared() -> None:
     with pytest.warns(UserWarning, match=r"memory=1,000 bytes .* one by one"):
         rows = evaluate(archs)
     assert rows == SharedWeights(net, *data(net), bn=POLICIES[2], batch=16, share=False)(archs)
-    assert evaluate.steps_run == evaluate.steps_asked == len(archs) * len(net.blocks)
+    assert evaluate.steps_run == evaluate.steps_asked == len(archs) * len(net.step_modules)
 
 
 # -- metrics and states -----------------------------------------------------------------------------------------------

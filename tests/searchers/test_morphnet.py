@@ -303,7 +303,7 @@ class Fixed:
     """A penalty on one scale, that settles after so many epochs."""
 
     def __init__(self, chain: WidthChain, epochs: int) -> None:
-        self.scale, self.epochs = chain.blocks[0].body[0].bn.weight, epochs
+        self.scale, self.epochs = chain.step_modules[0].body[0].bn.weight, epochs
 
     def __call__(self, arch: Arch) -> Tensor:
         return 0.25 * self.scale[0]
@@ -332,7 +332,7 @@ def test_a_penalty_adds_its_gradient_and_ends_the_training(tmp_path: Path) -> No
         rows = train_supernet(
             net, digits(), config if penalised else replace(config, epochs=1), verbose=False, **options
         )
-        found.append((net.blocks[0].body[0].bn.weight.detach().clone(), rows, net, options))
+        found.append((net.step_modules[0].body[0].bn.weight.detach().clone(), rows, net, options))
     (plain, plain_rows, *_), (shrunk, rows, net, options) = found
     assert [len(plain_rows), len(rows)] == [1, 1]
     assert rows[0]["penalty"] == pytest.approx(0.25 * float(shrunk[0]))

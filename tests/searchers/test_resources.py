@@ -98,7 +98,7 @@ def test_a_residual_group_takes_the_largest_scale_of_its_members() -> None:
         chain = resource_chain()
     chain = chain.to_empty(device="cpu")
     for number, index in enumerate((0, 1, 2)):
-        chain.blocks[index].body[-1].bn.weight.data = torch.eye(8)[number] * -(0.5 + number) + 1e-5
+        chain.step_modules[index].body[-1].bn.weight.data = torch.eye(8)[number] * -(0.5 + number) + 1e-5
     found = group_scales(chain.scales(chain.seed))["stem.width"]
     torch.testing.assert_close(found, torch.tensor([0.5, 1.5, 2.5, 1e-5]), rtol=1e-4, atol=1e-6)
     assert int((found > 1e-3).sum()) == 3  # alive in any member

@@ -494,8 +494,8 @@ def test_drop_path_falls_on_examples_and_grows_with_the_progress() -> None:
 def test_drop_path_spares_identities_and_the_supernet() -> None:
     settings: dict[str, Any] = {"phase": "standalone", "keep": 1e-6, "chosen": False, "blocks": 1}
     supernet = small(**settings).train()
-    assert all(part.drop.keep == 1.0 for part in small(**{**settings, "phase": "supernet"}).blocks[1:-1])
-    assert [part.keep for part in supernet.blocks[1:-1]] == pytest.approx([0.8, 0.6, 0.4, 0.2, 1e-6], abs=1e-5)
+    assert all(part.drop.keep == 1.0 for part in small(**{**settings, "phase": "supernet"}).step_modules[1:-1])
+    assert [part.keep for part in supernet.step_modules[1:-1]] == pytest.approx([0.8, 0.6, 0.4, 0.2, 1e-6], abs=1e-5)
     both = "identity(0)+identity(1)", "max3(0)+identity(1)"
     for text, undropped in zip(both, ((0, 1), (1,)), strict=True):
         arch = arch_of(Cells({"normal": cell(text), "reduce": cell(text)}), supernet.space)

@@ -180,7 +180,7 @@ def convolves_nothing(vector: Vector) -> bool:
 
 
 def test_cells_compute_what_the_benchmarks_do() -> None:
-    cell, x = small().blocks[1], torch.randn(2, 8, 5, 5)
+    cell, x = small().step_modules[1], torch.randn(2, 8, 5, 5)
     assert isinstance(cell, SumCell)
     rng = random.Random(0)
     vectors = [vector for vector in rng.sample(VECTORS, 150) if not convolves_nothing(vector)]
@@ -192,7 +192,7 @@ def test_cells_compute_what_the_benchmarks_do() -> None:
 
 def test_behind_a_node_without_input_only_a_constant_is_left_out() -> None:
     """Index vector 0→2 skip, 2→3 skip and a convolution 1→3: the benchmark's adds its batch norm of zeros."""
-    cell, x = small().blocks[1], torch.randn(2, 8, 5, 5)
+    cell, x = small().step_modules[1], torch.randn(2, 8, 5, 5)
     assert isinstance(cell, SumCell)
     vector = (NONE, SKIP, NONE, NONE, CONV3, SKIP)
     with torch.no_grad():

@@ -63,10 +63,11 @@ def our_names(name: str, ours: nn.Sequential) -> dict[str, str]:
             steps[f"reduction_cell_{len([key for key in steps if key.startswith('red')])}"] = index
         else:
             steps[f"cell_{count}"], count = index, count + 1
+    paths = [path for path, _ in ours.named_children()]
     found = {}
     for key in theirs(name).state_dict():
         step, _, rest = key.partition(".")
-        found[f"{steps[step]}.{_inner(rest, ours[steps[step]])}"] = key
+        found[f"{paths[steps[step]]}.{_inner(rest, ours[steps[step]])}"] = key
     return found
 
 

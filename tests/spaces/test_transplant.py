@@ -68,12 +68,12 @@ def ours(shuffle: str = "interleave", *, permute: bool = True) -> tuple[Chain, A
     randomize(chain, seed=1)
     order = torch.arange(116)
     blocks = [*theirs()[0], *theirs()[1]]
-    for step, block in zip(chain.blocks, blocks, strict=False):
+    for step, block in zip(chain.step_modules, blocks, strict=False):
         transplant(step.options["shuffle3"], block, order)  # type: ignore[union-attr, index, arg-type]
         width = block.branch2[5].out_channels * 2
         # they shuffle what they hand on, we what a stride-1 block is given: their channel c is our order[c]
         order = channel_shuffle(torch.arange(width).view(1, -1, 1, 1), 2).flatten() if permute else torch.arange(width)
-    last = chain.blocks[-1]
+    last = chain.step_modules[-1]
     assert isinstance(last, ConvBNAct)
     load(last, theirs()[2][0], theirs()[2][1], inputs=order, outputs=torch.arange(1024))
     return chain.eval(), chain.space.from_indices([0] * 12)

@@ -240,13 +240,13 @@ def test_a_permutation_of_channels_leaves_the_outputs(name: str) -> None:
         for group, order in orders.items():
             for old, new in zip(before[group], after[group], strict=True):
                 assert torch.equal(new, old[order])
-        assert not torch.equal(moved.blocks[0].body[0].conv.weight, chain.blocks[0].body[0].conv.weight)
+        assert not torch.equal(moved.step_modules[0].body[0].conv.weight, chain.step_modules[0].body[0].conv.weight)
 
 
 def test_scales_are_those_of_the_layers_that_meet() -> None:
     chain = small("resnet-20-widths")
-    stage = [chain.blocks[i] for i in (1, 2)]
-    chain.blocks[0].body[0].bn.weight.data.fill_(2.0)
+    stage = [chain.step_modules[i] for i in (1, 2)]
+    chain.step_modules[0].body[0].bn.weight.data.fill_(2.0)
     for number, step in enumerate(stage):
         step.body[1].bn.weight.data.fill_(3.0 + number)
     arch = chain.space.canonical({**chain.seed, "stem.width": 3, "stage1.block0.mid": 0})
@@ -261,12 +261,12 @@ def test_renewed_channels_start_as_new_ones() -> None:
     before = copy.deepcopy(chain.state_dict())
     chain.renew({"stage2.block0.mid": 5})
     changed = {name for name, tensor in chain.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {f"blocks.2.body.{layer}.bn.{part}" for layer in (0, 1) for part in ("weight", "bias")}
+    assert changed == {f"stage2.block0.body.{layer}.bn.{part}" for layer in (0, 1) for part in ("weight", "bias")}
     for layer in (0, 1):
-        bn = chain.blocks[2].body[layer].bn
+        bn = chain.step_modules[2].body[layer].bn
         assert bn.weight[5:].eq(1).all()
         assert bn.bias[5:].eq(0).all()
-        assert torch.equal(bn.weight[:5], before[f"blocks.2.body.{layer}.bn.weight"][:5])
+        assert torch.equal(bn.weight[:5], before[f"stage2.block0.body.{layer}.bn.weight"][:5])
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -190,22 +190,22 @@ def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Pa
     fresh = opened.kind.supernet(opened.data, stages.torch_generator(0, "supernet"))
     opened.kind.begin(fresh)
     before = load_file(pretrained / "supernet.safetensors")
-    stem = "blocks.0.conv.weight"
+    stem = "stem.conv.weight"
     assert stem in before
-    for number in range(4):
-        mine = fresh.blocks[number + 1].block.state_dict()
+    for path in backbone.supernet.step_paths[:-1]:
+        mine = fresh.get_submodule(f"backbone.{path}").block.state_dict()
         assert mine
-        assert all(torch.equal(value, before[f"blocks.{number}.{name}"]) for name, value in mine.items())
+        assert all(torch.equal(value, before[f"{path}.{name}"]) for name, value in mine.items())
     drawn = {}
     for start in ("scratch", "supernet", "classification"):
         kind = stages.kind_of(dataclasses.replace(opened.config, start=start))
         network = kind.network(opened.data, arch, stages.torch_generator(0, "network"))
         kind.prepare(network, arch, 0)
-        drawn[start] = network.state_dict()["1.block.conv.weight"]
+        drawn[start] = network.state_dict()["backbone.stem.block.conv.weight"]
     alone = stages.fresh_network(backbone, arch.sub("backbone"), 0)
     file = stages.retrain_folder(backbone, arch.sub("backbone"), 0) / stages.NETWORK
     load_weights(file, alone)
-    assert torch.equal(drawn["classification"], alone.state_dict()["0.conv.weight"])
+    assert torch.equal(drawn["classification"], alone.state_dict()["stem.conv.weight"])
     assert torch.equal(drawn["supernet"], before[stem])
     assert not torch.equal(drawn["scratch"], before[stem])
     assert not torch.equal(drawn["classification"], before[stem])

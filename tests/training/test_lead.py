@@ -188,7 +188,7 @@ def test_the_lead_trains_alone_and_the_others_then_begin_with_its_weights(digits
     train_supernet(net, digits, CONFIG, sampler=sampler, lead=lead, verbose=False)
     assert min(seen) == LEAD
     spread = seen[LEAD]
-    first, other = "blocks.1.options.shuffle3.main.0.conv.weight", "blocks.1.options.shuffle7.main.0.conv.weight"
+    first, other = (f"stage1.block0.options.{op}.main.0.conv.weight" for op in ("shuffle3", "shuffle7"))
     assert not torch.equal(spread[first], start[first])
     assert torch.equal(spread[other], spread[first])
     assert not torch.equal(spread[other], start[other])
@@ -228,9 +228,9 @@ def test_the_average_is_spread_as_well(digits: Splits) -> None:
     net = small()
     lead = Lead(every(net, "shuffle3"), 10)
     train_supernet(net, digits, replace(CONFIG, ema=0.9), lead=lead, verbose=False, sampler=lambda _: (lead.arch,))
-    options = net.blocks[1].options
+    options = net.step_modules[1].options
     assert not torch.equal(options["shuffle3"].main[0].conv.weight, options["shuffle7"].main[0].conv.weight)
-    start = small().blocks[1].options["shuffle7"].main[0].conv.weight
+    start = small().step_modules[1].options["shuffle7"].main[0].conv.weight
     assert not torch.equal(options["shuffle7"].main[0].conv.weight, start)
 
 

@@ -178,13 +178,13 @@ def test_compiled_blocks_serve_every_path_and_learn_the_same(digits: Splits) -> 
     counters.clear()
     train_supernet(fast, digits, replace(CONFIG, compile=True), verbose=False)
     blocks = 2 + sum(
-        1 for step in fast.blocks for child in getattr(step, "options", {}).values() if list(child.parameters())
+        1 for step in fast.step_modules for child in getattr(step, "options", {}).values() if list(child.parameters())
     )
     assert 0 < counters["stats"]["unique_graphs"] <= blocks
     assert list(fast.state_dict()) == keys
     with compiled(fast):
-        assert fast.blocks[0]._compiled_call_impl is not None
-    assert fast.blocks[0]._compiled_call_impl is None
+        assert fast.step_modules[0]._compiled_call_impl is not None
+    assert fast.step_modules[0]._compiled_call_impl is None
 
 
 # -- what a step learns from ------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_a_loss_that_leaps_stops_before_anything_is_overwritten(
     def poisoned(step: int) -> tuple[Arch, ...]:
         if step == 7:
             with torch.no_grad():
-                net.blocks[-1].fc.weight.mul_(factor)  # type: ignore[union-attr, operator]
+                net.step_modules[-1].fc.weight.mul_(factor)  # type: ignore[union-attr, operator]
         return uniform(net.space)(step)
 
     config = replace(CONFIG, save_seconds=0.0)
@@ -351,7 +351,7 @@ def test_an_auxiliary_head_trains_alongside_with_its_weight(digits: Splits, weig
     train_supernet(chain, digits, config, verbose=False)
     images, labels = next(training_batches(digits.train, Augment(), batch=config.batch, seed=0))
     for side, share in (("main", 1.0), ("side", weight)):
-        w, b = (before[f"blocks.0.{side}.{name}"].requires_grad_() for name in ("weight", "bias"))
+        w, b = (before[f"head.{side}.{name}"].requires_grad_() for name in ("weight", "bias"))
         loss = share * nn.functional.cross_entropy(images.flatten(1) @ w.T + b, labels)
         (gradient,) = torch.autograd.grad(loss, w)
         torch.testing.assert_close(getattr(head, side).weight.detach(), w.detach() - 0.1 * gradient)
