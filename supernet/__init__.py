@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from supernet.chain import Bound, Chain, Layout, Searchable
     from supernet.space import Arch, Choice, SearchSpace, compose
-    from supernet.spaces import GENOTYPES, SPACES, create_network, create_supernet
+    from supernet.spaces import GENOTYPES, SPACES, create_network, create_supernet, list_networks, list_spaces
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,8 @@ _HOME = {
     "GENOTYPES": "supernet.spaces",
     "create_supernet": "supernet.spaces",
     "create_network": "supernet.spaces",
+    "list_networks": "supernet.spaces",
+    "list_spaces": "supernet.spaces",
 }
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "compose",
     "create_network",
     "create_supernet",
+    "list_networks",
+    "list_spaces",
 ]
 
 

@@ -181,7 +181,7 @@ class SharedWeights:
 
     def _evaluate(self, archs: Sequence[Arch], record: Record) -> None:
         """Score canonical, distinct architectures and record each score as soon as it is there."""
-        asked = len(archs) * len(self.supernet.blocks)
+        asked = len(archs) * len(self.supernet.step_names)
         self.steps_asked += asked
         if self.share:
             trie, made = Trie(self.supernet, archs), self._prefixes.batches_made

@@ -10,11 +10,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from supernet.errors import InputError, nearest
 from supernet.space.arch import Arch, Value
 from supernet.space.choice import Choice, _choice_from_json, _choice_to_json
 from supernet.space.normal_form import Form, NormalForm
+
+MOST_NORMAL_FORMS = 4096  # remembered per space
 
 
 @dataclass(frozen=True, init=False)
@@ -36,6 +39,7 @@ class SearchSpace:
     forms: tuple[tuple[str, NormalForm], ...]
     _by_name: dict[str, Choice] = field(repr=False, compare=False)
     _resolved: list[tuple[str, Form]] | None = field(repr=False, compare=False)
+    _normal_forms: dict[str, Arch] = field(repr=False, compare=False)
 
     def __init__(self, name: str, choices: Sequence[Choice] = (), normal_form: Form | None = None) -> None:
         forms = (("", NormalForm.of(normal_form)),) if normal_form is not None else ()
@@ -55,6 +59,7 @@ class SearchSpace:
             "forms": tuple(forms),
             "_by_name": by_name,
             "_resolved": None,
+            "_normal_forms": {},
         }
         for attribute, value in fields.items():
             object.__setattr__(self, attribute, value)
@@ -64,6 +69,9 @@ class SearchSpace:
         space = cls.__new__(cls)
         space._set(name, choices, forms)
         return space
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resolved": None, "_normal_forms": {}}
 
     def __getitem__(self, name: str) -> Choice:
         """The choice of that name."""
@@ -126,28 +134,56 @@ class SearchSpace:
         return self._complete(checked)
 
     def normal_form(self, arch: Arch) -> Arch:
-        """The representative of the network that `arch` describes; `arch` itself where the space knows no identities.
+        """Returns the representative of the network that `arch` describes; `arch` itself in a space without forms.
 
-        After `fix`, a representative outside the restricted space is not used: `arch` is returned.
+        After `fix`, a representative with another value of a fixed choice is not used: `arch` is returned. Results are
+        remembered by `arch.key`, since searchers ask for the form of one architecture many times.
+
+        Raises:
+            InputError: a form cannot be imported, refuses the architecture, or returns values that are not an
+                architecture of the space; the form is named.
         """
-        values = self.represent(arch) if self.forms else arch
-        try:
-            return self.canonical(values) if self.forms else arch
-        except InputError:
+        if not self.forms:
             return arch
+        form = self._normal_forms.get(arch.key)
+        if form is None:
+            form = self._find_normal_form(arch)
+            if len(self._normal_forms) >= MOST_NORMAL_FORMS:
+                self._normal_forms.clear()
+            self._normal_forms[arch.key] = form
+        return form
+
+    def _find_normal_form(self, arch: Arch) -> Arch:
+        values = self.represent(arch)
+        try:
+            return self.canonical(values)
+        except InputError as error:
+            fixed = [choice for choice in self.choices if len(choice.options) == 1]
+            if any(values.get(choice.name) not in choice.options for choice in fixed):
+                return arch  # the representative lies outside the restricted space
+            names = ", ".join(form.function for _, form in self.forms)
+            raise InputError(f"the normal form {names} leaves the space {self.name!r}: {error}") from error
 
     def represent(self, arch: Arch) -> dict[str, Value]:
-        """What the forms make of `arch`, unchecked."""
+        """The values that the normal forms return for `arch`, unchecked.
+
+        Raises:
+            InputError: a form cannot be imported or refuses the architecture; it is named.
+        """
         functions = self._resolved
         if functions is None:
             functions = [(prefix, form.resolve()) for prefix, form in self.forms]
             object.__setattr__(self, "_resolved", functions)
         values = dict(arch)
-        for prefix, function in functions:
+        for (prefix, function), (_, form) in zip(functions, self.forms, strict=True):
             current = Arch(values)
             start = f"{prefix}." if prefix else ""
             part = current.sub(prefix) if prefix else current
-            values.update({start + name: value for name, value in function(part).items()})
+            try:
+                representative = function(part)
+            except InputError as error:
+                raise InputError(f"the normal form {form.function} fails: {error}") from error
+            values.update({start + name: value for name, value in representative.items()})
         return values
 
     def to_indices(self, arch: Arch) -> tuple[int, ...]:

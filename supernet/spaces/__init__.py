@@ -4,6 +4,26 @@ Each module holds the tables of one paper and the builder of its supernet; `crea
 `supernet.blocks` and `supernet.chain`, and torch only when a network is built.
 """
 
-from supernet.spaces.create import GENOTYPES, NETWORKS, SPACES, build, builder, create_network, create_supernet
+from supernet.spaces.create import (
+    GENOTYPES,
+    NETWORKS,
+    SPACES,
+    build,
+    builder,
+    create_network,
+    create_supernet,
+    list_networks,
+    list_spaces,
+)
 
-__all__ = ["GENOTYPES", "NETWORKS", "SPACES", "build", "builder", "create_network", "create_supernet"]
+__all__ = [
+    "GENOTYPES",
+    "NETWORKS",
+    "SPACES",
+    "build",
+    "builder",
+    "create_network",
+    "create_supernet",
+    "list_networks",
+    "list_spaces",
+]

@@ -1,5 +1,6 @@
 """The published spaces by name, and the two functions that build networks from them. Importing this loads no torch."""
 
+import fnmatch
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -43,6 +44,19 @@ SPACES: dict[str, str] = {
 """Name to builder. A space from outside is named the same way, `"package.module:builder"`."""
 
 
+def list_spaces(pattern: str = "*") -> list[str]:
+    """Returns the names of the spaces that match a pattern such as `"*widths"`, sorted; no torch is loaded."""
+    return sorted(fnmatch.filter(SPACES, pattern))
+
+
+def list_networks(pattern: str = "*") -> list[str]:
+    """Returns the names of the published networks that match a pattern such as `"nasnet*"`, sorted.
+
+    `create_network(name)` builds each of them. No torch is loaded.
+    """
+    return sorted(fnmatch.filter([*GENOTYPES, *NETWORKS], pattern))
+
+
 def builder(space: str) -> "Callable[..., Chain]":
     """The function that builds a space's supernet, from a name in `SPACES` or a `"package.module:function"`.
 
@@ -63,20 +77,32 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
     """A space's supernet as its builder leaves it; settings that are None are the builder's own.
 
     Raises:
-        InputError: see `builder`; or arguments that the builder does not take, or values that its blocks refuse.
+        InputError: see `builder`; or a setting that the builder does not take (the nearest one is offered), or a value
+            that its blocks refuse.
     """
-    make, given = builder(space), {name: value for name, value in settings.items() if value is not None}
+    make = builder(space)
+    arguments = {name: value for name, value in settings.items() if value is not None}
+    signature = inspect.signature(make)
+    known = list(signature.parameters)
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        for name in arguments:
+            if name not in known or name == "phase":
+                choices = [setting for setting in known if setting != "phase"]
+                raise InputError(f"the space {space!r} has no setting {name!r}; {nearest(name, choices)}")
+        phases = {"phase": phase} if "phase" in known else {}
+    else:
+        phases = {"phase": phase}
     try:
-        inspect.signature(make).bind(phase=phase, **given)
+        signature.bind(**phases, **arguments)
     except TypeError as error:
-        raise InputError(f"the builder of the space {space!r} does not take these settings: {error}") from error
+        raise InputError(f"the builder of the space {space!r} cannot be called: {error}") from error
     try:
-        return make(phase=phase, **given)
+        return make(**phases, **arguments)
     except InputError:
         raise
     except ValueError as error:
-        told = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise InputError(f"the space {space!r} cannot be built with {told or 'its defaults'}: {error}") from error
+        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise InputError(f"the space {space!r} cannot be built with {shown or 'its defaults'}: {error}") from error
 
 
 def create_supernet(

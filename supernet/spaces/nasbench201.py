@@ -41,8 +41,8 @@ def nasbench201(
     benchmark differ for that reason where an architecture has other edges: its parameters and FLOPs count their
     weights too, and there a convolution behind a node without input adds its batch norm's shift, a constant.
 
-    5,260 distinct networks (see `one_per_network`). The benchmark counts 6,466 (`published_expression`): it takes one
-    convolution read twice for two convolutions of one input, and keeps apart what differs in absent edges only.
+    5,260 distinct networks (see `one_per_network`). The benchmark counts 6,466: it identifies one convolution
+    read twice with two convolutions of one input, and distinguishes networks that differ in absent edges only.
 
     As in the released weight-sharing searches, the cells of the supernet phase carry batch norm without scale and
     shift.
@@ -84,23 +84,6 @@ def one_per_network(arch: Arch) -> dict[str, Value]:
     """
     indices = tuple(OPTIONS.index(str(arch[name])) for name in NAMES)
     return dict(zip(NAMES, (OPTIONS[index] for index in _representatives()[indices]), strict=True))
-
-
-def published_expression(arch: Arch) -> str:
-    """The expression of a cell by which the benchmark tells architectures apart; 6,466 different ones.
-
-    `#` stands for what comes through a `none`. Networks of different size may have one expression (430 of them do),
-    so studies and scores go by `one_per_network` instead; this is for comparison with published tables.
-    """
-    nodes = {0: "0"}
-    for target in range(1, NODES):
-        terms = []
-        for source in range(target):
-            option, before = arch[f"cell.{decision((source, target))}"], nodes[source]
-            absent = option == "none" or before == "#"
-            terms.append("#" if absent else before if option == "skip_connect" else f"({before})@{option}")
-        nodes[target] = "+".join(sorted(terms))
-    return nodes[NODES - 1]
 
 
 @functools.cache

@@ -13,7 +13,6 @@ from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct, InvertedResidual
 from supernet.chain import Chain, initialize
 from supernet.space import Arch, Value
-from supernet.spaces.create import Phase
 
 OPTIONS = ("identity", "mb3_k3", "mb6_k5")
 DEPTHS = (2, 3, 3)
@@ -30,9 +29,7 @@ def identities_last(arch: Arch) -> dict[str, Value]:
     return values
 
 
-def nasbench_macro(
-    *, num_classes: int = 10, input_size: int = 32, in_channels: int = 3, phase: Phase = "supernet"
-) -> Chain:
+def nasbench_macro(*, num_classes: int = 10, input_size: int = 32, in_channels: int = 3) -> Chain:
     """3×3 stem to 32; stages of 2, 3, 3 layers at 64, 128, 256 channels, the first of each at stride 2; 1×1 to 1,280.
 
     Options in index order: `identity` (1×1 convolution and batch norm where the shape changes), `mb3_k3` (inverted

@@ -9,8 +9,8 @@ The decisions of a cell are listed under `cell_space`; cells of one name share t
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from supernet.blocks.cells.ops import AMOEBANET_RELEASED, NASNET_OPS, PNASNET_OP
 from supernet.blocks.cells.plain import CellStem
 from supernet.blocks.cells.searchable import LooseAuxiliary, LooseCell, LooseClassifier, Source
 from supernet.chain import Chain, initialize
-from supernet.errors import InputError, nearest
+from supernet.errors import InputError
 from supernet.memory import check_fits
 from supernet.space import SearchSpace
 from supernet.spaces.create import Phase
@@ -224,98 +224,246 @@ def _auxiliary(s: Skeleton, source: Source, side: int) -> LooseAuxiliary:
     return LooseAuxiliary(source, s.num_classes, size=(side, side), hidden=hidden, **s.norm)
 
 
-def _two_cells(name: str, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> Chain:
+def _two_cells(name: str, s: Skeleton) -> Chain:
     """A space with a normal and a reduction cell."""
-    s = _skeleton(name, defaults, settings)
     space = cell_space(s.ops, blocks=s.blocks, combiners=s.combiners, chosen=s.chosen)
     return _chain(name, s, {"normal": space, "reduce": space})
 
 
-def _one_cell(name: str, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> Chain:
+def _one_cell(name: str, s: Skeleton) -> Chain:
     """A space with one cell of up to `blocks` blocks."""
-    s = _skeleton(name, defaults, settings)
     space = cell_space(s.ops, blocks=s.blocks, fewer=True, combiners=s.combiners, chosen=s.chosen)
     return _chain(name, s, {"cell": space})
 
 
-def _skeleton(name: str, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> Skeleton:
-    known = {each.name for each in fields(Skeleton)} - {"imagenet"}
-    for setting in settings:
-        if setting not in known:
-            raise InputError(f"space {name!r} has no setting {setting!r}; {nearest(setting, sorted(known))}")
-    return Skeleton(**{**defaults, **settings})
-
-
 # -- the spaces -------------------------------------------------------------------------------------------------------
 
-SMALL: dict[str, Any] = {"input_size": 32, "filters": 8, "repeats": 1, "in_channels": 3}
-IMAGENET: dict[str, Any] = {
-    "imagenet": True,
-    "num_classes": 1000,
-    "input_size": 224,
-    "dropout": 0.5,
-    "eps": 1e-3,
-    "momentum": 3e-4,
-}
-NASNET: dict[str, Any] = {"ops": NASNET_OPS, "combiners": (ADD, CONCAT)}
-PNASNET: dict[str, Any] = {"ops": PNASNET_OPS}
-AMOEBANET: dict[str, Any] = {"ops": AMOEBANET_RELEASED, "keep_by_depth": False}
+# Every builder spells out its settings, so that `help` and editors show them; `locals()` is exactly these arguments.
 
 
-def nasnet_cifar(**settings: Any) -> Chain:
+def nasnet_cifar(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 32,
+    repeats: int = 6,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = NASNET_OPS,
+    combiners: Sequence[str] = (ADD, CONCAT),
+    chosen: bool = True,
+    skip_reduction: bool = False,
+    keep: float = 0.6,
+    keep_by_depth: bool = True,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.0,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    count_padding: bool = False,
+) -> Chain:
     """NASNet on images of 32 pixels: 18 normal cells, 32 filters, drop path to 0.6 (Zoph et al., 2018).
 
     Two cells of five blocks with 13 operations and two combiners: 5.2e36 architectures, times the choices of outputs.
-
-    Args:
-        settings: fields of `Skeleton`.
+    The arguments are described in `Skeleton`.
     """
-    return _two_cells("nasnet-cifar", {**NASNET, "filters": 32, "repeats": 6, "keep": 0.6}, settings)
+    return _two_cells("nasnet-cifar", Skeleton(**locals()))
 
 
-def nasnet_imagenet(**settings: Any) -> Chain:
-    """NASNet at mobile size: 12 normal cells, 44 filters; settings as in `nasnet_cifar`."""
-    return _two_cells("nasnet-imagenet", {**NASNET, **IMAGENET, "filters": 44, "repeats": 4}, settings)
+def nasnet_imagenet(
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 44,
+    repeats: int = 4,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = NASNET_OPS,
+    combiners: Sequence[str] = (ADD, CONCAT),
+    chosen: bool = True,
+    skip_reduction: bool = False,
+    keep: float = 1.0,
+    keep_by_depth: bool = True,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.5,
+    eps: float = 1e-3,
+    momentum: float = 3e-4,
+    count_padding: bool = False,
+) -> Chain:
+    """NASNet at mobile size: 12 normal cells, 44 filters; for the arguments see `Skeleton`."""
+    return _two_cells("nasnet-imagenet", Skeleton(imagenet=True, **locals()))
 
 
-def nasnet_small(**settings: Any) -> Chain:
-    """NASNet for digits: 3 normal cells, 8 filters, by default; settings as in `nasnet_cifar`."""
-    return _two_cells("nasnet-small", {**NASNET, **SMALL}, settings)
+def nasnet_small(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 8,
+    repeats: int = 1,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = NASNET_OPS,
+    combiners: Sequence[str] = (ADD, CONCAT),
+    chosen: bool = True,
+    skip_reduction: bool = False,
+    keep: float = 1.0,
+    keep_by_depth: bool = True,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.0,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    count_padding: bool = False,
+) -> Chain:
+    """NASNet for digits: 3 normal cells, 8 filters by default; for the arguments see `Skeleton`."""
+    return _two_cells("nasnet-small", Skeleton(**locals()))
 
 
-def pnasnet_cifar(**settings: Any) -> Chain:
+def pnasnet_cifar(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 48,
+    repeats: int = 3,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = PNASNET_OPS,
+    combiners: Sequence[str] = (ADD,),
+    chosen: bool = True,
+    skip_reduction: bool = False,
+    keep: float = 1.0,
+    keep_by_depth: bool = True,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.0,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    count_padding: bool = False,
+) -> Chain:
     """PNASNet on images of 32 pixels: 9 cells, 48 filters (Liu et al., 2018).
 
     One cell of one to five blocks with 8 operations: 5.6e14 architectures of five blocks, times the choices of outputs.
-
-    Args:
-        settings: fields of `Skeleton`.
+    The arguments are described in `Skeleton`.
     """
-    return _one_cell("pnasnet-cifar", {**PNASNET, "filters": 48, "repeats": 3}, settings)
+    return _one_cell("pnasnet-cifar", Skeleton(**locals()))
 
 
-def pnasnet_imagenet(**settings: Any) -> Chain:
-    """PNASNet at mobile size: 9 cells, 54 filters; settings as in `pnasnet_cifar`."""
-    return _one_cell("pnasnet-imagenet", {**PNASNET, **IMAGENET, "filters": 54, "repeats": 3}, settings)
+def pnasnet_imagenet(
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 54,
+    repeats: int = 3,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = PNASNET_OPS,
+    combiners: Sequence[str] = (ADD,),
+    chosen: bool = True,
+    skip_reduction: bool = False,
+    keep: float = 1.0,
+    keep_by_depth: bool = True,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.5,
+    eps: float = 1e-3,
+    momentum: float = 3e-4,
+    count_padding: bool = False,
+) -> Chain:
+    """PNASNet at mobile size: 9 cells, 54 filters; for the arguments see `Skeleton`."""
+    return _one_cell("pnasnet-imagenet", Skeleton(imagenet=True, **locals()))
 
 
-def pnasnet_small(**settings: Any) -> Chain:
-    """PNASNet for digits: 3 cells, 8 filters, by default; settings as in `pnasnet_cifar`."""
-    return _one_cell("pnasnet-small", {**PNASNET, **SMALL}, settings)
+def pnasnet_small(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 8,
+    repeats: int = 1,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = PNASNET_OPS,
+    combiners: Sequence[str] = (ADD,),
+    chosen: bool = True,
+    skip_reduction: bool = False,
+    keep: float = 1.0,
+    keep_by_depth: bool = True,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.0,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    count_padding: bool = False,
+) -> Chain:
+    """PNASNet for digits: 3 cells, 8 filters by default; for the arguments see `Skeleton`."""
+    return _one_cell("pnasnet-small", Skeleton(**locals()))
 
 
-def amoebanet_cifar(**settings: Any) -> Chain:
+def amoebanet_cifar(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 36,
+    repeats: int = 6,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = AMOEBANET_RELEASED,
+    combiners: Sequence[str] = (ADD,),
+    chosen: bool = True,
+    skip_reduction: bool = False,
+    keep: float = 0.7,
+    keep_by_depth: bool = False,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.0,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    count_padding: bool = False,
+) -> Chain:
     """AmoebaNet on images of 32 pixels: 18 normal cells, 36 filters, drop path to 0.7 (Real et al., 2019).
 
-    Two cells of five blocks. The paper searches 8 operations (`AMOEBANET_OPS`, 3.1e29 architectures); by default there
-    are also the three that the released AmoebaNet-B and -D have besides.
-
-    Args:
-        settings: fields of `Skeleton`.
+    Two cells of five blocks. The paper searches 8 operations (`AMOEBANET_OPS`, 3.1e29 architectures); the default adds
+    the three further ones of the released AmoebaNet-B and -D. The arguments are described in `Skeleton`.
     """
-    return _two_cells("amoebanet-cifar", {**AMOEBANET, "filters": 36, "repeats": 6, "keep": 0.7}, settings)
+    return _two_cells("amoebanet-cifar", Skeleton(**locals()))
 
 
-def amoebanet_imagenet(**settings: Any) -> Chain:
-    """AmoebaNet at mobile size: 12 normal cells, 50 filters; settings as in `amoebanet_cifar`."""
-    return _two_cells("amoebanet-imagenet", {**AMOEBANET, **IMAGENET, "filters": 50, "repeats": 4}, settings)
+def amoebanet_imagenet(
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 50,
+    repeats: int = 4,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = AMOEBANET_RELEASED,
+    combiners: Sequence[str] = (ADD,),
+    chosen: bool = True,
+    skip_reduction: bool = False,
+    keep: float = 1.0,
+    keep_by_depth: bool = False,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.5,
+    eps: float = 1e-3,
+    momentum: float = 3e-4,
+    count_padding: bool = False,
+) -> Chain:
+    """AmoebaNet at mobile size: 12 normal cells, 50 filters; for the arguments see `Skeleton`."""
+    return _two_cells("amoebanet-imagenet", Skeleton(imagenet=True, **locals()))

@@ -71,13 +71,6 @@ def cell(text: str, outputs: str | None = None) -> CellGraph:
     return CellGraph(tuple(blocks), tuple(sorted({int(state) for state in outputs.split()})))
 
 
-def text_of(graph: CellGraph) -> str:
-    """The text from which `cell` makes the blocks of a graph."""
-    return "; ".join(
-        f"{b.left_op}({b.left}) {'+' if b.combine == ADD else '|'} {b.right_op}({b.right})" for b in graph.blocks
-    )
-
-
 def cells_of(arch: Arch, space: SearchSpace) -> Cells:
     """The cells that an architecture of a cell space describes."""
     names = dict.fromkeys(choice.name.partition(".")[0] for choice in space.choices)

@@ -21,17 +21,19 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "shuffle7": {"kernel": 7},
     "xception": {"kernel": 3, "xception": True},
 }
+SMALL_WIDTHS, SMALL_DEPTHS = (64, 160, 320, 640), (4, 4, 8, 4)
+LARGE_DEPTHS = (8, 8, 16, 8)
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
 
 
 def shuffle_choice(in_channels: int, out_channels: int, **settings: Any) -> ChoiceBlock:
-    """One block: four units, each with its own projection branch at stride 2; settings as of `ShuffleUnit`."""
+    """A block of four units, each with its own projection branch at stride 2; further settings are `ShuffleUnit`'s."""
     units = {name: ShuffleUnit(in_channels, out_channels, **op, **settings) for name, op in OPERATIONS.items()}
     return ChoiceBlock(units)
 
 
 def channel_choice(in_channels: int, out_channels: int, **settings: Any) -> ElasticShuffle:
-    """One block of `spos-channels`: the four units at their widest, int(1.6 · half the output) in the middle."""
+    """A block of `spos-channels`: the four units at their widest, with int(1.6 · half the output) middle channels."""
     mids = {scale: int(out_channels // 2 * scale) for scale in SCALES}
     return ElasticShuffle(in_channels, out_channels, operations=OPERATIONS, mids=mids, **settings)
 
@@ -45,7 +47,7 @@ def shuffle_stages(
     affine: bool,
     block: Callable[..., Searchable] = shuffle_choice,
 ) -> list[tuple[str, nn.Module]]:
-    """Stages of choice blocks, each made by `block`; the first block of each halves the resolution."""
+    """The steps of the stages, one `block` each; the first block of a stage halves the resolution."""
     steps: list[tuple[str, nn.Module]] = []
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
         for number in range(depth):
@@ -70,7 +72,7 @@ def shufflenet_small(
 ) -> Chain:
     """The SPOS block on images of 16 to 64 pixels: stem at full resolution, three stages, 4**8 architectures.
 
-    As in SPOS, the choice blocks of the supernet phase carry batch norm without scale and shift (§3.3 and its code).
+    As in SPOS, the choice blocks of the supernet phase have batch norm without scale and shift (§3.3 and its code).
     """
     steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(in_channels, stem, kernel=3))]
     steps += shuffle_stages(stem, widths, depths, shuffle=shuffle, affine=phase == "standalone")
@@ -89,19 +91,17 @@ def _imagenet(
     in_channels: int,
     shuffle: str,
     affine: bool,
-    dropout: float,
+    dropout: float = 0.0,
     block: Callable[..., Searchable] = shuffle_choice,
 ) -> Chain:
-    """The skeleton that SPOS and DetNAS share: stride-2 stem, four stages, 1×1 to 1,024, linear layer without bias."""
+    """The skeleton of SPOS and DetNAS: stride-2 stem, four stages, 1×1 to 1,024, linear layer without bias."""
     steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(in_channels, stem, kernel=3, stride=2))]
     steps += shuffle_stages(stem, widths, depths, shuffle=shuffle, affine=affine, block=block)
     steps.append(("head", ClassifierHead(widths[-1], num_classes, hidden=1024, dropout=dropout, bias=False)))
     return Chain(name, steps, input_shape=(in_channels, input_size, input_size))
 
 
-def _spos(
-    name: str,
-    block: Callable[..., Searchable],
+def spos(
     *,
     num_classes: int = 1000,
     input_size: int = 224,
@@ -109,52 +109,65 @@ def _spos(
     phase: Phase = "supernet",
     shuffle: str = "parity",
 ) -> Chain:
-    final = phase == "standalone"
+    """The SPOS space: 20 blocks of four operations, 4**20 architectures (Guo et al., 2020, Table 1).
+
+    The choice blocks of the supernet have batch norm without scale and shift, as in the released code; the standalone
+    network has both, and dropout 0.1.
+
+    Args:
+        num_classes: size of the logits.
+        input_size: pixels.
+        in_channels: of the images.
+        phase: `"supernet"` or `"standalone"`.
+        shuffle: see `ShuffleUnit`.
+    """
     return _imagenet(
-        name,
-        (64, 160, 320, 640),
-        (4, 4, 8, 4),
+        "spos",
+        SMALL_WIDTHS,
+        SMALL_DEPTHS,
         stem=16,
         num_classes=num_classes,
         input_size=input_size,
         in_channels=in_channels,
         shuffle=shuffle,
-        affine=final,
-        dropout=0.1 if final else 0.0,
-        block=block,
+        affine=phase == "standalone",
+        dropout=0.1 if phase == "standalone" else 0.0,
     )
 
 
-def spos(**settings: Any) -> Chain:
-    """The SPOS space: 20 blocks of four operations, 4**20 architectures (Guo et al., 2020, Table 1).
-
-    The choice blocks of the supernet carry batch norm without scale and shift, as the released code does; the final
-    network has both, and dropout 0.1.
-
-    Args:
-        settings: num_classes=1000, input_size=224 (pixels), in_channels=3, phase="supernet", shuffle="parity".
-    """
-    return _spos("spos", shuffle_choice, **settings)
-
-
-def spos_channels(**settings: Any) -> Chain:
+def spos_channels(
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    shuffle: str = "parity",
+) -> Chain:
     """The SPOS space with searched channels: per block an operation and a scale, 32**20 architectures.
 
     The decisions of a block are `op`, then `scale`: the main branch has int(scale · half the output channels) channels
-    between its layers, scales 0.2, 0.4 … 1.6. The released code holds one network over these eight scales and no
-    supernet with channels; the paper speaks of ten scales, up to 2.0, and of slices of tensors kept at their widest
-    (Guo et al., 2020, channel number search). Here every operation owns its widest weights and a scale takes their
-    leading channels; batch norm as in `spos`. Settings as in `spos`.
+    between its layers, with scales 0.2, 0.4 … 1.6. The released code contains one network over these eight scales, but
+    no supernet with channels; the paper mentions ten scales, up to 2.0, and slices of tensors stored at their largest
+    width (Guo et al., 2020, channel number search). Here every operation has its own weights at the largest width, and
+    a scale uses their leading channels. Batch norm, dropout and arguments are those of `spos`.
     """
-    return _spos("spos-channels", channel_choice, **settings)
+    return _imagenet(
+        "spos-channels",
+        SMALL_WIDTHS,
+        SMALL_DEPTHS,
+        stem=16,
+        num_classes=num_classes,
+        input_size=input_size,
+        in_channels=in_channels,
+        shuffle=shuffle,
+        affine=phase == "standalone",
+        dropout=0.1 if phase == "standalone" else 0.0,
+        block=channel_choice,
+    )
 
 
-def _detnas(
-    name: str,
-    widths: Sequence[int],
-    depths: Sequence[int],
+def detnas_300m(
     *,
-    stem: int,
     num_classes: int = 1000,
     input_size: int = 224,
     in_channels: int = 3,
@@ -162,35 +175,73 @@ def _detnas(
     shuffle: str = "interleave",
     affine: bool = True,
 ) -> Chain:
+    """The small DetNAS space: 20 blocks of four operations, 4**20 architectures (Chen et al., 2019, Table 1).
+
+    Args:
+        num_classes: size of the logits.
+        input_size: pixels.
+        in_channels: of the images.
+        phase: `"supernet"` or `"standalone"`.
+        shuffle: see `ShuffleUnit`.
+        affine: whether batch norm in the supernet's choice blocks has scale and shift, which the paper does not say.
+    """
     return _imagenet(
-        name,
-        widths,
-        depths,
-        stem=stem,
+        "detnas-300m",
+        SMALL_WIDTHS,
+        SMALL_DEPTHS,
+        stem=16,
         num_classes=num_classes,
         input_size=input_size,
         in_channels=in_channels,
         shuffle=shuffle,
         affine=affine or phase == "standalone",
-        dropout=0.0,
     )
 
 
-def detnas_300m(**settings: Any) -> Chain:
-    """The small DetNAS space: 20 blocks of four operations, 4**20 architectures (Chen et al., 2019, Table 1).
+def detnas_1_3g(
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    shuffle: str = "interleave",
+    affine: bool = True,
+) -> Chain:
+    """The large DetNAS space: 40 blocks of four operations, 4**40 architectures; arguments as in `detnas_300m`."""
+    return _imagenet(
+        "detnas-1.3g",
+        (96, 240, 480, 960),
+        LARGE_DEPTHS,
+        stem=48,
+        num_classes=num_classes,
+        input_size=input_size,
+        in_channels=in_channels,
+        shuffle=shuffle,
+        affine=affine or phase == "standalone",
+    )
 
-    Args:
-        settings: num_classes=1000, input_size=224 (pixels), in_channels=3, phase="supernet", shuffle="interleave", and
-            affine=True: of batch norm in the supernet's choice blocks, which was not published.
+
+def detnas_3_8g(
+    *,
+    num_classes: int = 1000,
+    input_size: int = 224,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    shuffle: str = "interleave",
+    affine: bool = True,
+) -> Chain:
+    """The 1.3G space with stages 1.8 times as wide and a stem of 72 channels; arguments as in `detnas_300m`.
+
+    The paper did not search it: it scaled the winner of the 1.3G space to this size.
     """
-    return _detnas("detnas-300m", (64, 160, 320, 640), (4, 4, 8, 4), stem=16, **settings)
-
-
-def detnas_1_3g(**settings: Any) -> Chain:
-    """The large DetNAS space: 40 blocks of four operations, 4**40 architectures; settings as in `detnas_300m`."""
-    return _detnas("detnas-1.3g", (96, 240, 480, 960), (8, 8, 16, 8), stem=48, **settings)
-
-
-def detnas_3_8g(**settings: Any) -> Chain:
-    """The 1.3G space with stages 1.8 times as wide, the stem set apart; the paper scaled the 1.3G winner to it."""
-    return _detnas("detnas-3.8g", (172, 432, 864, 1728), (8, 8, 16, 8), stem=72, **settings)
+    return _imagenet(
+        "detnas-3.8g",
+        (172, 432, 864, 1728),
+        LARGE_DEPTHS,
+        stem=72,
+        num_classes=num_classes,
+        input_size=input_size,
+        in_channels=in_channels,
+        shuffle=shuffle,
+        affine=affine or phase == "standalone",
+    )

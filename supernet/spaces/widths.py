@@ -17,7 +17,6 @@ from supernet.blocks.plain import ConvBNAct, ConvBNReLU6
 from supernet.chain import Chain, Layout
 from supernet.errors import InputError
 from supernet.space import Arch
-from supernet.spaces.create import Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +251,6 @@ def plain_small_widths(
     num_classes: int = 10,
     input_size: int = 16,
     in_channels: int = 3,
-    phase: Phase = "supernet",
     headroom: float = 2.0,
     affine: bool = True,
     widths: Sequence[int] = (16, 32, 64),
@@ -274,7 +272,6 @@ def resnet_20_widths(
     num_classes: int = 10,
     input_size: int = 32,
     in_channels: int = 3,
-    phase: Phase = "supernet",
     headroom: float = 2.0,
     affine: bool = True,
     widths: Sequence[int] = (16, 32, 64),
@@ -308,7 +305,6 @@ def resnet_50_widths(
     num_classes: int = 1000,
     input_size: int = 224,
     in_channels: int = 3,
-    phase: Phase = "supernet",
     headroom: float = 2.0,
     affine: bool = True,
     base: int = 64,
@@ -352,7 +348,6 @@ def mobilenetv2_widths(
     num_classes: int = 1000,
     input_size: int = 224,
     in_channels: int = 3,
-    phase: Phase = "supernet",
     headroom: float = 2.0,
     affine: bool = True,
     stem: int = 32,

@@ -32,6 +32,25 @@ def lowest(arch: Arch) -> dict[str, Value]:
     return {name: min(str(value) for value in arch.values()) for name in arch}
 
 
+def leaving(arch: Arch) -> dict[str, Value]:
+    """A broken form: its values are not options."""
+    return {"left": "z"}
+
+
+def refusing(arch: Arch) -> dict[str, Value]:
+    """A broken form that raises."""
+    raise InputError("left must be even")
+
+
+calls: list[str] = []
+
+
+def counting(arch: Arch) -> dict[str, Value]:
+    """The identity, which records its calls."""
+    calls.append(arch.key)
+    return dict(arch)
+
+
 def pair() -> SearchSpace:
     return SearchSpace("pair", [Choice("left", ("a", "b", "c")), Choice("right", ("a", "b", "c"))], commute)
 
@@ -420,6 +439,28 @@ def test_a_normal_form_that_leaves_the_fixed_space_is_not_used() -> None:
     assert pair().normal_form(outside) == Arch({"left": "a", "right": "b"})
     assert space.normal_form(outside) == outside
     assert SearchSpace.from_json(space.to_json()).normal_form(outside) == outside
+
+
+@pytest.mark.parametrize("form", [leaving, refusing])
+def test_a_broken_normal_form_is_named(form: Callable[[Arch], dict[str, Value]]) -> None:
+    broken = SearchSpace("pair", pair().choices, form)
+    for space in (broken, broken.fix({"right": "a"}), SearchSpace.from_json(broken.to_json())):
+        with pytest.raises(InputError, match=rf"normal form \S+:{form.__name__} "):
+            space.normal_form(Arch({"left": "b", "right": "a"}))
+
+
+def test_normal_forms_are_computed_once_and_do_not_belong_to_the_space() -> None:
+    space, untouched = (SearchSpace("pair", pair().choices, counting) for _ in range(2))
+    size = len(pickle.dumps(space))
+    calls.clear()
+    for arch in (*space.enumerate(), *space.enumerate()):
+        assert space.normal_form(arch) == arch
+    assert len(calls) == len(set(calls)) == space.size()
+    assert space == untouched
+    assert hash(space) == hash(untouched)
+    assert len(pickle.dumps(space)) == size
+    assert pickle.loads(pickle.dumps(space)).normal_form(next(space.enumerate())) == next(space.enumerate())
+    assert len(calls) == space.size() + 1  # the copy starts without memory
 
 
 def test_a_space_survives_json_and_pickle() -> None:

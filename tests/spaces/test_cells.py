@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from supernet import Arch, SearchSpace, create_supernet
 from supernet.blocks.cells.graph import Block, CellGraph, canonical_graph, cell_space, graph_of, loose_ends
 from supernet.blocks.cells.ops import AMOEBANET_OPS, OPS, cell_op
-from supernet.blocks.cells.plain import BlockCell, DropPath, FactorizedReduction, SamePool2d, set_progress
+from supernet.blocks.cells.plain import BlockCell, DropPath, FactorizedReduction, SamePool2d
 from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.spaces import NETWORKS, builder
-from supernet.spaces.published_cells import CELLS, Cells, arch_of, cell, cells_of, enas_cell, text_of
+from supernet.spaces.published_cells import CELLS, Cells, arch_of, cell, cells_of, enas_cell
 
 
 def space_of(name: str, **settings: Any) -> SearchSpace:
@@ -214,9 +214,9 @@ def test_what_published_cells_hand_on() -> None:
     }
 
 
-def test_text_of_cells() -> None:
+def test_cells_are_read_from_text() -> None:
     written = "sep5(0) + sep3(1); avg3(2) | identity(1)"
-    assert text_of(cell(written)) == written
+    assert cell(written).blocks == (Block(0, 1, "sep5", "sep3", "add"), Block(2, 1, "avg3", "identity", "concat"))
     assert cell(written).outputs == (3,)
     assert cell("sep5(0)+sep3(0)").outputs == (1, 2)  # the input that no block reads too
     assert cell(written, "3 1").outputs == (1, 3)
@@ -475,6 +475,13 @@ def test_an_older_input_of_the_right_width_passes_untouched() -> None:
 
 
 # -- drop path, progress ----------------------------------------------------------------------------------------------
+
+
+def set_progress(network: nn.Module, progress: float) -> None:
+    """Sets how much of the training is over, as the training loop does."""
+    for module in network.modules():
+        if hasattr(module, "set_progress"):
+            module.set_progress(progress)
 
 
 def test_drop_path_falls_on_examples_and_grows_with_the_progress() -> None:

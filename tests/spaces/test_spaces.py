@@ -1,12 +1,17 @@
 """Every space keeps the contract; adding one means adding a line to `CASES`."""
 
+import inspect
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 
 from helpers.toy_spaces import GROUNDS
-from supernet import create_supernet
+from supernet import GENOTYPES, SPACES, create_network, create_supernet, list_networks, list_spaces
 from supernet.chain import Chain
+from supernet.errors import InputError
+from supernet.spaces import NETWORKS, builder
 from supernet.testing import check_space
 
 CASES = {f"ground-{name}": builder for name, builder in GROUNDS.items()} | {
@@ -83,3 +88,55 @@ def test_space_keeps_the_contract_at_its_published_size(case: str) -> None:
 def test_space_keeps_the_contract(case: str) -> None:
     supernet: Chain = CASES[case]()
     check_space(supernet, archs=12 if case.startswith("ground") else ARCHS.get(case, 4))
+
+
+# -- names and settings -----------------------------------------------------------------------------------------------
+
+
+def test_spaces_and_networks_are_listed() -> None:
+    assert list_spaces() == sorted(SPACES)
+    assert list_spaces("detnas-*") == ["detnas-1.3g", "detnas-3.8g", "detnas-300m"]
+    assert list_networks() == sorted([*GENOTYPES, *NETWORKS])
+    assert list_networks("spos*") == ["spos-a", "spos-channels-a"]
+    assert list_spaces("none*") == []
+    code = "import sys, supernet; supernet.list_spaces(), supernet.list_networks(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_builders_spell_out_their_settings(name: str) -> None:
+    parameters = inspect.signature(builder(name)).parameters.values()
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters)
+    assert {"num_classes", "input_size", "in_channels"} <= {p.name for p in parameters}
+
+
+@pytest.mark.parametrize("name", ["detnas-300m", "spos", "nasnet-small", "nasbench-macro", "resnet-20-widths"])
+def test_a_wrong_setting_is_named_with_the_nearest_one(name: str) -> None:
+    with pytest.raises(InputError, match=rf"'{name}' has no setting 'inputsize'; did you mean 'input_size'\?"):
+        create_supernet(name, inputsize=64)
+    with pytest.raises(InputError, match="no setting 'inputsize'"):
+        create_network(name, arch={}, inputsize=64)
+
+
+def with_phase(*, num_classes: int = 10, input_size: int = 16, in_channels: int = 1, phase: str = "supernet") -> Chain:
+    phases.append(phase)
+    return GROUNDS["chain"]()
+
+
+def without_phase(*, num_classes: int = 10, input_size: int = 16, in_channels: int = 1) -> Chain:
+    return GROUNDS["chain"]()
+
+
+def with_anything(**settings: object) -> Chain:
+    phases.append(str(settings["phase"]))
+    return GROUNDS["chain"]()
+
+
+phases: list[str] = []
+
+
+def test_the_phase_is_given_to_builders_that_take_it() -> None:
+    phases.clear()
+    for function in (with_phase, without_phase, with_anything):
+        create_supernet(f"{__name__}:{function.__name__}", phase="standalone")
+    assert phases == ["standalone", "standalone"]

@@ -22,16 +22,6 @@ class Output(NamedTuple):
     aux: Tensor  # (N, classes)
 
 
-def set_progress(network: nn.Module, t: float) -> None:
-    """Tell every part with a schedule (`set_progress` method) how much of the training is over, from 0 to 1."""
-    own = getattr(network, "set_progress", None)
-    if own is not None:
-        own(t)
-        return
-    for child in network.children():
-        set_progress(child, t)
-
-
 class DropPath(nn.Module):
     """Zeroes whole examples in training and scales the others up (scheduled drop path, Zoph et al., 2018).
 
