@@ -46,6 +46,9 @@ class DetectionData:
     calibration images."""
     std: tuple[float, ...] = ()
     """As `mean`; give both or neither."""
+    cache: str = "auto"
+    """Where the decoded images of files are kept, so that later commands start at once: "auto" is beside the run, "off"
+    nowhere, anything else a folder. It has no influence on results."""
     compose: tuple[int, int, int] = (800, 200, 200)
     """Images of "digits" for training, search validation and test."""
     calibration: int = 200

@@ -1,4 +1,4 @@
-"""Images with boxes, in memory or read from disk when they are used."""
+"""A set of images with boxes, in memory or read from disk when they are used."""
 
 import dataclasses
 import hashlib
@@ -15,6 +15,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from detection.data.augment import Resize
 from detection.data.coco import Annotations
+from supernet.data.batches import digest
+from supernet.data.cache import Entry, cache_key, cached
 from supernet.data.decode import UNREADABLE
 from supernet.data.images import Images
 from supernet.errors import InputError
@@ -24,16 +26,16 @@ Pixels = Tensor | list[Tensor]
 """Images of one size, (N, 3, H, W), or of several, (3, h, w) each."""
 
 HASHED = 2**28
-"""Bytes of image files up to which a digest is over their contents; of more over their names and sizes."""
+"""Up to this many bytes of image files, a digest is over their contents; above, over their names and sizes."""
 
 
 @dataclass(frozen=True, eq=False)
 class DetectionSet:
-    """Images with boxes, decoded in memory or read from disk when they are used; in either case resized only then.
+    """Images with boxes, decoded in memory or read from disk when they are used; either way resized only then.
 
     Attributes:
         annotations: names and sizes of the images, boxes, labels and categories.
-        resize: which size images get.
+        resize: the rule for their size as detectors see them.
         mean, std: float32, (3, 1, 1), on the scale 0..1; their device is where batches go.
         root: folder of the image files; None for images that have none.
         pixels: decoded images, uint8, (3, H, W) each as stored; None for images that are read from `root`.
@@ -61,21 +63,21 @@ class DetectionSet:
 
     @property
     def scales(self) -> Tensor:
-        """Pixels as stored per pixel that a detector sees, float64, (N, 2): of x and y."""
+        """Stored pixels per pixel that a detector sees, in x and y, float64, (N, 2)."""
         seen = torch.tensor([self.resize.of(*size) for size in self.annotations.sizes.tolist()])
         return self.annotations.sizes.flip(1).double() / seen.flip(1)
 
     def subset(self, index: Tensor) -> "DetectionSet":
-        """The images at these positions, in this order."""
+        """Returns the images at these positions, in this order."""
         pixels = None if self.pixels is None else tuple(self.pixels[i] for i in index.tolist())
         return dataclasses.replace(self, annotations=self.annotations.subset(index), pixels=pixels)
 
     def to(self, device: torch.device | str) -> "DetectionSet":
-        """The same set, its batches moved to a device."""
+        """Returns the same set with its batches moved to a device."""
         return dataclasses.replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def normalize(self, pixels: Pixels) -> Pixels:
-        """uint8 to float32, zero mean and unit variance per channel, on the set's device."""
+        """Converts uint8 to float32 with zero mean and unit variance per channel, on the set's device."""
         if isinstance(pixels, Tensor):
             return (pixels.to(self.mean.device, non_blocking=True).float() / 255 - self.mean) / self.std
         return [
@@ -83,10 +85,10 @@ class DetectionSet:
         ]
 
     def image(self, index: int) -> Tensor:
-        """One image as stored, uint8, (3, H, W).
+        """Returns one image as stored, uint8, (3, H, W).
 
         Raises:
-            InputError: a file that cannot be read, or of another size than its annotation file says.
+            InputError: the file cannot be read, or its size differs from the one in the annotation file.
         """
         if self.pixels is not None:
             return self.pixels[index]
@@ -101,31 +103,33 @@ class DetectionSet:
         if list(pixels.shape[-2:]) != self.annotations.sizes[index].tolist():
             height, width = self.annotations.sizes[index].tolist()
             raise InputError(
-                f"{what} has {pixels.shape[-1]}×{pixels.shape[-2]} pixels and {width}×{height} by its annotation file: "
-                "its boxes would be wrong; repair either"
+                f"{what} has {pixels.shape[-1]}×{pixels.shape[-2]} pixels, but {width}×{height} in its annotation "
+                "file, so its boxes would be wrong; repair either"
             )
         return pixels
 
     def seen(self, index: int) -> Tensor:
-        """One image as a detector sees it but for the normalisation, uint8, (3, h, w)."""
+        """Returns one image as a detector sees it, but not normalised, uint8, (3, h, w)."""
         return self.resize(self.image(index))
 
     def batches(self, size: int) -> Iterator[tuple[Pixels, Tensor]]:
-        """Normalised images and their positions in this set, int64, (n,), in order."""
+        """Yields normalised images and their positions in this set, int64, (n,), in order."""
         for positions in torch.arange(len(self)).split(size):
             yield self.normalize(gathered([self.seen(i) for i in positions.tolist()])), positions
 
     def images(self) -> Images:
-        """All images in memory as detectors see them, for `SharedWeights`: their labels are positions in this set, by
-        which a `DetectionMetric` finds the boxes. Smaller ones are padded at the right and the bottom, with the mean.
+        """Returns all images in memory as detectors see them, for `SharedWeights`.
+
+        Their labels are positions in this set, by which a `DetectionMetric` finds the boxes. Smaller images are padded
+        at the right and the bottom with the mean.
 
         Raises:
-            InputError: they need more memory than is free; later on, see `image`.
+            InputError: they need more memory than is free, or as `image`.
         """
         seen = [self.resize.of(*size) for size in self.annotations.sizes.unique(dim=0).tolist()]
         height, width = (max(sides) for sides in zip(*seen, strict=True))
         needed, free = len(self) * 3 * height * width, free_memory()
-        if needed > free:
+        if free is not None and needed > free:
             raise InputError(
                 f"{len(self)} images of {width}×{height} need {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB "
                 "are free; lower data.size, or score with fewer images"
@@ -141,12 +145,44 @@ class DetectionSet:
             list(pool.map(fill, range(len(self))))
         return Images(pixels, torch.arange(len(self)), self.mean.cpu(), self.std.cpu()).to(self.mean.device)
 
-    def cached(self, limit: int) -> "DetectionSet":
-        """The same set decoded in memory; itself if that takes more than `limit` bytes. Raises as `image` does."""
+    def decoded(self, limit: int, *, cache: Path | None = None) -> "DetectionSet":
+        """Returns the same set decoded in memory, or the set itself if that takes more than `limit` bytes.
+
+        Args:
+            limit: in bytes.
+            cache: file in which the decoded images are kept; one that holds them already is mapped. None for no cache.
+
+        Raises:
+            InputError: see `image`.
+        """
         if self.pixels is not None or self.decoded_bytes > limit:
             return self
-        with _threads() as pool:
-            return dataclasses.replace(self, pixels=tuple(pool.map(self.image, range(len(self)))))
+        root, names = self.root, self.annotations.names
+        assert root is not None
+
+        def key() -> str:
+            sizes = digest([self.annotations.sizes])
+            files = ((bytes(names[i]), os.path.join(root, self.annotations.name(i))) for i in range(len(self)))
+            return cache_key(os.path.realpath(root), len(self), sizes, files=files)
+
+        def decode() -> Entry:
+            pixels = torch.empty(self.decoded_bytes, dtype=torch.uint8)
+
+            def read(i: int) -> None:
+                views[i].copy_(self.image(i))
+
+            views = self._views(pixels)
+            with _threads() as pool:
+                list(pool.map(read, range(len(self))))
+            return Entry({"pixels": pixels})
+
+        return dataclasses.replace(self, pixels=self._views(cached(cache, key, decode).tensors["pixels"]))
+
+    def _views(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Returns each image, (3, H, W), as a view of the bytes of all images."""
+        sizes = self.annotations.sizes.tolist()
+        parts = pixels.split([3 * height * width for height, width in sizes])
+        return tuple(part.view(3, *size) for part, size in zip(parts, sizes, strict=True))
 
     @property
     def decoded_bytes(self) -> int:
@@ -155,11 +191,11 @@ class DetectionSet:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the images in memory."""
+        """Bytes of the decoded images that are in memory."""
         return 0 if self.pixels is None else self.decoded_bytes
 
     def identity(self) -> str:
-        """Digest of annotations and images; of many files by their names and sizes (`HASHED`)."""
+        """Returns a digest of annotations and images; for large sets of names and sizes instead (`HASHED`)."""
         sha = hashlib.sha256(self.annotations.identity().encode())
         paths = [] if self.root is None else [self.root / self.annotations.name(i) for i in range(len(self))]
         sizes = [os.path.getsize(path) for path in paths]
@@ -179,5 +215,5 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def gathered(images: Sequence[Tensor]) -> Pixels:
-    """Images, (3, h, w) each, as one tensor if they are of one size."""
+    """Returns images, (3, h, w) each, as one tensor if they have the same size."""
     return torch.stack(list(images)) if len({image.shape for image in images}) == 1 else list(images)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,12 @@ from torch import Tensor
 from detection.config import DetectionData
 from detection.data import digits
 from detection.data.augment import Resize
-from detection.data.batches import _generator
 from detection.data.coco import Annotations, read_annotations
 from detection.data.images import DetectionSet
 from supernet.config import DataSummary
+from supernet.data.cache import cache_file, cache_folder
+from supernet.data.steps import torch_generator
 from supernet.errors import InputError
-
-# -- loading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class DetectionSplits:
 
     Attributes:
         train: for gradients.
-        calibration: for batch-norm statistics before an evaluation, not varied.
+        calibration: recalibrates batch norm before an evaluation; not augmented.
         validation: for scores during a search.
         test: for the final report.
         digest: 16 hex digits over annotations and images of all parts; see `DetectionSet.identity`.
@@ -63,21 +63,22 @@ class DetectionSplits:
         )
 
     def to(self, device: torch.device | str) -> "DetectionSplits":
-        """The same splits, their batches moved to a device."""
+        """Returns the same splits with their batches moved to a device."""
         parts = {part: getattr(self, part).to(device) for part in ("train", "calibration", "validation", "test")}
         return dataclasses.replace(self, **parts)
 
 
 def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits:
-    """Read and split a data set; what fits into `config.memory` is decoded.
+    """Reads and splits a data set; images that fit into `config.memory` are decoded.
 
     Args:
         config: source, sizes and splits.
-        cache: folder for decoded images, or None; not used yet, since detectors read most images from disk anyway.
+        cache: folder in which the decoded images of files are kept for later calls, such as the folder of a run; None
+            for no cache. `config.cache` may name another folder or turn it off.
 
     Raises:
-        InputError: a setting out of range, an annotation file or an image that is not there or makes no sense, or a
-            split without images or boxes.
+        InputError: a setting out of range, an annotation file or an image that is missing or invalid, or a split
+            without images or boxes.
     """
     _check(config)
     if config.source == "digits":
@@ -86,14 +87,17 @@ def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits
         return _splits(
             config, *(_set(config, _composed(part, name), pixels=tuple(part.pixels)) for name, part in named)
         )
-    train = _read(config, config.source, config.images, config.memory)
+    where = cache_folder(config.cache, cache)
+    train = _read(config, config.source, config.images, room=config.memory, cache=where)
     room = config.memory - train.held_bytes
     validation = test = None
     if config.validation_source:
-        validation = _read(config, config.validation_source, config.validation_images or config.images, room, train)
+        folder = config.validation_images or config.images
+        validation = _read(config, config.validation_source, folder, room=room, cache=where, like=train)
         room -= validation.held_bytes
     if config.test_source:
-        test = _read(config, config.test_source, config.test_images or config.images, room, train)
+        folder = config.test_images or config.images
+        test = _read(config, config.test_source, folder, room=room, cache=where, like=train)
     return split(config, train, validation, test)
 
 
@@ -125,10 +129,14 @@ def _set(config: DetectionData, annotations: Annotations, **where: Any) -> Detec
     return DetectionSet(annotations, Resize(config.size, config.longest), mean, std, **where)
 
 
-def _read(config: DetectionData, source: str, folder: str, room: int, like: DetectionSet | None = None) -> DetectionSet:
-    known = None if like is None else like.annotations
-    annotations = read_annotations(Path(source), Path(folder), min_side=config.min_side, like=known)
-    return _set(config, annotations, root=Path(folder)).cached(room)
+def _read(
+    config: DetectionData, source: str, folder: str, *, room: int, cache: Path | None, like: DetectionSet | None = None
+) -> DetectionSet:
+    """Returns the set of an annotation file, decoded if it takes at most `room` bytes, with the labels of `like`."""
+    training = None if like is None else like.annotations
+    annotations = read_annotations(Path(source), Path(folder), min_side=config.min_side, like=training)
+    path = None if cache is None else cache_file(cache, os.path.realpath(source), os.path.realpath(folder))
+    return _set(config, annotations, root=Path(folder)).decoded(room, cache=path)
 
 
 def _composed(part: digits.Composed, name: str) -> Annotations:
@@ -138,26 +146,23 @@ def _composed(part: digits.Composed, name: str) -> Annotations:
     return Annotations.of(names, ids, sizes, part.boxes, part.labels, classes=digits.CLASSES)
 
 
-# -- splitting --------------------------------------------------------------------------------------------------------
-
-
 def split(
     config: DetectionData,
     images: DetectionSet,
     validation: DetectionSet | None = None,
     test: DetectionSet | None = None,
 ) -> DetectionSplits:
-    """Splits by seed of a set, for every source.
+    """Splits a set by seed, whatever its source.
 
     Args:
         config: `seed`, `calibration`, and the shares of `validation` and `test`.
-        images: what is split.
-        validation, test: splits of their own; otherwise they are held out of the images.
+        images: the set to split.
+        validation, test: the source's own splits; without them a share of the images is held out.
 
     Raises:
         InputError: a split without images, or without boxes other than crowds.
     """
-    order = torch.randperm(len(images), generator=_generator(config.seed, "split"))
+    order = torch.randperm(len(images), generator=torch_generator(config.seed, "split"))
     n_test = 0 if test is not None else round(config.test * len(order))
     n_validation = 0 if validation is not None else round(config.validation * (len(order) - n_test))
     parts = [images.subset(index) for index in order.tensor_split([n_test, n_test + n_validation])]
@@ -178,7 +183,7 @@ def _splits(
     missing = sorted(set.union(*present[1:]) - present[0])
     if missing:
         shown = ", ".join(repr(train.classes[label - 1]) for label in missing[:5])
-        warnings.warn(f"no training image shows {len(missing)} of the classes held out: {shown}", stacklevel=3)
+        warnings.warn(f"no training image shows {len(missing)} classes of the held-out images: {shown}", stacklevel=3)
     calibration = train.subset(torch.arange(min(config.calibration, len(train))))
     mean, std = (calibration.mean, calibration.std) if config.mean else _statistics(calibration)
     parts = {"train": train, "calibration": calibration, "validation": validation, "test": test}
@@ -188,7 +193,7 @@ def _splits(
 
 
 def _statistics(part: DetectionSet) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel, (3, 1, 1), of images as detectors see them: counted by levels, without a copy."""
+    """Returns mean and standard deviation per channel, (3, 1, 1), of the resized images, from 256-level histograms."""
     counts = torch.zeros(3, 256, dtype=torch.float64)
     for index in range(len(part)):
         for channel, values in enumerate(part.seen(index)):

@@ -1,8 +1,8 @@
 """Labelled images: where they come from, how they are split, and the batches that training and scoring read.
 
-One module per source (`embedded`, `folder`, `timm`), and `load` picks one by name. Images are decoded once to uint8 or
-streamed. It imports torch, torchvision, `supernet.config` and ground modules of `supernet`, and nothing that knows a
-network.
+There is one module per source (`embedded`, `cifar`, `folder`, `timm`, `function`), and `load` picks one by name. Images
+are decoded once to uint8, and kept in a file for later commands (`cache`), or they are streamed. The package imports
+torch, torchvision, `supernet.config` and the ground modules of `supernet`, and nothing that knows a network.
 """
 
 from supernet.data.images import Batch, Images, Splits

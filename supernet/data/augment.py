@@ -1,4 +1,4 @@
-"""Random variation of training images, a batch at a time and on its device, and mixing of pairs through timm."""
+"""Random augmentation of training images, one batch at a time on its device, and mixing of pairs through timm."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def check_augment(config: Augment, size: int) -> None:
-    """Whether the settings have a meaning for images of `size` pixels.
+    """Checks that the settings are valid for images of `size` pixels.
 
     Raises:
         InputError: a value outside its range.
@@ -33,13 +33,13 @@ def check_augment(config: Augment, size: int) -> None:
 
 
 def augment(pixels: Tensor, config: Augment, *, generator: torch.Generator, rank: int = 0, world: int = 1) -> Tensor:
-    """Flip, translate, crop and colour each image on its own; mixing is `mix`.
+    """Flips, translates, crops and recolours each image independently; pairs are mixed by `mix`.
 
     Args:
-        pixels: uint8, (N, C, H, W); of several processes the images `rank`, `rank + world`, … of a joint batch.
-        config: which variations, and how strong.
-        generator: of all draws, on the CPU. They are made for the joint batch of `N * world` images, so that an image
-            is varied the same way whatever the number of processes.
+        pixels: uint8, (N, C, H, W); with several processes, the images `rank`, `rank + world`, … of a joint batch.
+        config: the augmentations and their strength.
+        generator: source of all draws, on the CPU. They are made for the joint batch of `N * world` images, so that an
+            image is varied the same way whatever the number of processes.
 
     Returns:
         uint8, (N, C, H, W), on the device of `pixels`.
@@ -68,13 +68,13 @@ def augment(pixels: Tensor, config: Augment, *, generator: torch.Generator, rank
 
 
 def crop_boxes(n: int, size: tuple[int, int], *, scale: float, generator: torch.Generator) -> Tensor:
-    """Boxes of random resized crops, distributed as torchvision's RandomResizedCrop draws them.
+    """Draws the boxes of random resized crops, distributed as in torchvision's RandomResizedCrop.
 
     Args:
-        n: how many.
+        n: number of boxes.
         size: height and width of the images in pixels.
-        scale: smallest share of the area; the largest is 1, the aspect ratio from 3/4 to 4/3.
-        generator: of the draws, on the CPU.
+        scale: smallest share of the area; the largest is 1. Aspect ratios are from 3/4 to 4/3.
+        generator: source of the draws, on the CPU.
 
     Returns:
         int64, (n, 4): top, left, height, width.
@@ -88,7 +88,7 @@ def crop_boxes(n: int, size: tuple[int, int], *, scale: float, generator: torch.
     box = tries[torch.arange(n), fits.int().argmax(1)]  # the first that fits
     whole = torch.tensor([min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))])
     none = ~fits.any(1)
-    box[none] = whole  # none in ten: the largest box of an allowed ratio, at the centre
+    box[none] = whole  # none of ten tries fits: the largest box of an allowed ratio, at the centre
     room = torch.tensor(size) - box
     corner = (torch.rand(n, 2, generator=generator) * (room + 1)).long().minimum(room)
     corner[none] = room[none] // 2
@@ -96,7 +96,7 @@ def crop_boxes(n: int, size: tuple[int, int], *, scale: float, generator: torch.
 
 
 def resized_crop(pixels: Tensor, boxes: Tensor) -> Tensor:
-    """Cut a box out of each image and stretch it bilinearly to the image's size.
+    """Crops a box from each image and resizes it bilinearly to the image's size.
 
     Args:
         pixels: uint8, (N, C, H, W).
@@ -113,21 +113,21 @@ def resized_crop(pixels: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _samples(start: Tensor, length: Tensor, *, size: int) -> Tensor:
-    """Where to read along one side, (N, size), for grid_sample: -1 is the first pixel's centre and 1 the last one's."""
+    """Returns grid_sample's positions along one side, (N, size): -1 and 1 are the centres of the outer pixels."""
     at = (torch.arange(size, device=start.device) + 0.5) * (length / size).view(-1, 1) - 0.5
-    # Beyond the box's own border nothing is read: torchvision crops first and resizes then.
+    # No pixels outside the box are read, since torchvision crops before it resizes.
     at = at.clamp_min(0).minimum((length - 1).view(-1, 1)) + start.view(-1, 1)
     return 2 * at / max(size - 1, 1) - 1
 
 
 def adjust_colors(pixels: Tensor, factors: Tensor, *, order: Tensor) -> Tensor:
-    """Brightness, contrast and saturation of each image, in torchvision's definitions and its rounding.
+    """Changes brightness, contrast and saturation of each image with torchvision's definitions and rounding.
 
-    Each of them draws an image away from another one: from black, from its mean gray, from its gray version.
+    Each blends an image with a reference: with black, with its mean gray, with its gray version.
 
     Args:
-        pixels: uint8, (N, C, H, W); with another number of channels than 3 images are gray and saturation does nothing.
-        factors: float, (N, 3): of brightness, contrast and saturation; 1 changes nothing.
+        pixels: uint8, (N, C, H, W); unless C is 3, images count as gray and saturation does nothing.
+        factors: float, (N, 3): brightness, contrast and saturation; 1 changes nothing.
         order: int64, (N, 3): which of the three (0, 1, 2) comes first, second and third.
     """
     n, c, _, _ = pixels.shape
@@ -135,11 +135,11 @@ def adjust_colors(pixels: Tensor, factors: Tensor, *, order: Tensor) -> Tensor:
     for step in order.unbind(1):
         kind = step.view(n, 1, 1, 1)
         gray = _gray(image)  # (N, 1, H, W), or all channels of a gray image
-        # Summed as integers: the mean must not depend on how many images share the batch.
+        # Summed as integers, since the mean must not depend on how many images share the batch.
         mean = (gray.long().sum((1, 2, 3), keepdim=True) / gray[0].numel()).float()
-        other = torch.where(kind == 0, 0.0, torch.where(kind == 1, mean, gray))
+        reference = torch.where(kind == 0, 0.0, torch.where(kind == 1, mean, gray))
         factor = factors.gather(1, step.view(n, 1)).view(n, 1, 1, 1)
-        changed = (image * factor + other * (1 - factor)).clamp(0, 255).floor()
+        changed = (image * factor + reference * (1 - factor)).clamp(0, 255).floor()
         image = torch.where(kind == 2, image, changed) if c != 3 else changed
     return image.to(pixels.dtype)
 
@@ -155,21 +155,21 @@ def _gray(image: Tensor) -> Tensor:
 def mix(
     images: Tensor, labels: Tensor, config: Augment, *, classes: int, smoothing: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or cutmix of a batch with its own reverse, through timm; without both only the targets are made soft.
+    """Mixes a batch with its own reverse by mixup or cutmix, through timm; without both, only smooths the targets.
 
     Args:
-        images: float, (N, C, H, W), normalised; left as they are.
+        images: float, (N, C, H, W), normalised; not modified.
         labels: int64, (N,).
-        config: alphas; with both above zero the seed decides for one of them.
+        config: the alphas; if both are above zero, the seed chooses one of the two.
         classes: number of classes.
         smoothing: label smoothing, 0 to 1.
-        seed: of the draws. The global generators are as before afterwards.
+        seed: of the draws. The global generators are restored afterwards.
 
     Returns:
         images of the same shape, and float targets, (N, classes), whose rows sum to 1.
 
     Raises:
-        InputError: an odd number of images, which timm cannot pair.
+        InputError: the number of images is odd, and timm cannot pair them.
     """
     from timm.data import mixup
 
@@ -185,7 +185,7 @@ def mix(
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The global CPU generators of Python, numpy and torch start from `seed` inside and go on as before afterwards."""
+    """Seeds the global CPU generators of Python, numpy and torch, and restores their states afterwards."""
     import numpy
 
     before = random.getstate(), numpy.random.get_state(), torch.get_rng_state()  # noqa: NPY002

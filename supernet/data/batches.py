@@ -1,4 +1,4 @@
-"""Image sets as evaluators read them: batches by number, and what tells one set from another."""
+"""Image sets as evaluators read them: batches by number, and digests that identify a set."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -13,10 +13,10 @@ Self = TypeVar("Self", bound="ImageSet")
 
 
 class ImageSet(Protocol):
-    """What can be scored on: `Images`, or a set that is larger than memory and reads a batch when it is asked for.
+    """A set of images to score on: `Images`, or a set larger than memory that reads each batch when it is asked for.
 
-    A set that is not `Images` has a method `identity()`, a digest of its images and of what is to be found in them, and
-    if it resizes them an attribute `resize` whose `repr` says how. Labels of its images are their positions.
+    A set that is not `Images` has a method `identity()`, a digest of its images and annotations, and if it resizes them
+    an attribute `resize` whose `repr` says how. The labels of its images are their positions.
     """
 
     @property
@@ -30,17 +30,17 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def to(self: Self, device: torch.device | str) -> Self:
-        """The same set, its batches on a device."""
+        """Returns the same set with its batches on a device."""
 
     def subset(self: Self, index: Tensor) -> Self:
-        """The images at these positions, in this order."""
+        """Returns the images at these positions, in this order."""
 
     def batches(self, size: int) -> Iterator[tuple[Any, Tensor]]:
-        """Normalised images and their labels, in order."""
+        """Yields normalised images and their labels, in order."""
 
 
 class Batches:
-    """The first batches of a set, each made when it is asked for: normalised images as the set returns them.
+    """The first batches of a set, each read when it is asked for; normalised images as the set returns them.
 
     Args:
         images: the set.
@@ -58,18 +58,18 @@ class Batches:
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Any:
-        """One batch."""
+        """Returns the images of one batch."""
         positions = self._positions[number]
         return next(iter(self._images.subset(positions).batches(len(positions))))[0]
 
     def labels(self, number: int) -> Tensor:
-        """The labels of one batch, int64, (n,): of images that are not in memory, their positions in the set."""
+        """Returns the labels of one batch, int64, (n,); for a set that is not `Images`, the positions of its images."""
         positions = self._positions[number]
         return self._images.labels[positions] if isinstance(self._images, Images) else positions
 
 
 def identity(*sets: ImageSet) -> str:
-    """16 hex digits over all that scores on these sets depend on."""
+    """Returns 16 hex digits over everything in these sets that scores depend on."""
     sha = hashlib.sha256()
     for part in sets:
         if isinstance(part, Images):
@@ -81,7 +81,7 @@ def identity(*sets: ImageSet) -> str:
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """16 hex digits of SHA-256 over the contents."""
+    """Returns 16 hex digits of SHA-256 over the contents."""
     sha = hashlib.sha256()
     _update(sha, tensors)
     return sha.hexdigest()[:16]

@@ -1,10 +1,11 @@
-"""Images as uint8 tensors: what a source of images offers, and how its images are decoded."""
+"""Sources of image files, and how their images are decoded into uint8 tensors of one size."""
 
 import struct
 import warnings
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,12 +17,13 @@ from supernet.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 """What Pillow raises for damaged files; it has no class of its own for them."""
 
 Labelled = tuple[Tensor, Tensor]
+"""Pixels, uint8, (N, C, H, W), and labels, int64, (N,)."""
 Problem = tuple[str, str]
+"""Name of an image that cannot be read, and the reason."""
 
 
 class Source(Protocol):
@@ -51,7 +53,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What a message calls this image."""
+        """The name of this image in messages."""
         ...
 
     def identity(self, index: Tensor) -> str:
@@ -59,11 +61,26 @@ class Source(Protocol):
         ...
 
 
-# -- decoding ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Decoded:
+    """Images of a source in memory.
+
+    Attributes:
+        pixels: those that could be read, uint8, (M, 3, size, size).
+        readable: which of the requested images these are, bool, (N,).
+        problems: name and reason of each of the others.
+    """
+
+    pixels: Tensor
+    readable: Tensor
+    problems: list[Problem]
 
 
 def fit(image: "Image.Image", size: int) -> Tensor:
-    """An RGB image as uint8, (3, size, size): its shorter side resized to fit, then cropped at the centre."""
+    """Returns an RGB image as uint8, (3, size, size): its shorter side resized to fit, then cropped at the centre.
+
+    A change of the result must raise `supernet.data.cache.FORMAT`.
+    """
     from torchvision.transforms.v2 import functional as transforms
 
     pixels: Tensor = transforms.pil_to_tensor(image)
@@ -73,7 +90,7 @@ def fit(image: "Image.Image", size: int) -> Tensor:
 
 
 def decode(source: Source, index: Tensor, config: Data) -> Labelled:
-    """Read images into memory, in the given order.
+    """Reads images into memory, in the given order.
 
     Args:
         source: of the images.
@@ -86,6 +103,14 @@ def decode(source: Source, index: Tensor, config: Data) -> Labelled:
     Raises:
         InputError: images that cannot be read; it counts all of them and names the first.
     """
+    decoded = read_images(source, index, config)
+    if decoded.problems:
+        report_unreadable(decoded.problems, skip=True)
+    return decoded.pixels, source.labels[index][decoded.readable]
+
+
+def read_images(source: Source, index: Tensor, config: Data) -> Decoded:
+    """Reads images as `decode` does, and leaves the warning about those that are left out to the caller."""
     pixels = torch.empty(len(index), 3, config.size, config.size, dtype=torch.uint8)
     readable = torch.ones(len(index), dtype=torch.bool)
     positions = index.tolist()
@@ -101,28 +126,28 @@ def decode(source: Source, index: Tensor, config: Data) -> Labelled:
         return problems
 
     with ThreadPoolExecutor(source.threads) as pool:
-        problems = [one for some in pool.map(read, range(0, len(positions), 64)) for one in some]
-    labels = source.labels[index]
-    if not problems:
-        return pixels, labels
-    report_unreadable(problems, skip=config.skip_unreadable)
-    return pixels[readable], labels[readable]
+        chunks = list(pool.map(read, range(0, len(positions), 64)))
+    problems = [problem for chunk in chunks for problem in chunk]
+    if problems and not config.skip_unreadable:
+        report_unreadable(problems, skip=False)
+    return Decoded(pixels[readable] if problems else pixels, readable, problems)
 
 
 def problem(source: Source, index: int, error: Exception) -> Problem:
-    """Name of an image that cannot be read, and why."""
+    """Returns the name of an image that cannot be read, and the reason."""
     name = source.name(index)
     return name, str(error).replace(f" {name!r}", "")  # Pillow names the file again
 
 
 def report_unreadable(problems: Sequence[Problem], *, skip: bool) -> None:
-    """Warn of images that cannot be read, or raise `InputError`; either names the first and counts all."""
-    shown = ", ".join(f"{name} ({why})" for name, why in problems[:5])
+    """Warns of images that cannot be read, or raises `InputError`; either counts all and names the first."""
+    shown = ", ".join(f"{name} ({reason})" for name, reason in problems[:5])
     shown += f" and {len(problems) - 5} more" if len(problems) > 5 else ""
     if skip:
-        warnings.warn(f"left out what cannot be read, {len(problems)} images: {shown}", stacklevel=3)
+        warnings.warn(f"{len(problems)} images cannot be read and are left out: {shown}", stacklevel=3)
         return
-    what = f"{len(problems)} images cannot be read: {shown}"
     if len(problems) == 1:
-        what = f"the image {problems[0][0]} cannot be read ({problems[0][1]})"
-    raise InputError(f"{what}; repair or remove what is damaged, or leave it out with --data.skip-unreadable")
+        text = f"the image {problems[0][0]} cannot be read ({problems[0][1]})"
+    else:
+        text = f"{len(problems)} images cannot be read: {shown}"
+    raise InputError(f"{text}; repair or remove what is damaged, or set data.skip_unreadable=True to leave it out")

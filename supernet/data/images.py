@@ -37,19 +37,19 @@ class Images:
         return True
 
     def subset(self, index: Tensor) -> "Images":
-        """The images at these positions, in this order."""
+        """Returns the images at these positions, in this order."""
         return Images(self.pixels[index], self.labels[index], self.mean, self.std)
 
     def to(self, device: torch.device | str) -> "Images":
-        """The same set in the memory of a device."""
+        """Returns the same set in the memory of a device."""
         return Images(*(tensor.to(device) for tensor in (self.pixels, self.labels, self.mean, self.std)))
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) to float32, zero mean and unit variance per channel."""
+        """Converts uint8, (N, C, H, W), to float32 with zero mean and unit variance per channel."""
         return (pixels.float() / 255 - self.mean) / self.std
 
     def batches(self, size: int, *, drop_last: bool = False) -> Iterator[Batch]:
-        """Normalised `(images, labels)` in order; with `drop_last` all of the same size."""
+        """Yields normalised `(images, labels)` in order; with `drop_last`, batches of `size` images only."""
         stop = len(self) - len(self) % size if drop_last and len(self) >= size else len(self)
         for start in range(0, stop, size):
             end = min(start + size, stop)
@@ -62,12 +62,12 @@ class Splits:
 
     Attributes:
         train: for gradients; in memory, or streamed from disk.
-        calibration: for batch-norm statistics before an evaluation, not augmented.
+        calibration: recalibrates batch norm before an evaluation; not augmented.
         validation: for scores during a search.
         test: for the final report.
         classes: names in the order of labels.
-        digest: 16 hex digits over pixels and labels of all parts; of a stream over the names and sizes of its files, or
-            what else tells it from others without reading it.
+        digest: 16 hex digits over pixels and labels of all parts; for a stream, over the names and sizes of its files,
+            or the reader's name, split and length.
     """
 
     train: Images | Stream
@@ -107,6 +107,6 @@ class Splits:
         return self.summary().preprocess()
 
     def to(self, device: torch.device | str) -> "Splits":
-        """The same splits in the memory of a device; a stream's batches are moved to it one by one."""
+        """Returns the same splits in the memory of a device; a stream's batches are moved to it one by one."""
         parts = {part: getattr(self, part).to(device) for part in ("train", "calibration", "validation", "test")}
         return dataclasses.replace(self, **parts)

@@ -1,34 +1,34 @@
-"""Splits by seed of images in memory."""
+"""Splits a data set by seed, in memory or with the training images left on disk."""
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from supernet.config import Data
-from supernet.data.decode import Labelled
-from supernet.data.images import Batch, Images, Splits
-from supernet.data.training import _generator
+from supernet.data.decode import Labelled, Source, decode
+from supernet.data.images import Images, Splits
+from supernet.data.steps import torch_generator
+from supernet.data.stream import Stream
 from supernet.errors import InputError
+from supernet.memory import check_memory
 
-COUNTED = 2**28
-"""Values from which on statistics are taken by counting levels: a float32 copy of larger sets could exhaust memory."""
-
-
-# -- splitting --------------------------------------------------------------------------------------------------------
+HISTOGRAM_FROM = 2**28
+"""Above this many values, mean and deviation come from a 256-level histogram, since a float32 copy might not fit."""
 
 
 def split(
     config: Data, pixels: Tensor, labels: Tensor, classes: tuple[str, ...], test: Labelled | None = None
 ) -> Splits:
-    """Splits by seed of images in memory, for every source and for functions of one's own.
+    """Splits images in memory by seed, for every source and for a user's own function.
 
     Args:
         config: `seed`, and the shares of `validation` and `test`.
         pixels: uint8, (N, C, H, W), square.
         labels: int64, (N,), from 0.
         classes: names in the order of labels.
-        test: pixels and labels of a test split of its own; otherwise it is held out of the images.
+        test: pixels and labels of the source's own test split; without it a share of the images is held out.
 
     Raises:
         InputError: images and labels that do not fit together, an empty split, or a class that `train` lacks and
@@ -57,33 +57,142 @@ def split(
     sha = hashlib.sha256()
     for part in parts.values():
         for tensor in (part.pixels, part.labels):
-            sha.update(tensor.contiguous().numpy().data)  # the buffer itself: a copy could exhaust the memory
+            sha.update(tensor.contiguous().numpy().data)  # the buffer itself, since a copy might not fit in memory
     return Splits(**parts, classes=classes, digest=sha.hexdigest()[:16])
+
+
+def split_streamed(
+    config: Data, train: Source, validation: Source | None, test: Source | None, *, fresh: Source | None = None
+) -> Splits:
+    """Splits a source by seed; its training images stay on disk, and those of the other splits are decoded.
+
+    Args:
+        config: `seed`, sizes and shares of the splits, and how images are read.
+        train: what is split.
+        validation, test: the source's own splits; without them shares of `train` are held out.
+        fresh: another reader of the same images for the training workers, where `train` keeps files open.
+
+    Raises:
+        InputError: as `split`, unreadable images, or more images than fit in memory.
+    """
+    index = _split_index(
+        config, train.labels, train.classes, *(None if part is None else part.labels for part in (test, validation))
+    )
+    parts: dict[str, tuple[Source, Tensor]] = {
+        "calibration": (train, index["train"][: config.calibration]),
+        "validation": (train, index["validation"]),
+        "test": (train, index["test"]),
+    }
+    for name, source in (("validation", validation), ("test", test)):
+        if source is not None:
+            parts[name] = (source, torch.arange(len(source)))
+    images = sum(len(positions) for _, positions in parts.values())
+    check_memory(images, config.size, remedy="lower data.validation, data.test, data.calibration or data.size")
+    sha = hashlib.sha256(f"{config.size} {train.identity(index['train'])}".encode())
+    decoded = {}
+    for name, (source, positions) in parts.items():
+        sha.update(source.identity(positions).encode())
+        decoded[name] = decode(source, positions, config)
+    return assemble_stream(
+        config,
+        fresh or train,
+        decoded,
+        train.classes,
+        digest=sha.hexdigest()[:16],
+        length=len(index["train"]),
+        index=index["train"],
+    )
+
+
+def assemble_stream(
+    config: Data,
+    source: Any,
+    decoded: dict[str, Labelled],
+    classes: tuple[str, ...],
+    *,
+    digest: str,
+    length: int,
+    index: Tensor | None = None,
+) -> Splits:
+    """Returns the splits of streamed training images, normalised as ImageNet.
+
+    Args:
+        config: how the stream is read.
+        source: the `source` of a `Stream`.
+        decoded: pixels and labels of "calibration", "validation" and "test".
+        classes: names in the order of labels.
+        digest: see `Splits`.
+        length: training images of an epoch.
+        index: their positions in the source; all if None.
+    """
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    stream = Stream(
+        source,
+        length,
+        config.size,
+        len(classes),
+        mean,
+        std,
+        index=index,
+        workers=config.workers,
+        skip_unreadable=config.skip_unreadable,
+    )
+    parts = {name: Images(*part, mean, std) for name, part in decoded.items()}
+    return Splits(stream, **parts, classes=classes, digest=digest)
+
+
+def relabel(source: Source, classes: tuple[str, ...], *, where: tuple[str, str]) -> Tensor:
+    """Returns the labels of a held-out source in the order of the training classes, int64, (N,).
+
+    Args:
+        source: the held-out images.
+        classes: names of the training classes.
+        where: names of both sources in the message.
+
+    Raises:
+        InputError: a class that the training images lack.
+    """
+    unknown = sorted(set(source.classes) - set(classes))
+    if unknown:
+        raise InputError(f"{where[0]} has the class {unknown[0]!r}, which {where[1]} lacks; the classes must agree")
+    return torch.tensor([classes.index(name) for name in source.classes])[source.labels]
 
 
 def _split_index(
     config: Data, labels: Tensor, classes: tuple[str, ...], test: Tensor | None, validation: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Positions in the training images per split, by seed; none are held out for a split with labels of its own."""
+    """Returns the positions in the training images of each split, int64, drawn by seed.
+
+    Args:
+        config: `seed`, and the shares of `validation` and `test`.
+        labels: int64, (N,), of the training images.
+        classes: names in the order of labels.
+        test, validation: labels of a split that the source has already; nothing is held out for it.
+
+    Raises:
+        InputError: an empty split, or a class that `train` lacks and another split has.
+    """
     for name, share in (("validation", config.validation), ("test", config.test)):
         if not 0 <= share < 1:
             raise InputError(f"data.{name}={share} is a share of the images, at least 0 and less than 1")
-    order = torch.randperm(len(labels), generator=_generator(config.seed, "split"))
+    order = torch.randperm(len(labels), generator=torch_generator(config.seed, "split"))
     n_test = 0 if test is not None else round(config.test * len(order))
     n_validation = 0 if validation is not None else round(config.validation * (len(order) - n_test))
     index = dict(zip(("test", "validation", "train"), order.tensor_split([n_test, n_test + n_validation]), strict=True))
-    held = {
+    held_out = {
         "validation": labels[index["validation"]] if validation is None else validation,
         "test": labels[index["test"]] if test is None else test,
     }
-    if min(len(index["train"]), *map(len, held.values())) == 0:
+    if min(len(index["train"]), *map(len, held_out.values())) == 0:
         raise InputError(
             f"{config.source!r} has {len(labels)} images: too few for validation={config.validation} and "
             f"test={config.test}; every split needs at least one"
         )
-    known = set(labels[index["train"]].tolist())
-    for name, numbers in held.items():
-        missing = sorted(set(numbers.tolist()) - known)
+    trained = set(labels[index["train"]].tolist())
+    for name, numbers in held_out.items():
+        missing = sorted(set(numbers.tolist()) - trained)
         if missing:
             raise InputError(
                 f"the {name} split has images of the class {classes[missing[0]]!r} and the training split has none: "
@@ -92,18 +201,18 @@ def _split_index(
     return index
 
 
-def _statistics(pixels: Tensor, index: Tensor) -> Batch:
-    """Mean and deviation per channel, (C, 1, 1), on the scale 0..1."""
+def _statistics(pixels: Tensor, index: Tensor, *, histogram_from: int = HISTOGRAM_FROM) -> tuple[Tensor, Tensor]:
+    """Returns the mean and standard deviation per channel, float32, (C, 1, 1), on the scale 0..1."""
     channels = pixels.shape[1]
-    if len(index) * pixels[0].numel() <= COUNTED:
+    if len(index) * pixels[0].numel() <= histogram_from:
         scaled = pixels[index].float().div_(255)
         mean, std = scaled.mean(dim=(0, 2, 3)), scaled.std(dim=(0, 2, 3))
     else:
         levels = torch.arange(256, dtype=torch.float64) / 255
         counts = torch.zeros(channels, 256, dtype=torch.float64)
-        for some in index.split(4096):
+        for chunk in index.split(4096):
             for channel in range(channels):
-                counts[channel] += torch.bincount(pixels[some, channel].flatten(), minlength=256)
+                counts[channel] += torch.bincount(pixels[chunk, channel].flatten(), minlength=256)
         total = counts.sum(1, keepdim=True)
         center = (counts * levels).sum(1, keepdim=True) / total
         deviation = ((counts * (levels - center) ** 2).sum(1) / (total[:, 0] - 1)).sqrt()

@@ -1,18 +1,19 @@
-"""Training images that are read from disk while training: decoded and varied in worker processes."""
+"""Training images read from disk while training, decoded and varied in worker processes."""
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from supernet.config import Augment
 from supernet.data.augment import augment as vary
 from supernet.data.augment import crop_boxes
 from supernet.data.decode import UNREADABLE, Problem, Source, fit, problem, report_unreadable
+from supernet.data.steps import Step, StepDataset, torch_generator, worker_loader
 from supernet.errors import InputError
 from supernet.seeding import derive_seed
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 
 Piece = tuple[Tensor, Tensor, list[Problem]]
-"""uint8 images, labels, and what could not be read on the way."""
+"""uint8 images, labels, and the images that could not be read."""
 
 RETRIES = 100
-"""Unreadable images in a row after which even a run that leaves such out gives up."""
+"""Unreadable images in a row after which a run gives up even if it leaves unreadable images out."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Stream:
     """Labelled training images on disk, and the normalisation that networks expect.
 
     Attributes:
-        source: with random access; or a function of the images per batch that opens an iterable data set of
-            (PIL image, label) for one epoch, as timm's readers of web data sets are.
+        source: images with random access; or a function that takes the number of images per batch and opens an
+            iterable data set of (PIL image, label) for one epoch, like timm's readers of web data sets.
         length: number of images in an epoch.
         size: height and width that images get, in pixels.
         classes: number of classes.
         mean, std: float32, (3, 1, 1), on the scale 0..1; their device is where batches go.
         index: int64, positions in `source` that are used; all if None.
         workers: processes that decode; 0 for the training process itself.
-        skip_unreadable: take the next image for one that cannot be read, with a warning, instead of stopping.
+        skip_unreadable: replace an image that cannot be read by the next one, with a warning, instead of stopping.
     """
 
     source: Source | Callable[[int], "IterableDataset[Any]"]
@@ -58,7 +59,7 @@ class Stream:
 
     @property
     def exact(self) -> bool:
-        """Whether a batch is a function of seed and step alone; if not, training goes on at an epoch's start only."""
+        """Whether a batch depends on seed and step alone; if not, training can only resume at an epoch's start."""
         return not callable(self.source)
 
     def to(self, device: torch.device | str) -> "Stream":
@@ -72,10 +73,10 @@ class Stream:
     def batches(
         self, augment: Augment, *, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `supernet.data.training.training_batches`, but not normalised.
+        """Returns batches like `supernet.data.training.training_batches`, but uint8 and not normalised.
 
         Raises:
-            InputError: a start within an epoch where that cannot be found again, an image that cannot be read, a label
+            InputError: a start within an epoch of a source without random access, an image that cannot be read, a label
                 without a class, or a reader that ends before its epoch.
         """
         steps = self.length // batch
@@ -83,58 +84,53 @@ class Stream:
         assert batch % world == 0
         if not self.exact and start % steps:
             raise InputError(
-                f"this data set can only be read from an epoch's start, a multiple of {steps} steps, and the training "
-                f"stopped at step {start}; start again in another folder"
+                f"this data set can only be read from the start of an epoch, a multiple of {steps} steps, and the "
+                f"training stopped at step {start}; start again in another folder"
             )
         share = _Share(augment, self.size, batch, seed, rank, world)
         pieces = self._by_step(share, start) if self.exact else self._by_epoch(share, start // steps, steps)
-        return self._moved(pieces)
+        return self._checked(pieces)
 
     def _by_step(self, share: "_Share", start: int) -> Iterator[Piece]:
         index = torch.arange(self.length) if self.index is None else self.index
-        steps = _Steps(self.source, index, share, skip=self.skip_unreadable)  # type: ignore[arg-type]
-        yield from self._loader(steps, share.seed, sampler=itertools.count(start))
+        steps = _StreamSteps(self.source, index, share, skip=self.skip_unreadable)  # type: ignore[arg-type]
+        yield from steps.loader(start, workers=self.workers, pin_memory=self._pin)
 
     def _by_epoch(self, share: "_Share", first: int, steps: int) -> Iterator[Piece]:
-        """Workers start anew with each epoch: what the readers keep from one to the next would not survive a stop."""
+        """Starts new workers in each epoch: state that readers carry from one to the next would be lost on resume."""
         for epoch in itertools.count(first):
             dataset = self.source(share.batch // share.world)  # type: ignore[operator]
             if hasattr(dataset, "set_loader_cfg"):
                 dataset.set_loader_cfg(num_workers=self.workers)
             if hasattr(dataset, "set_epoch"):
                 dataset.set_epoch(epoch)
-            given = 0
+            done = 0
             seed = derive_seed(share.seed, "epoch", epoch)
-            for given, piece in enumerate(self._loader(_Shard(dataset, share, epoch), seed), start=1):
+            shard = _Shard(dataset, share, epoch)
+            loader = worker_loader(shard, seed=seed, workers=self.workers, pin_memory=self._pin)
+            for done, piece in enumerate(loader, start=1):
                 yield piece
-                if given == steps:
+                if done == steps:
                     break
-            if given < steps:
+            if done < steps:
                 raise InputError(
-                    f"the reader of the training images ended after {given} of the {steps} steps of an epoch; "
+                    f"the reader of the training images ended after {done} of the {steps} steps of an epoch; "
                     f"it may have fewer shards than data.workers={self.workers}, or fewer images than it says"
                 )
 
-    def _loader(self, dataset: "Dataset[Piece]", seed: int, sampler: Any = None) -> "DataLoader[Piece]":
-        draws = torch.Generator().manual_seed(seed)  # the loader would take its workers' seeds from the global one
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.workers,
-            generator=draws,
-            pin_memory=self.mean.device.type == "cuda",
-            collate_fn=_unchanged,
-        )
+    @property
+    def _pin(self) -> bool:
+        return self.mean.device.type == "cuda"
 
-    def _moved(self, pieces: Iterator[Piece]) -> Iterator[tuple[Tensor, Tensor]]:
-        seen: set[Problem] = set()
+    def _checked(self, pieces: Iterator[Piece]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Reports unreadable images and labels without a class, and moves batches to the device."""
+        reported: set[Problem] = set()
         for pixels, labels, problems in pieces:
-            new = [one for one in problems if one not in seen]
+            new = [problem for problem in problems if problem not in reported]
             if new:
                 report_unreadable(new, skip=self.skip_unreadable)
-                seen.update(new)
-            if problems and labels.min() < 0:  # nor could the next RETRIES be
+                reported.update(new)
+            if problems and labels.min() < 0:  # and none of the next RETRIES images could be read either
                 report_unreadable(problems, skip=False)
             if labels.min() < 0 or labels.max() >= self.classes:
                 low, high = int(labels.min()), int(labels.max())
@@ -143,13 +139,9 @@ class Stream:
             yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _unchanged(piece: Any) -> Any:
-    return piece
-
-
 @dataclass(frozen=True)
 class _Share:
-    """What one process wants of each step."""
+    """How images are varied, and which images of each step belong to one process."""
 
     augment: Augment
     size: int
@@ -159,10 +151,10 @@ class _Share:
     world: int
 
     def varied(self, image: "Image.Image", *place: int) -> Tensor:
-        """uint8 (3, size, size), a function of image, seed and place alone."""
+        """Returns the image varied by random draws that depend on seed and place alone, uint8, (3, size, size)."""
         from torchvision.transforms.v2 import functional as transforms
 
-        draws = torch.Generator().manual_seed(derive_seed(self.seed, "image", *place))
+        draws = torch_generator(self.seed, "image", *place)
         if self.augment.scale < 1:
             size = image.height, image.width
             box = crop_boxes(1, size, scale=self.augment.scale, generator=draws)[0].tolist()
@@ -170,42 +162,34 @@ class _Share:
         return vary(fit(image, self.size)[None], replace(self.augment, scale=1.0), generator=draws)[0]
 
 
-@dataclass
-class _Steps(Dataset[Piece]):
-    """Item k is the batch of step k, so that any worker can make it, and a resumed training asks for the same ones."""
+class _StreamSteps(StepDataset[Piece]):
+    """Training images of a source with random access by step."""
 
-    source: Source
-    index: Tensor
-    share: _Share
-    skip: bool = field(kw_only=True)
-    epoch: int = -1
-    order: Tensor = field(default_factory=lambda: torch.empty(0))
+    def __init__(self, source: Source, index: Tensor, share: _Share, *, skip: bool) -> None:
+        super().__init__(len(index), batch=share.batch, seed=share.seed, rank=share.rank, world=share.world)
+        self._source, self._index, self._share, self._skip = source, index, share, skip
 
-    def __getitem__(self, step: int) -> Piece:
-        share, length = self.share, len(self.index)
-        epoch, position = divmod(step, length // share.batch)
-        if epoch != self.epoch:
-            shuffle = torch.Generator().manual_seed(derive_seed(share.seed, "epoch", epoch))
-            self.epoch, self.order = epoch, torch.randperm(length, generator=shuffle)
-        wanted = range(position * share.batch + share.rank, (position + 1) * share.batch, share.world)
-        pixels = torch.zeros(len(wanted), 3, share.size, share.size, dtype=torch.uint8)
-        labels = torch.full((len(wanted),), -1)
+    def read(self, step: Step) -> Piece:
+        """Returns the batch of a step; a label of -1 marks an image for which no readable one was found."""
+        share, count = self._share, len(step.positions)
+        pixels = torch.zeros(count, 3, share.size, share.size, dtype=torch.uint8)
+        labels = torch.full((count,), -1)
         problems: list[Problem] = []
-        for row, at in enumerate(wanted):
-            for attempt in range(RETRIES if self.skip else 1):
-                number = int(self.index[self.order[(at + attempt) % length]])
+        for row, position in enumerate(step.positions):
+            for attempt in range(RETRIES if self._skip else 1):
+                number = int(self._index[step.order[(position + attempt) % len(step.order)]])
                 try:
-                    image, label = self.source[number]
-                    pixels[row], labels[row] = share.varied(image, epoch, number), label
+                    image, label = self._source[number]
+                    pixels[row], labels[row] = share.varied(image, step.epoch, number), label
                     break
                 except UNREADABLE as error:
-                    problems.append(problem(self.source, number, error))
+                    problems.append(problem(self._source, number, error))
         return pixels, labels, problems
 
 
 @dataclass
 class _Shard(IterableDataset[Piece]):
-    """Batches of an iterable data set, in each worker of each process others; it starts again when it ends."""
+    """Batches of an iterable data set. Each worker of each process yields different ones; it restarts at the end."""
 
     dataset: "IterableDataset[Any]"
     share: _Share
@@ -228,8 +212,10 @@ class _Shard(IterableDataset[Piece]):
                     images, labels = [], []
 
     def _own(self) -> tuple[int, int]:
-        """First image and stride of this worker. timm's readers share out the images among workers by themselves, and
-        among processes if torch.distributed is on."""
+        """Returns the first image and the stride of this worker.
+
+        timm's readers divide the images among workers by themselves, and among processes if torch.distributed is on.
+        """
         share, worker = self.share, get_worker_info()
         worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         replicas = getattr(getattr(self.dataset, "reader", None), "dist_num_replicas", None)

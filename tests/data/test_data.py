@@ -12,29 +12,20 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from helpers.images import make_folder
 from supernet import memory
 from supernet.config import Augment, Data, DataSummary, from_dict
-from supernet.data import load as data_module
 from supernet.data.augment import augment
 from supernet.data.decode import decode
 from supernet.data.folder import folder as list_folder
 from supernet.data.images import Splits
 from supernet.data.load import load
-from supernet.data.split import split
+from supernet.data.split import _statistics, split
 from supernet.data.stream import Stream
 from supernet.data.timm import _labels
 from supernet.data.training import training_batches
 from supernet.errors import InputError
 from supernet.seeding import derive_seed
-
-
-def make_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), images: int = 10) -> Path:
-    """Solid-colour images, the colour telling class and number."""
-    for label, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(images):
-            Image.new("RGB", (20, 12), (label * 100, i, 50)).save(root / name / f"{i}.png")
-    return root
 
 
 def test_digits_are_the_real_scans() -> None:
@@ -142,10 +133,11 @@ def test_every_unreadable_image_is_counted(tmp_path: Path) -> None:
     for i in range(7):
         (folder / "cat" / f"{i}.png").write_bytes([b"", b"no image", whole[: len(whole) // 2]][i % 3])
     with pytest.raises(
-        InputError, match=r"7 images cannot be read: .*cat/0\.png .* and 2 more; repair or .* --data\.skip"
+        InputError,
+        match=r"7 images cannot be read: .*cat/0\.png .* and 2 more; repair .* data\.skip_unreadable=True",
     ):
         load(Data(str(folder), size=6))
-    with pytest.warns(UserWarning, match=r"left out what cannot be read, 7 images: .*cat/0\.png"):
+    with pytest.warns(UserWarning, match=r"7 images cannot be read and are left out: .*cat/0\.png"):
         data = load(Data(str(folder), size=6, skip_unreadable=True))
     kept = torch.cat([data.train.labels, data.validation.labels, data.test.labels])
     assert kept.bincount().tolist() == [13, 20]
@@ -160,10 +152,9 @@ def test_every_unreadable_image_is_counted(tmp_path: Path) -> None:
 
 def test_too_many_images_for_the_memory_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path)
-    assert memory.free_memory() > 2**26
     monkeypatch.setattr(memory, "free_memory", lambda: 20 * 3 * 6 * 6 * 6)  # to the byte
     load(Data(str(folder), size=6))
-    with pytest.raises(InputError, match=r"20 images of 7×7 need .* --data\.stream"):
+    with pytest.raises(InputError, match=r"20 images of 7×7 need .* data\.stream=True"):
         load(Data(str(folder), size=7))
 
 
@@ -280,8 +271,8 @@ def test_cifar_through_timm_stays_on_its_reader(tmp_path: Path, monkeypatch: pyt
     assert _labels(data.train.source.dataset).bincount().tolist() == [5] * 10  # type: ignore[union-attr]
 
 
-def test_missing_cifar_names_root_and_flag(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"'{tmp_path}' holds no cifar100 .*--data\.download"):
+def test_missing_cifar_names_root_and_setting(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"cifar100 is not in the folder '{tmp_path}' .*data\.download=True"):
         load(Data("cifar100", root=str(tmp_path)))
 
 
@@ -328,12 +319,11 @@ def test_batches_go_on_where_they_stopped_and_add_up_over_ranks() -> None:
             assert torch.equal(my_labels, labels[rank::2])
 
 
-def test_statistics_of_large_sets_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_large_sets_are_the_same() -> None:
     pixels = torch.randint(0, 256, (5000, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     index = torch.randperm(5000)[:4500]
-    small = data_module._statistics(pixels, index)
-    monkeypatch.setattr(data_module, "COUNTED", 0)
-    large = data_module._statistics(pixels, index)
+    small = _statistics(pixels, index)
+    large = _statistics(pixels, index, histogram_from=0)
     for one, other in zip(small, large, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
         assert one.shape == other.shape == (3, 1, 1)

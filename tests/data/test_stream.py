@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_data import make_folder
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from helpers.images import make_folder
 from supernet import memory as free
 from supernet.config import Augment, Data
 from supernet.data.images import Splits
@@ -124,7 +124,7 @@ def test_an_unreadable_file_of_a_stream_is_named(tmp_path: Path, workers: int) -
     train = streamed(folder, workers=workers).train
     broken = Path(train.source.name(int(train.index[0])))  # type: ignore[index, union-attr]
     broken.write_bytes(b"no image")
-    with pytest.raises(InputError, match=rf"the image {broken} cannot be read .* --data\.skip-unreadable"):
+    with pytest.raises(InputError, match=rf"the image {broken} cannot be read .* data\.skip_unreadable=True"):
         take(3, train)
 
 
@@ -133,7 +133,7 @@ def test_an_unreadable_file_of_a_stream_can_be_left_out(tmp_path: Path) -> None:
     train = streamed(folder, workers=2, skip_unreadable=True).train
     for at in (0, 1):
         Path(train.source.name(int(train.index[at]))).write_bytes(b"")  # type: ignore[index, union-attr]
-    with pytest.warns(UserWarning, match="left out what cannot be read") as caught:
+    with pytest.warns(UserWarning, match="cannot be read and are left out") as caught:
         left = take(8, train)
     assert sum("left out" in str(warning.message) for warning in caught) <= 2  # each file once, in two epochs
     with warnings.catch_warnings():

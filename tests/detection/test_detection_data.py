@@ -18,47 +18,9 @@ from detection.data.batches import training_batches
 from detection.data.coco import Annotations, read_annotations
 from detection.data.images import DetectionSet
 from detection.data.load import DetectionSplits, load
+from helpers.coco import Document, annotation, change, make_coco, settings, write
 from supernet.errors import InputError
 from supernet.seeding import generator
-
-Document = dict[str, Any]
-
-CATEGORIES = [{"id": 90, "name": "tree"}, {"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-def annotation(number: int, image: int, category: int, box: list[float], **more: Any) -> Document:
-    return {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
-
-
-def make_coco(root: Path, *, images: int = 12, size: tuple[int, int] = (64, 48), name: str = "train") -> Path:
-    """Black images with one rectangle each, its colour telling the category, and a crowd in the first."""
-    (root / name).mkdir(parents=True, exist_ok=True)
-    entries, annotations = [], []
-    for i in range(images):
-        picture = Image.new("RGB", size)
-        x, y, w, h = 4 + 2 * (i % 12), 6 + i % 12, 16, 10 + i % 12
-        picture.paste((RED, GREEN, BLUE)[i % 3], (x, y, x + w, y + h))
-        picture.save(root / name / f"{i}.png")
-        entries.append({"id": 100 + i, "file_name": f"{name}/{i}.png", "width": size[0], "height": size[1]})
-        annotations.append(annotation(1000 + i, 100 + i, (3, 7, 90)[i % 3], [x, y, w, h], area=w * h / 2, iscrowd=0))
-    annotations.insert(0, annotation(500, 100, 7, [30, 30, 20, 10], area=90, iscrowd=1))
-    return write(root / f"{name}.json", {"images": entries, "annotations": annotations, "categories": CATEGORIES})
-
-
-def write(path: Path, document: Any) -> Path:
-    path.write_text(json.dumps(document), encoding="utf-8")
-    return path
-
-
-def change(path: Path, change: Callable[[Document], None]) -> Path:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    change(document)
-    return write(path, document)
-
-
-def settings(path: Path, **more: Any) -> DetectionData:
-    return DetectionData(str(path), str(path.parent), **{"size": 32, **more})
 
 
 def same(first: Any, second: Any) -> bool:
@@ -180,7 +142,7 @@ def test_unreadable_images_and_wrong_sizes_are_named(tmp_path: Path, memory: int
     path = make_coco(tmp_path)
     config = settings(path, memory=memory, test_source=str(path), validation_source=str(path))
     change(path, put("images", 2, width=60))
-    with pytest.raises(InputError, match=r"2\.png \(id 102\) has 64×48 pixels and 60×48 by its annotation file"):
+    with pytest.raises(InputError, match=r"2\.png \(id 102\) has 64×48 pixels, but 60×48 in its annotation file"):
         load(config)
     change(path, put("images", 2, width=64))
     (tmp_path / "train" / "1.png").write_bytes(b"no image")
@@ -266,7 +228,7 @@ def test_splits_without_boxes_are_refused_and_unseen_classes_told(tmp_path: Path
         train,
         lambda d: d["annotations"].__setitem__(slice(None), [a for a in d["annotations"] if a["category_id"] != 3]),
     )
-    with pytest.warns(UserWarning, match="no training image shows 1 of the classes held out: 'cat'"):
+    with pytest.warns(UserWarning, match="no training image shows 1 classes of the held-out images: 'cat'"):
         load(config)
     change(held, lambda d: d["annotations"].__setitem__(slice(1, None), []))  # the crowd stays
     with pytest.raises(InputError, match=r"validation split .* has 3 images and no boxes to find"):

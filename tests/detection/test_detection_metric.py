@@ -19,6 +19,7 @@ from detection.data.batches import training_batches
 from detection.data.images import DetectionSet
 from detection.data.load import DetectionSplits, load
 from detection.metric import FIGURES, DetectionMetric, GroundTruth, coco_figures
+from helpers.coco import make_coco, settings
 from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.scoring.batch_norm import Recalibrate
@@ -154,8 +155,6 @@ def seen(data: DetectionSet, found: Boxes) -> Boxes:
 
 def test_sizes_are_those_of_the_stored_images(tmp_path: Path) -> None:
     """One set, seen at 96 and at 40 pixels: the same figures, also those that depend on the size of objects."""
-    from test_detection_data import make_coco, settings
-
     path = make_coco(tmp_path, size=(200, 160))
     sets = [load(settings(path, size=size, test_source=str(path))).test for size in (96, 40)]
     targets = [sets[0].annotations.target(i) for i in range(12)]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_detection_data import make_coco, settings
 from test_prefix import POLICIES, Deafening, images, rough
 from torch import Tensor, nn
 
 from detection.config import DetectionData
 from detection.data.load import load
 from detection.metric import DetectionMetric
+from helpers.coco import make_coco, settings
 from helpers.detector_cases import BACKBONE, tiny
 from helpers.toy_spaces import GROUNDS
 from supernet import Arch, Chain, create_supernet

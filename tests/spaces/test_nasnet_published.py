@@ -16,7 +16,7 @@ from supernet.config import Preprocess
 from supernet.cost import count
 from supernet.errors import InputError
 from supernet.export import export
-from supernet.memory import available_memory
+from supernet.memory import free_memory
 from supernet.spaces import GENOTYPES, NETWORKS, SPACES, builder
 from supernet.spaces.nasnet import Skeleton, supernet_parameters
 from supernet.spaces.published_cells import CELLS, arch_of
@@ -236,10 +236,10 @@ def test_an_unknown_network_offers_the_nearest() -> None:
 
 
 def test_a_supernet_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = available_memory(torch.device("cpu"))
+    free = free_memory(torch.device("cpu"))
     assert free is not None
     assert 0 < free < 2**45
-    monkeypatch.setattr(memory, "available_memory", lambda device: 2**20)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**20)
     with pytest.raises(
         InputError, match=r"'nasnet-small' would hold [\d,]+ parameters, [\d,.]+ GiB, but cpu memory has"
     ):

@@ -207,7 +207,7 @@ def test_contradictory_training_options_are_refused(call: Call, tmp_path: Path) 
     one_line(call("train_supernet", "quickstart", *out, "--train.distill"), "'sandwich'", "'uniform'")
     one_line(call("train_supernet", "quickstart", *out, "--window.high", "10"), "no architecture", "between 0 and 10")
     one_line(call("train_supernet", "quickstart", *out, "--data.augment.scale", "0"), "augment.scale=0")
-    one_line(call("train_supernet", "macro-cifar10", *out, "--data.root", tmp_path / "no"), "--data.download")
+    one_line(call("train_supernet", "macro-cifar10", *out, "--data.root", tmp_path / "no"), "data.download=True")
     one_line(call("train_supernet", "spos-imagenet", *out), "there is no data set ''")
     assert not (tmp_path / "run").exists()
 

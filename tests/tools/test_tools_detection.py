@@ -19,12 +19,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_detection_data import make_coco
 
 from detection import wiring_arch
 from detection.config import DetectorRun
 from detection.data.crops import digit_crops
 from detection.data.images import DetectionSet
+from helpers.coco import make_coco
 from helpers.scripts import Call, one_line, run_script
 from searchers import Study, list_searchers
 from supernet.config import Data
