@@ -8,13 +8,13 @@ from supernet.config import Preprocess, Train, Window
 
 @dataclass(frozen=True)
 class DetectionAugment:
-    """How training images and their boxes are varied, each on its own; nothing by default."""
+    """How each training image is varied with its boxes; not at all by default."""
 
     flip: bool = False
     """Mirror half of the images."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Range of a random zoom: above 1 a random part of the image fills its place, below 1 the image gets a border at
-    random (large-scale jitter, Ghiasi et al., 2021: 0.1 to 2)."""
+    """Range of a random zoom: above 1, a random part of the image is enlarged to its size; below 1, the image is shrunk
+    and placed at random on a border (large-scale jitter, Ghiasi et al., 2021: 0.1 to 2)."""
 
 
 @dataclass(frozen=True)
@@ -27,30 +27,30 @@ class DetectionData:
     images: str = ""
     """Folder that the file names in `source` are relative to."""
     validation_source: str = ""
-    """Annotation file of the images that score architectures; if empty, `validation` of the training images do."""
+    """Annotation file of the images that score architectures; if empty, a share of the training images does."""
     validation_images: str = ""
     """Folder of the images of `validation_source`; if empty, `images`."""
     test_source: str = ""
-    """Annotation file of the images for the final report; if empty, `test` of the training images are held out."""
+    """Annotation file of the images for the final report; if empty, the share `test` of the training images."""
     test_images: str = ""
     """Folder of the images of `test_source`; if empty, `images`."""
     size: int = 96
-    """Height and width of what detectors see, in pixels; with `longest` the shorter side."""
+    """Height and width that images are resized to, in pixels; with `longest`, their shorter side."""
     longest: int = 0
-    """Keep the aspect ratio: the shorter side gets `size` pixels unless the longer one would exceed these (800 and 1333
-    for COCO); 0 stretches every image to a square."""
+    """Keep the aspect ratio: the shorter side gets `size` pixels unless the longer one would exceed this many (800 and
+    1333 for COCO); 0 stretches every image to a square."""
     min_side: int = 32
-    """Pixels that both sides of every stored image must have: the largest stride of the backbone at least."""
+    """Pixels that both sides of every stored image must have: at least the largest stride of the backbone."""
     mean: tuple[float, ...] = ()
-    """Per channel on the scale 0..1, of the images that the backbone was trained with; if empty, it is measured on the
-    calibration images."""
+    """Per channel on the scale 0..1: the normalisation that the backbone was trained with; if empty, it is measured on
+    the calibration images."""
     std: tuple[float, ...] = ()
-    """As `mean`; give both or neither."""
+    """As `mean`; set both or neither."""
     cache: str = "auto"
     """Where the decoded images of files are kept, so that later commands start at once: "auto" is beside the run, "off"
     nowhere, anything else a folder. It has no influence on results."""
     compose: tuple[int, int, int] = (800, 200, 200)
-    """Images of "digits" for training, search validation and test."""
+    """Number of images of "digits" for training, search validation and test."""
     calibration: int = 200
     """Images of the training split that recalibrate batch norm before an evaluation."""
     validation: float = 0.2
@@ -58,9 +58,10 @@ class DetectionData:
     test: float = 0.2
     """Share held out for the final report, without a `test_source`."""
     memory: int = 2**31
-    """Bytes of decoded images that are kept; a file's images that do not fit are read from disk when they are used."""
+    """Bytes of decoded images to keep in memory; the images of an annotation file that do not fit are read from disk
+    when they are used."""
     workers: int = 4
-    """Processes that make training batches; 0 for the training process itself."""
+    """Processes that prepare training batches; 0 for the training process itself."""
     augment: DetectionAugment = field(default_factory=DetectionAugment)
     seed: int = 0
     """Seed of the splits and of composed images."""

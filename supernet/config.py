@@ -12,20 +12,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are varied, each on its own; nothing by default."""
+    """How each training image is varied; not at all by default."""
 
     shift: int = 0
-    """Random translation by up to this many pixels; what moves in is black."""
+    """Random translation by up to this many pixels; the uncovered border is black."""
     flip: bool = False
     """Mirror half of the images."""
     scale: float = 1.0
-    """Smallest share of an image's area that a random resized crop keeps (0.08 for ImageNet); 1 for no such crop."""
+    """Smallest share of an image's area that a random resized crop keeps (0.08 for ImageNet); 1 for no crop."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation vary by a factor of up to 1 ± this (0.4 in SPOS and DetNAS)."""
+    """Brightness, contrast and saturation are scaled by factors within 1 ± this (0.4 in SPOS and DetNAS)."""
     mixup: float = 0.0
     """Alpha of mixup; 0 for none."""
     cutmix: float = 0.0
-    """Alpha of cutmix; 0 for none. With both, each batch takes one of them at random."""
+    """Alpha of cutmix; 0 for none. With both, each batch uses one of them at random."""
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,30 @@ class Data:
     """Where images come from and how they are split. Splits depend on the seed alone."""
 
     source: str = "digits"
-    """"digits" (embedded: scikit-learn's 1,797 scans); a folder with a folder of images per class, which may hold
-    train/ and test/ (or val/) instead, each with the classes below; "cifar10" or "cifar100" of torchvision; "timm:NAME"
-    for a reader of timm, read while training; or "package.module:function" that takes this config and returns the
-    splits."""
+    """"digits" (embedded: scikit-learn's 1,797 scans); a folder with one folder of images per class, or with train/ and
+    test/ (or val/) that hold the class folders; "cifar10" or "cifar100" from torchvision; "timm:NAME" for a reader of
+    timm, read while training; or "package.module:function", which takes this config and returns the splits."""
     root: str = "data"
     """Folder of the files of "cifar10", "cifar100" and "timm:…"."""
     download: bool = False
-    """Fetch "cifar10" or "cifar100" into `root` if they are not there."""
+    """Download "cifar10" or "cifar100" into `root` if they are missing."""
     stream: bool = False
     """Read the training images of a folder from disk while training, for sets that do not fit in memory."""
     workers: int = 4
     """Processes that decode a stream."""
     skip_unreadable: bool = False
-    """Leave out images that cannot be decoded, after naming and counting them, instead of stopping."""
+    """Leave out images that cannot be decoded, with a warning that names and counts them, instead of stopping."""
     cache: str = "auto"
     """Where the decoded images of a folder are kept, so that later commands start at once: "auto" is beside the run,
     "off" nowhere, anything else a folder. It has no influence on results."""
     size: int = 32
-    """Height and width in pixels; images of another size are resized once, when they are decoded."""
+    """Height and width in pixels; images of another size are resized when they are decoded."""
     calibration: int = 640
     """Images of the training split that recalibrate batch norm before an evaluation."""
     validation: float = 0.2
     """Share of the training images held out to score architectures during the search."""
     test: float = 0.2
-    """Share held out for the final report; ignored where the source has a test split of its own."""
+    """Share held out for the final report; ignored if the source has its own test split."""
     train_split: str = "train"
     """Name of the training split of "timm:…"."""
     validation_split: str = ""
@@ -78,54 +77,54 @@ class Train:
     batch: int = 64
     """Images per step, over all processes."""
     optimizer: str = "sgd"
-    """Any optimizer name of timm; "sgd" is with Nesterov momentum there, "adamw" is AdamW."""
+    """Any optimizer name of timm, e.g. "adamw"; its "sgd" uses Nesterov momentum."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
     """Momentum of the optimizer."""
     weight_decay: float = 5e-4
-    """Decay of weights with more than one dimension; biases and batch norm are left alone."""
+    """Weight decay of tensors with more than one dimension; biases and batch norm are not decayed."""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """How the learning rate falls from its peak."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)
-    """Where the schedule "step" divides by 10, as shares of all steps (Detectron's by default)."""
+    """When the schedule "step" divides the rate by 10, as shares of all steps (Detectron's by default)."""
     lr_floor: float = 0.0
-    """Share of the peak below which the schedules "cosine" and "linear" do not fall (0.05 in BigNAS)."""
+    """Lowest learning rate of the schedules "cosine" and "linear", as a share of the peak (0.05 in BigNAS)."""
     warmup_epochs: float = 1.0
-    """Linear warm-up from a tenth of the learning rate."""
+    """Epochs of linear warm-up, which starts at a tenth of the learning rate."""
     label_smoothing: float = 0.0
-    """Of the cross-entropy."""
+    """Label smoothing of the cross-entropy."""
     auxiliary: float = 0.4
-    """Weight of the loss of an auxiliary head, in spaces that have one (NASNet)."""
+    """Weight of the auxiliary head's loss, in spaces that have one (NASNet)."""
     distill: bool = False
-    """In-place distillation (BigNAS): all architectures of a step but the first learn from the predictions of the
-    first instead of the labels. For the sampler "sandwich", whose first is the largest."""
+    """In-place distillation (BigNAS): the first architecture of a step learns from the labels, all others from its
+    predictions. For the sampler "sandwich", whose first architecture is the largest."""
     clip: float = 0.0
     """Largest gradient norm; 0 for no clipping."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which then is the result; 0 for none."""
+    """Decay of an exponential moving average of the weights, which becomes the result; 0 for none."""
     spike: float = 10.0
-    """Stop when a loss exceeds this many times the recent mean, and guessing (ln of the number of classes); 0 stops for
-    losses that are not finite only."""
+    """Stop when a loss exceeds both this many times the recent mean and the loss of guessing (ln of the number of
+    classes); 0 stops only when a loss is not finite."""
     seed: int = 0
     """Seed of initial weights, data order, augmentation and sampled architectures."""
     device: str = "cpu"
-    """Torch device; under torchrun "cuda" is each process's own."""
+    """Torch device; under torchrun, "cuda" is the device of each process."""
     bf16: bool = False
-    """Compute in bfloat16 where autocast deems it safe; weights stay float32."""
+    """Compute in bfloat16 where autocast considers it safe; weights stay float32."""
     compile: bool = False
-    """Compile every candidate block once; it then serves all paths."""
+    """Compile every candidate block once, for all paths."""
     sync_bn: bool = False
-    """Batch norm over all processes of a torchrun, on CUDA; otherwise each has its own statistics."""
+    """Synchronise batch norm over all processes of a torchrun, on CUDA; otherwise each has its own statistics."""
     channels_last: bool = True
     """Keep images and weights in channels-last order, faster for depthwise convolutions on CPU and half precision."""
     save_seconds: float = 30.0
-    """Time between checkpoints; 0 saves after every step. It has no influence on results."""
+    """Seconds between checkpoints; 0 saves after every step. It has no influence on results."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Confines sampled architectures to a range of a cost, exactly; no limits by default."""
+    """Restricts sampled architectures to an exact range of a cost; no limits by default."""
 
     cost: str = "macs"
     """"macs", "params" or "activations"."""
@@ -134,7 +133,7 @@ class Window:
     high: float | None = None
     """Largest cost."""
     bin: float | None = None
-    """Width of bins between `low` and `high`: first a bin is drawn, then an architecture in it (SPOS, DetNAS: 1e7)."""
+    """Width of bins between `low` and `high`: a bin is drawn first, then an architecture in it (SPOS, DetNAS: 1e7)."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class SupernetRun:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What an exported network expects of its input, and what its outputs are called."""
+    """What an exported network expects of its input, and the names of its outputs."""
 
     input_size: int
     """Height and width in pixels."""
@@ -177,7 +176,7 @@ class Preprocess:
     classes: tuple[str, ...]
     """Class names in the order of the logits; empty for networks that do not classify whole images."""
     interpolation: str = "bilinear"
-    """Of the resize to `input_size`."""
+    """Interpolation of the resize to `input_size`."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +210,16 @@ class DataSummary:
 
 
 def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
-    """A config dataclass from the nested dictionary that `dataclasses.asdict` makes of it.
+    """Returns a config dataclass from a nested dictionary as made by `dataclasses.asdict`.
 
-    A field that the dictionary lacks takes its default: releases add fields whose defaults do what was done before.
+    Fields missing from the dictionary take their defaults: a new release adds fields whose defaults keep the behaviour.
+
+    Args:
+        kind: the dataclass.
+        document: its fields by name; lists become tuples.
 
     Raises:
-        InputError: an unknown field, or a missing one without a default, as after a change of release.
+        InputError: an unknown field, or a missing one without a default, e.g. because another release wrote it.
     """
     known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -230,5 +233,5 @@ def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
     unset = (dataclasses.MISSING, dataclasses.MISSING)
     missing = [n for n, item in known.items() if n not in values and (item.default, item.default_factory) == unset]
     if missing:
-        raise InputError(f"the setting {missing[0]!r} of {kind.__name__} is missing: written by another release")
+        raise InputError(f"the setting {missing[0]!r} of {kind.__name__} is missing; another release wrote it")
     return kind(**values)

@@ -1,22 +1,23 @@
-"""The errors that a user is meant to read, and the helper that offers the nearest valid name."""
+"""Errors that are written for users, and a helper that suggests the nearest valid name."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message names the value and the remedy; tools print it as one line."""
+    """Raised for wrong input. The message names the value and the remedy; tools print it as one line."""
 
 
 class RunError(RuntimeError):
-    """A run cannot go on: it diverged, or the disk is full. What it saved before is intact; tools print one line."""
+    """Raised when a run cannot continue, e.g. because it diverged or the disk is full; its files are intact."""
 
 
 def nearest(name: object, valid: Iterable[object]) -> str:
-    """`"did you mean X?"` for a near miss, the list of valid names otherwise."""
+    """Returns "did you mean X?" for a near miss, and the list of valid names otherwise."""
     names = [str(item) for item in valid]
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    return f"choose from: {shown or 'nothing (there are none)'}"
+    if not names:
+        return "there are none to choose from"
+    return f"choose from: {', '.join(names[:12])}" + (", …" if len(names) > 12 else "")

@@ -1,4 +1,4 @@
-"""Files that survive a kill at any moment: written aside, synced, renamed; loaded without unpickling code."""
+"""Files that survive a kill at any moment: written under another name, synced, renamed; read without running code."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ FORMAT = 2  # 1 named the steps of a network by their numbers
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what is written there replaces `path` at once, or not at all.
+    """Yields a temporary name beside `path`; the file written there replaces `path` completely or not at all.
 
     Raises:
-        RunError: it cannot be written, e.g. because the disk is full; what was at `path` before is intact.
+        RunError: it cannot be written, e.g. because the disk is full; the previous file at `path` is intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors have their own
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors raise their own
         before = "what was saved there before is intact" if path.exists() else "nothing was there before"
         raise RunError(
             f"{path} cannot be written ({str(error).splitlines()[0]}); {before}. Make room or give another folder; "
@@ -49,13 +49,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON document atomically."""
+    """Writes a JSON document atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `InputError` if the file is missing, damaged or something else."""
+    """Reads a JSON object.
+
+    Raises:
+        InputError: the file is missing, damaged or something else.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -68,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What bit-for-bit reproduction depends on."""
+    """Returns the versions and settings that bit-for-bit reproduction depends on."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -78,17 +82,17 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the working tree this code runs from, None outside one."""
+    """Returns the commit of the working tree that this code runs from; None outside one."""
     here = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return git.stdout.strip() or None
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level with dotted names."""
+    """Returns nested settings as one level with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in document.items():
         flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Update = Callable[[int, str], None]
-QUIET_SECONDS = 15.0  # between lines where there is no terminal
+QUIET_SECONDS = 15.0  # between lines if there is no terminal
 
 
 @contextlib.contextmanager
@@ -19,17 +19,17 @@ def progress(
     below: Callable[[], Any] | None = None,
     enabled: bool = True,
 ) -> Iterator[Update]:
-    """Report long work on standard error.
+    """Reports the progress of long work on standard error.
 
     Args:
-        description: what is being done.
+        description: of the work.
         total: units of work in all.
-        start: units done before (a resumed run), so that rate and time left are of this run.
-        below: gives what a terminal shows under the bar, anything that rich prints; asked anew as the bar is drawn.
-        enabled: say nothing if False.
+        start: units done before (a resumed run); they do not count for rate and time left.
+        below: returns what a terminal shows under the bar, anything that rich prints; called whenever it is drawn.
+        enabled: print nothing if False.
 
     Yields:
-        `update(done, note)`, cheap enough for every unit.
+        `update(done, note)`, cheap enough to be called for every unit.
     """
     if not enabled:
         yield lambda done, note: None

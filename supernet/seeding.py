@@ -5,11 +5,11 @@ import random
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from any printable parts; the same in every process and on every machine."""
+    """Returns a 63-bit seed from any printable parts, the same in every process and on every machine."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(*parts: object) -> random.Random:
-    """A `random.Random` of its own for the stream that `parts` name."""
+    """Returns a `random.Random` for the random stream that `parts` name."""
     return random.Random(derive_seed(*parts))

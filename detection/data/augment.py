@@ -1,4 +1,4 @@
-"""Images resized, mirrored and zoomed together with their boxes, by torchvision's transforms and given draws."""
+"""Resizes, mirrors and zooms images together with their boxes, with torchvision's transforms."""
 
 from dataclasses import dataclass
 
@@ -10,32 +10,32 @@ from detection.config import DetectionAugment
 from detection.inputs import Target
 
 FILL = (124, 116, 104)
-"""What a zoom below 1 leaves around an image: ImageNet's mean colour."""
+"""Colour of the border around an image zoomed out: ImageNet's mean."""
 THINNEST = 0.05
-"""Pixels of a side below which a box is dropped in training: rounding could leave it no area."""
+"""Boxes with a shorter side than this many pixels are dropped in training: rounding could leave them no area."""
 
 
 @dataclass(frozen=True)
 class Resize:
-    """Which size an image gets.
+    """The rule for the size of images.
 
     Attributes:
         size: height and width in pixels; with `longest` the shorter side.
-        longest: the most that the longer side may get; 0 stretches to a square.
+        longest: limit of the longer side; 0 stretches to a square.
     """
 
     size: int
     longest: int = 0
 
     def of(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image of this height and width gets."""
+        """Returns the new height and width of an image of this height and width."""
         if not self.longest:
             return self.size, self.size
         factor = min(self.size / min(height, width), self.longest / max(height, width))
         return max(1, round(height * factor)), max(1, round(width * factor))
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The image in that size, uint8, (3, h, w)."""
+        """Returns the resized image, uint8, (3, h, w)."""
         resized: Tensor = transforms.resize(image, list(self.of(*image.shape[-2:])), antialias=True)
         return resized
 
@@ -43,18 +43,18 @@ class Resize:
 def vary(
     image: Tensor, target: Target, augment: DetectionAugment, resize: Resize, draws: Tensor
 ) -> tuple[Tensor, Target]:
-    """Mirror, zoom and resize an image with its boxes.
+    """Mirrors, zooms and resizes an image with its boxes.
 
     Args:
         image: uint8, (3, H, W).
-        target: of `Annotations.target`; crowds are left out of what is returned.
-        augment: how.
-        resize: which size the result has, whatever the zoom.
-        draws: four numbers from 0 to 1: for the mirror, the zoom, and its place in y and x.
+        target: from `Annotations.target`; crowds are left out of the result.
+        augment: which variations, and how strong.
+        resize: decides the size of the result, whatever the zoom.
+        draws: four numbers from 0 to 1: for the mirror, the zoom, and its position in y and x.
 
     Returns:
         uint8, (3, *resize.of(H, W)), with `boxes`, float32, (n, 4), and `labels`, int64, (n,). A box is kept if its
-        centre is, and cut at the border.
+        centre is, and clipped at the border.
     """
     height, width = image.shape[-2:]
     size = resize.of(height, width)
@@ -86,5 +86,5 @@ def vary(
 
 
 def _corner(outer: tuple[int, ...], inner: list[int], *draws: float) -> list[int]:
-    """Top and left of a part of this size within another one."""
+    """Returns top and left of the inner rectangle within the outer one."""
     return [min(int(draw * (a - b + 1)), a - b) for a, b, draw in zip(outer, inner, draws, strict=True)]

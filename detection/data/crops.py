@@ -1,4 +1,4 @@
-"""A classification set to pre-train backbones for composed digits: what is in each box, from the same images."""
+"""A classification set to pre-train backbones for composed digits: crops of the boxes in the same images."""
 
 import hashlib
 
@@ -16,12 +16,12 @@ MARGIN = 1.3
 
 
 def digit_crops(config: Data, counts: tuple[int, int, int] = DetectionData().compose) -> Splits:
-    """Square crops around the boxes of `DetectionData("digits")` at 96 pixels, as a `Data.source`.
+    """Returns square crops around the boxes of `DetectionData("digits")` at 96 pixels; a `Data.source`.
 
         Data("detection.data.crops:digit_crops", size=32)
 
-    Training, search validation and test hold the images, and so the scans, that these splits hold for detectors of the
-    same seed: nothing that a detector is scored on was seen in pre-training.
+    Training, search validation and test are cut from the same images, and thus the same scans, as these splits of a
+    detector with the same seed: nothing that a detector is scored on was seen in pre-training.
 
     Args:
         config: `size` of the crops in pixels, `calibration` and `seed`; shares of splits do not apply.
@@ -41,7 +41,7 @@ def digit_crops(config: Data, counts: tuple[int, int, int] = DetectionData().com
 
 
 def _crops(part: Composed, size: int) -> tuple[Tensor, Tensor]:
-    """uint8, (n, 3, size, size), and labels from 0, (n,); what lies outside the image is its mirror image."""
+    """Returns crops, uint8, (n, 3, size, size), and labels from 0, (n,); outside the image they are its reflection."""
     crops = []
     for image, boxes in zip(part.pixels, part.boxes, strict=True):
         side = image.shape[-1]

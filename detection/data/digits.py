@@ -1,4 +1,4 @@
-"""An embedded detection set: scikit-learn's scanned digits composed on crops of its two photographs, by seed."""
+"""An embedded detection set: scikit-learn's scanned digits pasted onto crops of its two photographs, by seed."""
 
 import itertools
 import random
@@ -16,17 +16,17 @@ from supernet.seeding import generator
 Bytes = NDArray[np.uint8]
 
 SMALLEST = 32
-"""Pixels of the side of an image, from which on four digits have room."""
+"""Smallest side of an image in pixels; four digits fit in it."""
 COUNT = (2, 6)
-"""Digits of an image, fewer where no more find room."""
+"""Digits per image, fewer if no more fit."""
 HEIGHT = (0.12, 0.45)
-"""Of a digit, as a share of the image's."""
+"""Height of a digit as a share of the image's height."""
 CONTRAST = 80
-"""Least distance of a digit's gray level from the mean of what it covers: brighter on dark ground, darker on bright."""
+"""Least difference of a digit's gray level from the mean it covers: brighter on dark ground, darker on bright."""
 VISIBLE = 64
-"""Coverage, of 255, from which on a pixel belongs to a digit: what is fainter is not drawn, so that boxes are tight."""
+"""Least coverage, of 255, of a digit's pixels; fainter ones are not drawn, so that boxes are tight."""
 TRIES = 20
-"""Places tried for a digit before it is left out."""
+"""Positions tried for a digit before it is left out."""
 CLASSES = tuple("0123456789")
 
 
@@ -36,9 +36,9 @@ class Composed:
 
     Attributes:
         pixels: uint8, (N, 3, size, size).
-        boxes: float64, (n, 4) of each image: x1, y1, x2, y2 in pixels, the extent of a digit's drawn pixels.
-        labels: int64, (n,) of each image: the digit plus 1.
-        scans: int64, (n,) of each image: which scan it is, of scikit-learn's 1,797.
+        boxes: per image, float64, (n, 4): x1, y1, x2, y2 in pixels, the extent of each digit's drawn pixels.
+        labels: per image, int64, (n,): the digit plus 1.
+        scans: per image, int64, (n,): which of scikit-learn's 1,797 scans each digit is.
     """
 
     pixels: Tensor
@@ -48,12 +48,12 @@ class Composed:
 
 
 def compose(size: int, counts: tuple[int, ...], *, seed: int) -> tuple[Composed, ...]:
-    """Draw sets of images, each from scans of its own, so that no scan is seen in training and test.
+    """Composes sets of images, each from its own scans, so that no scan appears in both training and test.
 
     Args:
         size: height and width in pixels.
-        counts: images of each set; the scans are shared out in the same proportions.
-        seed: of the share-out and of the images.
+        counts: images per set; the scans are divided in the same proportions.
+        seed: of the division and of the images.
 
     Raises:
         InputError: a size too small for digits, or a set without images.
@@ -72,7 +72,7 @@ def compose(size: int, counts: tuple[int, ...], *, seed: int) -> tuple[Composed,
     ends = [round(len(order) * sum(counts[:number]) / sum(counts)) for number in range(len(counts) + 1)]
     pools = [[(i, glyphs[i]) for i in order[start:end]] for start, end in itertools.pairwise(ends)]
     if not all(pools):
-        raise InputError(f"there are {len(order)} scans: too few to give each of {counts} images some of its own")
+        raise InputError(f"there are {len(order)} scans: too few to give each of {counts} images some")
     sets = []
     for number, (count, pool) in enumerate(zip(counts, pools, strict=True)):
         images = [_image(size, pool, photographs, generator(seed, "digits", number, i)) for i in range(count)]
@@ -85,7 +85,7 @@ def compose(size: int, counts: tuple[int, ...], *, seed: int) -> tuple[Composed,
 def _image(
     size: int, pool: list[tuple[int, Bytes]], photographs: list[Image.Image], rng: random.Random
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One image with its boxes, (n, 4), and the numbers of their scans, (n,)."""
+    """Returns one image, (3, size, size), its boxes, (n, 4), and the numbers of their scans, (n,)."""
     canvas = _background(rng.choice(photographs), size, rng)
     boxes: list[tuple[int, int, int, int]] = []
     used: list[int] = []
@@ -98,8 +98,8 @@ def _image(
             continue
         x1, y1, x2, y2 = box
         part, share = canvas[y1:y2, x1:x2].astype(np.int32), coverage[:, :, None].astype(np.int32)
-        ground = int(part.mean())
-        level = rng.randint(ground + CONTRAST, 255) if ground < 128 else rng.randint(0, ground - CONTRAST)
+        mean = int(part.mean())
+        level = rng.randint(mean + CONTRAST, 255) if mean < 128 else rng.randint(0, mean - CONTRAST)
         canvas[y1:y2, x1:x2] = (part * (255 - share) + level * share + 127) // 255
         boxes.append(box)
         used.append(number)
@@ -108,7 +108,7 @@ def _image(
 
 
 def _background(photograph: Image.Image, size: int, rng: random.Random) -> Bytes:
-    """A square of a photograph of random place and side, (size, size, 3)."""
+    """Returns a square of a photograph, at a random position and scale, (size, size, 3)."""
     side = rng.randint(min(photograph.size) // 4, min(photograph.size))
     left, top = (rng.randint(0, length - side) for length in photograph.size)
     crop = photograph.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
@@ -118,7 +118,7 @@ def _background(photograph: Image.Image, size: int, rng: random.Random) -> Bytes
 def _place(
     size: int, height: int, width: int, taken: list[tuple[int, int, int, int]], rng: random.Random
 ) -> tuple[int, int, int, int] | None:
-    """A box of this size beside those there are, None if none is found."""
+    """Returns a box of this size that overlaps none of the others; None if no free position is found."""
     for _ in range(TRIES):
         x, y = rng.randint(0, size - width), rng.randint(0, size - height)
         if all(x >= x2 or x + width <= x1 or y >= y2 or y + height <= y1 for x1, y1, x2, y2 in taken):
@@ -127,14 +127,16 @@ def _place(
 
 
 def _scaled(glyph: Bytes, height: int, *, widest: int) -> Bytes:
-    """Coverage of a digit of this height, (H, W), without faint rows and columns. Pillow's integers are the same
-    everywhere."""
+    """Returns the coverage of a digit scaled to this height, (H, W), without faint rows and columns.
+
+    Pillow resizes in integers, which give the same result on every machine.
+    """
     width = min(widest, max(2, round(height * glyph.shape[1] / glyph.shape[0])))
     return _cut(np.array(Image.fromarray(glyph).resize((width, height), Image.Resampling.BICUBIC)))
 
 
 def _cut(coverage: Bytes) -> Bytes:
-    """The part that is drawn, nothing fainter."""
+    """Returns the smallest part that holds all drawn pixels; fainter ones are zero."""
     drawn = coverage >= VISIBLE
     rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
     kept = np.where(drawn, coverage, 0).astype(np.uint8)

@@ -79,12 +79,12 @@ def test_boxes_at_the_border_are_cut_or_skipped_with_one_warning_each(tmp_path: 
         ]
 
     path = change(make_coco(tmp_path), spoil)
-    with pytest.warns(UserWarning, match="within|beyond their image") as caught:
+    with pytest.warns(UserWarning, match="inside|beyond their image") as caught:
         read = read_annotations(path, tmp_path)
     cut, skipped = (str(one.message) for one in caught)
-    assert cut == f"1 boxes of {path} reach beyond their image and are cut: annotation 1 (train/0.png)"
+    assert cut == f"1 boxes of {path} extend beyond their image and are clipped: annotation 1 (train/0.png)"
     assert skipped.startswith(
-        f"3 boxes of {path} have no area within their image and are skipped: annotation 2 (train/1"
+        f"3 boxes of {path} have no area inside their image and are skipped: annotation 2 (train/1"
     )
     assert read.boxes.tolist() == [[0, 40, 15, 48], [0, 0, 64, 48]]
     assert read.starts.tolist() == [0, 1, 1, *([2] * 10)]
@@ -114,7 +114,10 @@ SPOILED: dict[str, tuple[Callable[[Document], Any], str]] = {
     "text for an id": (put("images", 1, id="b"), r"uses the image id 'b'; ids are integers"),
     "no width": (drop("width", "images", 4), r"image 104 of .*train\.json needs a file_name, and height and width"),
     "missing": (put("images", 4, file_name="train/x.png"), r"1 of 12 images .* the first is image 104, train/x\.png"),
-    "small": (put("images", 4, height=20), r"image 104 of .*train\.json, train/4\.png, has 64×20 pixels"),
+    "small": (
+        put("images", 4, height=20),
+        r"image 104 of .*train\.json, train/4\.png, has 64×20 pixels, .*min_side=32",
+    ),
 }
 
 
@@ -127,9 +130,9 @@ def test_what_is_wrong_is_named_before_any_work(tmp_path: Path, case: str) -> No
 
 def test_files_that_are_no_annotations_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{'images': []}", encoding="utf-8")
-    with pytest.raises(InputError, match=r"a\.json is no annotation file in COCO's layout: it is not JSON"):
+    with pytest.raises(InputError, match=r"a\.json cannot be read as annotations in COCO's layout: it is not JSON"):
         load(settings(tmp_path / "a.json"))
-    with pytest.raises(InputError, match=r"b\.json is no annotation file .* no list 'images'"):
+    with pytest.raises(InputError, match=r"b\.json cannot be read as annotations .* no list 'images'"):
         load(settings(write(tmp_path / "b.json", [1])))
     with pytest.raises(InputError, match=r"c\.json cannot be read \(No such file"):
         load(settings(tmp_path / "c.json"))
@@ -217,7 +220,7 @@ def test_splits_of_their_own_keep_the_training_labels(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"4 of 4 images of .*val\.json are not in the folder"):
         load(dataclasses.replace(config, test_images=""))
     change(held, put("categories", 1, name="cow"))
-    with pytest.raises(InputError, match=r"val\.json calls the category 7 'cow', and in the training .* 'dog'"):
+    with pytest.raises(InputError, match=r"val\.json calls the category 7 'cow', but in the training .* 'dog'"):
         load(config)
 
 
