@@ -131,7 +131,7 @@ def _decoded(parts: list[Files], config: Data, cache: Path | None) -> list[Label
 
     def decode() -> Entry:
         decoded = [read_images(part, torch.arange(len(part)), config) for part in parts]
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for number, part in enumerate(decoded):
             tensors |= {f"pixels{number}": part.pixels, f"readable{number}": part.readable}
         return Entry(tensors, [problem for part in decoded for problem in part.problems])
