@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+from helpers.scripts import run_script
 from searchers.catalog import searcher_settings
 from supernet import Chain
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
@@ -96,11 +97,12 @@ def test_the_own_space_has_forty_lines_and_keeps_the_contract(own: Path, monkeyp
     assert supernet.space.size() == eval(counted[1])
 
 
-def test_the_own_space_trains_under_its_name(own: Path) -> None:
+def test_the_own_space_trains_under_its_name(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(own)
+    monkeypatch.delitem(sys.modules, "own_space", raising=False)
     out = own / "run"
-    chosen = ("--space", "own_space:build", "--train.epochs", 1, "--train.batch", 128, "--data.size", 8, "--out", out)
-    done = python(TOOLS / "train_supernet.py", "quickstart", *chosen, cwd=ROOT, path=own)
-    assert done.returncode == 0, done.stderr
+    tiny = ("--train.epochs", 1, "--train.batch", 512, "--data.size", 8, "--data.calibration", 64)
+    assert run_script("train_supernet", "quickstart", "--space", "own_space:build", *tiny, "--out", out) == 0
     assert (out / "supernet.safetensors").is_file()
 
 
