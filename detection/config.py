@@ -1,9 +1,8 @@
 """Configurations of detectors and their data as frozen dataclasses, free of torch, so that `--help` is instant."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from supernet.config import Preprocess, Train, Window
+from supernet.config import Preprocess
 
 
 @dataclass(frozen=True)
@@ -65,62 +64,6 @@ class DetectionData:
     augment: DetectionAugment = field(default_factory=DetectionAugment)
     seed: int = 0
     """Seed of the splits and of composed images."""
-
-
-@dataclass(frozen=True)
-class DetectorRun:
-    """A recipe of a detector, as `SupernetRun` is one of a classifier: the same scripts take both.
-
-    The stages of DetNAS (Chen et al., 2019): a classification supernet is trained by a `SupernetRun`; `pretrained`
-    names its folder, and the detector begins with its weights; after the search the winner's backbone is trained on
-    classification alone and then in the detector.
-    """
-
-    detector: str = "retinanet"
-    """"retinanet" or "faster-rcnn-fpn"."""
-    backbone: str = "shufflenet-small"
-    """A space in SPACES or "package.module:builder", which is searched; or a published network, which is not."""
-    backbone_settings: tuple[str, ...] = ()
-    """Arguments of the backbone's builder as NAME=VALUE, values in JSON; those of the pre-training."""
-    backbone_arch: str = ""
-    """Fixes the backbone to this architecture, JSON or a file with it; only the neck is then searched."""
-    neck: str = "fpn"
-    """"fpn", which decides nothing, or "nasfpn", which is searched (RetinaNet)."""
-    head_width: int = 256
-    """Channels of pyramid and heads."""
-    head_convs: int = 4
-    """Convolutions of each tower of RetinaNet, or of the box head of two stages."""
-    norm: Literal["none", "batch", "group"] = "batch"
-    """After the convolutions of pyramid and heads; DetNAS and NAS-FPN have batch norm everywhere."""
-    settings: tuple[str, ...] = ()
-    """Further arguments of the detector's builder as NAME=VALUE, values in JSON: repeats=3 anchor_scale=3."""
-    data: DetectionData = field(default_factory=DetectionData)
-    train: Train = field(default_factory=Train)
-    """How the supernet is trained; with 0 epochs it is not, and the run is for retrainings of given architectures."""
-    retrain: Train = field(default_factory=Train)
-    """How a single detector is trained."""
-    pretrained: str = ""
-    """Where the backbone's weights come from: the folder of a trained classification supernet over the same space, or
-    for a fixed backbone also a folder of its retraining or a file of weights, such as torchvision's or timm's of its
-    ResNet; fresh weights if empty. data.mean and data.std may repeat what its images were normalised with."""
-    start: Literal["scratch", "supernet", "classification"] = "scratch"
-    """What the backbone of a retrained detector begins with: fresh weights; its weights in the pre-trained supernet; or
-    those of a training of its own on classification, by the `retrain` recipe of the pre-training (the paper's way)."""
-    sampler: str = "uniform"
-    """Which architectures a step trains: "uniform" draws one (DetNAS), "fair" every option once (FairNAS), "balanced"
-    every option equally often up to one, "sandwich" the largest, the smallest and `random_paths` others (BigNAS)."""
-    random_paths: int = 2
-    """Random architectures of a sandwich."""
-    largest_epochs: float = 0.0
-    """Epochs at the start that train the largest architecture alone (OFA)."""
-    lead: str = ""
-    """Option that every choice takes at first, for `lead_epochs`; then all other options begin as copies of it."""
-    lead_epochs: float = 0.0
-    """Epochs at the start that train the architecture of `lead` alone."""
-    window: Window = field(default_factory=Window)
-    """Its cost may also be "backbone_macs", of the backbone at 224 pixels."""
-    scoring_batch: int = 16
-    """Images per forward pass where networks are scored, and per calibration batch."""
 
 
 @dataclass(frozen=True)

@@ -137,33 +137,6 @@ class Window:
 
 
 @dataclass(frozen=True)
-class SupernetRun:
-    """A recipe: everything that `tools/train_supernet.py` needs, and how winners are retrained later."""
-
-    space: str = "shufflenet-small"
-    """Name in SPACES, or "package.module:builder" for a space of one's own."""
-    space_settings: tuple[str, ...] = ()
-    """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
-    data: Data = field(default_factory=Data)
-    train: Train = field(default_factory=Train)
-    """How the supernet is trained; with 0 epochs it is not, and the run is for retrainings of given architectures."""
-    retrain: Train = field(default_factory=Train)
-    """How a standalone network is trained from scratch."""
-    sampler: str = "uniform"
-    """Which architectures a step trains: "uniform" draws one (SPOS), "fair" every option once (FairNAS), "balanced"
-    every option equally often up to one, "sandwich" the largest, the smallest and `random_paths` others (BigNAS)."""
-    random_paths: int = 2
-    """Random architectures of a sandwich."""
-    largest_epochs: float = 0.0
-    """Epochs at the start that train the largest architecture alone (OFA)."""
-    lead: str = ""
-    """Option that every choice takes at first, for `lead_epochs`; then all other options begin as copies of it."""
-    lead_epochs: float = 0.0
-    """Epochs at the start that train the architecture of `lead` alone."""
-    window: Window = field(default_factory=Window)
-
-
-@dataclass(frozen=True)
 class Preprocess:
     """What an exported network expects of its input, and the names of its outputs."""
 

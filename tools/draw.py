@@ -1,14 +1,14 @@
 """Draw an architecture: python tools/draw.py nasnet-a-large --out cell.svg, or a space and --arch arch.json"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from supernet_tools.pipeline.command_line import given_arch, main, parse
+from supernet_tools.pipeline.command_line import main, parse
 
 if TYPE_CHECKING:
     from supernet.drawing import Picture
@@ -21,12 +21,12 @@ class Draw:
     list of their steps."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """A published network or pyramid, or with --arch a space: of a detector its name or its backbone's, of a pyramid
-    alone "nasfpn". Or the folder of a run, whose settings its space then has."""
+    """A published network or pyramid. With --arch a space (for a detector its name or its backbone's, for a pyramid
+    alone "nasfpn"), or the folder of a run, whose settings the space then has."""
     arch: str | None = None
-    """Architecture of the space: JSON, or a file with it (an export's arch.json too)."""
+    """Architecture of the space: JSON, or a file with it, such as an export's arch.json."""
     out: Path | None = None
-    """File to write, .svg or .png; NAME.svg by default."""
+    """File to write; NAME.svg by default."""
 
 
 def run() -> None:
@@ -66,55 +66,64 @@ def published(name: str) -> "Picture":
 
 
 def decided(name: str, text: str) -> "Picture":
-    """An architecture of a space; of a detector its backbone beside its pyramid, whichever is decided on."""
+    """An architecture of a space; for a detector the searched ones of backbone and pyramid, side by side."""
     from supernet.errors import InputError
+    from supernet_tools.pipeline.architectures import read_arch
 
-    arch, settings = given_arch(text), dict[str, Any]()
+    arch, settings = read_arch(text), dict[str, Any]()
     if (Path(name) / "run.json").exists():
         name, settings = recipe_of(Path(name))
-    body, pyramid = arch.sub("backbone"), None
+    backbone_arch, pyramid = arch.sub("backbone"), None
     if any(choice.endswith("cell1.inputs") for choice in arch):
         from detection.nasfpn.drawing import draw_pyramid, pyramid_of
 
         pyramid = draw_pyramid(pyramid_of(arch), title=f"{name} {arch.key}")
-    if pyramid is not None and not body:
+    if pyramid is not None and not backbone_arch:
         if name != "nasfpn" and not name.startswith("retinanet-nasfpn-"):
-            raise InputError(f"the architecture decides on a pyramid alone, and {name!r} is none; give 'nasfpn'")
+            raise InputError(f"the architecture is that of a pyramid alone, not of {name!r}; give the name 'nasfpn'")
         return pyramid
     detector = re.fullmatch("(?:retinanet|faster-rcnn-fpn)(?:-fpn|-nasfpn)?-(.+)", name)
-    space = detector[1] if body and detector else name
-    backbone = of_space(space, f"{name} {arch.key}", lambda space: space.canonical(body or arch), **settings)
+    space = detector[1] if backbone_arch and detector else name
+    title = f"{name} {arch.key}"
+    backbone = of_space(space, title, lambda space: space.canonical(backbone_arch or arch), settings)
     return backbone if pyramid is None else backbone.beside(pyramid)
 
 
 def recipe_of(folder: Path) -> tuple[str, dict[str, Any]]:
     """The name of a run's space, and the settings of its classifier or of its detector's backbone."""
-    from detection.config import DetectorRun
-    from supernet_tools.pipeline import stages
-    from supernet_tools.pipeline.classifier import builder_settings
+    from supernet_tools.pipeline.config import DetectorRun
+    from supernet_tools.pipeline.runs import config_of
 
-    config = stages.config_of(folder)
+    config = config_of(folder)
     if isinstance(config, DetectorRun):
-        found = builder_settings(config.backbone_settings, "backbone_settings", {})
-        return f"{config.detector}-{config.neck}-{config.backbone}", found
-    return config.space, builder_settings(config.space_settings, "space_settings", {})
+        from supernet_tools.pipeline.detector import DetectorKind
+
+        detector = DetectorKind(config)
+        return detector.space, detector.backbone_settings()
+    from supernet_tools.pipeline.classifier import ClassifierKind
+
+    return config.space, ClassifierKind(config).space_settings()
 
 
-def of_space(name: str, title: str, choose: "Callable[[SearchSpace], Arch]", **settings: Any) -> "Picture":
+def of_space(
+    name: str, title: str, choose: "Callable[[SearchSpace], Arch]", settings: Mapping[str, Any] | None = None
+) -> "Picture":
     """One architecture of a classification space."""
     import torch
 
     from supernet.drawing import draw_cells, draw_chain, draw_widths
     from supernet.spaces import build
     from supernet.spaces.published_cells import cells_of
+    from supernet.spaces.widths import WidthChain
 
     with torch.device("meta"):
-        chain = build(name, "standalone", settings)
+        chain = build(name, "standalone", settings or {})
     arch = choose(chain.space)
     if any(choice.endswith(".block0.left") for choice in arch):
         return draw_cells(cells_of(arch, chain.space).cells, title=title)
-    if hasattr(chain, "seed"):  # a WidthChain
-        return draw_widths(arch, chain.seed, title=title)
+    if isinstance(chain, WidthChain):
+        widths = {group: int(arch[group]) for group in chain.seed}
+        return draw_widths(widths, chain.seed, title=title)
     return draw_chain(arch, title=title)
 
 

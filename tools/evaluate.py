@@ -6,40 +6,43 @@ from typing import Annotated
 
 import tyro
 
-from supernet_tools.pipeline.command_line import main, parse, print_table
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import print_table
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Accuracy, or mAP, with the shared weights (search-validation split), or of an exported folder (test split)."""
+    """Accuracy, or mAP, with the shared weights (search-validation split) or of an exported folder (test split)."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
     search: str = "aging-evolution"
-    """Name of the search whose best architecture is taken."""
+    """Name of the search whose best architecture is scored."""
     arch: str | None = None
     """An architecture instead: JSON, or a file with it."""
     exported: Path | None = None
     """An exported folder instead."""
     bn_batches: int = 10
-    """Calibration batches of 64 images; of a detector's `scoring_batch`."""
+    """Calibration batches: of 64 images, or of `scoring_batch` for a detector."""
 
 
 def run() -> None:
     args = parse(Evaluate, __doc__)
 
     from supernet.export import load_exported
-    from supernet_tools.pipeline import search as searching
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.runs import open_run
+    from supernet_tools.pipeline.search import best_arch
 
-    opened = stages.open_stage(args.run, trained=args.exported is None)
+    opened = open_run(args.run, trained=args.exported is None)
     if args.exported is not None:
-        metrics = opened.kind.scores(load_exported(args.exported), opened.data.test)
+        network = load_exported(args.exported)
+        metrics = opened.kind.scores(network, opened.data.test)
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
         return
-    arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)
-    metrics = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
-    print_table("shared weights, search-validation split", ("what", "value"), list(metrics.items()))
+    arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
+    scores = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
+    print_table("shared weights, search-validation split", ("what", "value"), list(scores.items()))
 
 
 if __name__ == "__main__":

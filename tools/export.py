@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from supernet_tools.pipeline.command_line import main, parse, print_table
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import print_table
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class Export:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
     search: str = "aging-evolution"
-    """Name of the search whose best architecture is taken."""
+    """Name of the search whose best architecture is exported."""
     arch: str | None = None
     """An architecture instead: JSON, or a file with it."""
     seed: int = 0
-    """Which retraining."""
+    """Seed of the retraining to export."""
     init: Literal["scratch", "shared"] = "scratch"
-    """Which retraining: from fresh weights, or fine-tuned from the shared ones."""
+    """The retraining to export: from fresh weights, or fine-tuned from the shared ones."""
     inherit: bool = False
     """Export the shared weights with recalibrated batch norm, without retraining."""
     onnx: bool = False
@@ -34,13 +35,16 @@ class Export:
 def run() -> None:
     args = parse(Export, __doc__)
 
-    from supernet_tools.pipeline import search as searching
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.export import export_stage
+    from supernet_tools.pipeline.retrain import trained_network
+    from supernet_tools.pipeline.runs import open_run
+    from supernet_tools.pipeline.search import best_arch
 
-    opened = stages.open_stage(args.run, trained=args.inherit or args.init == "shared")
-    arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)
-    network = stages.trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
-    folder, report = stages.export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
+    opened = open_run(args.run, trained=args.inherit or args.init == "shared")
+    arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
+    network = trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
+    folder, report = export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))
 
 

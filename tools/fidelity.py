@@ -3,13 +3,22 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from supernet.errors import InputError
 from supernet.seeding import generator
-from supernet_tools.pipeline.command_line import main, parse, print_table
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supernet.ranking.report import Report
+    from supernet.ranking.truth import Truth
+    from supernet.space import Arch
+    from supernet_tools.pipeline.run import Run
 
 
 @dataclass(frozen=True)
@@ -23,142 +32,163 @@ class Fidelity:
     truth: str = "table"
     """"table" (shipped, for the space nasbench-macro), a CSV file with a column `arch`, or "retrain"."""
     column: str = "accuracy"
-    """Of the CSV file."""
+    """Column of the CSV file."""
     n: int = 1000
-    """Distinct networks, drawn at random; 0 for all of a table. "retrain" trains each of them."""
+    """Distinct networks, drawn at random; 0 for all of a table. With "retrain" each of them is trained."""
     score: Literal["", "accuracy", "loss", "map", "map50"] = ""
-    """What the shared weights rank by, accuracy or a detector's map by default; another figure stands beside it."""
+    """What the shared weights rank by; accuracy, or a detector's map, by default. Another metric stands beside it."""
     labels: int = 0
-    """Report a ranking calibrated by this many true accuracies from the shared top, too."""
+    """Also report a ranking calibrated with this many true accuracies from the top of the shared ranking."""
     checkpoints: tuple[Path, ...] = ()
-    """Other weights of the same supernet, run folders or files, for the stability of the ranking."""
+    """Other weights of the same supernet, run folders or files, to see how stable the ranking is."""
     seeds: int = 1
-    """Of "retrain": trainings per network; two or more show the noise ceiling."""
+    """With "retrain": trainings per network; two or more show the noise ceiling."""
     epochs: int | None = None
-    """Of "retrain", instead of the recipe's."""
+    """With "retrain": epochs instead of the recipe's."""
     bn_batches: int = 10
     """Calibration batches of 64 images."""
     resamples: int = 500
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     seed: int = 0
-    """Of the networks drawn, retrainings and resamples."""
+    """Seed of the networks drawn, of retrainings and of resamples."""
     name: str | None = None
-    """Of the report, RUN/fidelity/NAME.json; from the settings by default."""
+    """Name of the report, RUN/fidelity/NAME.json; made from the settings by default."""
 
 
 def run() -> None:
     args = parse(Fidelity, __doc__)
-    if (args.run is None) != args.table_only:
-        raise InputError("give the folder of a trained supernet, or --table-only and no folder")
-
-    from supernet.ranking.report import fidelity
-    from supernet_tools.pipeline import stages
-
     if args.table_only:
-        space, found, settings = stages.create_supernet("nasbench-macro").space, *shipped()
-        show(fidelity(None, found.values, space=space, repeats=found.repeats, **settings, times=args.resamples))
+        if args.run is not None:
+            raise InputError("--table-only needs no folder of a supernet")
+        show(table_report(args))
         return
-    opened = stages.open_stage(args.run)
+    if args.run is None:
+        raise InputError("give the folder of a trained supernet, or --table-only")
+    report, file = run_report(args, args.run)
+    show(report)
+    print(f"saved as {file}")
+
+
+def table_report(args: Fidelity) -> "Report":
+    """Trivial rankers and the noise between trainings on the shipped table of NAS-Bench-Macro."""
+    from supernet.ranking.report import fidelity
+    from supernet.spaces import create_supernet
+
+    truth, settings = shipped()
+    space = create_supernet("nasbench-macro").space
+    return fidelity(None, truth.values, space=space, repeats=truth.repeats, **settings, times=args.resamples)
+
+
+def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
+    """The report on a run's shared weights, and the file it is saved as."""
+    from supernet.files import write_json
+    from supernet.ranking.report import fidelity
+    from supernet_tools.pipeline.runs import open_run
+    from supernet_tools.pipeline.search import shared_scores
+
+    opened = open_run(folder)
     args = dataclasses.replace(args, score=args.score or opened.kind.metric)
     if args.score not in opened.kind.metrics:
         raise InputError(f"this run is not scored by {args.score!r}, but by {' and '.join(opened.kind.metrics)}")
-    archs, found, settings = truth(args, opened)
-    scores, others = shared(args, opened, archs, found)
-    named = {str(path): score(opened_scores(args, opened, archs, path), args.score) for path in args.checkpoints}
+    archs, truth, settings = true_ranking(args, opened)
+    scores, others = shared_rankings(args, opened, archs, truth)
+    checkpoints = {
+        str(path): ranked_by(shared_scores(opened, archs, bn_batches=args.bn_batches, weights=path), args.score)
+        for path in args.checkpoints
+    }
     report = fidelity(
         scores,
-        found.values,
-        space=opened.supernet.space,
-        repeats=found.repeats,
+        truth.values,
+        space=opened.space,
+        repeats=truth.repeats,
         others=others,
-        checkpoints=named,
+        checkpoints=checkpoints,
         times=args.resamples,
         seed=args.seed,
         **settings,
     )
     name = args.name or f"{Path(args.truth).stem}-{args.score}-n{len(archs)}-seed{args.seed}"
-    folder = args.run / "fidelity"
-    folder.mkdir(exist_ok=True)
+    file = folder / "fidelity" / f"{name}.json"
     asked = {key: str(value) for key, value in dataclasses.asdict(args).items()}
-    stages.write_json(folder / f"{name}.json", {**report.to_json(), "settings": asked})
-    show(report)
-    print(f"saved as {folder / name}.json")
+    write_json(file, {**report.to_json(), "settings": asked})
+    return report, file
 
 
-def shipped() -> tuple[Any, dict[str, Any]]:
+def shipped() -> "tuple[Truth, dict[str, Any]]":
     """The table of NAS-Bench-Macro: truth and costs of its distinct networks."""
-    from supernet import create_supernet
     from supernet.ranking.truth import distinct
+    from supernet.spaces import create_supernet
     from supernet.spaces.nasbench_macro import table
 
-    found = distinct(create_supernet("nasbench-macro").space, table())
-    return found, {"costs": {arch: table()[arch] for arch in found.values}}
+    truth = distinct(create_supernet("nasbench-macro").space, table())
+    return truth, {"costs": {arch: table()[arch] for arch in truth.values}}
 
 
-def truth(args: Fidelity, opened: Any) -> tuple[list[Any], Any, dict[str, Any]]:
-    """The networks to rank, their true accuracies, and the costs that bands of MACs are made of."""
+def true_ranking(args: Fidelity, opened: "Run") -> "tuple[list[Arch], Truth, dict[str, Any]]":
+    """The networks to rank, their true accuracies, and the costs that define bands of MACs."""
     from supernet.ranking.truth import Truth, read_truth
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.architectures import random_feasible
+    from supernet_tools.pipeline.retrain import true_accuracies
 
-    space = opened.supernet.space
+    if args.truth == "table":
+        if opened.space.name != "nasbench-macro":
+            raise InputError(f"no table of {opened.space.name!r} is shipped; give --truth FILE.csv or --truth retrain")
+        truth, settings = shipped()
+        largest = max(costs["macs"] for costs in settings["costs"].values())
+        return sampled(args, truth), truth, {**settings, "largest": largest}
     if args.truth == "retrain":
-        archs = stages.random_feasible(opened, stages.limits_of(opened, {}), args.n, args.seed)
-        changed = {} if args.epochs is None else {"epochs": args.epochs}
-        train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changed)
-        told = stages.true_accuracies(opened, archs, train, seeds=args.seeds)
-        means = {a: None if None in runs else sum(runs) / len(runs) for a, runs in told.items()}
-        found = Truth(means, {a: runs for a, runs in told.items() if len(runs) > 1 and None not in runs})
-    elif args.truth == "table":
-        if space.name != "nasbench-macro":
-            raise InputError(f"no table of {space.name!r} is shipped; give --truth FILE.csv or --truth retrain")
-        found, settings = shipped()
-        return sampled(args, found), found, {**settings, "largest": max(c["macs"] for c in settings["costs"].values())}
+        archs = random_feasible(opened, opened.limits({}), args.n, args.seed)
+        epochs = {} if args.epochs is None else {"epochs": args.epochs}
+        train = dataclasses.replace(opened.config.retrain, seed=args.seed, **epochs)
+        trainings = true_accuracies(opened, archs, train, seeds=args.seeds)
+        complete = {
+            arch: tuple(value for value in values if value is not None)
+            for arch, values in trainings.items()
+            if None not in values
+        }
+        means = {arch: sum(complete[arch]) / len(complete[arch]) if arch in complete else None for arch in trainings}
+        truth = Truth(means, {arch: values for arch, values in complete.items() if len(values) > 1})
     else:
-        found = read_truth(Path(args.truth), space, column=args.column)
-    archs, edges = sampled(args, found), opened.cost.extremes("macs")
+        truth = read_truth(Path(args.truth), opened.space, column=args.column)
+    archs, extremes = sampled(args, truth), opened.cost.extremes("macs")
     costs = {arch: opened.cost(arch) for arch in archs}
-    return archs, found, {"costs": costs, "largest": edges[1] if edges else None}
+    return archs, truth, {"costs": costs, "largest": extremes[1] if extremes else None}
 
 
-def sampled(args: Fidelity, found: Any) -> list[Any]:
-    """Networks of the truth, drawn at random; failed ones stay among them, to be counted."""
-    everything = list(found.values)
-    if not args.n or args.n >= len(everything):
-        return everything
-    return generator(args.seed, "fidelity").sample(everything, args.n)
+def sampled(args: Fidelity, truth: "Truth") -> "list[Arch]":
+    """Networks of the truth, drawn at random; failed ones stay among them and are counted."""
+    archs = list(truth.values)
+    if not args.n or args.n >= len(archs):
+        return archs
+    return generator(args.seed, "fidelity").sample(archs, args.n)
 
 
-def opened_scores(args: Fidelity, opened: Any, archs: list[Any], weights: Path | None = None) -> dict[Any, Any]:
-    """Metrics of all networks with the shared weights."""
-    from supernet_tools.pipeline import stages
-
-    found: dict[Any, Any] = stages.shared_scores(opened, archs, bn_batches=args.bn_batches, weights=weights)
-    return found
+def ranked_by(scores: "dict[Arch, dict[str, float]]", name: str) -> "dict[Arch, float]":
+    """One metric, higher is better: the loss with its sign turned, others as they are."""
+    return {arch: -metrics[name] if name == "loss" else metrics[name] for arch, metrics in scores.items()}
 
 
-def score(metrics: dict[Any, Any], name: str) -> dict[Any, float]:
-    """Accuracy, or the loss with its sign turned: higher is better."""
-    return {arch: -row[name] if name == "loss" else row[name] for arch, row in metrics.items()}
-
-
-def shared(args: Fidelity, opened: Any, archs: list[Any], found: Any) -> tuple[dict[Any, float], dict[str, Any]]:
+def shared_rankings(
+    args: Fidelity, opened: "Run", archs: "list[Arch]", truth: "Truth"
+) -> "tuple[dict[Arch, float], dict[str, Any]]":
     """The scores that the report is about, and further rankers beside them."""
     from supernet.ranking.calibrate import calibrated_ranking
+    from supernet_tools.pipeline.search import shared_scores
 
-    metrics = opened_scores(args, opened, archs)
-    mine, other = score(metrics, args.score), next(name for name in opened.kind.metrics if name != args.score)
-    rankers: dict[str, Any] = {f"shared {other}": score(metrics, other)}
+    metrics = shared_scores(opened, archs, bn_batches=args.bn_batches)
+    scores, other = ranked_by(metrics, args.score), next(name for name in opened.kind.metrics if name != args.score)
+    rankers: dict[str, Any] = {f"shared {other}": ranked_by(metrics, other)}
     if args.labels:
 
-        def label(chosen: Any) -> list[float | None]:  # one training each, where the truth knows single ones
-            return [found.repeats[arch][0] if arch in found.repeats else found.values[arch] for arch in chosen]
+        def label(chosen: "Sequence[Arch]") -> "list[float | None]":  # one training each where single ones are known
+            return [truth.repeats[arch][0] if arch in truth.repeats else truth.values[arch] for arch in chosen]
 
-        made = calibrated_ranking(mine, label, space=opened.supernet.space, labels=args.labels)
-        rankers[f"calibrated, {len(made.labels)} labels"] = made.scores
-    return mine, rankers
+        calibration = calibrated_ranking(scores, label, space=opened.space, labels=args.labels)
+        rankers[f"calibrated, {len(calibration.labels)} labels"] = calibration.scores
+    return scores, rankers
 
 
-def show(report: Any) -> None:
+def show(report: "Report") -> None:
     """The report on screen."""
     first = report.rankers[0]
     place = max((i for i, top in enumerate(first.tops) if top.k <= 10), default=0)
@@ -190,9 +220,7 @@ def show(report: Any) -> None:
     ]
     if first.name == "shared weights":
         cells.append(("the shared weights win", *("yes" if window.wins else "no" for window in report.windows)))
-    print_table(
-        "true rank of the pick / of the best of the first ten, within limits of MACs", ("ranker", *limits), cells
-    )
+    print_table("Under a MACs limit: true rank of the top 1 / best in the top 10", ("ranker", *limits), cells)
     for key, reason in report.failed.items():
         print(f"failed: {key}, {reason}")
     for name, tau in report.stability.items():

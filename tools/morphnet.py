@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import choose, main, parse, print_table
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     from searchers import MorphNet, Trial
     from supernet.config import Train
-    from supernet_tools.pipeline.stages import Run
+    from supernet.space import Arch, SearchSpace
+    from supernet_tools.pipeline.run import Run
 
 
 @dataclass(frozen=True)
 class Morph:
-    """MorphNet (Gordon et al., 2018) on a width space; a search of the same name goes on where it ended."""
+    """MorphNet (Gordon et al., 2018) on a width space. A search of the same name goes on where it ended."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a trained width supernet."""
     name: str = "morphnet"
-    """Of the search below RUN/search/."""
+    """Name of the search, a folder below RUN/search/."""
     max_macs: float | None = None
     """Budget of multiply-accumulates; FLOPs are regularised."""
     max_params: float | None = None
@@ -33,15 +35,17 @@ class Morph:
     rounds: int = 1
     """How often to shrink and widen."""
     epochs: int | None = None
-    """Most epochs of a training, which ends before when the regulariser settles; the run's train.epochs by default."""
+    """Upper limit on the epochs of a training, which ends earlier when the regulariser settles; by default the run's
+    train.epochs."""
     lr: float | None = None
     """Constant learning rate; the run's train.lr by default."""
     seed: int = 0
-    """Of data order and augmentation, and with --init scratch of the initial weights."""
+    """Seed of data order and augmentation, and with --init scratch of the initial weights."""
     init: Literal["trained", "scratch"] = "trained"
-    """Shrink the trained weights, or as in the paper fresh ones."""
+    """Shrink the trained weights, or fresh ones as in the paper."""
     settings: tuple[str, ...] = ()
-    """metric, strength, scan, threshold, fill, start, patience, tolerance; e.g. scan=[1,10] threshold=gap fill=0.01."""
+    """Hyperparameters: metric, strength, scan, threshold, fill, start, patience, tolerance; for instance scan=[1,10]
+    threshold=gap fill=0.01."""
 
 
 def run() -> None:
@@ -50,20 +54,25 @@ def run() -> None:
         raise InputError("MorphNet keeps exactly one limit: give either --max-macs or --max-params")
 
     from searchers import Study, search
-    from supernet.scoring.shared_weights import SharedWeights
-    from supernet_tools.pipeline import stages
-    from supernet_tools.pipeline.folder import open_run
+    from supernet.config import Train
+    from supernet.evaluate import SharedWeights
+    from supernet.train import check_training
+    from supernet_tools.pipeline.classifier import ClassifierKind
+    from supernet_tools.pipeline.folder import claim_run
+    from supernet_tools.pipeline.runs import open_run
 
-    opened, folder = stages.open_stage(args.run), args.run / "search" / args.name
-    if opened.kind.metric != "accuracy":
+    opened, folder = open_run(args.run), args.run / "search" / args.name
+    if not isinstance(opened.kind, ClassifierKind):
         raise InputError(f"MorphNet sets the widths of a classifier, and {args.run} holds a detector's run")
-    data, changed = opened.data, {n: v for n in ("epochs", "lr") if (v := getattr(args, n)) is not None}
+    changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
     constant = {"seed": args.seed, "schedule": "constant", "warmup_epochs": 0.0}
-    config = dataclasses.replace(opened.config.train, **constant, **changed)
-    stages.check_training(config, data, opened.config.data.augment)
+    config: Train = dataclasses.replace(opened.config.train, **constant, **changes)
+    settings_of(args, opened.space)  # before images are read
+    data = opened.data
+    check_training(config, data, task=opened.kind.task)
     searcher = create(args, opened, config, folder)
     evaluate = SharedWeights(searcher.supernet, data.calibration, data.validation, cost=opened.cost)
-    with open_run(folder, "morphnet", config), Study(folder / "study.db", searcher.space) as study:
+    with claim_run(folder, "morphnet", config), Study(folder / "study.db", searcher.space) as study:
         best = search(searcher, searcher.scored(evaluate), study, trials=args.rounds * len(searcher.scan))
         show(searcher, study.trials(), best, folder)
 
@@ -71,70 +80,68 @@ def run() -> None:
 def create(args: Morph, opened: "Run", config: "Train", folder: Path) -> "MorphNet":
     """The searcher over the run's supernet, or over one with fresh weights."""
     from searchers import MorphNet
-    from supernet.training.loop import train_supernet
-    from supernet_tools.pipeline import stages
+    from supernet.files import write_json
+    from supernet.spaces.widths import WidthChain
+    from supernet.train import train_supernet
+    from supernet_tools.pipeline.run import torch_generator
 
-    data, net = opened.data, opened.supernet
+    supernet = opened.supernet
     if args.init == "scratch":
-        init, settings = stages.torch_generator(args.seed, "supernet"), stages.network_settings(opened.config, data)
-        net = stages.create_supernet(opened.config.space, generator=init, **settings)
+        supernet = opened.kind.supernet(opened.summary, torch_generator(args.seed, "supernet"))
+    if not isinstance(supernet, WidthChain):
+        raise InputError(f"{args.run} is over {opened.kind.space!r}; MorphNet needs a space of widths")
 
-    def train(supernet: Any, arch: Any, penalty: Any, run: str) -> None:
+    def train(supernet: WidthChain, arch: "Arch", penalty: Any, run: str) -> None:
         options = {"augment": opened.config.data.augment, "penalty": penalty, "state": folder / f"{run}.pt"}
-        rows = train_supernet(supernet, data, config, sampler=lambda _: (arch,), **options)
-        stages.write_json(folder / f"{run}.json", {"format": 1, "epochs": rows})
+        rows = train_supernet(supernet, opened.data, config, sampler=lambda _: (arch,), **options)
+        write_json(folder / f"{run}.json", {"format": 1, "epochs": rows})
 
-    feasible = stages.limits_of(opened, {"macs": args.max_macs, "params": args.max_params})
-    given: dict[str, Any] = {"seed": args.seed, "rounds": args.rounds, "feasible": feasible}
-    given |= {name: setting(opened, name, text) for name, text in stages.pairs(args.settings).items()}
-    return MorphNet(net.space, supernet=net.to(config.device), train=train, **given)
+    settings = settings_of(args, opened.space)
+    return MorphNet(
+        supernet.space,
+        supernet=supernet.to(config.device),
+        train=train,
+        seed=args.seed,
+        rounds=args.rounds,
+        feasible=opened.limits({"macs": args.max_macs, "params": args.max_params}),
+        **settings,
+    )
 
 
-def setting(opened: "Run", name: str, text: str) -> Any:
-    """A hyperparameter of MorphNet from text."""
-    from supernet_tools.pipeline import stages
+def settings_of(args: Morph, space: "SearchSpace") -> dict[str, Any]:
+    """Hyperparameters of MorphNet from the command line."""
+    from searchers import MorphNet
+    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.settings import parse_settings
 
-    kinds: dict[str, Callable[[str], Any]] = {
-        "metric": lambda text: choose("metric", text, {name: name for name in ("accuracy", "-loss")}),
-        "strength": float,
-        "scan": lambda text: [float(multiple) for multiple in json.loads(text)],
-        "threshold": lambda text: text if text == "gap" else float(text),
-        "fill": float,
-        "start": lambda text: stages.read_arch(opened, text),
-        "patience": int,
-        "tolerance": float,
-    }
-    try:
-        return choose("setting of MorphNet", name, kinds)(text)
-    except (ValueError, TypeError) as error:
-        unread = InputError(f"{name}={text!r} cannot be read; numbers are like 0.01, lists like [0.1,1,10]")
-        raise error if isinstance(error, InputError) else unread from None
+    reserved = ("space", "supernet", "train", "seed", "rounds", "feasible")
+    start = {"start": lambda text: arch_of(text, space)}
+    return parse_settings(MorphNet, args.settings, owner="MorphNet", reserved=reserved, converters=start)
 
 
 def show(searcher: "MorphNet", trials: "Sequence[Trial]", best: "Trial", folder: Path) -> None:
     """What every training led to, and the widths of the best architecture, whose JSON is the last line."""
     metric, limit, rows = searcher.metric.removeprefix("-"), searcher.limit, []
-    for found, trial in zip(searcher.history, trials, strict=True):
-        epochs = json.loads((folder / f"{found.run}.json").read_text(encoding="utf-8"))["epochs"]
-        moved = f"{epochs[0]['penalty']:.3g} to {epochs[-1]['penalty']:.3g}"
-        score = trial.failed or f"{trial.metrics[metric]:.4f}"
+    for shrunk, trial in zip(searcher.history, trials, strict=True):
+        epochs = json.loads((folder / f"{shrunk.run}.json").read_text(encoding="utf-8"))["epochs"]
         rows.append(
             (
-                found.run,
-                f"{found.strength:.2e}",
-                moved,
-                sum(found.alive.values()),
-                f"{found.multiplier:.4g}",
-                found.cost,
-                len(found.clipped),
-                score,
+                shrunk.run,
+                f"{shrunk.strength:.2e}",
+                f"{epochs[0]['penalty']:.3g} to {epochs[-1]['penalty']:.3g}",
+                sum(shrunk.alive.values()),
+                f"{shrunk.multiplier:.4g}",
+                shrunk.cost,
+                len(shrunk.clipped),
+                trial.failed or f"{trial.metrics[metric]:.4f}",
             )
         )
     columns = ("training", "λ", "λ·G", "alive", "ω", limit, "groups at largest", metric)
     print_table(f"{limit} <= {searcher.budget:,.0f}", columns, rows)
-    chosen = next(found for found in searcher.history if found.arch == best.arch)
-    widths = [(name, seed, chosen.alive[name], best.arch[name]) for name, seed in searcher.supernet.seed.items()]
-    print_table(f"best: {chosen.run}", ("group", "seed", "alive", "width"), widths)
+    winner = next(shrunk for shrunk in searcher.history if shrunk.arch == best.arch)
+    seed = searcher.supernet.seed
+    widths = [(group, width, winner.alive[group], best.arch[group]) for group, width in seed.items()]
+    print_table(f"best: {winner.run}", ("group", "seed", "alive", "width"), widths)
     print(best.arch.to_json())
 
 

@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from detection.config import DetectorPreprocess
+    from supernet_tools.pipeline.run import Run
 
 
 @dataclass(frozen=True)
@@ -15,21 +21,21 @@ class Predict:
     """Write a PNG per image with boxes, labels and scores; of a run's own test images also the true boxes, white."""
 
     model: Annotated[Path, tyro.conf.Positional]
-    """An exported detector, or the folder of a run, of which a retrained network is taken."""
+    """An exported detector, or the folder of a run, whose retrained network is used."""
     images: tuple[Path, ...] = ()
-    """Image files. Of a run its first test images where none are given."""
+    """Image files; by default the first test images of the run."""
     out: Path = Path("predictions")
-    """Folder of the PNGs."""
+    """Folder to write the PNGs into."""
     threshold: float = 0.5
-    """Least score of what is drawn."""
+    """Lowest score of the boxes that are drawn."""
     test: int = 8
-    """Test images of a run."""
+    """Number of test images of a run."""
     search: str = "aging-evolution"
-    """Of a run: name of the search whose best architecture is taken."""
+    """Of a run: name of the search whose best architecture is used."""
     arch: str | None = None
     """Of a run: an architecture instead, JSON or a file with it."""
     seed: int = 0
-    """Of a run: which retraining."""
+    """Of a run: seed of the retraining."""
 
 
 def run() -> None:
@@ -40,28 +46,30 @@ def run() -> None:
     if missing:
         raise InputError(f"there is no image file {missing[0]!r}")
 
-    from detection.predictions import detect, draw_detections, read_image
+    from detection.predictions import detect, drawn, read_image
 
     exported = (args.model / "preprocess.json").exists()
     if exported and not args.images:
         raise InputError(f"{args.model} is an export and has no images of its own; give --images")
     network, preprocess, opened = from_export(args.model) if exported else from_run(args)
-    if args.images:
-        given: list[tuple[str, Any, Any]] = [(path.stem, read_image(path), None) for path in args.images]
-    else:
+    if opened is not None and not args.images:
         part = opened.data.test
-        given = [(f"test{i}", part.image(i), part.annotations.target(i)) for i in range(min(args.test, len(part)))]
+        positions = range(min(args.test, len(part)))
+        images: list[tuple[str, Any, Any]] = [
+            (f"test{i}", part.image(i), part.annotations.target(i)) for i in positions
+        ]
+    else:
+        images = [(path.stem, read_image(path), None) for path in args.images]
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, pixels, truth in given:
-        found = detect(network, pixels, preprocess)
-        picture, count = draw_detections(pixels, found, preprocess.classes, threshold=args.threshold, truth=truth)
-        picture.save(args.out / f"{name}.png")
-        print(
-            f"wrote {args.out / name}.png: {count} of {len(found['scores'])} boxes with a score from {args.threshold:g}"
-        )
+    for name, pixels, truth in images:
+        boxes = detect(network, pixels, preprocess)
+        picture, count = drawn(pixels, boxes, preprocess.classes, threshold=args.threshold, truth=truth)
+        file = args.out / f"{name}.png"
+        picture.save(file)
+        print(f"wrote {file}: {count} of {len(boxes['scores'])} boxes with a score from {args.threshold:g}")
 
 
-def from_export(folder: Path) -> tuple[Any, Any, None]:
+def from_export(folder: Path) -> "tuple[nn.Module, DetectorPreprocess, None]":
     """The network of an exported folder, what it expects of images, and no run."""
     from detection.config import DetectorPreprocess
     from supernet.config import from_dict
@@ -74,16 +82,19 @@ def from_export(folder: Path) -> tuple[Any, Any, None]:
     return load_exported(folder), from_dict(DetectorPreprocess, document), None
 
 
-def from_run(args: Predict) -> tuple[Any, Any, Any]:
+def from_run(args: Predict) -> "tuple[nn.Module, DetectorPreprocess, Run]":
     """The retrained network of a run, what it expects of images, and the run."""
-    from supernet_tools.pipeline import search as searching
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.retrain import trained_network
+    from supernet_tools.pipeline.runs import open_run
+    from supernet_tools.pipeline.search import best_arch
 
-    opened = stages.open_stage(args.model, trained=False)
+    opened = open_run(args.model, trained=False)
     if opened.kind.metric != "map":
         raise InputError(f"{args.model} holds a classifier's run; give one of a detector, or an exported detector")
-    arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)
-    return stages.trained_network(opened, arch, args.seed), opened.kind.preprocess(opened.data), opened
+    arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
+    preprocess: DetectorPreprocess = opened.kind.preprocess(opened.summary)
+    return trained_network(opened, arch, args.seed), preprocess, opened
 
 
 if __name__ == "__main__":

@@ -5,10 +5,17 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from supernet_tools.pipeline.command_line import main, parse, print_table
+from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.recipes import quickstart
+from supernet_tools.pipeline.tables import print_table
+
+if TYPE_CHECKING:
+    from supernet.config import Train
+    from supernet.cost import Feasible
+    from supernet.space import Arch
+    from supernet_tools.pipeline.run import Run
 
 
 @dataclass(frozen=True)
@@ -26,52 +33,59 @@ class Quickstart:
     retrain_epochs: int = quickstart().retrain.epochs
     """Epochs of every retraining."""
     ranked: int = 20
-    """Random networks within the limit that are trained shortly, to see whether the shared weights rank; 0 for none."""
+    """Random networks within the limit that get a short training, to see whether shared weights rank; 0 for none."""
     ranked_epochs: int = 1
-    """Of these trainings."""
+    """Epochs of these trainings."""
     seed: int = 0
-    """Of everything."""
+    """Seed of everything."""
     threads: int = 1
-    """Of torch: more help these small networks little on idle cores and slow them several times on busy ones."""
+    """Threads of torch. More of them help such small networks little, and slow them several times on busy cores."""
 
 
 def run() -> None:
     args = parse(Quickstart, __doc__)
     began = time.monotonic()
 
-    from supernet_tools.pipeline import search as searching
-    from supernet_tools.pipeline import stages
+    import torch
 
-    stages.torch.set_num_threads(args.threads)
+    from supernet.files import write_json
+    from supernet.space import Arch
+    from supernet_tools.pipeline.architectures import random_feasible
+    from supernet_tools.pipeline.export import export_stage
+    from supernet_tools.pipeline.retrain import retrain_stage, trained_network
+    from supernet_tools.pipeline.search import create_searcher, search_stage
+    from supernet_tools.pipeline.train import supernet_accuracy, train_stage
+
+    torch.set_num_threads(args.threads)
     config = quickstart()
     train = dataclasses.replace(config.train, seed=args.seed, epochs=args.epochs)
     retrain = dataclasses.replace(config.retrain, seed=args.seed, epochs=args.retrain_epochs)
-    trained = stages.train_stage(dataclasses.replace(config, train=train, retrain=retrain), args.out)
-    feasible = stages.limits_of(trained, {"macs": args.max_macs})
-    found: dict[str, Any] = {}
-    for name, settings in (("random", {}), ("aging-evolution", {"population_size": "20", "tournament_size": "5"})):
-        searcher = searching.create_searcher(name, trained, feasible, args.seed, settings)
-        found[name] = searching.search_stage(trained, searcher, name, trials=args.trials)
-    winner_of = max(found, key=lambda name: found[name]["score"])
-    winner = stages.Arch(found[winner_of]["arch"])
-    controls = stages.random_feasible(trained, feasible, 3, args.seed)
-    retrained = [stages.retrain_stage(trained, arch, retrain) for arch in (winner, *controls)]
+    trained = train_stage(dataclasses.replace(config, train=train, retrain=retrain), args.out)
+    feasible = trained.limits({"macs": args.max_macs})
+    results: dict[str, Any] = {}
+    for name, settings in (("random", ()), ("aging-evolution", ("population_size=20", "tournament_size=5"))):
+        searcher = create_searcher(name, trained, feasible, args.seed, settings)
+        results[name] = search_stage(trained, searcher, name, trials=args.trials)
+    best_searcher = max(results, key=lambda name: results[name]["score"])
+    winner = Arch(results[best_searcher]["arch"])
+    controls = random_feasible(trained, feasible, 3, args.seed)
+    retrained = [retrain_stage(trained, arch, retrain) for arch in (winner, *controls)]
     short = dataclasses.replace(retrain, epochs=args.ranked_epochs)
     ranking = fidelity_of(trained, feasible, (winner, *controls), short, args.ranked) if args.ranked else None
-    folder, parity = stages.export_stage(trained, winner, stages.trained_network(trained, winner, args.seed))
+    folder, parity = export_stage(trained, winner, trained_network(trained, winner, args.seed))
     summary = {
         "format": 1,
-        "supernet": stages.supernet_accuracy(trained),
+        "supernet": supernet_accuracy(trained),
         "limit": {"macs": args.max_macs},
-        "searchers": found,
-        "winner": {"searcher": winner_of, **retrained[0]},
+        "searchers": results,
+        "winner": {"searcher": best_searcher, **retrained[0]},
         "random_controls": retrained[1:],
         "comparison": compare([result["test_accuracy"] for result in retrained]),
         "fidelity": ranking,
         "export": {"folder": str(folder), **parity},
         "seconds": time.monotonic() - began,
     }
-    stages.write_json(args.out / "summary.json", summary)
+    write_json(args.out / "summary.json", summary)
     show(summary)
 
 
@@ -90,18 +104,24 @@ def compare(accuracies: list[float]) -> dict[str, Any]:
     }
 
 
-def fidelity_of(run: Any, feasible: Any, taken: tuple[Any, ...], train: Any, n: int) -> dict[str, Any]:
-    """How well shared weights rank `n` random networks, by short trainings of each, beside rankers that need none."""
-    from supernet.ranking.report import fidelity
-    from supernet_tools.pipeline import stages
+def fidelity_of(
+    run: "Run", feasible: "Feasible", excluded: "tuple[Arch, ...]", train: "Train", n: int
+) -> dict[str, Any]:
+    """How well shared weights rank `n` random networks, by a short training of each, beside rankers that need none.
 
-    drawn = stages.random_feasible(run, feasible, n + len(taken), train.seed + 1)
-    archs = [arch for arch in drawn if arch not in taken][:n]  # those are trained for longer, in the same folders
-    truth = {arch: told[0] for arch, told in stages.true_accuracies(run, archs, train).items()}
-    scores = {arch: row["accuracy"] for arch, row in stages.shared_scores(run, archs).items()}
-    report = fidelity(
-        scores, truth, space=run.supernet.space, costs={arch: run.cost(arch) for arch in archs}, seed=train.seed
-    )
+    Networks in `excluded` are left out, since their folders hold longer trainings.
+    """
+    from supernet.ranking.report import fidelity
+    from supernet_tools.pipeline.architectures import random_feasible
+    from supernet_tools.pipeline.retrain import true_accuracies
+    from supernet_tools.pipeline.search import shared_scores
+
+    candidates = random_feasible(run, feasible, n + len(excluded), train.seed + 1)
+    archs = [arch for arch in candidates if arch not in excluded][:n]
+    truth = {arch: values[0] for arch, values in true_accuracies(run, archs, train).items()}
+    scores = {arch: metrics["accuracy"] for arch, metrics in shared_scores(run, archs).items()}
+    costs = {arch: run.cost(arch) for arch in archs}
+    report = fidelity(scores, truth, space=run.space, costs=costs, seed=train.seed)
     return {"epochs": train.epochs, **report.to_json()}
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import main, parse, print_table
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import print_table
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,17 @@ class Retrain:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
     search: str = "aging-evolution"
-    """Name of the search whose best architecture is taken."""
+    """Name of the search whose best architecture is retrained."""
     arch: str | None = None
     """An architecture instead: JSON, or a file with it."""
     init: Literal["scratch", "shared"] = "scratch"
     """Start from fresh weights (a detector's backbone as the recipe's `start` says), or fine-tune the shared ones."""
     seed: int = 0
-    """Of initial weights and data order."""
+    """Seed of initial weights and data order."""
     epochs: int | None = None
-    """Instead of the recipe's."""
+    """Epochs instead of the recipe's."""
     lr: float | None = None
-    """Instead of the recipe's."""
+    """Learning rate instead of the recipe's."""
     top: int = 0
     """Compare this many of the search's best networks …"""
     random: int = 0
@@ -48,25 +49,28 @@ def run() -> None:
         raise InputError("a comparison takes --top and --random of at least 1, --seeds too, and no --arch or --init")
 
     from supernet.training.distributed import process_group
-    from supernet_tools.pipeline import search as searching
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.compare import control_stage
+    from supernet_tools.pipeline.retrain import retrain_stage
+    from supernet_tools.pipeline.runs import open_run
+    from supernet_tools.pipeline.search import best_arch
 
-    opened = stages.open_stage(args.run, trained=args.init == "shared")
-    changed = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
-    train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changed)
+    opened = open_run(args.run, trained=args.init == "shared")
+    changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
+    train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changes)
     with process_group(train.device) as world:
         if compare:
             sizes = {"top": args.top, "random": args.random, "seeds": args.seeds}
-            result = searching.control_stage(opened, args.search, train, **sizes, verbose=world.main)
+            result = control_stage(opened, args.search, train, **sizes, verbose=world.main)
         else:
-            arch = stages.read_arch(opened, args.arch) if args.arch else searching.best_arch(opened, args.search)
-            result = stages.retrain_stage(opened, arch, train, shared=args.init == "shared")
+            arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
+            result = retrain_stage(opened, arch, train, shared=args.init == "shared")
     if not world.main:
         return
     if compare:
         show(result)
         return
-    print_table("retrained", ("what", "value"), [(k, v) for k, v in result.items() if k not in ("arch", "format")])
+    print_table("retrained", ("what", "value"), [item for item in result.items() if item[0] not in ("arch", "format")])
 
 
 def show(result: dict[str, Any]) -> None:

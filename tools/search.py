@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from supernet_tools.pipeline.command_line import main, parse, print_table
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import print_table
 
 
 @dataclass(frozen=True)
 class Search:
-    """Search a trained supernet; a search of the same name goes on where it ended."""
+    """Search a trained supernet. A search of the same name goes on where it ended."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the trained supernet."""
@@ -19,15 +20,15 @@ class Search:
     """random, aging-evolution, top-k-evolution, detnas or spos (its published settings), local-search, predictor,
     nsga2, reinforce, enas (its published settings), pnas, or optuna."""
     name: str = ""
-    """Of the search below RUN/search/; the searcher's by default."""
+    """Name of the search, a folder below RUN/search/; that of the searcher by default."""
     trials: int = 200
-    """Ends the search: architectures told, repeats included."""
+    """Ends the search after this many trials, repeats included."""
     evaluations: int | None = None
-    """Ends the search: distinct networks scored."""
+    """Ends the search after this many distinct networks have been scored."""
     batch: int = 1
-    """Architectures asked for at a time."""
+    """Architectures proposed at a time."""
     seed: int = 0
-    """Of the searcher."""
+    """Seed of the searcher."""
     max_macs: float | None = None
     """Limit on multiply-accumulates."""
     max_params: float | None = None
@@ -39,9 +40,10 @@ class Search:
     latency_batch: int = 1
     """Images per timed forward pass."""
     bn_batches: int = 10
-    """Calibration batches per candidate, of 64 images; of a detector's `scoring_batch`."""
+    """Calibration batches per candidate: of 64 images, or of `scoring_batch` for a detector."""
     resume: Literal["exact", "warm"] = "exact"
-    """Go on with a search of this name only under its settings, or tell this searcher all that it recorded."""
+    """Go on with a search of this name only under the same settings ("exact"), or report its recorded trials to this
+    searcher ("warm")."""
     settings: tuple[str, ...] = ()
     """Hyperparameters of the searcher, e.g. population_size=50 tournament_size=10."""
 
@@ -49,19 +51,20 @@ class Search:
 def run() -> None:
     args = parse(Search, __doc__)
 
+    from supernet.space import Arch
     from supernet.training.distributed import process_group
-    from supernet_tools.pipeline import search as searching
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.runs import config_of, open_run
+    from supernet_tools.pipeline.search import create_searcher, search_stage
 
-    with process_group(stages.config_of(args.run).train.device) as world:
-        opened = stages.open_stage(args.run)
+    with process_group(config_of(args.run).train.device) as world:
+        opened = open_run(args.run)
         limits = {"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs}
         if args.max_latency is not None and world.main:
-            opened = stages.timed(opened, args.latency_batch)
-            limits["latency"] = 1000 * args.max_latency
-        feasible = stages.limits_of(opened, limits)
-        searcher = searching.create_searcher(args.searcher, opened, feasible, args.seed, stages.pairs(args.settings))
-        result = searching.search_stage(
+            opened = opened.with_latency(args.latency_batch)
+            limits["latency"] = 1000 * args.max_latency  # the table counts microseconds
+        feasible = opened.limits(limits)
+        searcher = create_searcher(args.searcher, opened, feasible, args.seed, args.settings)
+        result = search_stage(
             opened,
             searcher,
             args.name or args.searcher,
@@ -76,12 +79,13 @@ def run() -> None:
     cheapest, front = result.pop("cheapest_tied", None), result.pop("front")
     if cheapest is not None:
         result["cheapest of these, MACs"] = cheapest["macs"]
-    rows = [(name.replace("tied", "not told from the best by its images"), value) for name, value in result.items()]
-    print_table(f"search {args.name or args.searcher}", ("what", "value"), [row for row in rows if row[0] != "arch"])
+    labels = {"tied": "statistically tied with the best"}
+    rows = [(labels.get(name, name), value) for name, value in result.items() if name != "arch"]
+    print_table(f"search {args.name or args.searcher}", ("what", "value"), rows)
     columns = [name for name in front[0] if name != "arch"]
-    lines = [(*(row[name] for name in columns), stages.Arch(row["arch"]).key) for row in front]
+    lines = [(*(row[name] for name in columns), Arch(row["arch"]).key) for row in front]
     print_table("Pareto front", (*columns, "architecture"), lines)
-    print(stages.Arch(result["arch"]).to_json())
+    print(Arch(result["arch"]).to_json())
 
 
 if __name__ == "__main__":

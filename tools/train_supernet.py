@@ -1,32 +1,37 @@
 """Train a supernet by a recipe: python tools/train_supernet.py quickstart --train.epochs 20 --out runs/x"""
 
-from supernet_tools.pipeline.command_line import main, parse_recipe, print_table
+from supernet_tools.pipeline.command_line import main, parse_recipe
 from supernet_tools.pipeline.recipes import RECIPES
+from supernet_tools.pipeline.tables import print_table
 
 
 def run() -> None:
     config, out, plan = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
 
     from supernet.training.distributed import process_group
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.run import WEIGHTS
+    from supernet_tools.pipeline.train import plan_stage, supernet_accuracy, train_stage
 
     with process_group(config.train.device) as world:
         if plan:
-            figures = stages.plan_stage(config)
+            rows = plan_stage(config)
             if world.main:
-                print_table("plan, from three steps", ("what", "value"), figures)
+                print_table("plan, from three steps", ("what", "value"), rows)
             return
-        trained = stages.train_stage(config, out)
+        trained = train_stage(config, out)
         if not world.main:
             return
-        rows = [("space", trained.supernet.space.name), ("architectures", trained.supernet.space.size())]
+        report: list[tuple[str, object]] = [
+            ("space", trained.space.name),
+            ("architectures", trained.space.size()),
+        ]
         if config.train.epochs:
-            found = stages.supernet_accuracy(trained)
-            score = f"{found['mean']:.4f} ± {found['deviation']:.4f} over {found['n']} random subnets"
-            rows += [(f"shared-weight {trained.kind.metric}", score), ("weights", out / stages.WEIGHTS)]
+            shared = supernet_accuracy(trained)
+            score = f"{shared['mean']:.4f} ± {shared['deviation']:.4f} over {shared['n']} random subnets"
+            report += [(f"shared-weight {trained.kind.metric}", score), ("weights", out / WEIGHTS)]
         else:
-            rows += [("shared weights", "none, train.epochs is 0"), ("for", f"tools/retrain.py {out} --arch FILE")]
-    print_table("supernet", ("what", "value"), rows)
+            report += [("shared weights", "none, train.epochs is 0"), ("for", f"tools/retrain.py {out} --arch FILE")]
+    print_table("supernet", ("what", "value"), report)
 
 
 if __name__ == "__main__":

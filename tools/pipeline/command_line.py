@@ -1,11 +1,10 @@
-"""What all scripts share: recipes and names from the command line, one-line errors, tables on screen."""
+"""From the command line to a script and back: typed flags, one-line errors, and the command `supernet`."""
 
-import json
+import importlib
 import os
-import statistics
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,9 +14,49 @@ from supernet.errors import InputError, RunError, nearest
 
 T = TypeVar("T")
 
+COMMANDS = {
+    "train": "train_supernet",
+    "search": "search",
+    "morphnet": "morphnet",
+    "retrain": "retrain",
+    "evaluate": "evaluate",
+    "fidelity": "fidelity",
+    "export": "export",
+    "predict": "predict",
+    "draw": "draw",
+    "demo": "quickstart",
+}
+"""Command of `supernet` to the script that it runs."""
+
+
+def console() -> None:
+    """The command `supernet COMMAND …`, which runs the same function as `python tools/SCRIPT.py …`."""
+    name, rest = sys.argv[1] if len(sys.argv) > 1 else "--help", sys.argv[2:]
+    if name in ("-h", "--help"):
+        print("usage: supernet COMMAND [--help] …\n\ncommands:")
+        for command, script in COMMANDS.items():
+            print(f"  {command:10}{_summary(script)}")
+        raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    if name == "--version":
+        from supernet import __version__
+
+        print(f"supernet {__version__}")
+        raise SystemExit(0)
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    sys.argv = [f"supernet {name}", *rest]
+    main(importlib.import_module(f"supernet_tools.{COMMANDS[name]}").run)
+
+
+def _summary(script: str) -> str:
+    """The first sentence of a script's docstring."""
+    text = importlib.import_module(f"supernet_tools.{script}").__doc__ or ""
+    return text.splitlines()[0].partition(": python")[0].partition("? python")[0]
+
 
 def main(run: Callable[[], None]) -> None:
-    """Run a script; wrong input ends in one line and exit code 2, a run that cannot go on in 1, Ctrl-C in 130."""
+    """Runs a script. Exit code 2 with one line for wrong input, 1 for a run that cannot go on, 130 for Ctrl-C."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {rank()}{message}", file=sys.stderr)
     try:
         run()
@@ -25,12 +64,12 @@ def main(run: Callable[[], None]) -> None:
         print(f"error: {rank()}{error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     except KeyboardInterrupt:
-        print("interrupted; what was done is saved and the same command goes on with it", file=sys.stderr)
+        print("interrupted; finished work is saved, and the same command goes on from it", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def rank() -> str:
-    """Which process of a torchrun speaks; nothing for the first, or the only one."""
+    """The process of a torchrun that speaks; empty for the first or only one."""
     number = os.environ.get("RANK", "0")
     return "" if number == "0" else f"(rank {number}) "
 
@@ -44,94 +83,39 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 def parse(settings: type[T], description: str | None, args: Sequence[str] | None = None) -> T:
     """A dataclass from typed command-line flags."""
-    return tyro.cli(settings, description=description, args=args)
+    return tyro.cli(settings, description=description, args=args, prog=_program())
 
 
 def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path, bool]:
-    """`RECIPE [--field value …] --out FOLDER [--plan]`: the recipe with every field open to a flag, folder, plan."""
+    """Reads `RECIPE [--field value …] --out FOLDER [--plan]`, where every field of the recipe is a flag.
+
+    Returns:
+        the recipe with the given fields, the folder, and whether only a plan is wanted.
+    """
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:24}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.items()]
-        print(f"{description}\n\nusage: {sys.argv[0]} RECIPE [--help] [--field value ...] --out FOLDER\n\nrecipes:")
-        print("\n".join(lines))
+        print(f"{description}\n\nusage: {_program()} RECIPE [--help] [--field value ...] --out FOLDER\n\nrecipes:")
+        for name, make in recipes.items():
+            print(f"  {name:24}{(make.__doc__ or '').splitlines()[0]}")
         raise SystemExit(0 if args else 2)
     recipe = choose("recipe", args[0], recipes)()
-
-    kind = type(recipe)
+    kind: Any = type(recipe)
 
     def configure(
-        *,
-        out: Path,
-        plan: bool = False,
-        config: Annotated[kind, tyro.conf.arg(name="")] = recipe,  # type: ignore[valid-type]
+        *, out: Path, plan: bool = False, config: Annotated[kind, tyro.conf.arg(name="")] = recipe
     ) -> tuple[Any, Path, bool]:
         """Train by this recipe.
 
         Args:
-            out: Folder of the run; an interrupted one goes on.
-            plan: Only say what it would take: parameters, memory, time, disk.
+            out: Folder of the run. An interrupted run goes on.
+            plan: Only print parameters, memory, time and disk that the training would take.
             config: Every field of the recipe.
         """
         return config, out, plan
 
-    return tyro.cli(configure, args=args[1:], prog=f"{Path(sys.argv[0]).name} {args[0]}", description=description)
+    return tyro.cli(configure, args=args[1:], prog=f"{_program()} {args[0]}", description=description)
 
 
-def given_arch(text: str) -> Any:
-    """The `Arch` of JSON text or of a file with it, such as an export's arch.json; nothing of a space is checked."""
-    from supernet.space import Arch
-
-    if text.lstrip().startswith("{"):
-        return Arch.from_json(text)
-    try:
-        written = Path(text).read_text(encoding="utf-8")
-        document = json.loads(written)
-    except FileNotFoundError:
-        raise InputError(f"{text!r} is neither the JSON of an architecture nor a file with one") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"the architecture {text!r} cannot be read ({error})") from error
-    exported = isinstance(document, dict) and isinstance(document.get("values"), dict)
-    return Arch.from_json(json.dumps(document["values"]) if exported else written)
-
-
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on standard output."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-
-
-def print_differences(differences: Mapping[str, Mapping[str, Any]]) -> None:
-    """A table of `supernet.ranking.statistics.Difference`s, as dictionaries, by name."""
-    rows = [
-        (
-            name,
-            f"{d['mean']['value']:+.4f}",
-            f"{d['mean']['low']:+.4f} to {d['mean']['high']:+.4f}",
-            f"{d['p']:.3f}",
-            f"{d['detectable']:.4f}",
-            "{} and {}".format(*d["sizes"]),
-        )
-        for name, d in differences.items()
-    ]
-    columns = ("difference", "mean", "95 %", "p", "detectable at power 0.8", "n")
-    print_table("differences", columns, rows)
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Mean and standard deviation over trainings."""
-    if len(values) < 2:
-        return f"{values[0]:.4f}" if values else ""
-    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:,.0f}"
-    return str(value)
+def _program() -> str:
+    """What usage lines call this command."""
+    return sys.argv[0] if sys.argv[0].startswith("supernet ") else Path(sys.argv[0]).name

@@ -1,10 +1,11 @@
-"""Run folders: claimed by one writer, identified by their settings."""
+"""Run folders: one writer at a time, identified by their settings, and what `run.json` says of them."""
 
 import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,26 @@ import filelock
 
 from supernet.config import from_dict
 from supernet.errors import InputError
-from supernet.files import FORMAT, commit, flatten, read_json, write_json
+from supernet.files import commit, flatten, read_json, write_json
+
+RUN_FORMAT = 2
+"""Of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
+LOCK, RUN, IMAGES = ".lock", "run.json", "images"
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, kind: str, config: Any) -> Iterator[Path]:
-    """Claim a run folder for writing: create it with its `run.json`, or go on with the same run.
+def claim_run(folder: Path, kind: str, config: Any, **facts: Any) -> Iterator[Path]:
+    """Claims a run folder for writing: creates it with its `run.json`, or goes on with the same run.
 
     Args:
-        folder: the run's folder.
-        kind: what the folder holds, e.g. "supernet".
-        config: a dataclass with every setting; it is the run's identity, `save_seconds` and `data.cache` excepted.
+        folder: of the run.
+        kind: of what the folder holds, e.g. "supernet".
+        config: a dataclass with every setting. It is the run's identity, except for
+            `save_seconds` and `data.cache`.
+        facts: what else `run.json` keeps, such as class names, so that later commands need not read images for it.
 
     Raises:
-        InputError: the folder holds something else or another run (the first differing setting is named), or another
+        InputError: the folder holds something else or another run (the first setting that differs is named), or another
             process is writing to it.
     """
     check_run(folder, kind, config)
@@ -33,35 +40,39 @@ def open_run(folder: Path, kind: str, config: Any) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be created ({error.strerror}); give another folder") from error
-    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    lock = filelock.FileLock(folder / LOCK, blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise InputError(f"another process is writing to {folder}; wait for it or give another folder") from None
     try:
         check_run(folder, kind, config)  # again: another process may have claimed it since
-        if not (folder / "run.json").exists():
-            document = {"format": FORMAT, "kind": kind, "config": dataclasses.asdict(config), "commit": commit()}
-            write_json(folder / "run.json", document)
+        if not (folder / RUN).exists():
+            settings = dataclasses.asdict(config)
+            document = {"format": RUN_FORMAT, "kind": kind, "config": settings, "commit": commit(), **facts}
+            write_json(folder / RUN, document)
         yield folder
     finally:
         lock.release()
 
 
 def check_run(folder: Path, kind: str, config: Any) -> None:
-    """Whether a folder is free for a run or holds this one, before any work. Raises `InputError` as `open_run` does."""
-    path = folder / "run.json"
+    """Checks before any work that a folder is free for a run or holds this one.
+
+    Raises:
+        InputError: see `claim_run`.
+    """
     nearest_folder = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), folder)
     if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
         raise InputError(f"{nearest_folder} cannot be written to; give another folder")
-    if not path.exists():
-        if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+    if not (folder / RUN).exists():
+        if folder.exists() and any(entry.name not in (LOCK, IMAGES) for entry in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run; give a new folder")
         return
-    found = read_json(path)
-    if found.get("kind") != kind:
-        raise InputError(f"{folder} holds a {found.get('kind')} run, not a {kind} run; give another folder")
-    written = from_dict(type(config), found["config"])  # with the defaults of settings that are newer than the run
+    document = read_run(folder)
+    if document["kind"] != kind:
+        raise InputError(f"{folder} holds a {document['kind']} run, not a {kind} run; give another folder")
+    written = from_dict(type(config), document["config"])  # settings that are newer than the run take their defaults
     before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
     for name in sorted(before.keys() | now.keys()):
         if not name.endswith(("save_seconds", "data.cache")) and before.get(name) != now.get(name):
@@ -69,3 +80,36 @@ def check_run(folder: Path, kind: str, config: Any) -> None:
                 f"{folder} holds another run: {name} is {before.get(name)!r} there and {now.get(name)!r} here; "
                 "give another folder, or the same settings to go on with it"
             )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a folder.
+
+    Raises:
+        InputError: there is none, it is damaged, or another release wrote it.
+    """
+    document = read_json(folder / RUN)
+    if document.get("format") != RUN_FORMAT:
+        raise InputError(
+            f"{folder} was written by another release (format {document.get('format')}, this one reads {RUN_FORMAT}); "
+            "train again in a new folder"
+        )
+    missing = {"kind", "config"} - document.keys()
+    if missing or not isinstance(document["config"], Mapping):
+        raise InputError(f"{folder / RUN} is damaged: it lacks {min(missing, default='its settings')!r}; restore it")
+    return document
+
+
+@contextlib.contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """Removes what a run that cannot start has left: decoded images, and the folder itself if it is new."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not (folder / RUN).exists():
+            shutil.rmtree(folder / IMAGES, ignore_errors=True)
+            if not existed:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from detection.config import DetectionAugment, DetectionData, DetectorRun
-from supernet.config import Augment, Data, SupernetRun, Train, Window
+from detection.config import DetectionAugment, DetectionData
+from supernet.config import Augment, Data, Train, Window
+from supernet_tools.pipeline.config import DetectorRun, SupernetRun
 
 CIFAR = Augment(shift=4, flip=True)
 IMAGENET = Augment(scale=0.08, flip=True, color_jitter=0.4)

@@ -1,0 +1,86 @@
+"""Recipes as frozen dataclasses: everything that a run needs, complete, typed and free of torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from detection.config import DetectionData
+from supernet.config import Data, Train, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which architectures a training step of a supernet uses, and where the weights of its options begin."""
+
+    sampler: str = "uniform"
+    """"uniform" draws one architecture per step (SPOS, DetNAS), "fair" uses every option once (FairNAS), "balanced"
+    every option equally often up to a difference of one, "sandwich" the largest, the smallest and `random_paths` others
+    (BigNAS)."""
+    random_paths: int = 2
+    """Random architectures of a sandwich."""
+    largest_epochs: float = 0.0
+    """Epochs at the start that train the largest architecture alone (OFA)."""
+    lead: str = ""
+    """Option that every choice takes for the first `lead_epochs`; the other options then start as copies of it."""
+    lead_epochs: float = 0.0
+    """Epochs at the start that train only the architecture that takes `lead` everywhere."""
+    window: Window = field(default_factory=Window)
+    """Range of a cost that sampled architectures must lie in. For detectors the cost may also be "backbone_macs", the
+    MACs of the backbone at 224 pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetRun(Sampling):
+    """A recipe of a classifier: how the supernet is trained, and how winners are retrained later."""
+
+    space: str = "shufflenet-small"
+    """Name in SPACES, or "package.module:builder" for a space of your own."""
+    space_settings: tuple[str, ...] = ()
+    """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    """How the supernet is trained. With 0 epochs it is not, and the run serves to retrain given architectures."""
+    retrain: Train = field(default_factory=Train)
+    """How a standalone network is trained from scratch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorRun(Sampling):
+    """A recipe of a detector; the scripts take it like a `SupernetRun`.
+
+    The stages follow DetNAS (Chen et al., 2019): a classification supernet is trained by a `SupernetRun`; `pretrained`
+    names its folder and the detector starts with its weights; after the search the winner's backbone is trained on
+    classification alone and then in the detector.
+    """
+
+    detector: str = "retinanet"
+    """"retinanet" or "faster-rcnn-fpn"."""
+    backbone: str = "shufflenet-small"
+    """A space in SPACES or "package.module:builder", which is searched, or a published network, which is fixed."""
+    backbone_settings: tuple[str, ...] = ()
+    """Arguments of the backbone's builder as NAME=VALUE, values in JSON; the same as in the pre-training."""
+    backbone_arch: str = ""
+    """Fixes the backbone to this architecture (JSON or a file with it), so that only the neck is searched."""
+    neck: str = "fpn"
+    """"fpn", which has no decisions, or "nasfpn", which is searched (RetinaNet only)."""
+    head_width: int = 256
+    """Channels of pyramid and heads."""
+    head_convs: int = 4
+    """Convolutions in each tower of RetinaNet, or in the box head of a two-stage detector."""
+    norm: Literal["none", "batch", "group"] = "batch"
+    """Normalisation after the convolutions of pyramid and heads. DetNAS and NAS-FPN use batch norm everywhere."""
+    settings: tuple[str, ...] = ()
+    """Further arguments of the detector's builder as NAME=VALUE, values in JSON: repeats=3 anchor_scale=3."""
+    data: DetectionData = field(default_factory=DetectionData)
+    train: Train = field(default_factory=Train)
+    """How the supernet is trained. With 0 epochs it is not, and the run serves to retrain given architectures."""
+    retrain: Train = field(default_factory=Train)
+    """How a single detector is trained."""
+    pretrained: str = ""
+    """Where the backbone's weights come from: the folder of a trained classification supernet over the same space, or
+    for a fixed backbone also a folder of its retraining or a file of weights, such as torchvision's or timm's for its
+    ResNet; fresh weights if empty. data.mean and data.std may repeat the normalisation of its images."""
+    start: Literal["scratch", "supernet", "classification"] = "scratch"
+    """What the backbone of a retrained detector starts with: fresh weights, its weights in the pre-trained supernet, or
+    weights trained on classification alone by the `retrain` recipe of the pre-training (as in the paper)."""
+    scoring_batch: int = 16
+    """Images per forward pass when networks are scored, and per calibration batch."""

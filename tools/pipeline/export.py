@@ -1,0 +1,30 @@
+"""Exports a network of a run as a standalone folder."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from supernet.export import export
+from supernet.space import Arch
+from supernet_tools.pipeline.run import Run
+
+
+def export_stage(
+    run: Run, arch: Arch, network: nn.Module, *, onnx: bool = False, out: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Writes the standalone folder of a network.
+
+    Args:
+        run: supplies the preprocessing and the name of the space.
+        arch: of the network.
+        network: in eval mode.
+        onnx: also write model.onnx.
+        out: the folder; `export/KEY` of the run by default.
+
+    Returns:
+        the folder and the parity report.
+    """
+    folder = out or run.folder / "export" / arch.key
+    preprocess = run.kind.preprocess(run.summary)
+    return folder, export(network, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx)

@@ -1,0 +1,124 @@
+"""What a kind of run, a classifier's or a detector's, must offer to the stages."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from supernet_tools.pipeline.config import DetectorRun, SupernetRun
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from supernet.chain import Chain
+    from supernet.config import DataSummary, Preprocess
+    from supernet.cost import CostTable
+    from supernet.scoring.cache import ScoreCache
+    from supernet.scoring.shared_weights import SharedWeights
+    from supernet.space import Arch
+    from supernet.training.task import Task, TrainingData
+
+Recipe = SupernetRun | DetectorRun
+
+
+class RunData(Protocol):
+    """The splits of a data set, as the stages see them."""
+
+    train: Any
+    calibration: Any
+    validation: Any
+    test: Any
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies the images and their labels."""
+
+    def summary(self) -> "DataSummary":
+        """What is known of the data without reading an image."""
+
+    def to(self, device: "torch.device | str") -> "TrainingData":
+        """The same splits on a device."""
+
+
+Data = TypeVar("Data", bound=RunData)
+
+
+class Kind(Protocol[Data]):
+    """A recipe's data, networks and scores.
+
+    Attributes:
+        name: what `run.json` calls this kind.
+        metric: what searches maximise; `metrics` lists everything that scoring returns.
+        truth: the entry of a retraining's result that rankings are compared with.
+        probes: random networks that are scored after a training.
+    """
+
+    name: str
+    metric: str
+    metrics: tuple[str, ...]
+    truth: str
+    probes: int
+
+    @property
+    def config(self) -> Any:
+        """The recipe."""
+
+    @property
+    def space(self) -> str:
+        """The name of the space that exports and files of weights record."""
+
+    @property
+    def start(self) -> str:
+        """What the weights of a retraining start from."""
+
+    @property
+    def task(self) -> "Task":
+        """What trainings optimise."""
+
+    def resolved(self) -> Any:
+        """The recipe with files replaced by what they hold, everything checked that can be without reading images."""
+
+    def load(self, cache: Path | None) -> Data:
+        """The images; decoded ones are kept in the folder `cache` and read from there the next time."""
+
+    def skeleton(self, summary: "DataSummary") -> "Chain":
+        """The supernet without weights, on the meta device: its space, its costs, the shapes of its tensors."""
+
+    def supernet(self, summary: "DataSummary", generator: "torch.Generator | None" = None) -> "Chain":
+        """The supernet with fresh weights."""
+
+    def begin(self, supernet: "Chain") -> None:
+        """Called once before the first step of a supernet's training, for instance to load pre-trained weights."""
+
+    def network(self, summary: "DataSummary", arch: "Arch", generator: "torch.Generator") -> "nn.Module":
+        """The standalone network of an architecture with fresh weights."""
+
+    def prepare(self, network: "nn.Module", arch: "Arch", seed: int) -> None:
+        """Called once before the first step of a retraining from scratch."""
+
+    def costs(self, supernet: "Chain") -> "CostTable":
+        """What architectures cost."""
+
+    def shared_weights(
+        self,
+        supernet: "Chain",
+        data: Data,
+        *,
+        cache: "ScoreCache",
+        bn_batches: int,
+        cost: "CostTable | None" = None,
+    ) -> "SharedWeights":
+        """The evaluator on the search-validation split."""
+
+    def figures(self, network: "nn.Module", data: Data, device: str) -> dict[str, float]:
+        """What a retraining reports: metrics named by their split."""
+
+    def scores(self, network: "nn.Module", images: Any) -> Mapping[str, float]:
+        """All metrics of a network in eval mode."""
+
+    def preprocess(self, summary: "DataSummary") -> "Preprocess":
+        """What an export records of its input and its outputs."""

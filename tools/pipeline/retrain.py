@@ -1,0 +1,124 @@
+"""Standalone networks of a run: trained from scratch or from the shared weights, loaded, and used as the truth."""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from supernet.config import Train
+from supernet.errors import RunError
+from supernet.files import read_json, write_json
+from supernet.progress import progress
+from supernet.space import Arch
+from supernet.train import check_training, train_standalone
+from supernet.training.checkpoint import load_weights, save_weights
+from supernet.training.distributed import current
+from supernet_tools.pipeline.folder import claim_run
+from supernet_tools.pipeline.run import NETWORK, Run, torch_generator
+
+
+def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, verbose: bool = True) -> dict[str, Any]:
+    """Trains one architecture as a standalone network and scores it; a finished one is only read.
+
+    Args:
+        run: supplies images and recipe; with `shared` also the weights to start from.
+        arch: of the run's space.
+        train: how to train.
+        shared: start from the shared weights instead of fresh ones.
+        verbose: show progress.
+
+    Returns:
+        the document of `result.json`: metrics by split, costs, seconds.
+    """
+    folder, kind = retrain_folder(run, arch, train.seed, shared), run.kind
+    world, result = current(), folder / "result.json"
+    done = bool(world.from_main(b"done" if result.exists() else b""))
+    if not done:
+        check_training(train, run.data, task=kind.task)  # a training that cannot start leaves no folder behind
+    with claim_run(folder, "retrain", train) if world.main else nullcontext():
+        if done:
+            return read_json(result)
+        network = fresh_network(run, arch, train.seed)
+        if shared:
+            inherited = run.shared_weights().subnet(arch).state_dict()
+            extra = network.load_state_dict(inherited, strict=False).unexpected_keys
+            assert not extra, f"the standalone network lacks {extra}"  # it may have more: affine batch norm
+        else:
+            kind.prepare(network, arch, train.seed)
+        began = time.monotonic()
+        train_standalone(
+            network,
+            run.data,
+            train,
+            task=kind.task,
+            state=folder / "state.pt",
+            log=folder / "events",
+            verbose=verbose,
+        )
+        if not world.main:
+            world.barrier()  # until rank 0 has written the result
+            return read_json(result)
+        save_weights(folder / NETWORK, network, {"space": kind.space, "arch": arch.to_json()})
+        document = {
+            "format": 1,
+            "arch": dict(arch),
+            "key": arch.key,
+            "seed": train.seed,
+            "init": "shared" if shared else kind.start,
+            **kind.figures(network, run.data, train.device),
+            **run.cost(arch),
+            "seconds": time.monotonic() - began,
+        }
+        write_json(result, document)
+        world.barrier()
+        return document
+
+
+def retrain_folder(run: Run, arch: Arch, seed: int, shared: bool = False) -> Path:
+    """The folder of a retraining: one per architecture, seed and start."""
+    return run.folder / "retrain" / f"{arch.key}-seed{seed}{'-shared' if shared else ''}"
+
+
+def fresh_network(run: Run, arch: Arch, seed: int) -> nn.Module:
+    """The standalone network of an architecture, initialised from a seed."""
+    network: nn.Module = run.kind.network(run.summary, arch, torch_generator(seed, "network"))
+    return network
+
+
+def trained_network(run: Run, arch: Arch, seed: int, *, inherit: bool = False, shared: bool = False) -> nn.Module:
+    """A retrained network in eval mode, or with `inherit` the subnet of the supernet with recalibrated batch norm.
+
+    Raises:
+        InputError: there is no such retraining, or it has not finished.
+    """
+    if inherit:
+        return run.shared_weights().subnet(arch)
+    network = fresh_network(run, arch, seed)
+    load_weights(retrain_folder(run, arch, seed, shared) / NETWORK, network)
+    return network.eval()
+
+
+def true_accuracies(
+    run: Run, archs: Sequence[Arch], train: Train, *, seeds: int = 1, verbose: bool = True
+) -> dict[Arch, tuple[float | None, ...]]:
+    """The `truth` of retrainings of each architecture, one per seed from `train.seed` on; None where one failed."""
+    results: dict[Arch, tuple[float | None, ...]] = {}
+    with progress("retraining", len(archs), enabled=verbose) as update:
+        for arch in archs:
+            trainings = (dataclasses.replace(train, seed=train.seed + number) for number in range(seeds))
+            results[arch] = tuple(_truth(run, arch, training) for training in trainings)
+            update(len(results), "")
+    return results
+
+
+def _truth(run: Run, arch: Arch, train: Train) -> float | None:
+    try:
+        return float(retrain_stage(run, arch, train, verbose=False)[run.kind.truth])
+    except RunError as error:
+        warnings.warn(f"{arch.key}, seed {train.seed}: {error}", stacklevel=2)
+        return None

@@ -1,0 +1,170 @@
+"""A run that opens lazily: reading its settings costs nothing, images and weights come when they are asked for."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from supernet.chain import Chain
+from supernet.config import DataSummary, from_dict
+from supernet.cost import CostTable, Feasible, LatencyTable
+from supernet.errors import InputError
+from supernet.scoring.cache import ScoreCache
+from supernet.scoring.shared_weights import SharedWeights
+from supernet.seeding import derive_seed
+from supernet.space import SearchSpace
+from supernet.training.checkpoint import load_weights
+from supernet_tools.pipeline.folder import IMAGES, read_run
+
+if TYPE_CHECKING:
+    from supernet_tools.pipeline.kinds import Kind, RunData
+
+WEIGHTS, NETWORK, SCORES = "supernet.safetensors", "network.safetensors", "scores.db"
+
+
+class Run:
+    """The folder of a run with everything that belongs to it.
+
+    Only what is asked for is opened: `space` and `cost` build the supernet without memory, `supernet` loads its
+    weights, `data` reads the images. Each happens once.
+
+    Args:
+        folder: of the run.
+        kind: what a classifier's and a detector's run do differently.
+        summary: facts about the data, from `run.json`.
+        data: the images, where they are already in memory.
+        cost: what architectures cost; `kind.costs` by default.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kind: "Kind[Any]",
+        summary: DataSummary,
+        *,
+        data: "RunData | None" = None,
+        cost: CostTable | None = None,
+    ) -> None:
+        self.folder, self.kind, self.summary = folder, kind, summary
+        self._given_data, self._given_cost = data, cost
+
+    @property
+    def config(self) -> Any:
+        """The recipe."""
+        return self.kind.config
+
+    @cached_property
+    def _skeleton(self) -> Chain:
+        return self.kind.skeleton(self.summary)
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return self._skeleton.space
+
+    @cached_property
+    def cost(self) -> CostTable:
+        """What architectures cost."""
+        return self.kind.costs(self._skeleton) if self._given_cost is None else self._given_cost
+
+    @cached_property
+    def data(self) -> Any:
+        """The images.
+
+        Raises:
+            InputError: they are not those that the run was made with, or cannot be read.
+        """
+        data = self.kind.load(self.folder / IMAGES) if self._given_data is None else self._given_data
+        if data.digest != self.summary.digest:
+            raise InputError(
+                f"{self.folder} was made with another set of images (digest {self.summary.digest}, now {data.digest}); "
+                "restore it or train again"
+            )
+        return data
+
+    @cached_property
+    def supernet(self) -> Chain:
+        """The supernet in eval mode with its trained weights, on the device of the recipe.
+
+        Raises:
+            InputError: it was never trained, its training has not finished, or the files belong to another run.
+        """
+        if not self.config.train.epochs:
+            raise InputError(f"the supernet of {self.folder} has train.epochs=0 and so no weights to share; train it")
+        supernet = self.kind.supernet(self.summary)
+        metadata = load_weights(self.folder / WEIGHTS, supernet)
+        for name, what, expected in (
+            ("space_digest", "space", supernet.space.digest()),
+            ("data_digest", "set of images", self.summary.digest),
+        ):
+            if metadata.get(name) != expected:
+                raise InputError(
+                    f"{self.folder / WEIGHTS} was made with another {what} (digest {metadata.get(name)}, now "
+                    f"{expected}); restore it or train again"
+                )
+        return supernet.eval().to(self.config.train.device)
+
+    def check_trained(self) -> None:
+        """Checks that there are weights to share, without loading them. Raises `InputError` if there are none."""
+        if not self.config.train.epochs:
+            raise InputError(f"the supernet of {self.folder} has train.epochs=0 and so no weights to share; train it")
+        if not (self.folder / WEIGHTS).exists():
+            raise InputError(f"{self.folder / WEIGHTS} does not exist; has the training finished?")
+
+    def shared_weights(
+        self, *, bn_batches: int = 10, costs: bool = True, supernet: Chain | None = None
+    ) -> SharedWeights:
+        """The evaluator of this run, which scores on the search-validation split and keeps each score in `scores.db`.
+
+        Args:
+            bn_batches: calibration batches per candidate.
+            costs: whether metrics include costs.
+            supernet: other weights of the same supernet; by default those of the run.
+        """
+        return self.kind.shared_weights(
+            self.supernet if supernet is None else supernet,
+            self.data,
+            cache=ScoreCache(self.folder / SCORES),
+            bn_batches=bn_batches,
+            cost=self.cost if costs else None,
+        )
+
+    def with_latency(self, batch: int = 1) -> "Run":
+        """The run with measured latency among its costs; measurements are kept in its folder.
+
+        Args:
+            batch: images per timed forward pass.
+        """
+        file = self.folder / f"latency-{batch}.jsonl"
+        table = LatencyTable(self.supernet, batch=batch, device=self.config.train.device, file=file)
+        other = Run(self.folder, self.kind, self.summary, data=self.data, cost=table)
+        other.__dict__["supernet"] = self.supernet  # loaded once
+        return other
+
+    def limits(self, limits: Mapping[str, float | None]) -> Feasible:
+        """Upper limits on this run's costs by name; None is no limit.
+
+        Raises:
+            InputError: a cost that this run does not have, or a limit that no architecture meets.
+        """
+        for name, value in limits.items():
+            if value is not None and name not in self.cost.costs:
+                raise InputError(
+                    f"{self.space.name} has no cost {name!r} to limit; it has {', '.join(self.cost.costs)}"
+                )
+        return Feasible(self.cost, {name: value for name, value in limits.items() if value is not None})
+
+
+def read_summary(folder: Path) -> DataSummary:
+    """The facts about the data of a run, from `run.json`. Raises `InputError` if it has none."""
+    document = read_run(folder)
+    if not isinstance(document.get("data"), Mapping):
+        raise InputError(f"{folder / 'run.json'} is damaged: it says nothing about the data; restore it")
+    return from_dict(DataSummary, document["data"])
+
+
+def torch_generator(*parts: object) -> torch.Generator:
+    """A generator for initial weights, seeded by what it is for."""
+    return torch.Generator().manual_seed(derive_seed(*parts))

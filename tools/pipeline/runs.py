@@ -1,0 +1,53 @@
+"""Opens run folders of either kind."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from supernet.config import from_dict
+from supernet.errors import InputError
+from supernet_tools.pipeline.config import DetectorRun, SupernetRun
+from supernet_tools.pipeline.folder import read_run
+
+if TYPE_CHECKING:
+    from supernet_tools.pipeline.kinds import Kind, Recipe
+    from supernet_tools.pipeline.run import Run
+
+CONFIGS: dict[str, "type[SupernetRun | DetectorRun]"] = {"supernet": SupernetRun, "detector": DetectorRun}
+"""Kind of a run to the class of its recipe."""
+
+
+def kind_of(config: "Recipe") -> "Kind[Any]":
+    """The data, networks and scores of a recipe."""
+    if isinstance(config, DetectorRun):
+        from supernet_tools.pipeline.detector import DetectorKind  # torchvision's detectors take seconds to import
+
+        return DetectorKind(config)
+    from supernet_tools.pipeline.classifier import ClassifierKind
+
+    return ClassifierKind(config)
+
+
+def config_of(folder: Path) -> "Recipe":
+    """The recipe of a run. Raises `InputError` for a folder that does not hold a supernet's run."""
+    document = read_run(folder)
+    if document["kind"] not in CONFIGS:
+        raise InputError(f"{folder} holds a {document['kind']} run; give the folder of a trained supernet")
+    return from_dict(CONFIGS[document["kind"]], document["config"])
+
+
+def open_run(folder: Path, *, trained: bool = True) -> "Run":
+    """Opens a run; nothing of it is loaded yet.
+
+    Args:
+        folder: of the run.
+        trained: whether weights to share are needed.
+
+    Raises:
+        InputError: no run is there, another release wrote it, or it has no weights to share although they are needed.
+    """
+    from supernet_tools.pipeline.run import Run, read_summary
+
+    run = Run(folder, kind_of(config_of(folder)), read_summary(folder))
+    if trained:
+        run.check_trained()
+    return run

@@ -1,0 +1,177 @@
+"""Trains the supernet of a recipe, or says what that would take."""
+
+import dataclasses
+import datetime
+import statistics
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from supernet.chain import Chain
+from supernet.cost import meta_copy
+from supernet.errors import InputError
+from supernet.files import write_json
+from supernet.seeding import generator
+from supernet.train import check_training, plan_training, train_supernet
+from supernet.training.checkpoint import save_weights
+from supernet.training.distributed import current
+from supernet.training.monitor import Monitor
+from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
+from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, removed_on_failure
+from supernet_tools.pipeline.run import WEIGHTS, Run, read_summary, torch_generator
+from supernet_tools.pipeline.runs import kind_of
+
+if TYPE_CHECKING:
+    from supernet_tools.pipeline.kinds import Kind, Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs, everything checked that can be before work begins."""
+
+    kind: "Kind[Any]"
+    data: Any
+    supernet: Chain
+    sampler: ArchSampler
+    lead: Lead | None
+
+
+def train_stage(config: "Recipe", out: Path, *, verbose: bool = True) -> Run:
+    """Trains the supernet of a recipe into `out`; a finished run is only opened, an interrupted one goes on.
+
+    With `train.epochs` of 0 nothing is trained: the run serves to retrain architectures that are given.
+
+    Raises:
+        InputError: the recipe cannot be trained, or the folder holds something else. A run that cannot start leaves no
+            folder behind.
+        RunError: the training diverged, or the disk is full.
+    """
+    world = current()
+    config = kind_of(config).resolved()
+    kind = kind_of(config)
+    if world.main:
+        check_run(out, kind.name, config)
+    if world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
+        return Run(out, kind, read_summary(out))
+    with removed_on_failure(out):
+        parts = prepare(kind, out / IMAGES)
+        summary = parts.data.summary()
+        facts = {"data": dataclasses.asdict(summary), "space_digest": parts.supernet.space.digest()}
+        with claim_run(out, kind.name, config, **facts) if world.main else nullcontext():
+            if world.main and read_summary(out).digest != summary.digest:
+                raise InputError(
+                    f"{out} was made with another set of images (digest {read_summary(out).digest}, now "
+                    f"{summary.digest}); restore it or train again"
+                )
+            if config.train.epochs:
+                _train(parts, out, verbose=verbose)
+            world.barrier()
+    return Run(out, kind, summary, data=parts.data)
+
+
+def _train(parts: Prepared, out: Path, *, verbose: bool) -> None:
+    kind, supernet = parts.kind, parts.supernet
+    kind.begin(supernet)
+    monitor = Monitor(supernet)
+    history = train_supernet(
+        supernet,
+        parts.data,
+        kind.config.train,
+        sampler=parts.sampler,
+        task=kind.task,
+        state=out / "state.pt",
+        log=out / "events",
+        monitor=monitor,
+        lead=parts.lead,
+        verbose=verbose,
+    )
+    if current().main:
+        write_json(out / "history.json", {"format": 1, "epochs": history, "health": monitor.report()})
+        metadata = {
+            "space": kind.space,
+            "space_digest": supernet.space.digest(),
+            "data_digest": parts.data.digest,
+        }
+        save_weights(out / WEIGHTS, supernet, metadata)
+
+
+def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
+    """Reads the data and builds the fresh supernet, sampler and lead of a recipe.
+
+    Raises:
+        InputError: something in the recipe does not fit the data, the space or the rest of the recipe.
+    """
+    config = kind.config
+    data = _load(kind, cache)
+    supernet = kind.supernet(data.summary(), torch_generator(config.train.seed, "supernet"))
+    if config.train.distill and config.sampler != "sandwich":
+        raise InputError(f"train.distill follows the largest path of the sampler 'sandwich', not of {config.sampler!r}")
+    steps_per_epoch = len(data.train) // max(config.train.batch, 1)
+    sampler = create_sampler(
+        config.sampler,
+        supernet.space,
+        config.train.seed,
+        table=kind.costs(supernet),
+        window=config.window,
+        random_paths=config.random_paths,
+        largest_steps=round(config.largest_epochs * steps_per_epoch),
+    )
+    lead = _lead(config, supernet, steps_per_epoch)
+    for training in (config.train, config.retrain) if config.train.epochs else (config.retrain,):
+        check_training(training, data, task=kind.task)
+    return Prepared(kind, data, supernet, sampler, lead)
+
+
+def _load(kind: "Kind[Any]", cache: Path | None) -> Any:
+    """The images; where they are downloaded, rank 0 goes first."""
+    world = current()
+    fetches = getattr(kind.config.data, "download", False)
+    if fetches and not world.main:
+        world.barrier()
+    data = kind.load(cache)
+    if fetches and world.main:
+        world.barrier()
+    return data
+
+
+def _lead(config: "Recipe", supernet: Chain, steps_per_epoch: int) -> Lead | None:
+    if (config.lead or config.lead_epochs) and config.largest_epochs:
+        raise InputError(f"lead={config.lead!r} and largest_epochs={config.largest_epochs:g} both come first; drop one")
+    if config.lead_epochs and not config.lead:
+        raise InputError(f"lead_epochs={config.lead_epochs:g} needs the option that leads; name it with lead")
+    if config.lead and config.lead_epochs >= config.train.epochs > 0:
+        raise InputError(
+            f"lead_epochs={config.lead_epochs:g} leaves none of train.epochs={config.train.epochs:g} to the other "
+            "options; lower it, or turn the lead off with an empty lead and lead_epochs 0"
+        )
+    if not config.lead or not config.train.epochs:
+        return None
+    lead = create_lead(supernet.space, config.lead, round(config.lead_epochs * steps_per_epoch))
+    meta_copy(supernet).spread(lead.arch)  # fails here rather than after the first epochs
+    return lead
+
+
+def plan_stage(config: "Recipe") -> list[tuple[str, str]]:
+    """What a training would take, as rows to print; writes nothing."""
+    if not config.train.epochs:
+        raise InputError("train.epochs=0 trains no supernet, so there is nothing to plan")
+    kind = kind_of(kind_of(config).resolved())
+    parts = prepare(kind)
+    plan = plan_training(parts.supernet, parts.data, config.train, sampler=parts.sampler, task=kind.task)
+    eta, mib = datetime.timedelta(seconds=round(plan["seconds"])), 2**20
+    return [
+        ("parameters", f"{plan['parameters']:,.0f}, {plan['active_parameters']:,.0f} in a path"),
+        ("peak memory", f"{plan['peak_bytes'] / mib:,.0f} MiB"),
+        ("time per step", f"{plan['seconds_per_step'] * 1000:,.1f} ms"),
+        ("time in all", f"{eta} for {plan['steps']:,.0f} steps"),
+        ("disk", f"{plan['disk_bytes'] / mib:,.1f} MiB"),
+    ]
+
+
+def supernet_accuracy(run: Run, archs: int | None = None) -> dict[str, float]:
+    """Mean and deviation of the metric of random architectures with shared weights, on the search-validation split."""
+    rng, count = generator(run.config.train.seed, "probe"), archs or run.kind.probes
+    sampled = [run.space.sample(rng) for _ in range(count)]
+    scores = [metrics[run.kind.metric] for metrics in run.shared_weights()(sampled)]
+    return {"mean": statistics.mean(scores), "deviation": statistics.stdev(scores), "n": count}
