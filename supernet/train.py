@@ -1,5 +1,7 @@
 """Training as one import; the parts are in `supernet.training`."""
 
-from supernet.training.loop import check_training, plan_training, train_standalone, train_supernet
+from supernet.training.check import check_training
+from supernet.training.loop import train_standalone, train_supernet
+from supernet.training.plan import plan_training
 
 __all__ = ["check_training", "plan_training", "train_standalone", "train_supernet"]

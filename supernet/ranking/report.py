@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from supernet.errors import InputError
 from supernet.ranking.calibrate import fit_ridge, one_hot
+from supernet.ranking.depth import layers
 from supernet.ranking.statistics import (
     Floats,
     Interval,
@@ -34,7 +35,6 @@ Values = Mapping[Arch, float | None]
 Bools = NDArray[np.bool_]
 
 SHARED, RANDOM = "shared weights", "random"
-NOTHING = ("identity", "skip", "skip_connect", "none", "zero", "0")  # options that add no layer
 EDGES = (0.35, 0.50, 0.65)  # of the largest MACs
 SIZES = (10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400)
 
@@ -242,11 +242,6 @@ def fidelity(
         stability,
         _verdict(len(archs), len(failed), agreements, set(trivial), ceiling, worth),
     )
-
-
-def layers(arch: Arch) -> float:
-    """The number of decisions whose option adds a layer: any but `NOTHING`."""
-    return float(sum(value not in NOTHING for value in arch.values()))
 
 
 def _check_distinct(archs: Sequence[Arch], space: SearchSpace) -> None:

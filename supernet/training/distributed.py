@@ -42,47 +42,25 @@ class World:
         return f"cuda:{self.local_rank}" if name == "cuda" and self.size > 1 else name
 
     def from_main(self, payload: bytes) -> bytes:
-        """The payload of rank 0, on every rank; what the others give is ignored."""
+        """Returns the payload of rank 0 on every rank; the payloads of the others are ignored."""
         if self.size == 1:
             return payload
-        own = _packed(payload)
-        length = torch.tensor([len(own)], device=self._wire)
-        dist.broadcast(length, src=0)
-        data = own.to(self._wire) if self.main else torch.empty(int(length), dtype=torch.uint8, device=self._wire)
-        dist.broadcast(data, src=0)
-        return _unpacked(data)
+        payloads = [payload]
+        dist.broadcast_object_list(payloads, src=0)
+        return payloads[0]
 
     def gather(self, payload: bytes) -> list[bytes]:
-        """The payloads of all ranks in order, on every rank."""
+        """Returns the payloads of all ranks, in order, on every rank."""
         if self.size == 1:
             return [payload]
-        own = _packed(payload)
-        lengths = [torch.empty(1, dtype=torch.int64, device=self._wire) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(own)], device=self._wire))
-        longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, dtype=torch.uint8, device=self._wire)
-        padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
-        return [_unpacked(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
-
-    @property
-    def _wire(self) -> str:
-        """Where tensors must be to travel."""
-        return self.device("cuda") if dist.get_backend() == "nccl" else "cpu"
+        payloads = [b""] * self.size
+        dist.all_gather_object(payloads, payload)
+        return payloads
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
-
-
-def _packed(payload: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(payload + b"."), dtype=torch.uint8)  # torch makes none from an empty buffer
-
-
-def _unpacked(data: Tensor) -> bytes:
-    return data.cpu().numpy().tobytes()[:-1]
 
 
 ALONE = World()

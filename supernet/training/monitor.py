@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from supernet.chain import Chain, Searchable
-from supernet.ranking.report import layers
+from supernet.ranking.depth import layers
 from supernet.ranking.statistics import kendall
 from supernet.space import Arch
 
@@ -31,7 +31,7 @@ class Monitor:
 
     Args:
         chain: the supernet. One without decisions has nothing to watch.
-        depth: layers of an architecture; `supernet.ranking.report.layers` by default.
+        depth: layers of an architecture; `supernet.ranking.depth.layers` by default.
         every: steps between two measurements of gradients.
     """
 

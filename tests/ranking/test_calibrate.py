@@ -12,7 +12,7 @@ import pytest
 from supernet import Arch, Choice, SearchSpace, create_supernet
 from supernet.errors import InputError
 from supernet.ranking.calibrate import FEWEST, Calibration, calibrated_ranking, fit_ridge, one_hot
-from supernet.ranking.report import layers
+from supernet.ranking.depth import layers
 from supernet.ranking.statistics import kendall
 from supernet.spaces.nasbench_macro import arch_of, table
 

@@ -14,7 +14,8 @@ from scipy import stats
 
 from supernet import Arch, Choice, SearchSpace, create_supernet
 from supernet.errors import InputError
-from supernet.ranking.report import RANDOM, SHARED, Report, fidelity, layers
+from supernet.ranking.depth import layers
+from supernet.ranking.report import RANDOM, SHARED, Report, fidelity
 from supernet.ranking.statistics import (
     Interval,
     interval,

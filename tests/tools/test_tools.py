@@ -240,7 +240,7 @@ def test_a_run_that_cannot_start_claims_no_folder(call: Call, tmp_path: Path) ->
     one_line(call(*flags, "--train.optimizer", "adamww"), "no optimizer 'adamww'; did you mean 'adamw'")
     one_line(call(*flags, "--retrain.epochs", 0), "epochs=0")
     if not torch.cuda.is_available():
-        one_line(call(*flags, "--train.device", "cuda"), "device 'cuda' is not there")
+        one_line(call(*flags, "--train.device", "cuda"), "device 'cuda' is not available")
     one_line(call("train_supernet", "spos-images", "--out", out), "no data set ''")
     assert not out.exists()
 

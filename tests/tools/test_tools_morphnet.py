@@ -134,7 +134,7 @@ def test_parameters_are_limited_and_fresh_weights_are_shrunk(trained: Path, net:
 KILLED = """
 import os, signal, sys
 import torch
-import supernet.training.loop as engine
+import supernet.training.state as engine
 
 torch.set_num_threads(1)
 save = engine.save_state

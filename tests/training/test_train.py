@@ -1,5 +1,6 @@
 """Training: exact resume after SIGKILL, unused weights untouched, partly used tensors masked per element."""
 
+import contextlib
 import os
 import random
 import signal
@@ -8,18 +9,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 from helpers.toy_spaces import GROUNDS
-from supernet import Chain, create_supernet
-from supernet.config import Data, Train
+from supernet import Arch, Chain, create_supernet
+from supernet.config import Augment, Data, Train
 from supernet.data.images import Splits
 from supernet.data.load import load
 from supernet.errors import InputError
+from supernet.train import plan_training, train_standalone, train_supernet
 from supernet.training.checkpoint import load_state
-from supernet.training.loop import train_standalone, train_supernet
 from supernet.training.sampling import create_sampler, uniform
 from supernet.training.sparse_step import step_active
 
@@ -129,6 +131,39 @@ def test_same_seed_same_weights_and_another_seed_others(digits: Splits) -> None:
     first, same, other = (torch.cat([p.flatten() for p in net.parameters()]) for net in nets)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def global_draws() -> tuple[float, float, float]:
+    """The next value of every global generator."""
+    return torch.rand(1).item(), random.random(), float(numpy.random.rand())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("ends", ["by itself", "by an error"])
+def test_the_callers_generators_are_left_as_they_were(digits: Splits, ends: str) -> None:
+    """Their next draws follow from the caller's seed, and no longer from that of the training."""
+    net = toy()
+
+    def sampler(step: int) -> tuple[Arch, ...]:
+        if step == 2 and ends == "by an error":
+            raise ZeroDivisionError
+        torch.rand(1), random.random(), numpy.random.rand()  # noqa: NPY002
+        return uniform(net.space)(step)
+
+    for seed in (1, 2):
+        seed_everything(seed)
+        expected = global_draws()
+        seed_everything(seed)
+        config = Train(epochs=1, batch=230)
+        plan_training(net, digits, config, augment=Augment(mixup=0.2))
+        with contextlib.suppress(ZeroDivisionError):
+            train_supernet(net, digits, config, sampler=sampler, augment=Augment(mixup=0.2), verbose=False)
+        assert global_draws() == expected
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed)  # noqa: NPY002
 
 
 def test_training_learns(digits: Splits) -> None:

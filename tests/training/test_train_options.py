@@ -20,7 +20,7 @@ from supernet.data.load import load
 from supernet.data.training import training_batches
 from supernet.errors import InputError, RunError
 from supernet.training.checkpoint import load_state
-from supernet.training.loop import check_training, plan_training, train_supernet
+from supernet.train import check_training, plan_training, train_supernet
 from supernet.training.monitor import Monitor
 from supernet.training.optim import compiled, create_optimizer, create_schedule
 from supernet.training.sampling import ArchSampler, create_sampler, uniform
@@ -273,11 +273,11 @@ def test_the_bound_on_leaps_can_be_turned_off(digits: Splits) -> None:
     ("settings", "message"),
     [
         ({"lr_floor": 1.5}, "lr_floor=1.5"),
-        ({"drops": (0.9, 0.6)}, "drops=.*the earlier first"),
+        ({"drops": (0.9, 0.6)}, "drops=.*in ascending order"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"sync_bn": True}, "sync_bn needs CUDA"),
         ({"optimizer": "sgdd"}, "no optimizer 'sgdd'"),
-        ({"device": "cuda:7"}, "not there"),
+        ({"device": "cuda:7"}, "not available"),
         ({"epochs": 0}, "epochs=0"),
         ({"momentum": 0.0}, "'momentum' is without"),
         ({"lr": -1.0}, "refuses lr=-1.0"),

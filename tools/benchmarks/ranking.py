@@ -252,7 +252,7 @@ def _untrained_choices(
     inside: "list[Arch]", macs: "Mapping[Arch, float]", rank: "Mapping[Arch, int]", space: "SearchSpace"
 ) -> list[Row]:
     """Returns the rows of choices that need no training: by MACs, by depth, and the expectation of a random choice."""
-    from supernet.ranking.report import layers
+    from supernet.ranking.depth import layers
 
     orders: dict[str, Callable[[Arch], Any]] = {
         "MACs": lambda arch: -macs[arch],

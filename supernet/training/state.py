@@ -1,0 +1,205 @@
+"""The state of a running training, and how it is saved to a checkpoint and restored from it."""
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from supernet.chain import Chain, PartsMemo
+from supernet.config import Train
+from supernet.errors import InputError
+from supernet.files import environment
+from supernet.space import Arch
+from supernet.training.checkpoint import load_state, save_state
+from supernet.training.distributed import World, convert_sync_bn
+from supernet.training.monitor import Monitor
+from supernet.training.optim import create_ema, create_optimizer, create_schedule
+from supernet.training.sampling import ArchSampler, Lead
+from supernet.training.task import Task, TrainingData, memory_format
+
+
+class Penalty(Protocol):
+    """A function of the weights that a training adds to its loss and that may end the training (MorphNet)."""
+
+    def __call__(self, arch: Arch) -> Tensor:
+        """Returns what is added to the loss of one architecture: a scalar with a gradient."""
+
+    def settled(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Returns whether the training ends here.
+
+        It is asked after every epoch; `penalty` in each row of the history is the value at the end of that epoch.
+        """
+
+
+@dataclass
+class TrainingState:
+    """Everything that a training step reads or writes.
+
+    Attributes:
+        chain: the network, on its device.
+        data: the splits, on the same device.
+        scheduled: the modules whose behaviour follows the progress of the training, such as drop path.
+        checkpoint: the file that the training is saved to and resumed from; None to keep nothing.
+        step: the number of steps done.
+        history: one row per finished epoch.
+        sums: totals over the images of this epoch, by metric; `images` counts them.
+        mean_loss: the running mean of the loss, against which a spike is measured; None before the first step.
+        saved: the step of the last checkpoint; None if there is none.
+        pending: the last step with its architectures, the names of their metrics and the values, which are still on
+            the device; None once they have been read.
+        stop: whether a process of the group was interrupted.
+    """
+
+    chain: Chain
+    data: TrainingData
+    config: Train
+    task: Task
+    sampler: ArchSampler
+    world: World
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    ema: Any
+    parts: PartsMemo
+    scheduled: list[Any]
+    monitor: Monitor | None
+    penalty: Penalty | None
+    lead: Lead | None
+    checkpoint: Path | None
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=lambda: {"images": 0.0})
+    mean_loss: float | None = None
+    saved: int | None = None
+    pending: tuple[int, Sequence[Arch], tuple[str, ...], Tensor] | None = None
+    stop: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return torch.device(self.world.device(self.config.device))
+
+    @property
+    def per_epoch(self) -> int:
+        """The steps of an epoch; the last, incomplete batch is left out."""
+        return steps_per_epoch(self.data, self.config)
+
+    @property
+    def total(self) -> int:
+        """The steps of the whole training."""
+        return self.per_epoch * self.config.epochs
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left, or the penalty has settled at the end of an epoch."""
+        if self.step >= self.total:
+            return True
+        epoch_ended = self.step > 0 and self.step % self.per_epoch == 0
+        return epoch_ended and self.penalty is not None and self.penalty.settled(self.history)
+
+    def save(self) -> None:
+        """Writes the checkpoint, if there is to be one; only rank 0 does."""
+        if self.checkpoint is not None and self.world.main:
+            save_state(self.checkpoint, self._content())
+            self.saved = self.step
+
+    def restore(self) -> None:
+        """Resumes from the checkpoint, if there is one; rank 0 reads it for all.
+
+        Raises:
+            InputError: the file is damaged, or was written with another network, optimizer or data.
+        """
+        path = self.checkpoint
+        content = path.read_bytes() if path is not None and self.world.main and path.exists() else b""
+        content = self.world.from_main(content)
+        if not content or path is None:
+            return
+        state = load_state(path, io.BytesIO(content))
+        if state.get("data") != self.data.digest:
+            raise InputError(f"{path} was trained on other images; restore the data or give another folder")
+        self._warn_of_changes(path, state["environment"])
+        try:
+            self.chain.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state.get("ema"))
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"the checkpoint {path} belongs to another network or optimizer; give another folder"
+            ) from error
+        self.step, self.history, self.sums = state["step"], list(state["history"]), dict(state["sums"])
+        self.mean_loss, self.saved = state.get("recent"), state["step"]
+        if self.monitor is not None:
+            self.monitor.load_state_dict(state.get("monitor"))
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "model": self.chain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "history": self.history,
+            "sums": self.sums,
+            "recent": self.mean_loss,
+            "monitor": None if self.monitor is None else self.monitor.state_dict(),
+            "data": self.data.digest,
+            "environment": self._environment(),
+        }
+
+    def _environment(self) -> dict[str, Any]:
+        return environment(str(self.device)) | {"processes": self.world.size}
+
+    def _warn_of_changes(self, path: Path, before: Mapping[str, Any]) -> None:
+        now = self._environment()
+        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        if changed and self.world.main:
+            message = f"resuming from {path} under {', '.join(changed)}: results will not be bit-identical"
+            warnings.warn(message, stacklevel=5)  # names the caller of `train_supernet`
+
+
+def steps_per_epoch(data: TrainingData, config: Train) -> int:
+    """Returns the number of complete batches in the training split."""
+    return len(data.train) // config.batch
+
+
+def prepare(
+    chain: Chain,
+    data: TrainingData,
+    config: Train,
+    *,
+    task: Task,
+    sampler: ArchSampler,
+    world: World,
+    checkpoint: Path | None = None,
+    monitor: Monitor | None = None,
+    penalty: Penalty | None = None,
+    lead: Lead | None = None,
+) -> TrainingState:
+    """Moves the chain and the data to the device and creates what trains them: optimizer, schedule, average."""
+    device = world.device(config.device)
+    chain.to(device).to(memory_format=memory_format(config)).train()
+    if config.sync_bn and world.size > 1:
+        convert_sync_bn(chain)
+    optimizer = create_optimizer(chain, config)
+    optimizer.zero_grad(set_to_none=True)
+    return TrainingState(
+        chain=chain,
+        data=data.to(device),
+        config=config,
+        task=task,
+        sampler=sampler,
+        world=world,
+        optimizer=optimizer,
+        schedule=create_schedule(optimizer, config, steps_per_epoch(data, config)),
+        ema=create_ema(chain, config),
+        parts=PartsMemo(chain),
+        scheduled=[module for module in chain.modules() if hasattr(module, "set_progress")],
+        monitor=monitor,
+        penalty=penalty,
+        lead=lead,
+        checkpoint=checkpoint,
+    )
