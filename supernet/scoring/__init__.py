@@ -1,5 +1,7 @@
 """Scores of architectures with shared weights.
 
-`batch_norm` recalibrates statistics, `trie` and `prefix` run common prefixes once, `cache` keeps every score, and
-`shared_weights` joins them. It imports `supernet.chain`, `supernet.data` and `supernet.training.distributed`.
+`batch_norm` recalibrates statistics; `trie`, `steps`, `memory` and `prefix` run shared prefixes once within a memory
+budget; `metrics` turns outputs into scores; `cache` keeps every score; `shared_weights` joins them, and `parallel`
+shares them out among processes. It imports `supernet.chain`, `supernet.data`, `supernet.ranking.paired`,
+`supernet.training.distributed` and ground modules of `supernet`.
 """

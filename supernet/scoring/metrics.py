@@ -12,14 +12,12 @@ from supernet.ranking.paired import Bits
 Metrics = dict[str, float]
 
 
-# -- metrics ----------------------------------------------------------------------------------------------------------
-
-
 class BatchMetric:
-    """A metric that is put together from batches of outputs; subclass it for one that shares prefixes in full.
+    """A metric that is combined from batches of outputs; subclass it to share prefixes in the validation pass too.
 
     Any callable `(network, images, batch) -> metrics` is a metric. Because it runs the network itself, candidates then
-    share calibration alone. One that says what it takes from a batch of outputs is handed outputs of shared prefixes:
+    share only the calibration. A `BatchMetric` says what it keeps of each batch of outputs instead, and receives the
+    outputs of shared prefixes:
 
         class TopFive(BatchMetric):
             name = "top-five"
@@ -31,62 +29,62 @@ class BatchMetric:
                 return {"top-five": float(torch.cat(list(parts)).double().mean())}
 
     Attributes:
-        name: what studies and caches know it by; it tells metrics, and one metric's settings, apart.
+        name: identifies the metric, including its settings, in studies and caches.
     """
 
     name = ""
 
     def of_batch(self, outputs: Any, labels: Tensor) -> Any:
-        """What is kept of a batch: small, for it is held for all candidates at a time.
+        """Returns what is kept of a batch; it should be small, since it is kept for all candidates at a time.
 
         Args:
-            outputs: what the network's last step hands on; for classifiers logits, (N, classes).
+            outputs: of the network's last step; for classifiers logits, (N, classes).
             labels: int64, (N,).
         """
         raise NotImplementedError
 
     def combine(self, parts: Sequence[Any]) -> Metrics:
-        """The metrics, from what `of_batch` kept of every batch in order."""
+        """Returns the metrics from what `of_batch` kept of every batch, in order."""
         raise NotImplementedError
 
     def correct(self, parts: Sequence[Any]) -> Bits | None:
-        """Per image whether the network is right, (N,), for paired tests; None if the metric knows no such thing."""
+        """Returns for each image whether the network is right, (N,), for paired tests; None if that is undefined."""
         return None
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, images: Any, batch: int) -> Metrics:
-        """The metrics of a network over a whole set, in its present mode."""
+        """Returns the metrics of a network over a whole set, in the network's current mode."""
         return self.combine([self.of_batch(network(x), y) for x, y in images.batches(batch)])
 
 
-class Classification(BatchMetric):
+class ClassificationMetric(BatchMetric):
     """Accuracy (0..1) and mean cross-entropy of a classifier."""
 
     name = "classification"
 
     def of_batch(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Which images are right, (N,), and the summed cross-entropy."""
+        """Returns which images are classified correctly, (N,), and the summed cross-entropy."""
         return outputs.argmax(1) == labels, nn.functional.cross_entropy(outputs, labels, reduction="sum")
 
     def combine(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
-        """Means over all images."""
+        """Returns the means over all images."""
         images = sum(len(correct) for correct, _ in parts)
         right, loss = sum(int(correct.sum()) for correct, _ in parts), sum(float(loss) for _, loss in parts)
         return {"accuracy": right / images, "loss": loss / images}
 
     def correct(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Bits:
-        """Per image whether the largest logit is that of its label."""
-        found: Bits = torch.cat([correct for correct, _ in parts]).cpu().numpy()
-        return found
+        """Returns for each image whether the largest logit is that of its label, (N,)."""
+        bits: Bits = torch.cat([correct for correct, _ in parts]).cpu().numpy()
+        return bits
 
 
-classification = Classification()
-"""`classification(network, images, batch)`: accuracy and loss of a classifier, `network` in its present mode."""
+classification = ClassificationMetric()
+"""`classification(network, images, batch)`: accuracy and loss of a classifier in its current mode."""
 
 Metric = Callable[[nn.Module, Any, int], Mapping[str, float]]
 
 
 def accuracy(network: nn.Module, images: ImageSet, batch: int = 256) -> float:
-    """Share of images that a classifier in eval mode gets right, 0..1."""
+    """Returns the share of images that a classifier in eval mode gets right, 0..1."""
     network.eval()
     return classification(network, images, batch)["accuracy"]

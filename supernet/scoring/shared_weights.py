@@ -1,4 +1,4 @@
-"""Scores of subnets with shared weights: private statistics, recalibrated batch norm, the supernet untouched."""
+"""Scores of subnets with shared weights; every candidate has batch-norm statistics of its own."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,61 +11,74 @@ from torch import nn
 from supernet.chain import Chain
 from supernet.data.batches import Batches, ImageSet, digest, identity
 from supernet.errors import InputError
-from supernet.scoring.batch_norm import BatchNormPolicy, BatchStatistics, Recalibrate, recalibrate_bn
+from supernet.scoring.batch_norm import (
+    BatchNormPolicy,
+    BatchStatistics,
+    Recalibrate,
+    norms_of,
+    recalibrate_bn,
+    use_batch_statistics,
+)
 from supernet.scoring.cache import Score, ScoreCache
+from supernet.scoring.memory import BudgetExceeded, version
 from supernet.scoring.metrics import BatchMetric, Metric, Metrics, classification
-from supernet.scoring.prefix import BudgetExceeded, PrefixSharing, Watch, norms_of, use_batch_statistics, version
+from supernet.scoring.prefix import PrefixSharing
+from supernet.scoring.steps import Watch
 from supernet.scoring.trie import Trie
+from supernet.seeding import restored_generators
 from supernet.space import Arch
 from supernet.training.distributed import revert_sync_bn
 
 Record = Callable[[Arch, Score], None]
+"""Receives a canonical architecture and its score as soon as it is known."""
 
 GROUP = 64
-"""Architectures in a trie: a longer request is sorted and cut, so that scores are kept as it goes on; what two pieces
-have in common runs twice, which is little beside what the architectures of one piece share."""
-
-
-# -- candidates -------------------------------------------------------------------------------------------------------
+"""Architectures per trie; longer requests are sorted and split, so that scores are saved as they come. A prefix that
+two tries share runs twice, which costs little beside what the architectures of one trie share."""
 
 
 class SharedWeights:
     """Scores architectures with a supernet's weights: `SharedWeights(...)(archs) -> list of metrics`.
 
     Every candidate has batch-norm statistics of its own, so the supernet is bit-identical afterwards and scores do not
-    depend on what is scored before or beside. All candidates see the same calibration and validation images in the same
-    order. What the candidates of one call have in common from the input on is calibrated and run once, with the same
-    bits as one by one (`PrefixSharing`); a network asked for twice is scored once.
+    depend on what else is scored before or in the same call. All candidates see the same calibration and validation
+    images in the same order. What the candidates of one call have in common from the input on is calibrated and run
+    once, with the same bits as one by one (`PrefixSharing`); an architecture that is asked for twice is scored once.
+    The global generators of Python, numpy and torch are left as they were.
 
     The weights may change between calls in any way that torch counts (optimisers, `load_state_dict`); after writing
     through `.data`, make a new evaluator.
 
     Args:
-        supernet: trained; its device is used.
+        supernet: a trained supernet; its device is used.
         calibration: images from the training split, in memory (`Images`) or read batch by batch (see `ImageSet`).
         validation: held-out images for the score, likewise.
-        bn: what batch norm normalises with.
-        metric: `(network, images, batch) -> metrics`; `classification` by default. See `BatchMetric` for what shares
-            the validation pass too.
-        batch: validation images per forward pass; has no influence on scores except under `BatchStatistics`.
-        cost: adds its figures to the metrics, e.g. a `CostTable`.
+        bn: the statistics that batch norm uses.
+        metric: `(network, images, batch) -> metrics`; `classification` by default. A `BatchMetric` shares the
+            validation pass as well.
+        batch: validation images per forward pass; it does not affect scores except under `BatchStatistics`.
+        cost: costs to add to the metrics, e.g. a `CostTable`.
         channels_last: run the candidates in channels-last order, several times faster for depthwise convolutions on the
             CPU; it changes rounding and nothing else.
-        share: evaluate common prefixes once; off, one by one, as it is where a single batch exceeds the budget.
-        memory: bytes of activations held for sharing; more batches at a time are run where they fit. Copies of weights
-            may take as much again.
-        hold: bytes, beside `memory`, of what the leading steps that no decision reaches (a stem, the fixed backbone of
-            a searched neck) make of calibration and validation batches. These steps are then calibrated and run once
-            for all calls until the weights change; batches that do not fit are run again in every call. To hold all
-            takes the maps that the last of these steps hands on, in float32, of every image; 0 holds none.
-        cache: looked up first, and every new score is kept there at once, costs aside.
+        share: whether to evaluate shared prefixes once. If False, or once one batch exceeds `memory`, architectures are
+            scored one by one.
+        memory: bytes of activations that may be alive for sharing; several batches run at a time where they fit. Copies
+            of weights may take as much again.
+        hold: bytes, in addition to `memory`, of trunk features: the outputs of the leading steps without a decision (a
+            stem, the fixed backbone of a searched neck) on calibration and validation batches. The trunk is then
+            calibrated and run once for all calls until the weights change; batches that do not fit are run again in
+            every call. Keeping all takes the outputs of the trunk's last step, in float32, for every image; 0 keeps
+            none.
+        cache: looked up first, and every new score is saved there at once, without costs.
         watch: makes a context that is entered around each phase of scoring with shared prefixes, e.g. to time it; see
-            `supernet.scoring.prefix.Phase`.
+            `supernet.scoring.steps.Phase`.
 
     Attributes:
-        steps_asked: steps of all networks scored so far, as one by one would run them; without repeats and cache hits.
-        steps_run: steps that were run for them.
-        hits: networks whose score came from the cache.
+        sharing: whether shared prefixes are evaluated once: `share`, until one batch has exceeded `memory`.
+        steps_asked: the steps of all architectures scored so far, as scoring one by one would run them; repeats and
+            cache hits do not count.
+        steps_run: the steps that were run for them.
+        hits: the architectures whose score came from the cache.
 
     Raises:
         InputError: a cache with a metric that has no name of its own (see `BatchMetric.name`).
@@ -89,11 +102,13 @@ class SharedWeights:
         watch: Watch = nullcontext,
     ) -> None:
         device = next(supernet.parameters()).device
+        self._device = str(device)
         self.supernet, self.metric, self.batch, self.cost = supernet, metric, batch, cost
         self.bn = Recalibrate() if bn is None else bn
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.calibration, self.validation = calibration.to(device), validation.to(device)
         self.share, self.cache, self._watch = share, cache, watch
+        self.sharing = share
         self.steps_asked = self.steps_run = self.hits = 0
         if cache is not None and ("<" in _name(metric) or _name(metric) in ("", "partial")):
             raise InputError(f"scores of {metric!r} cannot be cached: give it an attribute `name` that is its own")
@@ -111,7 +126,7 @@ class SharedWeights:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What scores depend on: weights and images as digests, the policy, the metric. A study compares them."""
+        """What scores depend on: digests of weights and images, the policy, the metric. A study compares them."""
         self._refresh()
         if not self._weights:
             self._weights = digest(self.supernet.state_dict().values())
@@ -126,16 +141,16 @@ class SharedWeights:
 
     @property
     def context(self) -> dict[str, str]:
-        """What the cache files scores under: the settings and the space's digest."""
+        """The context under which the cache keeps scores: the settings and the space's digest."""
         return {**self.settings, "space": self.supernet.space.digest()}
 
     @property
     def held_bytes(self) -> int:
-        """The most bytes of activations that were held at a time: for sharing, and of fixed steps between calls."""
+        """The most bytes of activations that were alive at a time, including trunk features kept between calls."""
         return self._prefixes.peak
 
     def __call__(self, archs: Sequence[Arch]) -> list[Metrics]:
-        """One mapping per architecture, in order.
+        """Returns one mapping per architecture, in order.
 
         Raises:
             InputError: an architecture of another space, or a cache that cannot be read or written.
@@ -146,9 +161,9 @@ class SharedWeights:
         context = self.context if self.cache is not None else {}
         scores: dict[Arch, Score] = {}
         for form in dict.fromkeys(forms):
-            known = self.cache.get(context, form.key) if self.cache is not None else None
-            if known is not None:
-                scores[form] = known
+            score = self.cache.get(context, form.key) if self.cache is not None else None
+            if score is not None:
+                scores[form] = score
                 self.hits += 1
         new = sorted((form for form in dict.fromkeys(forms) if form not in scores), key=space.to_indices)
 
@@ -157,20 +172,25 @@ class SharedWeights:
             if self.cache is not None:
                 self.cache.put(context, form, score)
 
-        for start in range(0, len(new), GROUP):
-            self._evaluate(new[start : start + GROUP], record)
+        with restored_generators(self._device):
+            for start in range(0, len(new), GROUP):
+                self._evaluate(new[start : start + GROUP], record)
         costs = [dict(self.cost(arch)) if self.cost is not None else {} for arch in archs]
         return [{**scores[form].metrics, **cost} for form, cost in zip(forms, costs, strict=True)]
 
     def subnet(self, arch: Arch) -> nn.Module:
-        """The standalone copy of one architecture as it is scored: in normal form, eval mode, batch norm per policy."""
-        network = revert_sync_bn(self.supernet.subnet(self.supernet.space.normal_form(arch))).eval()
-        network.to(memory_format=self.memory_format)
-        if isinstance(self.bn, Recalibrate):
-            recalibrate_bn(network, self._calibration_batches)
-        elif isinstance(self.bn, BatchStatistics):
-            for norm in norms_of(network):
-                use_batch_statistics(norm)
+        """Returns a standalone copy of one architecture as it is scored.
+
+        It is in normal form and eval mode, with batch norm as the policy says.
+        """
+        with restored_generators(self._device):
+            network = revert_sync_bn(self.supernet.subnet(self.supernet.space.normal_form(arch))).eval()
+            network.to(memory_format=self.memory_format)
+            if isinstance(self.bn, Recalibrate):
+                recalibrate_bn(network, self._calibration_batches)
+            elif isinstance(self.bn, BatchStatistics):
+                for norm in norms_of(network):
+                    use_batch_statistics(norm)
         return network
 
     @property
@@ -180,15 +200,14 @@ class SharedWeights:
         return Batches(self.calibration, size, min(self.bn.batches, len(self.calibration) // size))
 
     def _evaluate(self, archs: Sequence[Arch], record: Record) -> None:
-        """Score canonical, distinct architectures and record each score as soon as it is there."""
+        """Scores canonical, distinct architectures and records each score as soon as it is known."""
         asked = len(archs) * len(self.supernet.step_names)
         self.steps_asked += asked
-        if self.share:
-            trie, made = Trie(self.supernet, archs), self._prefixes.batches_made
+        if self.sharing:
             try:
-                self._shared(trie, archs, record)
+                self.steps_run += self._evaluate_together(archs, record)
             except BudgetExceeded:
-                self.share = False
+                self.sharing = False
                 self._prefixes.forget()
                 warnings.warn(
                     f"one batch takes more than memory={self._prefixes.memory:,} bytes of activations: architectures "
@@ -196,12 +215,17 @@ class SharedWeights:
                     stacklevel=3,
                 )
             else:
-                kept = isinstance(self.metric, BatchMetric) and self._prefixes.batches_made == made
-                self.steps_run += trie.size - kept * len(trie.trunk)
                 return
         self.steps_run += asked
         for arch in archs:
             record(arch, self._score(self.subnet(arch)))
+
+    def _evaluate_together(self, archs: Sequence[Arch], record: Record) -> int:
+        """Scores architectures with shared prefixes and returns the number of steps that were run."""
+        trie, batches_made = Trie(self.supernet, archs), self._prefixes.batches_made
+        self._shared(trie, archs, record)
+        trunk_was_kept = isinstance(self.metric, BatchMetric) and self._prefixes.batches_made == batches_made
+        return trie.size - (len(trie.trunk) if trunk_was_kept else 0)
 
     def _shared(self, trie: Trie, archs: Sequence[Arch], record: Record) -> None:
         if isinstance(self.bn, Recalibrate):
@@ -215,10 +239,10 @@ class SharedWeights:
         parts: list[list[Any]] = [[] for _ in archs]
 
         def visit(number: int, outputs: Any) -> None:
-            mine = parts[number]
+            done = parts[number]
             with self._watch("metric"):
-                mine.append(metric.of_batch(outputs, batches.labels(len(mine))))
-                score = Score(metric.combine(mine), metric.correct(mine)) if len(mine) == len(batches) else None
+                done.append(metric.of_batch(outputs, batches.labels(len(done))))
+                score = Score(metric.combine(done), metric.correct(done)) if len(done) == len(batches) else None
             if score is not None:
                 record(archs[number], score)
 
@@ -232,7 +256,7 @@ class SharedWeights:
         return Score(dict(self.metric.combine(parts)), self.metric.correct(parts))
 
     def _refresh(self) -> None:
-        """Forget what was derived from weights that are no longer the supernet's."""
+        """Drops everything derived from weights that the supernet no longer has."""
         tensors = (*self.supernet.parameters(), *self.supernet.buffers())
         state = tuple((tensor.data_ptr(), version(tensor)) for tensor in tensors)
         if state != self._state:
@@ -241,6 +265,6 @@ class SharedWeights:
 
 
 def _name(metric: Metric) -> str:
-    """What a metric is known by: its own name, or that of its function or class."""
-    own: str = getattr(metric, "name", "") or getattr(metric, "__qualname__", type(metric).__qualname__)
-    return own
+    """Returns the metric's own name, or that of its function or class."""
+    name: str = getattr(metric, "name", "") or getattr(metric, "__qualname__", type(metric).__qualname__)
+    return name

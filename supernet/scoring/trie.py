@@ -10,30 +10,28 @@ from supernet.space import Arch
 
 
 def fixed_steps(supernet: Chain) -> int:
-    """How many leading steps no decision reaches; the last step is not counted."""
-    deciding = [choice.name for choice in supernet.space.choices if len(choice.options) > 1]
+    """Returns the number of leading steps without a decision; the last step of the chain is never counted."""
+    undecided = [choice.name for choice in supernet.space.choices if len(choice.options) > 1]
     count = 0
     for name in supernet.step_names[:-1]:
-        if any(own.startswith(f"{name}.") for own in deciding):
+        if any(choice.startswith(f"{name}.") for choice in undecided):
             break
         count += 1
     return count
 
 
-# -- the trie ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(eq=False)
 class Node:
-    """One step after one particular prefix.
+    """One step of the chain after one particular prefix.
 
     Attributes:
-        position: of the step in the chain; -1 for the root, which is the input.
+        position: index of the step in the chain; -1 for the root, which is the input.
         sub: the step's own decisions.
-        layout: of what the step is given.
-        children: by the next step's decisions.
-        leaf: position of the architecture that ends here, None inside.
-        statistics: of every batch norm in the step, its buffers; empty until calibrated.
+        layout: the layout of the step's input.
+        children: the nodes of the next step, by that step's decisions.
+        leaf: position of the architecture that ends here; None for inner nodes.
+        statistics: the buffers of every batch norm in the step; empty until calibrated.
+        needs_calibration: whether this step or one below has a batch norm; None until asked.
     """
 
     position: int
@@ -42,19 +40,20 @@ class Node:
     children: dict[Arch, "Node"] = field(default_factory=dict)
     leaf: int | None = None
     statistics: list[dict[str, Tensor]] = field(default_factory=list)
-    _normed: bool | None = None
+    needs_calibration: bool | None = None
 
 
 class Trie:
-    """The architectures merged from the input on.
+    """Architectures merged from the input on.
 
     Args:
-        archs: canonical and distinct.
+        supernet: the chain whose steps are walked.
+        archs: canonical and distinct architectures.
 
     Attributes:
-        paths: per architecture its nodes in the order of the steps.
-        size: the number of nodes, which is how many steps are run.
-        trunk: the first nodes of every path, of the steps that no decision reaches.
+        paths: for each architecture its nodes in the order of the steps.
+        size: the number of nodes, i.e. of steps that are run.
+        trunk: the first nodes of every path, whose steps have no decision.
     """
 
     def __init__(self, supernet: Chain, archs: Sequence[Arch]) -> None:

@@ -48,7 +48,7 @@ def check_training(
     if config.optimizer not in list_optimizers():
         raise InputError(f"timm has no optimizer {config.optimizer!r}; {nearest(config.optimizer, list_optimizers())}")
     try:
-        create_optimizer(nn.Linear(1, 1), config)
+        create_optimizer(nn.utils.skip_init(nn.Linear, 1, 1), config)  # initialising would draw random numbers
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
             f"the optimizer {config.optimizer!r} refuses lr={config.lr}, momentum={config.momentum}, "

@@ -269,10 +269,8 @@ def book_losses(training: TrainingState) -> None:
 
 
 def _diverged(training: TrainingState, step: int, arch: Arch, loss: float, bound: float) -> RunError:
-    if math.isfinite(loss):
-        what = f"exceeds {bound:.3g}, {training.config.spike:g} times the usual"
-    else:
-        what = "is not finite"
+    exceeds = f"exceeds {bound:.3g}, {training.config.spike:g} times the usual"
+    what = exceeds if math.isfinite(loss) else "is not finite"
     if training.saved:
         kept = f"the last good checkpoint, {training.checkpoint} after step {training.saved}, is kept"
     else:

@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from helpers.toy_spaces import GROUNDS
 from supernet import Arch, Chain
 from supernet.config import Data, Train
 from supernet.cost import CostTable
-from supernet.data.images import Splits
+from supernet.data.images import Images, Splits
 from supernet.data.load import load
 from supernet.errors import InputError
 from supernet.scoring.batch_norm import BatchStatistics, Inherit, Recalibrate, recalibrate_bn
@@ -85,6 +86,28 @@ def test_recalibration_matters_and_policies_differ(trained: Chain, digits: Split
     right = SharedWeights(trained, digits.calibration, digits.validation, bn=Recalibrate(4))(archs)
     assert [row["accuracy"] for row in right] == scores[Recalibrate(4)]
     assert sum(row["accuracy"] for row in wrong) / 8 < 0.4
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_callers_generators_are_left_as_they_were(digits: Splits, share: bool) -> None:
+    """Materialising a sliced network creates modules, whose initialisation draws from torch's global generator."""
+    net = GROUNDS["sliced"](num_classes=10, input_size=8, in_channels=1)
+
+    def metric(network: nn.Module, images: Images, batch: int) -> dict[str, float]:
+        torch.rand(1), random.random(), numpy.random.rand()  # noqa: NPY002
+        return {"accuracy": accuracy(network, images, batch)}
+
+    evaluate = SharedWeights(net, digits.calibration, digits.validation, metric=metric, share=share)
+    torch.manual_seed(1)
+    random.seed(1)
+    numpy.random.seed(1)  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # noqa: NPY002
+    archs = [net.space.sample(random.Random(0)) for _ in range(2)]
+    evaluate(archs)
+    evaluate.subnet(archs[0])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert numpy.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
 
 
 def test_the_batch_of_the_validation_pass_does_not_change_scores(trained: Chain, digits: Splits) -> None:

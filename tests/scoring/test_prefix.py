@@ -10,49 +10,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.scoring_cases import POLICIES, DropoutHead, random_images, randomized_norms
 from helpers.toy_spaces import GROUNDS
 from supernet import Arch, Chain, create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.data.images import Images
-from supernet.scoring.batch_norm import BatchNormPolicy, BatchStatistics, Inherit, Recalibrate
+from supernet.scoring.batch_norm import BatchNormPolicy, Inherit, Recalibrate
+from supernet.scoring.memory import tensors_in
 from supernet.scoring.metrics import BatchMetric, Metrics, classification
-from supernet.scoring.prefix import tensors_in
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.training.distributed import convert_sync_bn
 
-POLICIES = [Inherit(), BatchStatistics(), Recalibrate(3, 16)]
 SPACES: dict[str, Callable[[], Chain]] = {
     **{name: lambda name=name: GROUNDS[name](num_classes=5, input_size=16) for name in ("chain", "loose", "sliced")},
     "nasbench-macro": lambda: create_supernet("nasbench-macro", num_classes=5, input_size=8),
 }
 
 
-def images(n: int, size: int, seed: int) -> Images:
-    draws = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=draws)
-    labels = torch.randint(0, 5, (n,), generator=draws)
-    return Images(pixels, labels, torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25))
-
-
 def data(net: Chain) -> tuple[Images, Images]:
     """Calibration images, and validation images whose last batch is smaller."""
     size = net.input_shape[-1]
-    return images(48, size, 1), images(40, size, 2)
-
-
-def rough(net: Chain) -> Chain:
-    """Batch norms as after training: defaults would hide a mistaken one."""
-    draws = torch.Generator().manual_seed(3)
-    for norm in (part for part in net.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)):
-        for tensor, low, high in (
-            (norm.running_mean, -1, 1),
-            (norm.running_var, 0.5, 2),
-            (norm.weight, 0.5, 2),
-            (norm.bias, -1, 1),
-        ):
-            tensor.data.uniform_(low, high, generator=draws)
-    return net
+    return random_images(48, size, 1), random_images(40, size, 2)
 
 
 def population(net: Chain, n: int) -> list[Arch]:
@@ -71,7 +50,7 @@ def distinct(net: Chain, archs: list[Arch]) -> list[Arch]:
 @pytest.mark.parametrize("name", SPACES)
 def test_shared_prefixes_give_the_bits_of_one_by_one(name: str, policy: BatchNormPolicy) -> None:
     torch.manual_seed(0)
-    net = rough(SPACES[name]())
+    net = randomized_norms(SPACES[name]())
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     modes = [part.training for part in net.modules()]
     archs = population(net, 10)
@@ -92,7 +71,7 @@ def test_shared_prefixes_give_the_bits_of_one_by_one(name: str, policy: BatchNor
 
 def test_changed_weights_are_seen() -> None:
     torch.manual_seed(0)
-    net = rough(SPACES["chain"]())
+    net = randomized_norms(SPACES["chain"]())
     archs = population(net, 6)
     shared = SharedWeights(net, *data(net), bn=POLICIES[2])
     before, settings = shared(archs), shared.settings
@@ -135,20 +114,6 @@ class InPlace(nn.Module):
         return x.mul_(self.factor)
 
 
-class Deafening(nn.Module):
-    """Dropout that nobody could miss, and statistics of a batch norm after it."""
-
-    stride = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.out_channels = 5
-        self.drop, self.fc = nn.Dropout(0.9), nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.drop(x.mean(dim=(2, 3))))
-
-
 def awkward() -> Chain:
     """Steps that write in place, that hand on their input, and a last one without batch norm."""
     torch.manual_seed(0)
@@ -158,9 +123,9 @@ def awkward() -> Chain:
         ("b", ChoiceBlock({"id": nn.Identity(), "relu": nn.ReLU(inplace=True), "conv": ConvBNAct(6, 6, kernel=3)})),
         ("c", ChoiceBlock({"doubled": InPlace(6, 2.0), "conv": ConvBNAct(6, 6, kernel=3)})),
         ("count", Counting(6)),
-        ("head", Deafening()),
+        ("head", DropoutHead()),
     ]
-    return rough(Chain("awkward", steps, input_shape=(3, 8, 8)))
+    return randomized_norms(Chain("awkward", steps, input_shape=(3, 8, 8)))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
@@ -179,7 +144,7 @@ def test_common_steps_run_once_and_what_no_norm_follows_is_not_calibrated() -> N
         return {"one": ConvBNAct(6, 6), "three": ConvBNAct(6, 6, kernel=3)}
 
     steps = [("stem", ConvBNAct(3, 6)), ("a", Counting(6)), ("b", ChoiceBlock(convs())), ("c", ChoiceBlock(convs()))]
-    net = Chain("counted", [*steps, ("d", Counting(6)), ("head", Deafening())], input_shape=(3, 8, 8))
+    net = Chain("counted", [*steps, ("d", Counting(6)), ("head", DropoutHead())], input_shape=(3, 8, 8))
     archs = list(net.space.enumerate())
     for share, calls, steps_run in ((True, (3 + 3) + 4 * 3, 2 + 2 + 4 + 4 + 4), (False, 4 * 2 * (3 + 3), 4 * 6)):
         Counting.calls = 0
@@ -231,7 +196,9 @@ def weighed() -> Chain:
     for name in "abc":
         steps.append((name, ChoiceBlock({"one": ConvBNAct(8, 8), "three": ConvBNAct(8, 8, kernel=3)})))
         steps.append((f"{name}-scales", Scales(8)))
-    return rough(Chain("weighed", [*steps, ("head", ClassifierHead(8, 5, hidden=8))], input_shape=(3, 32, 32)))
+    return randomized_norms(
+        Chain("weighed", [*steps, ("head", ClassifierHead(8, 5, hidden=8))], input_shape=(3, 32, 32))
+    )
 
 
 @pytest.fixture
@@ -250,12 +217,12 @@ def test_a_case_that_must_chunk_stays_within_its_budget_and_keeps_its_bits(
 ) -> None:
     net = weighed()
     archs = list(net.space.enumerate())
-    parts = images(16 * 12, 32, 1), images(16 * 12 - 5, 32, 2)
+    parts = random_images(16 * 12, 32, 1), random_images(16 * 12 - 5, 32, 2)
     one = 16 * 8 * 32 * 32 * 4  # bytes that a step hands on for a batch of 16
     memory = 2**30 if held_whole else 12 * one
     evaluate = SharedWeights(net, *parts, bn=Recalibrate(12, 16), batch=16, memory=memory, hold=0)
     rows = evaluate(archs)
-    assert evaluate.share
+    assert evaluate.sharing
     assert evaluate.steps_run < evaluate.steps_asked
     if held_whole:
         assert scales.most > 36 * one, "the outputs of three steps for twelve batches stay"
@@ -304,9 +271,9 @@ def energy(network: nn.Module, of: Images, batch: int) -> Mapping[str, float]:
 def test_any_metric_on_any_state(policy: BatchNormPolicy) -> None:
     """A tuple of feature maps between the steps, a detector's raw outputs at the end."""
     torch.manual_seed(0)
-    net = rough(GROUNDS["detector"](num_classes=5))
+    net = randomized_norms(GROUNDS["detector"](num_classes=5))
     archs = population(net, 5)
-    parts = images(32, 64, 1), images(12, 64, 2)
+    parts = random_images(32, 64, 1), random_images(12, 64, 2)
     rows = [
         SharedWeights(net, *parts, bn=policy, batch=8, metric=metric, share=share)(archs)
         for metric in (Energy(), energy)
@@ -351,7 +318,7 @@ def test_synchronised_batch_norm_is_plain_in_the_copies() -> None:
 
 def test_phases_of_scoring_can_be_watched() -> None:
     """Every phase is entered, steps are copied inside another phase, and the scores stay the same."""
-    net = rough(SPACES["chain"]())
+    net = randomized_norms(SPACES["chain"]())
     archs = population(net, 6)
     entered: set[str] = set()
     open_phases: list[str] = []

@@ -19,8 +19,8 @@ from supernet.data.images import Splits
 from supernet.data.load import load
 from supernet.data.training import training_batches
 from supernet.errors import InputError, RunError
-from supernet.training.checkpoint import load_state
 from supernet.train import check_training, plan_training, train_supernet
+from supernet.training.checkpoint import load_state
 from supernet.training.monitor import Monitor
 from supernet.training.optim import compiled, create_optimizer, create_schedule
 from supernet.training.sampling import ArchSampler, create_sampler, uniform

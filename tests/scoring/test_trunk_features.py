@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_prefix import POLICIES, Deafening, images, rough
 from torch import Tensor, nn
 
 from detection.config import DetectionData
 from detection.data.load import load
 from detection.metric import DetectionMetric
 from helpers.coco import make_coco, settings
-from helpers.detector_cases import BACKBONE, tiny
+from helpers.detector_cases import tiny
+from helpers.scoring_cases import POLICIES, DropoutHead, fixed_backbone, random_images, randomized_norms
 from helpers.toy_spaces import GROUNDS
-from supernet import Arch, Chain, create_supernet
+from supernet import Arch, Chain
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ConvBNAct
 from supernet.data.batches import Batches, identity
@@ -25,8 +25,8 @@ from supernet.data.images import Images
 from supernet.errors import InputError
 from supernet.scoring.batch_norm import BatchNormPolicy, Inherit, Recalibrate
 from supernet.scoring.cache import ScoreCache
+from supernet.scoring.memory import tensors_in
 from supernet.scoring.metrics import BatchMetric, Metrics
-from supernet.scoring.prefix import tensors_in
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.scoring.trie import Trie, fixed_steps
 from supernet.testing import randomize
@@ -44,14 +44,6 @@ class Energy(BatchMetric):
         return {"energy": sum(energy for energy, _ in parts), "labels": float(sum(labels for _, labels in parts))}
 
 
-def fixed_backbone(phase: str = "supernet") -> Chain:
-    """One architecture of a space as a chain without decisions."""
-    classifier = create_supernet("shufflenet-small", **BACKBONE)
-    network = classifier.subnet(classifier.space.sample(random.Random(0)))
-    steps = zip(classifier.step_names, network, strict=True)
-    return Chain("fixed", list(steps), input_shape=classifier.input_shape)
-
-
 def neck_on_fixed_backbone() -> Chain:
     """RetinaNet with a searched pyramid on it."""
     few: dict[str, Any] = {"repeats": 1, "cells": 5, "head_convs": 1, "candidates": 20, "detections": 20}
@@ -60,14 +52,14 @@ def neck_on_fixed_backbone() -> Chain:
 
 NETS: dict[str, Callable[[], Chain]] = {
     "neck": neck_on_fixed_backbone,
-    "stem": lambda: rough(GROUNDS["chain"](num_classes=5, input_size=16)),
+    "stem": lambda: randomized_norms(GROUNDS["chain"](num_classes=5, input_size=16)),
 }
 
 
 def parts_of(net: Chain) -> tuple[Images, Images]:
     """Three calibration batches of 4 images, and validation images whose last of three batches is smaller."""
     size = net.input_shape[-1]
-    return images(12, size, 1), images(11, size, 2)
+    return random_images(12, size, 1), random_images(11, size, 2)
 
 
 def distinct(net: Chain, n: int) -> list[Arch]:
@@ -113,8 +105,8 @@ class Slow(nn.Module):
 def counted() -> Chain:
     torch.manual_seed(0)
     options = {"one": ConvBNAct(6, 6), "three": ConvBNAct(6, 6, kernel=3), "relu": nn.ReLU(inplace=True)}
-    steps = [("stem", ConvBNAct(3, 6)), ("slow", Slow()), ("a", ChoiceBlock(options)), ("head", Deafening())]
-    return rough(Chain("counted", steps, input_shape=(3, 8, 8)))
+    steps = [("stem", ConvBNAct(3, 6)), ("slow", Slow()), ("a", ChoiceBlock(options)), ("head", DropoutHead())]
+    return randomized_norms(Chain("counted", steps, input_shape=(3, 8, 8)))
 
 
 def passes(evaluate: SharedWeights, archs: list[Arch]) -> int:
@@ -153,7 +145,7 @@ def test_what_does_not_fit_is_run_again(memory: int, room: float, again: list[in
     hold = int(room * FEATURES)
     evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, memory=memory, hold=hold)
     assert [passes(evaluate, [arch]) for arch in archs] == [6, *again]
-    assert evaluate.share
+    assert evaluate.sharing
     assert int(room) * FEATURES < evaluate.held_bytes <= memory + hold
     assert evaluate(archs) == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)(archs)
 
@@ -165,7 +157,7 @@ def test_a_batch_that_is_too_large_leaves_nothing_held() -> None:
     with pytest.warns(UserWarning, match="one by one"):
         rows = evaluate(archs)
     assert rows == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)(archs)
-    assert not evaluate._prefixes._features.held
+    assert not evaluate._prefixes._trunk.size
 
 
 def test_a_calibration_that_breaks_off_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +191,7 @@ def test_scores_from_a_cache_run_nothing(tmp_path: Path) -> None:
 
 def test_which_steps_are_fixed() -> None:
     """Those before the first that an undecided choice reaches, whatever the space holds fixed."""
-    net = rough(GROUNDS["chain"](num_classes=5, input_size=16))
+    net = randomized_norms(GROUNDS["chain"](num_classes=5, input_size=16))
     first = next(choice for choice in net.space.choices)
     step = net.step_names[1]
     held = {choice.name: choice.options[0] for choice in net.space.choices if choice.name.startswith(f"{step}.")}
@@ -253,7 +245,7 @@ def test_sets_on_disk_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_images_come_by_number_as_in_order() -> None:
-    part = images(11, 8, 3)
+    part = random_images(11, 8, 3)
     batches = Batches(part, 4)
     for number, (pixels, labels) in enumerate(part.batches(4)):
         assert torch.equal(batches[number], pixels)
@@ -298,7 +290,7 @@ def test_the_benchmarks_score_the_same_both_ways(
         DetectionData(size=64, compose=(10, 5, 5)), batches=2, images=4, batch=4, width=8, convs=1, steps=1
     )
     if name == "pyramids":
-        module.pyramids(few, networks=2, call=1, backbone="test_held:fixed_backbone")
+        module.pyramids(few, networks=2, call=1, backbone="helpers.scoring_cases:fixed_backbone")
     else:
         module.generation(few, networks=2, after=1, backbone="shufflenet-small")
     printed = capsys.readouterr().out
