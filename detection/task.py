@@ -13,7 +13,7 @@ from detection.inputs import Labelled
 from supernet.config import Train
 from supernet.errors import InputError
 from supernet.space import Arch
-from supernet.training.task import Figures, PathLoss, memory_format
+from supernet.training.task import LossMetrics, PathLoss, memory_format
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Detection:
         if isinstance(images, Tensor):
             images = images.contiguous(memory_format=memory_format(config))
 
-        def loss_of(arch: Arch) -> tuple[Tensor, Figures]:
+        def loss_of(arch: Arch) -> tuple[Tensor, LossMetrics]:
             with torch.autocast(images[0].device.type, torch.bfloat16, enabled=config.bf16):
                 losses = {name: value.float() for name, value in network(Labelled(images, targets), arch).items()}
             total = torch.stack(list(losses.values())).sum()

@@ -1,4 +1,4 @@
-"""The evaluation cache of a run: every score with shared weights once, for all searchers, seeds and reports."""
+"""The evaluation cache of a run, which keeps every score for all searchers, seeds and reports."""
 
 import json
 import sqlite3
@@ -17,7 +17,7 @@ from supernet.errors import InputError
 from supernet.ranking.paired import Bits, tied
 from supernet.space import Arch
 
-WAIT = 60.0  # seconds that a writer waits for another one; each holds the file for milliseconds
+WAIT = 60.0  # seconds that a writer waits for another one; each locks the file for milliseconds
 
 CACHE = sqlite.FileKind(
     name="an evaluation cache",
@@ -36,24 +36,25 @@ _PUT = "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)"
 
 @dataclass(frozen=True)
 class Score:
-    """A network's metrics, without costs, and per image whether it was right where the metric knows that."""
+    """A network's metrics without costs, and for each image whether it was right, if the metric defines that."""
 
     metrics: dict[str, float]
     correct: Bits | None = None
 
 
 class ScoreCache:
-    """Scores in one SQLite file, by what they depend on and by the key of the normal form.
+    """Scores in one SQLite file, under the settings they depend on and the key of the normal form.
 
-    Any number of processes may read and write at a time: writers wait for each other, a score is on file when `put`
-    returns, and of two equal ones the first stays. A killed process leaves nothing half written.
+    Any number of processes may read and write at the same time: writers wait for each other, a score is on disk when
+    `put` returns, and of two scores of one network the first stays. A killed process leaves nothing half written.
 
     Args:
-        path: of the file, `scores.db` beside a run; created where there is none.
+        path: of the file, `scores.db` in the folder of a run; created if it does not exist.
 
     Raises:
-        InputError: no such folder, no cache, a damaged one, or one of another schema version. So do all methods, where
-            the file turns out to be damaged later or the disk is full.
+        InputError: the folder does not exist, or the file is not a cache, is damaged, or has another schema version.
+            All methods raise it too if the file turns out to be damaged later.
+        RunError: the disk is full, or another process keeps the file locked; so do all methods.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,7 +62,7 @@ class ScoreCache:
         sqlite.check_place(self.path, CACHE)
         self._contexts: dict[str, int] = {}
         self._db: sqlite3.Connection | None = None
-        creating = filelock.FileLock(f"{self.path}.lock", timeout=WAIT)  # of several processes one creates it
+        creating = filelock.FileLock(f"{self.path}.lock", timeout=WAIT)  # only one of several processes creates it
         with sqlite.reported(self.path, CACHE, malformed=sqlite.MALFORMED), creating:
             self._db = sqlite.opened(self.path, CACHE, wait=WAIT)
 
@@ -74,7 +75,7 @@ class ScoreCache:
         self.close()
 
     def __len__(self) -> int:
-        """The number of scores on file, whatever they depend on."""
+        """Returns the number of scores in the file, under whatever settings."""
         with self._reported() as db:
             return int(db.execute("SELECT count(*) FROM scores").fetchone()[0])
 
@@ -85,10 +86,10 @@ class ScoreCache:
             self._db = None
 
     def get(self, context: Mapping[str, str], key: str) -> Score | None:
-        """The score of a network under these settings, None if there is none.
+        """Returns the score of a network under these settings, or None if there is none.
 
         Args:
-            context: all that the score depends on but the architecture, as `SharedWeights.context` gives it.
+            context: everything that the score depends on except the architecture, see `SharedWeights.context`.
             key: of the normal form.
         """
         with self._reported() as db:
@@ -98,40 +99,43 @@ class ScoreCache:
             return None if row is None else Score(json.loads(row[0]), _unpacked(*row[1:]))
 
     def put(self, context: Mapping[str, str], arch: Arch, score: Score) -> None:
-        """Keeps the score of a network, given by its normal form; it outlives a kill from here on."""
+        """Saves the score of a network, given by its normal form; afterwards it survives a kill."""
         bits = (None, None) if score.correct is None else (len(score.correct), np.packbits(score.correct).tobytes())
         row = (self._id(context), arch.key, arch.to_json(), json.dumps(dict(score.metrics)), *bits)
         with self._reported() as db:
             db.execute(_PUT, row)
 
     def correct(self, context: Mapping[str, str], archs: Iterable[Arch] | None = None) -> dict[Arch, Bits]:
-        """Per architecture whether each validation image is classified correctly; those without a score are left out.
+        """Returns for each architecture which validation images are classified correctly.
 
         Args:
             context: as in `get`.
-            archs: normal forms; None for all that have a score under these settings.
+            archs: normal forms, of which those without a score are left out; None for all with a score under these
+                settings.
         """
         if archs is not None:
             scores = {arch: self.get(context, arch.key) for arch in archs}
-            return {arch: s.correct for arch, s in scores.items() if s is not None and s.correct is not None}
+            return {
+                arch: score.correct for arch, score in scores.items() if score is not None and score.correct is not None
+            }
         with self._reported() as db:
             query = "SELECT arch, images, bits FROM scores WHERE context = ? AND bits IS NOT NULL ORDER BY key"
             rows = db.execute(query, (self._id(context),)).fetchall()
-            found = {Arch.from_json(arch): _unpacked(images, bits) for arch, images, bits in rows}
-        return {arch: bits for arch, bits in found.items() if bits is not None}
+            correct = {Arch.from_json(arch): _unpacked(images, bits) for arch, images, bits in rows}
+        return {arch: bits for arch, bits in correct.items() if bits is not None}
 
     def _id(self, context: Mapping[str, str]) -> int:
         settings = json.dumps(dict(context), sort_keys=True)
         if settings not in self._contexts:
             with self._reported() as db:
                 db.execute("INSERT OR IGNORE INTO contexts (settings) VALUES (?)", (settings,))
-                found = db.execute("SELECT id FROM contexts WHERE settings = ?", (settings,)).fetchone()
-            self._contexts[settings] = int(found[0])
+                row = db.execute("SELECT id FROM contexts WHERE settings = ?", (settings,)).fetchone()
+            self._contexts[settings] = int(row[0])
         return self._contexts[settings]
 
     @contextmanager
     def _reported(self) -> Iterator[sqlite3.Connection]:
-        """The connection; what goes wrong with the file is reported with its name and the remedy."""
+        """Yields the connection; errors are reported with the name of the file and the remedy."""
         with sqlite.reported(self.path, CACHE, malformed=sqlite.MALFORMED):
             if self._db is None:  # used again after `close`
                 self._db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
@@ -152,19 +156,20 @@ def tied_with_best(
     cost: Callable[[Arch], float] | None = None,
     level: float = 0.05,
 ) -> list[Arch]:
-    """`tied` on what a cache holds; with a cost the cheapest comes first.
+    """Returns the architectures in a cache that are statistically tied with the best (see `tied`).
 
     Args:
-        cache, context: where the scores are; see `ScoreCache.get`.
-        archs: normal forms to compare, those of one study for instance; None for all under these settings.
-        cost: of an architecture; of equally cheap ones the more accurate comes first.
+        cache: has the scores.
+        context: the settings of the scores; see `ScoreCache.get`.
+        archs: normal forms to compare, e.g. those of one study; None for all under these settings.
+        cost: of an architecture. If given, the cheapest comes first, and of equally cheap ones the more accurate.
         level: see `tied`.
 
     Raises:
-        InputError: the cache holds none of them with the correctness of single images.
+        InputError: the cache has none of them with the correctness of single images.
     """
-    found = cache.correct(context, archs)
-    if not found:
-        raise InputError(f"{cache.path} holds no scores of these architectures with single images; evaluate them first")
-    best_first = tied(found, level)
+    correct = cache.correct(context, archs)
+    if not correct:
+        raise InputError(f"{cache.path} has no scores per image of these architectures; evaluate them first")
+    best_first = tied(correct, level)
     return best_first if cost is None else sorted(best_first, key=cost)

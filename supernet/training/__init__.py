@@ -1,5 +1,7 @@
 """Training of supernets and of single networks: one loop, one step.
 
-`sampling` says which architectures a step trains, `task` what they learn, `checkpoint` and `distributed` how a run
-survives a kill and spreads over processes. It imports `supernet.data`, `supernet.cost`, `supernet.chain` and timm.
+`loop` trains, `state` holds what a training reads and writes, `check` and `plan` come before it. `sampling` chooses the
+architectures of a step, `task` says what they learn, `optim` and `sparse_step` update the weights, `monitor` watches
+them, and `checkpoint` and `distributed` let a run survive a kill and spread over processes. It imports `supernet.data`,
+`supernet.cost`, `supernet.chain`, `supernet.ranking` and timm.
 """

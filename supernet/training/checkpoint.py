@@ -18,26 +18,27 @@ METADATA = "supernet"
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors, numbers and strings to a checkpoint of this format, atomically."""
+    """Writes tensors, numbers and strings to a checkpoint of the current format, atomically."""
     with replacing(path) as temporary:
         torch.save({"format": FORMAT, **state}, temporary)
 
 
 def load_state(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Reads a checkpoint onto the CPU.
 
     Args:
-        path: where it is, and its name in messages.
-        file: read this instead of opening `path`.
+        path: the checkpoint; messages name it.
+        file: is read instead of `path` if given.
 
     Raises:
-        InputError: it is truncated, foreign, from an older release, or of another format.
+        InputError: the file is truncated, was not written by this project, comes from an older release, or has
+            another format.
     """
     try:
         state = torch.load(file or path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise InputError(
-            f"the checkpoint {path} is truncated or no checkpoint of this project ({type(error).__name__}); "
+            f"the checkpoint {path} is truncated or not a checkpoint of this project ({type(error).__name__}); "
             "delete it to train again"
         ) from error
     if not isinstance(state, dict) or "format" not in state:
@@ -50,19 +51,19 @@ def load_state(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
 
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write a module's parameters and buffers as safetensors, atomically; equal weights give equal files."""
+    """Writes a module's parameters and buffers as safetensors, atomically; equal weights give equal files."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     with replacing(path) as temporary:
         packed = json.dumps({"format_version": str(FORMAT), **metadata}, sort_keys=True)
-        safetensors.torch.save_file(tensors, temporary, {METADATA: packed})  # of several keys the order would vary
+        safetensors.torch.save_file(tensors, temporary, {METADATA: packed})  # with several keys their order would vary
 
 
 def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
-    """Load safetensors into a module, strictly, and return the file's metadata.
+    """Loads safetensors into a module, strictly, and returns the file's metadata.
 
     Raises:
-        InputError: the file is missing, damaged, from an older release, or of another network (the first differing
-            tensor is named).
+        InputError: the file is missing, damaged, from an older release, or belongs to another network (the message names
+            the first tensor that differs).
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -71,7 +72,7 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; has the training finished?") from None
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is truncated or no safetensors file ({error})") from error
+        raise InputError(f"{path} is truncated or not a safetensors file ({error})") from error
     own = module.state_dict()
     if own.keys() != tensors.keys() and has_numbered_steps(tensors):
         raise InputError(f"{path} was written by an older release (numbered steps); train again")

@@ -1,7 +1,7 @@
-"""Several processes under torchrun: who am I, reduce what the step's architectures use, batch norm over all of them.
+"""Support for torchrun: ranks, averaging of the gradients in use, and synchronised batch norm.
 
 Every rank trains the same architectures on its own images. `DistributedDataParallel` would send every gradient of the
-supernet; here the active elements travel, which each rank knows from the architectures alone.
+supernet; here only the active elements are sent, which each rank knows from the architectures alone.
 """
 
 import math
@@ -26,7 +26,13 @@ Box = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process: `rank` of `size` over all machines, `local_rank` on its own and of its CUDA device."""
+    """The place of this process in its group.
+
+    Attributes:
+        rank: among the processes of all machines.
+        size: the number of processes on all machines.
+        local_rank: among the processes of its own machine; also the index of its CUDA device.
+    """
 
     rank: int = 0
     size: int = 1
@@ -34,11 +40,11 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and talks to the user."""
+        """Whether this is the process that writes files and prints messages."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The device of this process: among several, `"cuda"` is the one of its own."""
+        """Returns the device of this process; among several processes, `"cuda"` means its own CUDA device."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.size > 1 else name
 
     def from_main(self, payload: bytes) -> bytes:
@@ -58,7 +64,7 @@ class World:
         return payloads
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Waits until every process has arrived here."""
         if self.size > 1:
             dist.barrier()
 
@@ -67,7 +73,7 @@ ALONE = World()
 
 
 def current() -> World:
-    """The place in the process group that was initialised; `ALONE` without one."""
+    """Returns the place in the initialised process group; `ALONE` without one."""
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", dist.get_rank())))
@@ -75,10 +81,12 @@ def current() -> World:
 
 @contextmanager
 def process_group(device: str) -> Iterator[World]:
-    """Joins the processes of a torchrun: NCCL with a device each for `"cuda"`, gloo otherwise; `ALONE` without one.
+    """Joins the processes that torchrun started; `ALONE` if there is no torchrun.
+
+    The backend is NCCL for `"cuda"`, with one device for each process, and gloo otherwise.
 
     Raises:
-        InputError: more processes on this machine than CUDA devices, or one device named for all of them.
+        InputError: there are more processes on this machine than CUDA devices, or `device` names a single one.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -90,10 +98,10 @@ def process_group(device: str) -> Iterator[World]:
         if local > devices:
             raise InputError(
                 f"torchrun started WORLD_SIZE={size} processes, {local} of them on this machine, which has {devices} "
-                "CUDA devices; give --nproc-per-node the number of devices, or choose the device 'cpu'"
+                "CUDA devices; start one process per device, or choose the device 'cpu'"
             )
         if device != "cuda":
-            raise InputError(f"under torchrun every process has a device of its own: choose 'cuda', not {device!r}")
+            raise InputError(f"under torchrun every process needs a device of its own: choose 'cuda', not {device!r}")
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
     backend, rank = "nccl" if own else "gloo", int(os.environ["RANK"])
@@ -105,18 +113,18 @@ def process_group(device: str) -> Iterator[World]:
 
 
 def _store_of_this_start(rank: int, size: int) -> Store:
-    """The key-value store through which the processes find each other.
+    """Returns the key-value store through which the processes find each other.
 
-    torchrun may keep one of its own for all restarts, in which restarted processes would meet the addresses of the
-    dead; so each start has a prefix.
+    torchrun may keep a single store for all restarts, in which restarted processes would find the addresses of dead
+    ones; therefore each start uses its own prefix.
     """
     environment = os.environ
     of_torchrun = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     local, restarts = int(environment.get("LOCAL_WORLD_SIZE", size)), environment.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    if of_torchrun and local < size and restarts != "0":  # machines do not count restarts together
+    if of_torchrun and local < size and restarts != "0":  # each machine counts its own restarts
         raise InputError(
-            "restarts over several machines need a fresh store each time: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in "
-            "the environment of every torchrun, or --max-restarts 0"
+            "restarts on several machines need a new store each time: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the "
+            "environment of every torchrun, or allow no restarts"
         )
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     store = TCPStore(host, port, world_size=size, is_master=rank == 0 and not of_torchrun, multi_tenant=True)
@@ -126,18 +134,19 @@ def _store_of_this_start(rank: int, size: int) -> Store:
 def reduce_gradients(
     parts: Iterable[Part], extra: Tensor | None = None, *, bucket_bytes: int = 25 * 2**20
 ) -> tuple[Tensor | None, int]:
-    """Average the gradients of the active elements over all processes, in place.
+    """Averages the gradients of the active elements over all processes, in place.
 
-    What is sent follows from the architectures, so the ranks agree without asking. A parameter goes once, however many
-    architectures used it; of a partly used one, the used elements; frozen ones have no gradient.
+    What is sent follows from the architectures, so the ranks agree without communicating. A parameter is sent once,
+    however many architectures used it; of a partly used parameter only the used elements are sent; frozen parameters
+    have no gradient.
 
     Args:
         parts: the active parts of all architectures of the step, in the same order on every rank.
         extra: a small floating-point tensor (losses, counts) that is averaged in the same messages.
-        bucket_bytes: largest message; a larger gradient is a message of its own. By default as in torch's DDP.
+        bucket_bytes: size of the largest message; a larger gradient is sent alone. The default is that of torch's DDP.
 
     Returns:
-        `extra` averaged (a new tensor), and the bytes that this rank gave to all-reduce; `(extra, 0)` if it is alone.
+        `extra` averaged (a new tensor), and the bytes that this rank passed to all-reduce; `(extra, 0)` if it is alone.
     """
     world = current()
     if world.size == 1:
@@ -151,7 +160,7 @@ def reduce_gradients(
         pieces.append(extra)
     sent, running = 0, []
     for bucket in _buckets(pieces, bucket_bytes):
-        flat = torch.cat([piece.reshape(-1) for piece in bucket]).div_(world.size)  # first, so that no sum overflows
+        flat = torch.cat([piece.reshape(-1) for piece in bucket]).div_(world.size)  # before summing, against overflow
         running.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         sent += flat.nbytes
     for bucket, flat, work in running:
@@ -159,35 +168,42 @@ def reduce_gradients(
         for piece, mean in zip(bucket, flat.split([piece.numel() for piece in bucket]), strict=True):
             piece.copy_(mean.view(piece.shape))
     for (parameter, index), piece in zip(used, pieces, strict=False):
-        if isinstance(index, Tensor):  # what a mask picks is a copy; slices are views and done
+        if isinstance(index, Tensor):  # a mask selects a copy; slices are views
             parameter.grad[index] = piece  # type: ignore[index]
     return extra, sent
 
 
 def used_elements(parts: Iterable[Part]) -> list[tuple[nn.Parameter, tuple[slice, ...] | Tensor]]:
-    """Every parameter that takes part, in order of first use, with the index of its used elements: the largest slice
-    where that holds the others, or else a mask."""
-    boxes: dict[nn.Parameter, dict[Box, None]] = {}
+    """Returns every trainable parameter in use, in order of first use, with the index of its used elements.
+
+    The index is the largest slice if that contains the others, and a mask otherwise.
+    """
+    boxes: dict[nn.Parameter, dict[Box, None]] = {}  # an ordered set of boxes for each parameter
     for parameter, index in parts:
         if parameter.requires_grad:
             boxes.setdefault(parameter, {})[_box(index, parameter.shape)] = None
     used: list[tuple[nn.Parameter, tuple[slice, ...] | Tensor]] = []
-    for parameter, found in boxes.items():
-        largest = max(found, key=lambda box: math.prod(stop - start for start, stop in box))
-        if all(a >= c and b <= d for box in found for (a, b), (c, d) in zip(box, largest, strict=True)):
+    for parameter, slices in boxes.items():
+        largest = max(slices, key=lambda box: math.prod(stop - start for start, stop in box))
+        if all(_contains(largest, box) for box in slices):
             used.append((parameter, _slices(largest)))
             continue
         mask = torch.zeros_like(parameter, dtype=torch.bool)
-        for box in found:
+        for box in slices:
             mask[_slices(box)] = True
         used.append((parameter, mask))
     return used
 
 
+def _contains(outer: Box, inner: Box) -> bool:
+    bounds = zip(outer, inner, strict=True)
+    return all(start <= inner_start and inner_stop <= stop for (start, stop), (inner_start, inner_stop) in bounds)
+
+
 def _box(index: tuple[slice, ...], shape: torch.Size) -> Box:
-    """An index as start and stop in every dimension; a step within them is widened to all between."""
-    given = [*index, *[slice(None)] * (len(shape) - len(index))]
-    return tuple(one.indices(size)[:2] for one, size in zip(given, shape, strict=True))
+    """Returns an index as start and stop in every dimension; a slice with a step counts as everything in between."""
+    whole = [*index, *[slice(None)] * (len(shape) - len(index))]
+    return tuple(part.indices(size)[:2] for part, size in zip(whole, shape, strict=True))
 
 
 def _slices(box: Box) -> tuple[slice, ...]:
@@ -195,7 +211,7 @@ def _slices(box: Box) -> tuple[slice, ...]:
 
 
 def _buckets(pieces: Iterable[Tensor], limit: int) -> Iterator[list[Tensor]]:
-    """The pieces in messages of one device and type, each of at most `limit` bytes or a single piece."""
+    """Yields the pieces in messages of one device and dtype, each of at most `limit` bytes or a single piece."""
     buckets: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], int]] = {}
     for piece in pieces:
         key = (piece.device, piece.dtype)
@@ -209,7 +225,7 @@ def _buckets(pieces: Iterable[Tensor], limit: int) -> Iterator[list[Tensor]]:
 
 
 def convert_sync_bn(module: M) -> M:
-    """Let every batch norm inside take its statistics over all processes in training (CUDA only); changed in place.
+    """Makes every batch norm inside use the statistics of all processes in training (CUDA only), in place.
 
     Raises:
         InputError: a class derived from torch's batch norms, whose own forward would be lost.
@@ -218,28 +234,29 @@ def convert_sync_bn(module: M) -> M:
 
 
 def revert_sync_bn(module: M) -> M:
-    """The way back, in place: every batch norm as it was before, with the parameters and buffers of now."""
+    """Undoes `convert_sync_bn` in place; parameters and buffers keep their current values."""
     return _swap(module, _to_plain, synced=True)
 
 
 def _to_sync(norm: _BatchNorm) -> nn.Module:
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         raise InputError(f"{type(norm).__name__} has no synchronised form; turn sync_bn off or use nn.BatchNorm2d")
-    made: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-    vars(made)["plain"] = type(norm)
-    return made
+    synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    vars(synced)["plain"] = type(norm)  # for the way back
+    return synced
 
 
 def _to_plain(norm: _BatchNorm) -> nn.Module:
     settings = (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    made: nn.Module = vars(norm).get("plain", nn.BatchNorm2d)(*settings, device="meta")  # its tensors come below
+    kind = vars(norm).get("plain", nn.BatchNorm2d)
+    plain: nn.Module = kind(*settings, device="meta")  # without storage, since its tensors are replaced
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-        setattr(made, name, getattr(norm, name))
-    return made.train(norm.training)
+        setattr(plain, name, getattr(norm, name))
+    return plain.train(norm.training)
 
 
 def _swap(module: M, change: Callable[[_BatchNorm], nn.Module], *, synced: bool) -> M:
-    """Change every batch norm of this kind under all names that it has; a shared one stays shared."""
+    """Replaces every batch norm of this kind under all of its names; a shared one stays shared."""
     changed: dict[nn.Module, nn.Module] = {}
     for path, norm in list(module.named_modules(remove_duplicate=False)):
         if isinstance(norm, _BatchNorm) and isinstance(norm, nn.SyncBatchNorm) == synced:

@@ -1,8 +1,8 @@
-"""The health of a supernet while it trains: who is visited, who gets gradient, how far paths lie apart, and depth.
+"""The health of a supernet in training: visits and gradients of its options, the spread of losses, and depth.
 
-A ranking goes wrong in training, long before it is measured: options that are seldom visited or hardly updated stay
-behind, and paths whose losses lie closer together than a batch's noise cannot be told apart. All of it is read from
-what a step computes anyway, and nothing makes the device wait but once per epoch.
+A ranking goes wrong in training, long before it is measured: options that are seldom visited or hardly updated fall
+behind, and paths whose losses differ by less than the noise of a batch cannot be ranked. All of this is read from what
+a step computes anyway, and the device has to wait only once per epoch.
 """
 
 import math
@@ -19,19 +19,19 @@ from supernet.ranking.depth import layers
 from supernet.ranking.statistics import kendall
 from supernet.space import Arch
 
-EVERY = 10  # steps between two looks at gradients: a norm of every active gradient costs as much as an update of it
+EVERY = 10  # steps between two measurements of gradients: their norms cost as much as an update
 TENTHS = 10
-MOST_PATHS = 4096  # of a tenth, the last ones; τ over them has a deviation of 0.01
-MOST_SHOWN = 200  # options with curves of their own in TensorBoard
-MEMORY = 0.98  # of the running mean that losses are compared with, so that their fall does not look like a spread
+MOST_PATHS = 4096  # the last paths of a tenth; τ over so many has a standard deviation of 0.01
+MOST_SHOWN = 200  # options up to which each has its own curves in TensorBoard
+MEAN_DECAY = 0.98  # decay of the running mean subtracted from losses, so that their downward trend is not spread
 
 
 class Monitor:
     """Watches one training; hand it to `train_supernet` and read `report()` afterwards.
 
     Args:
-        chain: the supernet. One without decisions has nothing to watch.
-        depth: layers of an architecture; `supernet.ranking.depth.layers` by default.
+        chain: the supernet; for one without decisions nothing is recorded.
+        depth: the number of layers of an architecture; `supernet.ranking.depth.layers` by default.
         every: steps between two measurements of gradients.
     """
 
@@ -40,21 +40,21 @@ class Monitor:
         self.steps = 0
         self._visits = {choice.name: [0] * len(choice.options) for choice in chain.space.choices}
         self._gradients: dict[tuple[str, int], Tensor | float] = {}
-        self._gaps: list[float] = []  # of this epoch: loss of a path less the running mean
-        self._paths: deque[tuple[float, float]] = deque(maxlen=MOST_PATHS)  # of this tenth: depth and gap
+        self._gaps: list[float] = []  # in this epoch: loss of a path minus the running mean
+        self._paths: deque[tuple[float, float]] = deque(maxlen=MOST_PATHS)  # in this tenth: depth and gap
         self._mean: float | None = None
         self._tenth = 0
         self._epochs: list[dict[str, float]] = []
         self._depths: list[dict[str, Any]] = []
 
     def begin(self, steps: int) -> None:
-        """Training takes this many steps in all."""
+        """Sets the number of steps of the whole training."""
         self.steps = steps
 
     def gradients(self, step: int, archs: Sequence[Arch]) -> None:
-        """Look at the gradients of a step, after the last backward pass and before clipping.
+        """Measures the gradients of a training step, after the last backward pass and before clipping.
 
-        A step of the chain credits the squared norm of its active gradients to the options that were chosen in it.
+        The squared norm of the active gradients of a chain step is credited to the options chosen in that step.
         """
         if not self._visits or step % self.every:
             return
@@ -67,17 +67,17 @@ class Monitor:
                 for choice in block.space.active(sub):
                     key = f"{name}.{choice.name}", choice.index(sub[choice.name])
                     credits.setdefault(key, {}).update(used)
-        found = {number: gradient for part in credits.values() for number, gradient in part.items()}
-        if not found:
+        gradients = {number: gradient for part in credits.values() for number, gradient in part.items()}
+        if not gradients:
             return
-        norms = dict(zip(found, torch._foreach_norm(list(found.values())), strict=True))
+        norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
         for key, part in credits.items():
             if part:
                 squared = torch.stack([norms[number] for number in part]).square().sum()
                 self._gradients[key] = self._gradients.get(key, 0.0) + squared
 
     def losses(self, step: int, archs: Sequence[Arch], values: Sequence[float]) -> None:
-        """Book the paths of a step with their losses, which may be known only later."""
+        """Records the paths of a step with their losses; this may happen later than the step."""
         if not self._visits:
             return
         if self.steps and (tenth := step * TENTHS // self.steps) > self._tenth:
@@ -87,19 +87,19 @@ class Monitor:
         for arch, loss in zip(archs, values, strict=True):
             for choice in self.chain.space.active(arch):
                 self._visits[choice.name][choice.index(arch[choice.name])] += 1
-            if before is not None:  # one mean for all paths of a step: they saw the same images
+            if before is not None:  # one mean for all paths of a step, since they saw the same images
                 self._gaps.append(loss - before)
                 self._paths.append((self.depth(arch), loss - before))
         mean = statistics.fmean(values)
-        self._mean = mean if before is None else MEMORY * before + (1 - MEMORY) * mean
+        self._mean = mean if before is None else MEAN_DECAY * before + (1 - MEAN_DECAY) * mean
 
     def close_epoch(self, step: int) -> dict[str, float]:
-        """The figures at the end of an epoch, as TensorBoard scalars; the only place that waits for the device.
+        """Closes an epoch and returns its TensorBoard scalars; only here the device has to wait.
 
         Returns:
-            `health/loss_spread`: deviation of the losses of the epoch's paths; `health/visits_least`: visits of the
-            option visited least, 1 for its fair share; `health/depth_tau` of the last tenth, once there is one; and
-            per option, where they are not too many, its shares of visits and gradient.
+            `health/loss_spread`: standard deviation of the losses of the epoch's paths; `health/visits_least`: visits
+            of the least visited option, where 1 is its fair share; `health/depth_tau` of the last tenth, once there is
+            one; and for each option, unless there are too many, its shares of visits and of gradient.
         """
         if not self._visits:
             return {}
@@ -120,20 +120,20 @@ class Monitor:
         return scalars
 
     def visits(self) -> dict[str, dict[str, float]]:
-        """Per choice and option, how often it was trained as a share of the choice's visits."""
+        """Returns for each choice and option its share of the choice's visits."""
         return {name: self._named(name, _shares(counts)) for name, counts in self._visits.items()}
 
     def gradient_shares(self) -> dict[str, dict[str, float]]:
-        """Per choice and option, the share of the squared gradient norm that its steps received."""
+        """Returns for each choice and option the share of the squared gradient norm that its steps received."""
         self._read()
-        found = {}
+        shares = {}
         for name, counts in self._visits.items():
             sums = [float(self._gradients.get((name, index), 0.0)) for index in range(len(counts))]
-            found[name] = self._named(name, _shares(sums))
-        return found
+            shares[name] = self._named(name, _shares(sums))
+        return shares
 
     def report(self) -> dict[str, Any]:
-        """Everything, for JSON: counts and shares per option, per epoch the spread, per tenth the ranking by depth."""
+        """Returns everything for JSON: counts and shares per option, spread per epoch, ranking by depth per tenth."""
         counts = {name: self._named(name, counts) for name, counts in self._visits.items()}
         epochs = [
             {name: value if math.isfinite(value) else None for name, value in row.items()} for row in self._epochs
@@ -142,7 +142,7 @@ class Monitor:
         return {"visits": counts, "gradient": self.gradient_shares(), "epochs": epochs, "depth": depths}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on identically: plain values only."""
+        """Returns what a checkpoint needs to resume identically, as plain values."""
         self._read()
         return {
             "visits": {name: list(counts) for name, counts in self._visits.items()},
@@ -156,7 +156,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from a checkpoint; one written without a monitor leaves the figures to start here."""
+        """Resumes from a checkpoint; if that was written without a monitor, recording starts here."""
         if not state:
             return
         self._visits = {name: list(counts) for name, counts in state["visits"].items()}
@@ -167,7 +167,7 @@ class Monitor:
         self._epochs, self._depths = [dict(row) for row in state["epochs"]], [dict(row) for row in state["depths"]]
 
     def _close_tenth(self) -> None:
-        """How far the losses of a tenth's paths rank them by depth: 1 if deeper was always better."""
+        """Records how well depth ranks the paths of a tenth by their losses: τ is 1 if deeper was always better."""
         if not self._paths:
             return
         depths, gaps = zip(*self._paths, strict=True)
@@ -179,13 +179,13 @@ class Monitor:
                 "tenth": self._tenth + 1,
                 "paths": len(depths),
                 "tau": kendall(depths, [-gap for gap in gaps]),
-                "gap": {f"{depth:g}": statistics.fmean(found) for depth, found in sorted(by_depth.items())},
+                "gap": {f"{depth:g}": statistics.fmean(values) for depth, values in sorted(by_depth.items())},
             }
         )
         self._paths.clear()
 
     def _read(self) -> None:
-        """Fetch what lies on the device, in one go."""
+        """Fetches all sums that are still on the device, in one transfer."""
         waiting = [key for key, value in self._gradients.items() if isinstance(value, Tensor)]
         if waiting:
             values = torch.stack([torch.as_tensor(self._gradients[key]) for key in waiting]).tolist()
@@ -201,5 +201,5 @@ def _shares(values: Sequence[float]) -> list[float]:
 
 
 def _least(counts: Sequence[int]) -> float:
-    """The smallest share in fair shares; 1 for a choice that was never active."""
+    """Returns the smallest share, as a multiple of the fair share; 1 for a choice that was never active."""
     return min(_shares(counts)) * len(counts) if sum(counts) else 1.0

@@ -1,4 +1,4 @@
-"""Optimisers, schedules and averaged weights from timm; blocks compiled one by one."""
+"""Optimisers, schedules and averaged weights from timm, and compilation block by block."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from supernet.config import Train
 
 
 def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
-    """timm's optimizer of that name; weights with one dimension are not decayed."""
+    """Creates timm's optimizer of that name; one-dimensional weights are not decayed."""
     from timm.optim import create_optimizer_v2
 
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
@@ -22,7 +22,7 @@ def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
 
 
 def create_schedule(optimizer: torch.optim.Optimizer, config: Train, per_epoch: int) -> Any:
-    """timm's schedule in steps, `step_update(step)`: linear warm-up, then `config.schedule` down to the floor."""
+    """Creates timm's schedule by steps, `step_update(step)`: linear warm-up, then `config.schedule` to the floor."""
     from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 
     total = max(per_epoch * config.epochs, 1)
@@ -33,8 +33,8 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: Train, per_epoch: 
         "t_in_epochs": False,
     }
     if config.schedule == "step":
-        after = [round(total * drop) + 1 for drop in config.drops]  # timm drops a step before the number it is given
-        return MultiStepLRScheduler(optimizer, after, decay_rate=0.1, **settings)
+        drops = [round(total * drop) + 1 for drop in config.drops]  # timm drops one step before the number in the list
+        return MultiStepLRScheduler(optimizer, drops, decay_rate=0.1, **settings)
     settings |= {"t_initial": total, "lr_min": config.lr * (1 if config.schedule == "constant" else config.lr_floor)}
     if config.schedule == "linear":
         return PolyLRScheduler(optimizer, power=1.0, **settings)
@@ -42,9 +42,9 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: Train, per_epoch: 
 
 
 def create_ema(module: nn.Module, config: Train) -> Any:
-    """timm's moving average of weights and buffers, or None.
+    """Creates timm's moving average of weights and buffers, or returns None if there is to be none.
 
-    Weights that a step did not use are averaged with their unchanged values: the average is over time, not over uses.
+    Weights that a step did not use are averaged with their unchanged values: the average is over steps, not over uses.
     """
     if not config.ema:
         return None
@@ -55,10 +55,10 @@ def create_ema(module: nn.Module, config: Train) -> Any:
 
 @contextlib.contextmanager
 def compiled(module: nn.Module, *, enabled: bool = True) -> Iterator[None]:
-    """Every candidate block runs compiled inside; each is compiled once and serves all paths.
+    """Runs candidate blocks compiled inside the context; each is compiled once and serves all paths.
 
-    A supernet compiled as a whole would be one graph per path until the recompile limit. Steps with sliced weights stay
-    eager, since their modules are not called but read.
+    Compiling the supernet as a whole would make one graph per path, up to the recompile limit. Steps with sliced
+    weights stay eager, because their modules are read and never called.
     """
     blocks = list(_ordinary(module)) if enabled else []
     for block in blocks:
@@ -67,11 +67,11 @@ def compiled(module: nn.Module, *, enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         for block in blocks:
-            block._compiled_call_impl = None  # what `compile` sets; state-dict keys never changed
+            block._compiled_call_impl = None  # what `compile` set; the keys of the state dict never changed
 
 
 def _ordinary(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest ordinary modules below searchables and plain containers."""
+    """Yields the largest ordinary modules below searchables and plain containers."""
     for child in module.children():
         if isinstance(child, Searchable | nn.ModuleList | nn.ModuleDict):
             yield from _ordinary(child)

@@ -11,21 +11,21 @@ from supernet.training.distributed import used_elements
 
 
 def step_active(optimizer: torch.optim.Optimizer, parts: Iterable[Part]) -> None:
-    """`optimizer.step()` that leaves alone the elements outside `parts` of partly used parameters.
+    """Makes a step of the optimizer that leaves the unused elements of partly used parameters as they are.
 
-    Parameters without a gradient are skipped by the optimizer itself. Of a sliced one, decay and momentum would also
-    move the elements that no architecture of the step used. So the optimizer is shown the used ones alone, and computes
-    what it would for the materialised network, norms of whole tensors included. Three kinds of sliced parameters are
-    stepped whole, and the other elements and their state put back: those in their first step, whose state is not there
-    yet; those whose state is not element-wise (Adafactor); those whose used elements are no box, such as the union of
-    a wide and a tall slice.
+    The optimizer itself skips parameters without a gradient. In a sliced parameter, however, decay and momentum would
+    also move the elements that no architecture of the step used. Therefore the optimizer sees only the used elements,
+    and computes what it would for the materialised network, including norms of whole tensors. Three kinds of sliced
+    parameters are stepped as a whole, after which their unused elements and state are restored: those in their first
+    step, which have no state yet; those whose state is not element-wise (Adafactor); and those whose used elements do
+    not form a box, such as the union of a wide and a tall slice.
 
     Args:
-        optimizer: any of timm.
-        parts: of all architectures of the step; the union counts.
+        optimizer: any of timm's.
+        parts: the active parts of all architectures of the step; their union counts.
     """
-    states = getattr(optimizer, "_base_optimizer", optimizer).state  # Lookahead keeps all in the one that it wraps
-    copies = not type(optimizer).__module__.startswith("torch.optim")  # torch's own take any strides
+    states = getattr(optimizer, "_base_optimizer", optimizer).state  # Lookahead keeps the state in the one it wraps
+    copies = not type(optimizer).__module__.startswith("torch.optim")  # torch's own accept any strides
     narrowed, kept = list[_Narrowed](), list[_Kept]()
     for parameter, index in _sliced(parts):
         if parameter.grad is not None:
@@ -38,26 +38,26 @@ def step_active(optimizer: torch.optim.Optimizer, parts: Iterable[Part]) -> None
         optimizer.step()
     finally:
         with torch.no_grad():
-            for one in narrowed:
-                one.restore()
+            for cut in narrowed:
+                cut.restore()
     with torch.no_grad():
-        for other in kept:
-            other.put_back(states[other.parameter])
+        for whole in kept:
+            whole.put_back(states[whole.parameter])
 
 
 def _sliced(parts: Iterable[Part]) -> list[tuple[nn.Parameter, tuple[slice, ...] | Tensor]]:
-    """The partly used parameters, with the index of their used elements; a mask where these are no box."""
+    """Returns the partly used parameters with the index of their used elements: a slice, or a mask if not a box."""
     indices = dict[nn.Parameter, list[tuple[slice, ...]]]()
     for parameter, index in parts:
         indices.setdefault(parameter, []).append(index)
-    partly = {parameter: given for parameter, given in indices.items() if all(given)}
-    once = [(parameter, given[0]) for parameter, given in partly.items() if len(given) == 1]
-    several = [(parameter, index) for parameter, given in partly.items() if len(given) > 1 for index in given]
+    partly = {parameter: slices for parameter, slices in indices.items() if all(slices)}  # () is the whole parameter
+    once = [(parameter, slices[0]) for parameter, slices in partly.items() if len(slices) == 1]
+    several = [(parameter, index) for parameter, slices in partly.items() if len(slices) > 1 for index in slices]
     return [*once, *used_elements(several)]
 
 
 def _is_elementwise(state: Mapping[str, Any], parameter: Tensor) -> bool:
-    """Whether there is state, and all of it is single numbers and tensors of the parameter's shape."""
+    """Returns whether there is state and all of it is single numbers or tensors of the parameter's shape."""
     for value in state.values():
         if isinstance(value, Tensor):
             if value.shape != parameter.shape and value.numel() != 1:
@@ -68,7 +68,7 @@ def _is_elementwise(state: Mapping[str, Any], parameter: Tensor) -> bool:
 
 
 class _Narrowed:
-    """A parameter whose data, gradient and state are its used elements until `restore`."""
+    """A parameter whose data, gradient and state are cut to its used elements until `restore`."""
 
     def __init__(
         self, parameter: nn.Parameter, state: dict[str, Any], index: tuple[slice, ...], *, copies: bool
@@ -78,7 +78,7 @@ class _Narrowed:
         assert self.grad is not None
         shape = self.data.shape
         self.whole = {n: t for n, t in state.items() if isinstance(t, Tensor) and t.shape == shape}
-        parameter.grad = None  # must have the shape of the data at all times
+        parameter.grad = None  # must always have the shape of the data
         parameter.data = self._cut(self.data)
         parameter.grad = self._cut(self.grad)
         self.cut = {name: self._cut(tensor) for name, tensor in self.whole.items()}
@@ -88,19 +88,18 @@ class _Narrowed:
         return tensor[self.index].clone() if self.copies else tensor[self.index]
 
     def restore(self) -> None:
-        """Everything whole again, with what the step made of the used elements."""
+        """Makes everything whole again, with the new values of the used elements."""
         parameter, now = self.parameter, self.parameter.data
         for name, value in self.state.items():
             if name in self.whole:
                 if self.copies or value is not self.cut[name]:
                     self.whole[name][self.index] = value
                 self.state[name] = self.whole[name]
-            elif (
-                isinstance(value, Tensor) and value.shape == now.shape and now.ndim
-            ):  # as Lookahead's, after some steps
-                made = _unused(value, like=self.data, copied=torch.equal(value, now))
-                made[self.index] = value
-                self.state[name] = made
+            elif isinstance(value, Tensor) and value.shape == now.shape and now.ndim:
+                # State that appears after some steps, like Lookahead's.
+                whole = _unused(value, like=self.data, copied=torch.equal(value, now))
+                whole[self.index] = value
+                self.state[name] = whole
         parameter.grad = None
         if self.copies:
             self.data[self.index] = now
@@ -108,7 +107,7 @@ class _Narrowed:
 
 
 class _Kept:
-    """What a parameter and its state were before a step, to be put back where `index` does not say used."""
+    """The values of a parameter and its state before a step, to restore the elements outside `index` after it."""
 
     def __init__(self, parameter: nn.Parameter, state: Mapping[str, Any], index: tuple[slice, ...] | Tensor) -> None:
         self.parameter, self.value = parameter, parameter.detach().clone()
@@ -117,7 +116,7 @@ class _Kept:
         self.mask[index] = True
 
     def put_back(self, state: Mapping[str, Any]) -> None:
-        """After the step, into parameter and state."""
+        """Restores the unused elements of parameter and state after the step."""
         parameter, mask = self.parameter, self.mask
         after = parameter.detach().clone()
         parameter.copy_(torch.where(mask, parameter, self.value))
@@ -130,5 +129,5 @@ class _Kept:
 
 
 def _unused(state: Tensor, *, like: Tensor, copied: bool) -> Tensor:
-    """What new state is where nothing was used: the weight, if the state began as a copy of weights; else 0."""
+    """Returns new state for unused elements: the weights, if the state starts as a copy of weights, and otherwise 0."""
     return like.to(state.dtype, copy=True) if copied else torch.zeros_like(like, dtype=state.dtype)

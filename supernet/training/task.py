@@ -1,4 +1,4 @@
-"""What a training optimises, as an argument of the one loop: its batches, the loss of an architecture, its figures."""
+"""What a training optimises: its batches, the loss of an architecture, and the metrics that are recorded."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,84 +17,84 @@ from supernet.errors import InputError
 from supernet.seeding import derive_seed
 from supernet.space import Arch
 
-Figures = dict[str, Tensor]
-"""Scalars by name without gradients; "loss" is the first."""
-PathLoss = Callable[[Arch], tuple[Tensor, Figures]]
-"""An architecture to the loss whose gradients are taken, and the figures that are told of it."""
+LossMetrics = dict[str, Tensor]
+"""The recorded metrics of an architecture: scalars by name, without gradients; "loss" is the first."""
+PathLoss = Callable[[Arch], tuple[Tensor, LossMetrics]]
+"""Maps an architecture to the loss to differentiate and the metrics to record."""
 
 
 class TrainingSet(Protocol):
     """Images to train on."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Returns the number of images."""
 
     @property
     def exact(self) -> bool:
-        """Whether a batch is a function of seed and step alone, so that training can go on within an epoch."""
+        """Whether a batch is a function of seed and step alone, so that training can resume within an epoch."""
 
 
 class TrainingData(Protocol):
-    """Splits of a data set, as far as the loop reads them."""
+    """The splits of a data set, as far as the loop reads them."""
 
     @property
     def train(self) -> TrainingSet:
-        """For gradients."""
+        """The training split."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names."""
+        """The names of the classes."""
 
     @property
     def digest(self) -> str:
-        """What tells the data from others."""
+        """Identifies the data."""
 
     def to(self, device: torch.device | str) -> "TrainingData":
-        """The same data for a device."""
+        """Returns the same data on a device."""
 
 
 class Task(Protocol):
-    """How a network learns from data of one kind. Everything random in it is a function of seed, step and rank."""
+    """How a network learns from one kind of data. Everything random in it is a function of seed, step and rank."""
 
     def check(self, config: Train, processes: int) -> None:
-        """Whether a training of so many processes can start. Raises `InputError` if not."""
+        """Raises `InputError` if a training with this number of processes cannot start."""
 
     def batches(self, data: Any, config: Train, *, start: int, rank: int, world: int) -> Iterator[Any]:
-        """Endless batches from step `start` on: this process's share, `batch / world` images."""
+        """Yields endless batches from step `start` on: this process's share, `batch / world` images."""
 
     def paths(self, network: nn.Module, batch: Any, data: Any, config: Train, *, step: int, rank: int) -> PathLoss:
-        """The loss on a batch as a function of the architecture, called for those of the step in order."""
+        """Returns the loss on a batch as a function of the architecture; it is called for each of the step in order."""
 
     def guess(self, data: Any) -> float:
-        """The loss of a network that knows nothing, which a leap is measured against."""
+        """Returns the loss of a network that guesses; a spike is measured against no less than this."""
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Images to labels by cross-entropy; figures are `loss` and `accuracy`, of the sampled paths in training mode.
+    """Learns labels of images by cross-entropy; records `loss` and `accuracy` of the sampled paths in training mode.
 
     Attributes:
-        augment: how training images are varied and mixed.
+        augment: how training images are augmented and mixed.
     """
 
     augment: Augment = field(default_factory=Augment)
 
     def check(self, config: Train, processes: int) -> None:
-        """Mixing pairs the images of a process."""
+        """Raises `InputError` if mixing cannot pair the images of a process."""
         mixes = self.augment.mixup or self.augment.cutmix
         if mixes and (config.batch // processes) % 2:
             raise InputError(
-                f"mixup and cutmix pair images, but each process has {config.batch // processes}; give an even number"
+                f"mixup and cutmix pair images, but each process has {config.batch // processes}; choose an even number"
             )
 
     def batches(self, data: Splits, config: Train, *, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """Images, (n, C, H, W), and labels, (n,)."""
+        """Yields images, (n, C, H, W), and labels, (n,)."""
         return training_batches(
             data.train, self.augment, batch=config.batch, seed=config.seed, start=start, rank=rank, world=world
         )
 
     def paths(self, network: nn.Module, batch: Batch, data: Splits, config: Train, *, step: int, rank: int) -> PathLoss:
-        """Cross-entropy of one architecture after another; with `distill` all but the first learn from the first."""
+        """Returns the cross-entropy of an architecture; with `distill` all but the first learn from the first."""
         images, labels = batch
         images = images.contiguous(memory_format=memory_format(config))
         targets = labels
@@ -104,34 +104,34 @@ class Classification:
             images, targets = mix(images, labels, self.augment, classes=classes, smoothing=smoothing, seed=seed)
         first = True
 
-        def loss_of(arch: Arch) -> tuple[Tensor, Figures]:
+        def loss_of(arch: Arch) -> tuple[Tensor, LossMetrics]:
             nonlocal targets, first
             with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
                 out = network(images, arch)
             logits = (out.logits if isinstance(out, Output) else out).float()
-            loss = _cross_entropy(config, logits, targets)
-            extra = (
-                config.auxiliary * _cross_entropy(config, out.aux.float(), targets) if isinstance(out, Output) else 0.0
-            )
+            main = _cross_entropy(config, logits, targets)
+            loss = main
+            if isinstance(out, Output):
+                loss = main + config.auxiliary * _cross_entropy(config, out.aux.float(), targets)
             accuracy = (logits.detach().argmax(1) == labels).float().mean()
-            if config.distill and first:  # the first of a sandwich is the largest; the others follow it
+            if config.distill and first:  # the first of a sandwich is the largest, the others learn from it
                 targets = logits.detach().softmax(1)
             first = False
-            return loss + extra, {"loss": loss.detach(), "accuracy": accuracy}
+            return loss, {"loss": main.detach(), "accuracy": accuracy}
 
         return loss_of
 
     def guess(self, data: Splits) -> float:
-        """Of equal probabilities."""
+        """Returns the cross-entropy of equal probabilities."""
         return math.log(max(len(data.classes), 2))
 
 
 def memory_format(config: Train) -> torch.memory_format:
-    """How images and weights lie in memory."""
+    """Returns how images and weights are stored in memory."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def _cross_entropy(config: Train, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with labels, smoothed, or with soft targets, (N, classes)."""
+    """Returns the cross-entropy with labels, (N,), which are smoothed, or with soft targets, (N, classes)."""
     smoothing = config.label_smoothing if targets.ndim == 1 else 0.0
     return nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)

@@ -295,5 +295,5 @@ def test_the_cheapest_of_the_tied_comes_first(cache: ScoreCache) -> None:
     assert tied_with_best(cache, CONTEXT, cost=lambda arch: -float(arch["n"])) == archs[2::-1]
     assert tied_with_best(cache, CONTEXT, cost=lambda arch: 1.0) == archs[:3]
     assert tied_with_best(cache, CONTEXT, archs=[archs[3], archs[2], Arch({"n": 77})]) == [archs[2]]
-    with pytest.raises(InputError, match=r"scores\.db holds no scores"):
+    with pytest.raises(InputError, match=r"scores\.db has no scores"):
         tied_with_best(cache, {"supernet": "another"})

@@ -250,7 +250,7 @@ def test_what_cannot_lead_is_refused_before_any_step(digits: Splits) -> None:
     start = weights(net)
     with pytest.raises(InputError, match=r"no choice of 'shufflenet-small' has the option 'shuffle4'; .*shuffle"):
         create_lead(net.space, "shuffle4", 3)
-    with pytest.raises(InputError, match="trains 0 steps"):
+    with pytest.raises(InputError, match="trains for 0 steps"):
         create_lead(net.space, "shuffle3", 0)
     with pytest.raises(InputError, match="cannot begin as a copy of 'xception'"):
         train_supernet(net, digits, CONFIG, lead=Lead(every(net, "xception"), 3), verbose=False)
