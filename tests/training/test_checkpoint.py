@@ -104,7 +104,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
             return os.mkdir, (str(marker),)
 
     torch.save({"format": 1, "payload": Payload()}, path)
-    with pytest.raises(InputError, match="no checkpoint of this project"):
+    with pytest.raises(InputError, match="not a checkpoint of this project"):
         load_state(path)
     assert not marker.exists()
 

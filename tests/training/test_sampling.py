@@ -188,7 +188,7 @@ def test_a_window_out_of_reach_of_a_fair_step_is_named_at_creation(
         fair(detnas.space, table=detnas, window=Window("macs", 290e6, 320e6))  # the mean of any fair step is above it
     with pytest.raises(InputError, match="or the sampler 'uniform'"):
         balanced(detnas.space, table=detnas, window=Window("macs", 327_174_272, 327_174_272))
-    with pytest.raises(InputError, match="window.bin works with the samplers 'uniform' and 'sandwich'"):
+    with pytest.raises(InputError, match=r"window\.bin works with the samplers 'uniform' and 'sandwich'"):
         fair(detnas.space, table=detnas, window=Window("macs", 290e6, 360e6, 1e7))
 
 

@@ -242,7 +242,7 @@ def test_bad_input_is_named_before_training(digits: Splits, tmp_path: Path) -> N
         train_supernet(toy(), load(Data(size=8, seed=1)), CONFIG, state=state, verbose=False)
     whole = state.read_bytes()
     state.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="truncated or no checkpoint"):
+    with pytest.raises(InputError, match="truncated or not a checkpoint"):
         train_supernet(toy(), digits, CONFIG, state=state, verbose=False)
     torch.save({"weights": torch.ones(2)}, state)
     with pytest.raises(InputError, match="not written by this project"):
