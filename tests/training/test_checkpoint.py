@@ -162,7 +162,7 @@ def test_a_run_folder_knows_its_settings(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from supernet.training.checkpoint import open_run\n"
+        "import sys; from pathlib import Path; from supernet_tools.pipeline.folder import open_run\n"
         "from supernet.config import Train\n"
         "try:\n    open_run(Path(sys.argv[1]), 'x', Train()).__enter__()\n"
         "except ValueError as error:\n    print(error); sys.exit(3)"
