@@ -1,4 +1,4 @@
-"""Searching under torchrun, from outside: the study of two ranks is that of one, also after a rank was killed."""
+"""Searching under torchrun: the study of two ranks is that of one, also after a rank was killed."""
 
 import os
 import signal
@@ -12,18 +12,52 @@ from typing import Any
 
 import pytest
 
-from helpers.toy_spaces import GROUNDS
+from helpers.parallel_search import TRIALS as PARALLEL_TRIALS
+from helpers.parallel_search import make
+from helpers.toy_spaces import GROUNDS, sliced
 from searchers import RandomSearch, Study, search
 from supernet import create_supernet
 from supernet.cost import CostTable
 from supernet.errors import RunError
 from supernet.scoring.parallel import ParallelEvaluator
-from supernet.space import Arch
+from supernet.space import Arch, SearchSpace
 from supernet.training.distributed import World
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
 ROOT = Path(__file__).parents[2]
+
+
+# -- two processes ----------------------------------------------------------------------------------------------------
+
+
+def test_two_ranks_of_which_one_is_killed_make_the_study_of_one(tmp_path: Path) -> None:
+    space = sliced().space
+    make(tmp_path / "alone.db", World())
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [*launcher(2), str(ROOT / "tests" / "helpers" / "parallel_search.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exitcode: -9" in done.stderr
+    assert "a process of the group is gone" in done.stderr
+    alone, both = (recorded_trials(tmp_path / name, space) for name in ("alone.db", "both.db"))
+    assert len(alone) == PARALLEL_TRIALS
+    assert both == alone
+
+
+def recorded_trials(path: Path, space: SearchSpace) -> list[tuple[Any, ...]]:
+    with Study(path, space) as study:
+        return [(t.number, t.arch, t.key, dict(t.metrics), t.repeat) for t in study.trials()]
+
+
+def launcher(processes: int) -> list[str]:
+    """The command line of a torchrun with one restart, without its script."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launch, "--max-restarts", "1", "--monitor-interval", "0.1"]
+
+
+# -- the script, killed from outside ----------------------------------------------------------------------------------
+
 TRAIN = ("macro-digits", "--data.size", "8", "--train.epochs", "1", "--train.batch", "128", "--retrain.epochs", "1")
 TRIALS = 60
 SEARCH = (
@@ -42,10 +76,7 @@ SEARCH = (
 
 
 def start(tool: str, *arguments: object, processes: int = 1) -> subprocess.Popen[str]:
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        launch += ["--max-restarts", "1", "--monitor-interval", "0.1"]
+    launch = launcher(processes) if processes > 1 else [sys.executable]
     command = [*launch, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -59,8 +90,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def trials(run: Path, name: str) -> list[tuple[Any, ...]]:
     supernet = create_supernet("nasbench-macro", num_classes=10, input_size=8, in_channels=1)
-    with Study(run / "search" / name / "study.db", supernet.space) as study:
-        return [(t.number, t.arch, t.key, dict(t.metrics), t.repeat) for t in study.trials()]
+    return recorded_trials(run / "search" / name / "study.db", supernet.space)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +100,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks processes up in /proc")
-def test_two_ranks_give_the_study_of_one_also_when_one_and_then_all_are_killed(trained: Path) -> None:
+def test_the_script_gives_the_study_of_one_process_also_when_one_rank_and_then_all_are_killed(trained: Path) -> None:
     finish(start("search", trained, "--name", "alone", *SEARCH))
-    (trained / "scores.db").unlink()  # so that the second search scores anew
+    (trained / "scores.db").unlink()  # so that the second search computes its scores
     study = trained / "search" / "both" / "study.db"
     process = start("search", trained, "--name", "both", *SEARCH, processes=2)
     wait_for(study, 12)
@@ -109,6 +140,9 @@ def recorded(study: Path) -> int:
             return int(db.execute("SELECT count(*) FROM trials").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
+
+
+# -- one process ------------------------------------------------------------------------------------------------------
 
 
 def evaluator(calls: list[list[Arch]], *, fails: bool = False) -> Any:

@@ -1,19 +1,89 @@
-"""Training under torchrun, from outside: a killed rank restarts to the identical weights; another world goes on."""
+"""Training under torchrun: a killed rank restarts to the identical weights, and another number of processes resumes."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from helpers.distributed_training import CONFIG, KILLED_AT, toy, train
+from supernet import Arch
+from supernet.config import Data
+from supernet.data import load
+from supernet.errors import InputError
+from supernet.train import check_training
 from supernet.training.checkpoint import load_state
+from supernet.training.distributed import World
+from supernet.training.sampling import uniform
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
 ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+
+
+# -- training as a function -------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Ends a training in the middle."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes trained; a single process began one of the trainings."""
+    folder = tmp_path_factory.mktemp("trainings")
+    net = toy()
+
+    def stopping(step: int) -> tuple[Arch, ...]:
+        if step == 4:
+            raise Stop
+        return uniform(net.space)(step)
+
+    with pytest.raises(Stop):
+        train(net, load(Data(size=8)), folder / "alone.pt", stopping)
+    assert load_state(folder / "alone.pt")["step"] == 4
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [*launcher(2), str(TESTS / "helpers" / "distributed_training.py"), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exitcode: -9" in done.stderr  # rank 1 was killed
+    return folder
+
+
+def report(folder: Path, name: str) -> dict[str, list[object]]:
+    document: dict[str, list[object]] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return document
+
+
+def test_a_killed_rank_restarts_to_the_identical_weights(results: Path) -> None:
+    whole, torn = ((results / f"{name}.safetensors").read_bytes() for name in ("whole", "torn"))
+    assert whole == torn
+    assert report(results, "whole") == report(results, "torn")
+    steps = CONFIG.epochs * (1150 // CONFIG.batch)
+    assert KILLED_AT < steps == load_state(results / "torn.pt")["step"]
+
+
+def test_another_number_of_processes_resumes_and_only_rank_0_warns(results: Path) -> None:
+    messages, others = report(results, "alone")["warnings"]
+    assert others == []
+    (message,) = messages  # type: ignore[misc]
+    assert "processes 1 -> 2" in message
+    assert len(report(results, "alone")["history"]) == CONFIG.epochs
+
+
+def test_a_batch_that_cannot_be_divided_is_refused() -> None:
+    with pytest.raises(InputError, match="batch of 63 images cannot be divided among 2 processes"):
+        check_training(replace(CONFIG, batch=63), load(Data(size=8)), world=World(0, 2))
+
+
+# -- the script, also killed from outside -----------------------------------------------------------------------------
+
 RECIPE = [
     "quickstart",
     "--data.size",
@@ -34,11 +104,14 @@ RECIPE = [
 STEPS = 3 * (1150 // 64)
 
 
+def launcher(processes: int) -> list[str]:
+    """The command line of a torchrun with one restart, without its script."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launch, "--max-restarts", "1", "--monitor-interval", "0.1"]
+
+
 def start(out: Path, processes: int, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command += ["--max-restarts", "1", "--monitor-interval", "0.1"]
+    command = launcher(processes) if processes > 1 else [sys.executable]
     command += [str(ROOT / "tools" / "train_supernet.py"), *RECIPE, "--out", str(out), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -70,8 +143,9 @@ def wait_for_step(out: Path, step: int) -> int:
     raise AssertionError(f"step {step} was not reached")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks processes up in /proc")
-def test_a_killed_rank_and_a_killed_run_end_in_the_identical_weights(tmp_path: Path) -> None:
+def test_a_rank_of_the_script_killed_from_outside_ends_in_the_identical_weights(tmp_path: Path) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     finish(start(whole, 2))
     process = start(torn, 2)
@@ -86,7 +160,8 @@ def test_a_killed_rank_and_a_killed_run_end_in_the_identical_weights(tmp_path: P
     assert histories[0] == histories[1]
 
 
-def test_another_number_of_processes_goes_on_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_script_resumes_with_another_number_of_processes_and_says_so(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(out, 1)
     reached = wait_for_step(out, 3)
@@ -99,7 +174,8 @@ def test_another_number_of_processes_goes_on_and_says_so(tmp_path: Path) -> None
     assert load_state(out / "state.pt")["step"] == STEPS
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_script_refuses_a_batch_that_cannot_be_divided(tmp_path: Path) -> None:
     process = start(tmp_path / "run", 2, "--train.batch", "63")
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -27,30 +27,50 @@ from supernet.training.sparse_step import step_active
 
 CONFIG = Train(epochs=2, batch=128, lr=0.05, save_seconds=0.0)
 
-SCRIPT = """
+TRAINER = """
+import os
 import sys
 from pathlib import Path
+
+import timm.optim
+import timm.scheduler
 import torch
+
 from helpers.toy_spaces import chain
-from supernet.training.checkpoint import save_weights
 from supernet.config import Augment, Data, Train
 from supernet.data import load
+from supernet.train import train_supernet
+from supernet.training.checkpoint import save_weights
 from supernet.training.sampling import uniform
-from supernet.training.loop import train_supernet
 
-def tell(step):
-    print(step, flush=True)
-    return uniform(net.space)(step)
+
+def train(state):
+    torch.manual_seed(0)
+    net = chain(num_classes=10, input_size=8, in_channels=1)
+
+    def sampler(step):
+        print("step", step, flush=True)
+        return uniform(net.space)(step)
+
+    config = Train(epochs=2, batch=64, lr=0.05, save_seconds=0.0)
+    train_supernet(net, data, config, sampler=sampler, augment=Augment(shift=1), state=state, verbose=False)
+    save_weights(state.with_name("weights.safetensors"), net, {})
+
 
 torch.set_num_threads(1)
-torch.manual_seed(0)
-net = chain(num_classes=10, input_size=8, in_channels=1)
-config = Train(epochs=4, batch=32, lr=0.05, save_seconds=0.0)
-state = Path(sys.argv[1])
-train_supernet(net, load(Data(size=8)), config, sampler=tell, augment=Augment(shift=1), state=state, verbose=False)
-save_weights(state.with_name("weights.safetensors"), net, {})
+data = load(Data(size=8))
+for line in sys.stdin:
+    process = os.fork()
+    if not process:
+        print("pid", os.getpid(), flush=True)
+        train(Path(line.strip()))
+        os._exit(0)
+    os.waitpid(process, 0)
+    print("ended", flush=True)
 """
-STEPS = 4 * (1150 // 32)
+"""Trains in a new process for every line of standard input, which is the path of a checkpoint. It prints the process
+id, the steps as they begin, and "ended". The libraries are loaded once, before the processes fork."""
+STEPS = 2 * (1150 // 64)
 
 
 @pytest.fixture(scope="module")
@@ -63,36 +83,46 @@ def toy(**settings: int) -> Chain:
     return GROUNDS["chain"](num_classes=10, input_size=8, in_channels=1, **settings)
 
 
-def run_until_killed(state: Path, step: int, delay: float) -> bool:
-    """Run the training script, kill it `delay` seconds after it began `step`. True if it ran to its end before."""
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(state)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) >= step:
+class Trainer:
+    """Runs `TRAINER`."""
+
+    def __init__(self) -> None:
+        tests = Path(__file__).parents[1]
+        environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", TRAINER]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def train(self, state: Path, *, kill_at: int | None = None, delay: float = 0.0) -> None:
+        """Trains to the end, or kills the training `delay` seconds after it began the step `kill_at`."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(state, file=self.process.stdin, flush=True)
+        pid = 0
+        for line in self.process.stdout:
+            event, _, number = line.strip().partition(" ")
+            if event == "ended":
+                return
+            if event == "pid":
+                pid = int(number)
+            elif kill_at is not None and int(number) >= kill_at:
                 time.sleep(delay)
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode in (0, -signal.SIGKILL)
-    return process.returncode == 0
+                os.kill(pid, signal.SIGKILL)
+                kill_at = None
+        raise AssertionError("the trainer is gone")
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, kills: int) -> None:
     whole, torn = tmp_path / "whole" / "state.pt", tmp_path / "torn" / "state.pt"
-    monkeypatch.setattr(sys, "argv", ["train", str(whole)])
-    threads = torch.get_num_threads()
-    try:
-        exec(SCRIPT, {})
-    finally:
-        torch.set_num_threads(threads)
-    rng = random.Random(kills)
-    for step in sorted(rng.sample(range(3, STEPS - 10), kills)):
-        assert not run_until_killed(torn, step, rng.uniform(0, 0.02))
-        assert 0 < load_state(torn)["step"] < STEPS
-    assert run_until_killed(torn, STEPS, 0.0)
+    trainer, rng = Trainer(), random.Random(kills)
+    with trainer.process:
+        trainer.train(whole)
+        for step in sorted(rng.sample(range(3, STEPS - 5), kills)):
+            trainer.train(torn, kill_at=step, delay=rng.uniform(0, 0.02))
+            assert 0 < load_state(torn)["step"] < STEPS
+        trainer.train(torn)
     weights = [(path.parent / "weights.safetensors").read_bytes() for path in (whole, torn)]
     assert weights[0] == weights[1]
     first, second = load_state(whole), load_state(torn)
