@@ -62,8 +62,8 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     """Loads safetensors into a module, strictly, and returns the file's metadata.
 
     Raises:
-        InputError: the file is missing, damaged, from an older release, or belongs to another network (the message names
-            the first tensor that differs).
+        InputError: the file is missing, damaged, from an older release, or belongs to another network (the message
+            names the first tensor that differs).
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:

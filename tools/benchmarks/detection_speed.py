@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from detection.data.load import DetectionSplits
     from detection.detector import Detector
     from supernet.scoring.metrics import Metrics
-    from supernet.scoring.prefix import Phase
     from supernet.scoring.shared_weights import SharedWeights
+    from supernet.scoring.steps import Phase
     from supernet.space import Arch
 
 T = TypeVar("T")
