@@ -1,6 +1,6 @@
-"""What two processes of a torchrun do for `test_distributed.py`; each leaves its results in the folder given.
+"""What two processes of a torchrun do for `test_distributed.py`; each writes its results to a folder.
 
-Per case: a supernet, one or three architectures whose losses are summed, and half of a joint batch per rank.
+A case is a supernet with one or three architectures, whose losses are summed; each rank has half of a joint batch.
 """
 
 import copy
@@ -31,7 +31,7 @@ PAYLOADS = (b"", b"\x00\xff\x80 no text", bytes(range(256)) * 40)
 
 
 def build(space: str) -> Chain:
-    """The same weights in every process, with batch norms that are no identities."""
+    """Returns a supernet with the same weights in every process and batch norms that are not identities."""
     torch.manual_seed(0)
     make = GROUNDS.get(space)
     net = make(num_classes=CLASSES) if make else create_supernet(space, num_classes=CLASSES, input_size=SIZE)
@@ -44,7 +44,7 @@ def build(space: str) -> Chain:
             if module.affine:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, 0, 0.2)
-    last = space == "shufflenet-small"  # one of them with strides that are not those of the shape
+    last = space == "shufflenet-small"  # one of them with strides that differ from those of the shape
     return net.to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
@@ -60,7 +60,7 @@ def joint_batch() -> tuple[Tensor, Tensor]:
 
 
 def accumulate(net: Chain, archs: Sequence[Arch], images: Tensor, labels: Tensor) -> Tensor:
-    """Gradients of the summed losses, one backward pass per architecture; returns the losses."""
+    """Accumulates the gradients of the summed losses, one backward pass per architecture, and returns the losses."""
     losses = []
     for arch in archs:
         loss = functional.cross_entropy(net(images, arch), labels)
@@ -74,7 +74,7 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
 
 
 class Summed(nn.Module):
-    """The losses of several architectures as one forward pass, which is how DistributedDataParallel wants it."""
+    """The losses of several architectures as one forward pass, as DistributedDataParallel requires."""
 
     def __init__(self, net: Chain, archs: Sequence[Arch]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Summed(nn.Module):
 
 
 def torch_ddp(net: Chain, archs: Sequence[Arch], images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], int]:
-    """The gradients of torch's own way, and the bytes of the buckets that it reduced."""
+    """Returns the gradients of torch's DistributedDataParallel and the bytes of the buckets that it reduced."""
     sent = []
 
     def count(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -99,7 +99,7 @@ def torch_ddp(net: Chain, archs: Sequence[Arch], images: Tensor, labels: Tensor)
 
 
 def messages(net: Chain, archs: Sequence[Arch], **options: Any) -> int:
-    """Reduce and count the calls of all_reduce."""
+    """Reduces gradients and returns the number of calls of all_reduce."""
     calls: list[int] = []
     original = dist.all_reduce
 
@@ -116,7 +116,7 @@ def messages(net: Chain, archs: Sequence[Arch], **options: Any) -> int:
 
 
 def compare(space: str, paths: int, world: World) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """One case: tensors under `KIND/parameter`, and numbers."""
+    """Runs one case and returns tensors under `KIND/parameter`, and numbers."""
     net, (images, labels) = build(space), joint_batch()
     archs = architectures(net, paths)
     half = slice(world.rank * IMAGES // 2, (world.rank + 1) * IMAGES // 2)
@@ -133,27 +133,27 @@ def compare(space: str, paths: int, world: World) -> tuple[dict[str, Tensor], di
     accumulate(nets["small"], archs, images, labels)
     many = messages(nets["small"], archs, bucket_bytes=500)
     again = copy.deepcopy(nets["ours"])
-    for mine, other in zip(again.parameters(), nets["ours"].parameters(), strict=True):
-        mine.grad = None if other.grad is None else other.grad.clone()  # deepcopy leaves gradients behind
+    for copied, original in zip(again.parameters(), nets["ours"].parameters(), strict=True):
+        copied.grad = None if original.grad is None else original.grad.clone()  # deepcopy copies no gradients
     accumulate(nets["eval"], archs, images, labels)
     reduce_gradients(parts("eval"))
-    found = {kind: gradients(nets[kind]) for kind in ("ours", "small", "eval")}
-    found["ddp"], ddp_sent = torch_ddp(nets["ddp"], archs, images, labels)
-    tensors = {f"{kind}/{name}": value for kind, grads in found.items() for name, value in grads.items()}
+    by_kind = {kind: gradients(nets[kind]) for kind in ("ours", "small", "eval")}
+    by_kind["ddp"], ddp_sent = torch_ddp(nets["ddp"], archs, images, labels)
+    tensors = {f"{kind}/{name}": value for kind, grads in by_kind.items() for name, value in grads.items()}
     tensors |= {"losses": losses, "mean": mean}
     numbers = {"sent": sent, "ddp": ddp_sent, "many": many, "one": messages(again, archs)}
     return tensors, numbers
 
 
-def odds(folder: Path, world: World) -> dict[str, Any]:
-    """Everything that is not a gradient of a supernet."""
+def other_results(folder: Path, world: World) -> dict[str, Any]:
+    """Returns everything except the gradients of supernets."""
     marker = folder / "late.txt"
     if world.rank == 1:
         time.sleep(0.5)
         marker.touch()
     world.barrier()
     seen = marker.exists()
-    heard = [world.from_main(payload if world.main else b"of rank 1").hex() for payload in PAYLOADS]
+    received = [world.from_main(payload if world.main else b"of rank 1").hex() for payload in PAYLOADS]
     net = build("chain")
     arch = architectures(net, 1)[0]
     try:
@@ -171,7 +171,7 @@ def odds(folder: Path, world: World) -> dict[str, Any]:
     return {
         "world": [world.rank, world.size, world.local_rank, world == current(), world.device("cuda")],
         "barrier": seen,
-        "heard": heard,
+        "received": received,
         "missing": missing,
         "frozen": [sent, frozen],
         "double": [mean.tolist(), str(mean.dtype), double.tolist()],
@@ -181,7 +181,7 @@ def odds(folder: Path, world: World) -> dict[str, Any]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     with process_group("cpu") as world:
-        numbers: dict[str, Any] = {"odds": odds(folder, world)}
+        numbers: dict[str, Any] = {"other": other_results(folder, world)}
         for space, paths in CASES:
             tensors, numbers[f"{space}-{paths}"] = compare(space, paths, world)
             save_file(tensors, folder / f"{space}-{paths}.{world.rank}.safetensors")

@@ -53,5 +53,5 @@ def fixed_backbone(phase: str = "supernet") -> Chain:
     """Returns one architecture of a space as a chain without decisions."""
     classifier = create_supernet("shufflenet-small", **BACKBONE)
     network = classifier.subnet(classifier.space.sample(random.Random(0)))
-    steps = zip(classifier.step_names, network, strict=True)
-    return Chain("fixed", list(steps), input_shape=classifier.input_shape)
+    modules = [network.get_submodule(path) for path in classifier.step_paths]
+    return Chain("fixed", list(zip(classifier.step_names, modules, strict=True)), input_shape=classifier.input_shape)

@@ -1,4 +1,4 @@
-"""Scores with shared weights: recalibrated statistics, order-independent, and the supernet untouched."""
+"""Scores with shared weights use recalibrated statistics, do not depend on order, and leave the supernet untouched."""
 
 import random
 from typing import Any
@@ -81,7 +81,7 @@ def test_recalibration_matters_and_policies_differ(trained: Chain, digits: Split
     assert mean[BatchStatistics()] > 0.6
     with torch.no_grad():
         for norm in (part for part in trained.modules() if isinstance(part, nn.BatchNorm2d)):
-            norm.running_mean.add_(2.0)  # what a mixture over paths does, in the extreme
+            norm.running_mean.add_(2.0)  # an extreme case of what a mixture over paths does
     wrong = SharedWeights(trained, digits.calibration, digits.validation, bn=Inherit())(archs)
     right = SharedWeights(trained, digits.calibration, digits.validation, bn=Recalibrate(4))(archs)
     assert [row["accuracy"] for row in right] == scores[Recalibrate(4)]
@@ -119,7 +119,7 @@ def test_the_batch_of_the_validation_pass_does_not_change_scores(trained: Chain,
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
 
 
-def test_settings_name_what_scores_depend_on(trained: Chain, digits: Splits) -> None:
+def test_settings_list_what_scores_depend_on(trained: Chain, digits: Splits) -> None:
     def settings(**given: Any) -> dict[str, str]:
         return SharedWeights(trained, digits.calibration, **{"validation": digits.validation, **given}).settings
 

@@ -129,7 +129,7 @@ def wait_for(study: Path, count: int) -> None:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, list[bytes]]:
-    """Process numbers and environments of what torchrun started."""
+    """Returns the ids and environments of the processes that torchrun started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return {int(pid): Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
 
@@ -155,7 +155,7 @@ def evaluator(calls: list[list[Arch]], *, fails: bool = False) -> Any:
     return evaluate
 
 
-def test_shares_are_neighbours_of_about_equal_cost() -> None:
+def test_shares_are_neighbours_and_cost_about_the_same() -> None:
     supernet = GROUNDS["chain"]()
     table, space = CostTable(supernet), supernet.space
     archs = list(space.enumerate())
@@ -170,7 +170,7 @@ def test_shares_are_neighbours_of_about_equal_cost() -> None:
     assert sum(len(share) for share in parallel._shares(order[:1])) == 1
 
 
-def test_alone_it_scores_in_any_order_and_adds_costs() -> None:
+def test_one_process_scores_in_any_order_and_adds_costs() -> None:
     supernet = GROUNDS["chain"]()
     table, calls = CostTable(supernet), []
     archs = list(supernet.space.enumerate())[::-1]

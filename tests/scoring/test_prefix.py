@@ -1,4 +1,4 @@
-"""Prefix sharing: the same bits as one by one, fewer steps, within the budget, the supernet untouched."""
+"""Prefix sharing gives the bits of scoring one by one in fewer steps, within its budget; the supernet is untouched."""
 
 import gc
 import random
@@ -29,13 +29,13 @@ SPACES: dict[str, Callable[[], Chain]] = {
 
 
 def data(net: Chain) -> tuple[Images, Images]:
-    """Calibration images, and validation images whose last batch is smaller."""
+    """Returns calibration images, and validation images whose last batch is smaller."""
     size = net.input_shape[-1]
     return random_images(48, size, 1), random_images(40, size, 2)
 
 
 def population(net: Chain, n: int) -> list[Arch]:
-    """A few parents and their children, with repeats: architectures that have much in common."""
+    """Returns a few parents and their children, with repeats: architectures with long shared prefixes."""
     rng = random.Random(4)
     parents = [net.space.sample(rng) for _ in range(3)]
     archs = parents + [net.space.mutate_one(rng.choice(parents), rng) for _ in range(n - 4)]
@@ -48,7 +48,7 @@ def distinct(net: Chain, archs: list[Arch]) -> list[Arch]:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 @pytest.mark.parametrize("name", SPACES)
-def test_shared_prefixes_give_the_bits_of_one_by_one(name: str, policy: BatchNormPolicy) -> None:
+def test_shared_prefixes_give_the_bits_of_scoring_one_by_one(name: str, policy: BatchNormPolicy) -> None:
     torch.manual_seed(0)
     net = randomized_norms(SPACES[name]())
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
@@ -69,7 +69,7 @@ def test_shared_prefixes_give_the_bits_of_one_by_one(name: str, policy: BatchNor
         assert torch.equal(tensor, before[key]), key
 
 
-def test_changed_weights_are_seen() -> None:
+def test_changed_weights_are_noticed() -> None:
     torch.manual_seed(0)
     net = randomized_norms(SPACES["chain"]())
     archs = population(net, 6)
@@ -83,11 +83,11 @@ def test_changed_weights_are_seen() -> None:
     assert changed == {"supernet"}
 
 
-# -- what is run ------------------------------------------------------------------------------------------------------
+# -- steps run ---------------------------------------------------------------------------------------------------------
 
 
 class Counting(nn.Module):
-    """A step that hands on what it is given and counts its calls; copies count together."""
+    """An identity step that counts its calls, also those of its copies."""
 
     stride = 1
     calls = 0
@@ -102,7 +102,7 @@ class Counting(nn.Module):
 
 
 class InPlace(nn.Module):
-    """Writes into its input, as a leading `nn.ReLU(inplace=True)` does; counts the steps after which norms follow."""
+    """A step that writes into its input, as a leading `nn.ReLU(inplace=True)` does."""
 
     stride = 1
 
@@ -115,7 +115,7 @@ class InPlace(nn.Module):
 
 
 def awkward() -> Chain:
-    """Steps that write in place, that hand on their input, and a last one without batch norm."""
+    """Returns a chain with steps that write in place or return their input, and a last one without batch norm."""
     torch.manual_seed(0)
     steps = [
         ("stem", ConvBNAct(3, 6, kernel=3)),
@@ -129,7 +129,7 @@ def awkward() -> Chain:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
-def test_steps_that_write_in_place_do_not_reach_their_siblings(policy: BatchNormPolicy) -> None:
+def test_steps_that_write_in_place_do_not_affect_their_siblings(policy: BatchNormPolicy) -> None:
     net = awkward()
     archs = list(net.space.enumerate())
     expected = SharedWeights(net, *data(net), bn=policy, batch=16, share=False)(archs)
@@ -137,7 +137,7 @@ def test_steps_that_write_in_place_do_not_reach_their_siblings(policy: BatchNorm
     assert SharedWeights(net, *data(net), bn=policy, batch=16, share=False)(archs) == expected  # no dropout
 
 
-def test_common_steps_run_once_and_what_no_norm_follows_is_not_calibrated() -> None:
+def test_shared_steps_run_once_and_steps_before_no_norm_are_not_calibrated() -> None:
     torch.manual_seed(0)
 
     def convs() -> dict[str, nn.Module]:
@@ -154,7 +154,7 @@ def test_common_steps_run_once_and_what_no_norm_follows_is_not_calibrated() -> N
         assert (evaluate.steps_run, evaluate.steps_asked) == (steps_run, 4 * 6)
 
 
-def test_a_long_request_is_cut_and_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_request_is_split_and_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supernet.scoring.shared_weights.GROUP", 5)
     net = awkward()
     archs = list(net.space.enumerate())
@@ -169,7 +169,7 @@ def test_a_long_request_is_cut_and_keeps_its_order(monkeypatch: pytest.MonkeyPat
 
 
 class Scales(nn.Module):
-    """A step that measures, while it is asked to: the bytes of all live tensors that the garbage collector finds."""
+    """A step that measures, while `on`, the bytes of all live tensors that the garbage collector finds."""
 
     stride = 1
     on, most = False, 0
@@ -185,7 +185,7 @@ class Scales(nn.Module):
 
 
 def live_bytes() -> int:
-    """Of tensors made since `gc.freeze()`."""
+    """Returns the bytes of the tensors created since `gc.freeze()`."""
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
@@ -211,29 +211,27 @@ def scales() -> Iterator[type[Scales]]:
     gc.unfreeze()
 
 
-@pytest.mark.parametrize("held_whole", [True, False])
-def test_a_case_that_must_chunk_stays_within_its_budget_and_keeps_its_bits(
-    scales: type[Scales], held_whole: bool
-) -> None:
+@pytest.mark.parametrize("unlimited", [True, False])
+def test_batches_are_grouped_within_the_budget_and_the_bits_stay(scales: type[Scales], unlimited: bool) -> None:
     net = weighed()
     archs = list(net.space.enumerate())
     parts = random_images(16 * 12, 32, 1), random_images(16 * 12 - 5, 32, 2)
     one = 16 * 8 * 32 * 32 * 4  # bytes that a step hands on for a batch of 16
-    memory = 2**30 if held_whole else 12 * one
+    memory = 2**30 if unlimited else 12 * one
     evaluate = SharedWeights(net, *parts, bn=Recalibrate(12, 16), batch=16, memory=memory, hold=0)
     rows = evaluate(archs)
     assert evaluate.sharing
     assert evaluate.steps_run < evaluate.steps_asked
-    if held_whole:
+    if unlimited:
         assert scales.most > 36 * one, "the outputs of three steps for twelve batches stay"
     else:
-        assert 6 * one < evaluate.held_bytes <= memory, "a budget that is there is used"
-        assert 6 * one < scales.most <= memory + one // 2, "beside it copied weights and statistics"
+        assert 6 * one < evaluate.held_bytes <= memory, "the budget is used"
+        assert 6 * one < scales.most <= memory + one // 2, "in addition to it copied weights and statistics"
     scales.on = False
     assert rows == SharedWeights(net, *parts, bn=Recalibrate(12, 16), batch=16, share=False)(archs)
 
 
-def test_where_one_batch_is_too_large_nothing_is_shared() -> None:
+def test_nothing_is_shared_if_one_batch_exceeds_the_budget() -> None:
     net = weighed()
     archs = list(net.space.enumerate())
     evaluate = SharedWeights(net, *data(net), bn=POLICIES[2], batch=16, memory=1000)
@@ -247,7 +245,7 @@ def test_where_one_batch_is_too_large_nothing_is_shared() -> None:
 
 
 class Energy(BatchMetric):
-    """Sums of everything in the outputs, whatever they are."""
+    """Sums the squares of all outputs, whatever their structure."""
 
     name = "energy"
 
@@ -259,7 +257,7 @@ class Energy(BatchMetric):
 
 
 def energy(network: nn.Module, of: Images, batch: int) -> Mapping[str, float]:
-    """The same as a plain function, which runs the network and then spoils it."""
+    """Is the same metric as a plain function, which runs the network and then overwrites its weights."""
     with torch.no_grad():
         metrics = Energy()(network, of, batch)
         for tensor in (*network.parameters(), *network.buffers()):
@@ -269,7 +267,7 @@ def energy(network: nn.Module, of: Images, batch: int) -> Mapping[str, float]:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 def test_any_metric_on_any_state(policy: BatchNormPolicy) -> None:
-    """A tuple of feature maps between the steps, a detector's raw outputs at the end."""
+    """The state is a tuple of feature maps between the steps, and a detector's raw outputs at the end."""
     torch.manual_seed(0)
     net = randomized_norms(GROUNDS["detector"](num_classes=5))
     archs = population(net, 5)
@@ -284,7 +282,7 @@ def test_any_metric_on_any_state(policy: BatchNormPolicy) -> None:
     assert len({row["0"] for row in rows[0]}) > 1
 
 
-def test_the_metric_takes_batches_or_a_network() -> None:
+def test_a_metric_gives_the_same_for_batches_and_for_a_network() -> None:
     net = weighed()
     _, validation = data(net)
     network = SharedWeights(net, *data(net), bn=Inherit()).subnet(net.space.sample(random.Random(0)))
@@ -297,8 +295,8 @@ def test_the_metric_takes_batches_or_a_network() -> None:
     assert classification.correct(parts).tolist() == right.tolist()
 
 
-def test_synchronised_batch_norm_is_plain_in_the_copies() -> None:
-    """It would wait for the other processes of a group, which score other candidates."""
+def test_copies_have_plain_instead_of_synchronised_batch_norm() -> None:
+    """A synchronised one would wait for the other processes of a group, which score different candidates."""
     net = weighed()
     archs = population(net, 5)
     expected = SharedWeights(net, *data(net), bn=POLICIES[2])(archs)

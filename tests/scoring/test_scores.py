@@ -1,4 +1,4 @@
-"""The evaluation cache: nothing is scored twice, nothing is mixed up, a kill loses nothing; and ties with the best."""
+"""The evaluation cache scores nothing twice, confuses nothing and survives kills; and ties with the best."""
 
 import itertools
 import os
@@ -57,7 +57,7 @@ def evaluator(net: Chain, cache: ScoreCache | None, **settings: object) -> Share
     return SharedWeights(net, CALIBRATION, VALIDATION, cache=cache, **given)  # type: ignore[arg-type]
 
 
-# -- nothing twice, nothing mixed up ----------------------------------------------------------------------------------
+# -- hits and misses -------------------------------------------------------------------------------------------------
 
 
 def test_a_second_evaluation_runs_no_step(net: Chain, cache: ScoreCache) -> None:
@@ -82,7 +82,7 @@ def test_a_second_evaluation_runs_no_step(net: Chain, cache: ScoreCache) -> None
         assert set(again.get(second.context, archs[0].key).metrics) == {"accuracy", "loss"}  # type: ignore[union-attr]
 
 
-def test_other_weights_policies_images_and_metrics_miss(net: Chain, cache: ScoreCache) -> None:
+def test_different_weights_policies_images_and_metrics_miss(net: Chain, cache: ScoreCache) -> None:
     arch = net.space.sample(random.Random(0))
     evaluator(net, cache)([arch])
     torch.manual_seed(1)
@@ -125,7 +125,7 @@ def test_a_nameless_metric_is_not_cached(net: Chain, cache: ScoreCache) -> None:
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_the_bits_are_those_of_the_network(net: Chain, cache: ScoreCache, share: bool) -> None:
+def test_correct_images_are_those_of_the_network(net: Chain, cache: ScoreCache, share: bool) -> None:
     archs = list(net.space.enumerate())[:5]
     evaluate = evaluator(net, cache, batch=16, share=share)
     rows = evaluate(archs)
@@ -169,12 +169,15 @@ with ScoreCache(sys.argv[1]) as cache:
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "scoring"))),
+    }
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_writer_keeps_what_it_scored(net: Chain, tmp_path: Path) -> None:
+def test_the_scores_of_a_killed_writer_are_kept(net: Chain, tmp_path: Path) -> None:
     archs = list(net.space.enumerate())
     with start(KILLED, tmp_path / "scores.db") as process:
         assert process.stdout is not None
@@ -193,7 +196,7 @@ def test_several_processes_write_one_new_file(tmp_path: Path) -> None:
     processes = [start(WRITER, tmp_path / "scores.db", number) for number in range(3)]
     with ScoreCache(tmp_path / "scores.db") as cache:
         while any(process.poll() is None for process in processes):
-            cache.get({"writer": "any"}, Arch({"n": 3}).key)  # a reader is not in their way
+            cache.get({"writer": "any"}, Arch({"n": 3}).key)  # a reader does not block them
         for process in processes:
             assert process.communicate()[1] == ""
         assert len(cache) == 400
@@ -254,14 +257,14 @@ def test_foreign_files_and_other_versions_are_refused(tmp_path: Path) -> None:
 
 
 def flipped(bits: Bits, gained: int, lost: int) -> Bits:
-    """The same but for `gained` images more and `lost` images less that are right."""
-    made = bits.copy()
-    made[np.flatnonzero(~bits)[:gained]] = True
-    made[np.flatnonzero(bits)[:lost]] = False
-    return made
+    """Returns a copy in which `gained` more images are right and `lost` images are wrong instead of right."""
+    changed = bits.copy()
+    changed[np.flatnonzero(~bits)[:gained]] = True
+    changed[np.flatnonzero(bits)[:lost]] = False
+    return changed
 
 
-def test_ties_are_what_a_paired_exact_test_does_not_tell_apart() -> None:
+def test_ties_are_the_architectures_that_a_paired_exact_test_does_not_separate() -> None:
     best = np.arange(1000) < 800
     changes = [(0, 0), (0, 5), (0, 9), (40, 60), (10, 40), (100, 101), (0, 200)]
     bits = {Arch({"n": n}): flipped(best, *change) for n, change in enumerate(changes)}

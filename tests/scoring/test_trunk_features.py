@@ -1,4 +1,4 @@
-"""What fixed leading steps hand on is held between calls: the same bits, run once, within a budget, dropped in time."""
+"""Trunk features are cached between calls: the same bits, computed once, within a budget, and dropped in time."""
 
 import importlib
 import random
@@ -33,7 +33,7 @@ from supernet.testing import randomize
 
 
 class Energy(BatchMetric):
-    """The sum of everything in the outputs, whatever they are."""
+    """Sums the squares of all outputs, whatever their structure."""
 
     name = "energy"
 
@@ -45,7 +45,7 @@ class Energy(BatchMetric):
 
 
 def neck_on_fixed_backbone() -> Chain:
-    """RetinaNet with a searched pyramid on it."""
+    """Returns a RetinaNet with a searched pyramid on a fixed backbone."""
     few: dict[str, Any] = {"repeats": 1, "cells": 5, "head_convs": 1, "candidates": 20, "detections": 20}
     return tiny("retinanet", backbone=fixed_backbone(), neck="nasfpn", seed=5, **few).eval()
 
@@ -57,7 +57,7 @@ NETS: dict[str, Callable[[], Chain]] = {
 
 
 def parts_of(net: Chain) -> tuple[Images, Images]:
-    """Three calibration batches of 4 images, and validation images whose last of three batches is smaller."""
+    """Returns three calibration batches of 4 images, and three validation batches of which the last is smaller."""
     size = net.input_shape[-1]
     return random_images(12, size, 1), random_images(11, size, 2)
 
@@ -71,7 +71,7 @@ def distinct(net: Chain, n: int) -> list[Arch]:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 @pytest.mark.parametrize("name", NETS)
-def test_scores_are_those_of_one_by_one_call_after_call(name: str, policy: BatchNormPolicy) -> None:
+def test_scores_equal_those_of_scoring_one_by_one_in_every_call(name: str, policy: BatchNormPolicy) -> None:
     torch.manual_seed(0)
     net = NETS[name]()
     policy = Recalibrate(3, 4) if isinstance(policy, Recalibrate) else policy
@@ -89,11 +89,11 @@ def test_scores_are_those_of_one_by_one_call_after_call(name: str, policy: Batch
     assert saved == [0, trunk, trunk]
 
 
-# -- what is run ------------------------------------------------------------------------------------------------------
+# -- steps run ---------------------------------------------------------------------------------------------------------
 
 
 class Slow(nn.Module):
-    """A step that counts its calls; copies count together."""
+    """A step that counts its calls, also those of its copies."""
 
     stride, out_channels, calls = 1, 6, 0
 
@@ -110,7 +110,7 @@ def counted() -> Chain:
 
 
 def passes(evaluate: SharedWeights, archs: list[Arch]) -> int:
-    """Batches that go through the fixed steps in a call."""
+    """Returns the number of batches that go through the trunk in a call."""
     Slow.calls = 0
     evaluate(archs)
     return Slow.calls
@@ -120,7 +120,7 @@ FEATURES = 4 * 6 * 8 * 8 * 4
 """Bytes of the fixed steps' output for a batch of four images of `counted`."""
 
 
-def test_fixed_steps_run_once_until_the_weights_change() -> None:
+def test_the_trunk_runs_once_until_the_weights_change() -> None:
     net = counted()
     one, other, third = net.space.enumerate()
     evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4)
@@ -137,9 +137,11 @@ def test_fixed_steps_run_once_until_the_weights_change() -> None:
 
 @pytest.mark.parametrize("memory", [2**30, 12 * FEATURES])
 @pytest.mark.parametrize(("room", "again"), [(1.5, [5, 3]), (4.5, [2, 2])])
-def test_what_does_not_fit_is_run_again(memory: int, room: float, again: list[int]) -> None:
-    """Of three calibration and three validation batches the first ones stay, and statistics are not counted twice. The
-    last architecture has no batch norm of its own to calibrate."""
+def test_batches_that_do_not_fit_are_run_again(memory: int, room: float, again: list[int]) -> None:
+    """Of three calibration and three validation batches the first ones are kept, and statistics are not counted twice.
+
+    The last architecture has no batch norm of its own to calibrate.
+    """
     net = counted()
     archs = list(net.space.enumerate())
     hold = int(room * FEATURES)
@@ -150,7 +152,7 @@ def test_what_does_not_fit_is_run_again(memory: int, room: float, again: list[in
     assert evaluate(archs) == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)(archs)
 
 
-def test_a_batch_that_is_too_large_leaves_nothing_held() -> None:
+def test_a_batch_that_exceeds_the_budget_leaves_nothing_cached() -> None:
     net = counted()
     archs = list(net.space.enumerate())
     evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, memory=1000)
@@ -160,7 +162,7 @@ def test_a_batch_that_is_too_large_leaves_nothing_held() -> None:
     assert not evaluate._prefixes._trunk.size
 
 
-def test_a_calibration_that_breaks_off_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_calibration_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
     net = counted()
     archs = list(net.space.enumerate())
     evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4)
@@ -178,7 +180,7 @@ def test_a_calibration_that_breaks_off_is_begun_anew(monkeypatch: pytest.MonkeyP
     assert evaluate(archs) == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)(archs)
 
 
-def test_scores_from_a_cache_run_nothing(tmp_path: Path) -> None:
+def test_scores_from_the_evaluation_cache_run_nothing(tmp_path: Path) -> None:
     net = counted()
     one, other, third = net.space.enumerate()
     with ScoreCache(tmp_path / "scores.db") as cache:
@@ -189,8 +191,8 @@ def test_scores_from_a_cache_run_nothing(tmp_path: Path) -> None:
         assert again([third]) == SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4, share=False)([third])
 
 
-def test_which_steps_are_fixed() -> None:
-    """Those before the first that an undecided choice reaches, whatever the space holds fixed."""
+def test_the_trunk_ends_before_the_first_open_choice() -> None:
+    """A choice that the space fixes to one option is not open."""
     net = randomized_norms(GROUNDS["chain"](num_classes=5, input_size=16))
     first = next(choice for choice in net.space.choices)
     step = net.step_names[1]
@@ -226,12 +228,12 @@ def test_images_that_stay_on_disk_are_scored_batch_by_batch(tmp_path: Path) -> N
     assert alone(archs) == expected
     for file in tmp_path.glob("train/*.png"):
         file.unlink()
-    assert evaluate(archs[1:]) == expected[1:]  # their features are held
+    assert evaluate(archs[1:]) == expected[1:]  # their trunk features are cached
     with pytest.raises(InputError, match=r"\.png .* cannot be read"):
         alone(archs)
 
 
-def test_sets_on_disk_are_told_apart(tmp_path: Path) -> None:
+def test_sets_on_disk_have_different_identities(tmp_path: Path) -> None:
     path = make_coco(tmp_path)
     one, same, larger = (load(settings(path, size=size, memory=1)) for size in (32, 32, 64))
     assert identity(one.calibration, one.validation) == identity(same.calibration, same.validation)
@@ -244,7 +246,7 @@ def test_sets_on_disk_are_told_apart(tmp_path: Path) -> None:
         assert torch.equal(batches.labels(number), positions)
 
 
-def test_images_come_by_number_as_in_order() -> None:
+def test_batches_by_number_are_those_in_order() -> None:
     part = random_images(11, 8, 3)
     batches = Batches(part, 4)
     for number, (pixels, labels) in enumerate(part.batches(4)):
@@ -253,7 +255,7 @@ def test_images_come_by_number_as_in_order() -> None:
     assert len(Batches(part, 4, 2)) == 2
 
 
-def test_a_metric_that_runs_networks_itself_gains_the_calibration_alone() -> None:
+def test_a_metric_that_runs_networks_itself_shares_only_the_calibration() -> None:
     net = counted()
     archs = list(net.space.enumerate())
 
@@ -267,8 +269,8 @@ def test_a_metric_that_runs_networks_itself_gains_the_calibration_alone() -> Non
         assert evaluate.steps_run == evaluate.steps_asked
 
 
-def test_a_randomised_backbone_is_no_other_one() -> None:
-    """`randomize` writes in ways that torch counts, so what is held goes."""
+def test_randomised_weights_are_noticed() -> None:
+    """`randomize` writes in ways that torch counts, so that the cached features are dropped."""
     net = counted()
     archs = list(net.space.enumerate())
     evaluate = SharedWeights(net, *parts_of(net), bn=Inherit(), batch=4)

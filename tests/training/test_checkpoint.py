@@ -1,4 +1,4 @@
-"""Files: atomic replacement, strict loading, one writer per run, and runs that know their settings."""
+"""Files: atomic replacement, strict loading, one writer per run, and settings recorded with a run."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from supernet_tools.pipeline.folder import check_run, open_run
 
 @contextlib.contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """The system refuses files beyond `limit` bytes, as a full disk does."""
+    """Makes the system refuse files beyond `limit` bytes, as a full disk does."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -43,7 +43,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
             write_json(tmp_path / "j.json", {"text": "x" * 100_000})
     assert load_state(state)["step"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
-    save_state(state, {"step": 2, "tensor": torch.ones(100_000)})  # there is room again
+    save_state(state, {"step": 2, "tensor": torch.ones(100_000)})  # the disk has room again
     assert load_state(state)["step"] == 2
 
 
@@ -75,7 +75,7 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
-    """From several processes: the order of metadata must not depend on a hash seed."""
+    """The files come from several processes, since the order of metadata must not depend on a hash seed."""
     code = """
 import sys, torch
 from pathlib import Path
@@ -87,7 +87,7 @@ save_weights(Path(sys.argv[1]), torch.nn.BatchNorm2d(2), {"space": "x", "a": "1"
         subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=Path(__file__).parents[2])
     assert len({path.read_bytes() for path in paths}) == 1
     assert load_weights(paths[0], nn.BatchNorm2d(2)) == {
-        "format_version": "1",
+        "format_version": "2",
         "space": "x",
         "a": "1",
         "b": "2",
@@ -125,7 +125,7 @@ def test_weights_are_loaded_strictly(tmp_path: Path) -> None:
         load_weights(tmp_path / "missing.safetensors", other)
 
 
-def test_a_run_folder_knows_its_settings(tmp_path: Path) -> None:
+def test_a_run_folder_records_its_settings(tmp_path: Path) -> None:
     config = SupernetRun(data=Data(size=16), train=Train(epochs=3))
     folder = tmp_path / "run"
     with open_run(folder, "supernet", config):

@@ -1,4 +1,4 @@
-"""Two gloo processes: the gradients of torch's own DDP for the bytes of the active weights; batch norm over all."""
+"""Two gloo processes: gradients equal those of torch's DDP, only active weights are sent; synchronised batch norm."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 
 class Ranks:
-    """The files that the two processes left."""
+    """The results that the two processes wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,8 +45,8 @@ class Ranks:
         return load_file(self.folder / f"{space}-{paths}.{rank}.safetensors")
 
     def gradients(self, space: str, paths: int, *, kind: str, rank: int = 0) -> dict[str, Tensor]:
-        found = self.tensors(space, paths, rank)
-        return {name.partition("/")[2]: value for name, value in found.items() if name.startswith(kind + "/")}
+        tensors = self.tensors(space, paths, rank)
+        return {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(kind + "/")}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 
 
 def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """The same parameters have gradients, and the same ones."""
+    """Checks that the same parameters have gradients, and that the gradients agree."""
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         scale = max(1.0, theirs[name].abs().max().item())
@@ -95,14 +95,14 @@ def test_parameters_that_no_architecture_used_have_no_gradient(ranks: Ranks, spa
 
 @pytest.mark.parametrize(("space", "paths"), CASES)
 def test_two_halves_are_the_joint_batch_of_one_process(ranks: Ranks, space: str, paths: int) -> None:
-    """Batch norm in eval mode, since each process otherwise has the statistics of its own images."""
+    """Batch norm is in eval mode, because in training mode each process uses the statistics of its own images."""
     net = build(space).eval()
     accumulate(net, architectures(net, paths), *joint_batch())
     assert_close(ranks.gradients(space, paths, kind="eval"), gradients_of(net))
 
 
 def union_bytes(net: Chain, paths: int) -> int:
-    """Bytes of the elements that some architecture used, counted with masks."""
+    """Returns the bytes of the elements that some architecture uses, counted with masks."""
     masks: dict[nn.Parameter, Tensor] = {}
     for arch in architectures(net, paths):
         for parameter, index in net.active_parts(arch):
@@ -131,7 +131,7 @@ def test_one_sliced_architecture_sends_its_slices(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize(("space", "paths"), CASES)
-def test_many_buckets_give_what_one_gives(ranks: Ranks, space: str, paths: int) -> None:
+def test_many_buckets_give_the_result_of_one(ranks: Ranks, space: str, paths: int) -> None:
     numbers = ranks.numbers[0][f"{space}-{paths}"]
     assert numbers["one"] == 1
     assert numbers["many"] >= 5
@@ -141,33 +141,33 @@ def test_many_buckets_give_what_one_gives(ranks: Ranks, space: str, paths: int) 
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_losses_ride_along(ranks: Ranks, space: str) -> None:
+def test_losses_are_averaged_in_the_same_messages(ranks: Ranks, space: str) -> None:
     first, second = (ranks.tensors(space, 3, rank) for rank in (0, 1))
     assert not torch.equal(first["losses"], second["losses"])
     for tensors in (first, second):
         torch.testing.assert_close(tensors["mean"], (first["losses"] + second["losses"]) / 2)
 
 
-def test_another_type_rides_in_a_bucket_of_its_own_and_frozen_weights_stay_behind(ranks: Ranks) -> None:
+def test_another_dtype_has_its_own_bucket_and_frozen_weights_are_not_sent(ranks: Ranks) -> None:
     for rank, numbers in enumerate(ranks.numbers):
-        assert numbers["odds"]["double"] == [[0.5, 6.0, 5.0], "torch.float64", [rank, 10.0 * rank + 1, 5.0]]
-        sent, expected = numbers["odds"]["frozen"]
+        assert numbers["other"]["double"] == [[0.5, 6.0, 5.0], "torch.float64", [rank, 10.0 * rank + 1, 5.0]]
+        sent, expected = numbers["other"]["frozen"]
         assert sent == expected
 
 
-def test_an_active_parameter_without_a_gradient_is_said(ranks: Ranks) -> None:
+def test_an_active_parameter_without_a_gradient_is_reported(ranks: Ranks) -> None:
     for rank, numbers in enumerate(ranks.numbers):
-        assert f"without a gradient on rank {rank}, of shapes [(8, 3, 3, 3)" in numbers["odds"]["missing"]
+        assert f"without a gradient on rank {rank}, of shapes [(8, 3, 3, 3)" in numbers["other"]["missing"]
 
 
-# -- who am I ---------------------------------------------------------------------------------------------------------
+# -- ranks and devices ------------------------------------------------------------------------------------------------
 
 
-def test_the_ranks_know_their_place_and_hear_rank_0(ranks: Ranks) -> None:
+def test_ranks_know_their_place_and_receive_from_rank_0(ranks: Ranks) -> None:
     for rank, numbers in enumerate(ranks.numbers):
-        assert numbers["odds"]["world"] == [rank, 2, rank, True, f"cuda:{rank}"]
-        assert numbers["odds"]["heard"] == [payload.hex() for payload in PAYLOADS]
-        assert numbers["odds"]["barrier"]
+        assert numbers["other"]["world"] == [rank, 2, rank, True, f"cuda:{rank}"]
+        assert numbers["other"]["received"] == [payload.hex() for payload in PAYLOADS]
+        assert numbers["other"]["barrier"]
         assert numbers["after"] == 1, "the group outlives its context"
 
 
@@ -200,11 +200,11 @@ def test_devices_are_named_only_for_cuda_among_several() -> None:
     ("devices", "device", "message"),
     [
         (0, "cuda", r"WORLD_SIZE=4 processes, 2 of them on this machine, which has 0 CUDA devices.*'cpu'"),
-        (1, "cuda", r"WORLD_SIZE=4 processes, 2 of them on this machine, which has 1 CUDA devices.*--nproc-per-node"),
-        (2, "cuda:1", r"every process has a device of its own: choose 'cuda', not 'cuda:1'"),
+        (1, "cuda", r"WORLD_SIZE=4 processes, 2 of them on this machine, which has 1 CUDA devices; start one process"),
+        (2, "cuda:1", r"every process needs a device of its own: choose 'cuda', not 'cuda:1'"),
     ],
 )
-def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, devices: int, device: str, message: str) -> None:
+def test_missing_devices_are_reported(monkeypatch: pytest.MonkeyPatch, devices: int, device: str, message: str) -> None:
     for name, value in zip(TORCHRUN, ("0", "4", "0", "2", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
@@ -236,10 +236,10 @@ def test_sync_bn_and_back_leaves_every_tensor(space: str) -> None:
     assert list(net.state_dict()) == names
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     arch, (images, _) = architectures(net, 1)[0], joint_batch()
-    assert torch.equal(net(images, arch), build(space)(images, arch))  # training mode: it is batch norm once more
+    assert torch.equal(net(images, arch), build(space)(images, arch))  # in training mode: it is batch norm again
 
 
-def test_every_kind_of_batch_norm_comes_back_as_it_was() -> None:
+def test_every_kind_of_batch_norm_is_restored() -> None:
     shared = nn.BatchNorm2d(3, momentum=None)
     plain = [nn.BatchNorm1d(3, affine=False), nn.BatchNorm3d(3, eps=0.5), nn.BatchNorm2d(3, track_running_stats=False)]
     net = nn.Sequential(*plain, shared, nn.ModuleDict({"inside": shared})).eval()

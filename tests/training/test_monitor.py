@@ -1,4 +1,4 @@
-"""The health monitor against counts by hand, on a chain whose gradients are known."""
+"""The health monitor compared with counts by hand, on a chain whose gradients are known."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from supernet.training.monitor import TENTHS, Monitor
 
 
 class Scale(nn.Module):
-    """One parameter per channel, so that its gradient is easily set."""
+    """A step whose parameter's gradient is easily set."""
 
     def __init__(self, size: int = 1) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def test_visits_are_counted(chain: Chain) -> None:
     assert monitor.close_epoch(4)["health/visits_least"] == 0
 
 
-def test_gradient_is_credited_to_the_options_chosen(chain: Chain) -> None:
+def test_gradients_are_credited_to_the_chosen_options(chain: Chain) -> None:
     monitor = Monitor(chain, every=2)
     weights = {name: parameter for name, parameter in chain.named_parameters()}
     assert len(weights) == 4
@@ -58,7 +58,7 @@ def test_gradient_is_credited_to_the_options_chosen(chain: Chain) -> None:
         parameter.grad = torch.full_like(parameter, 3.0)
     one, two = arch("one", "one"), arch("two", "one")
     monitor.gradients(0, [one])
-    monitor.gradients(1, [two])  # not looked at
+    monitor.gradients(1, [two])  # not measured
     shares = monitor.gradient_shares()
     assert shares["b0.op"] == {"identity": 0, "one": 1, "two": 0}
     monitor.gradients(2, [one, two])  # b1 is active in both paths, its gradient counts once
@@ -69,7 +69,7 @@ def test_gradient_is_credited_to_the_options_chosen(chain: Chain) -> None:
     assert [value for name, index, value in state if (name, index) == ("b1.op", 1)] == pytest.approx([18])
 
 
-def test_gradients_are_those_of_a_real_step(chain: Chain) -> None:
+def test_measured_gradients_are_those_of_a_real_step(chain: Chain) -> None:
     monitor = Monitor(chain)
     path = arch("two", "one")
     chain(torch.ones(1, 1, 4, 4), path).sum().backward()
@@ -82,7 +82,7 @@ def test_gradients_are_those_of_a_real_step(chain: Chain) -> None:
     assert len(monitor.state_dict()["gradients"]) == 2
 
 
-def test_the_device_is_not_read_in_a_step(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_does_not_wait_for_the_device(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = Monitor(chain)
     chain(torch.ones(1, 1, 4, 4), arch("one", "one")).sum().backward()
 
@@ -95,7 +95,7 @@ def test_the_device_is_not_read_in_a_step(chain: Chain, monkeypatch: pytest.Monk
     monitor.losses(0, [arch("one", "one")], [1.0])
 
 
-def test_the_spread_is_of_paths_and_not_of_progress(chain: Chain) -> None:
+def test_the_spread_of_losses_ignores_their_downward_trend(chain: Chain) -> None:
     monitor = Monitor(chain)
     monitor.begin(1000)
     paths = [arch("one", "one"), arch("identity", "identity")]
@@ -108,7 +108,7 @@ def test_the_spread_is_of_paths_and_not_of_progress(chain: Chain) -> None:
     assert monitor.close_epoch(100)["health/loss_spread"] == pytest.approx(0, abs=1e-9)
 
 
-def test_ranking_against_depth_at_tenths(chain: Chain) -> None:
+def test_depth_is_ranked_once_per_tenth_of_the_training(chain: Chain) -> None:
     monitor = Monitor(chain)
     monitor.begin(100)
     paths = [arch("identity", "identity"), arch("one", "identity"), arch("one", "two")]
@@ -130,7 +130,7 @@ def test_ranking_against_depth_at_tenths(chain: Chain) -> None:
     assert rows[3]["tau"] == pytest.approx(expected)
 
 
-def test_a_resumed_monitor_goes_on_identically(chain: Chain) -> None:
+def test_a_resumed_monitor_continues_identically(chain: Chain) -> None:
     def feed(monitor: Monitor, steps: range) -> None:
         for step in steps:
             path = arch(("one", "two", "identity")[step % 3], ("two", "one")[step % 2])
@@ -149,11 +149,11 @@ def test_a_resumed_monitor_goes_on_identically(chain: Chain) -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     feed(second, range(33, 60))
     assert second.report() == whole.report()
-    second.load_state_dict(None)  # a checkpoint from before there was a monitor
+    second.load_state_dict(None)  # a checkpoint written without a monitor
     json.dumps(whole.report(), allow_nan=False)
 
 
-def test_curves_of_options_are_shown_where_they_are_few(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_have_curves_only_if_there_are_few(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = Monitor(chain)
     monitor.losses(0, [arch("one", "one")], [1.0])
     scalars = monitor.close_epoch(1)
@@ -164,14 +164,14 @@ def test_curves_of_options_are_shown_where_they_are_few(chain: Chain, monkeypatc
     assert not any(name.startswith("health/visits/") for name in monitor.close_epoch(2))
 
 
-def test_a_network_without_decisions_is_not_watched() -> None:
+def test_a_network_without_decisions_has_nothing_to_monitor() -> None:
     monitor = Monitor(Chain("plain", [("scale", Scale())], input_shape=(1, 4, 4)))
     monitor.gradients(0, [Arch()])
     monitor.losses(0, [Arch()], [1.0])
     assert monitor.close_epoch(1) == {}
 
 
-def test_a_real_supernet_is_watched() -> None:
+def test_a_real_supernet_is_monitored() -> None:
     supernet = create_supernet("nasbench-macro", input_size=8)
     monitor = Monitor(supernet)
     path = supernet.space.from_indices([2, 1, 2, 1, 2, 1, 2, 1])

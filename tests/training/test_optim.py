@@ -1,4 +1,4 @@
-"""The step that spares unused elements: what the optimizer of the materialised network would do, and nothing else."""
+"""The optimizer step on used elements: what the materialised network's optimizer would do, and nothing else."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ OTHERS = ("adafactor", "lamb", "lars", "lookahead_momentum", "madgrad", "muon", 
 
 
 def fresh(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A convolution in channels-last order and its optimizer."""
+    """Returns a convolution in channels-last order and its optimizer."""
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last)
     return conv, create_optimizer(conv, Train(optimizer=name, lr=0.02, weight_decay=0.1))
 
 
 def gradient(parameter: Tensor, *cuts: tuple[slice, ...], seed: int) -> Tensor:
-    """Random where one of the slices is, and 0 elsewhere."""
+    """Returns a gradient that is random inside the slices and 0 elsewhere."""
     dense = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     mask = torch.zeros(parameter.shape)
     for cut in cuts:
@@ -32,7 +32,7 @@ def gradient(parameter: Tensor, *cuts: tuple[slice, ...], seed: int) -> Tensor:
 
 
 def stepped(conv: nn.Module, optimizer: Any, cuts: list[tuple[slice, ...]], *, seed: int) -> dict[str, Tensor]:
-    """One step with these slices used; the elements that must not have moved are checked. Returns what moved."""
+    """Makes one step with these slices, checks the elements that must not move, and returns which used ones moved."""
     named = dict(conv.named_parameters())
     parts = [(parameter, cut[: parameter.ndim]) for cut in cuts for parameter in named.values()]
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
@@ -70,7 +70,7 @@ def test_used_elements_move_as_in_the_materialised_network(name: str, cut: tuple
             assert torch.equal(parameter.detach()[cut[: parameter.ndim]], own.detach())
 
 
-def check_spared(name: str) -> None:
+def check_unused_elements(name: str) -> None:
     conv, optimizer = fresh(name)
     for seed, cuts in enumerate(
         ([WIDE], [WIDE], [TALL], [WIDE, TALL], [INNER], [TALL], [(slice(8), slice(6))], [WIDE])
@@ -80,7 +80,7 @@ def check_spared(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*ELEMENTWISE, *OTHERS])
 def test_unused_elements_keep_their_values_whatever_the_optimizer(name: str) -> None:
-    check_spared(name)
+    check_unused_elements(name)
 
 
 @pytest.mark.slow
@@ -96,13 +96,13 @@ def test_unused_elements_keep_their_values_under_every_optimizer_of_timm() -> No
             optimizer.step()  # some need other arguments or libraries, sliced or not
         except (ImportError, RuntimeError, TypeError, ValueError, AssertionError):
             continue
-        check_spared(name)
+        check_unused_elements(name)
         tried += 1
     assert tried > 20
 
 
 def test_norms_are_those_of_the_used_elements() -> None:
-    """LAMB divides by the norms of a tensor: from the second step on they are the materialised network's."""
+    """LAMB divides by the norms of a tensor; from the second step on these are those of the materialised network."""
     conv, optimizer = fresh("lamb")
     weight, group = next(conv.parameters()), optimizer.param_groups
     stepped(conv, optimizer, [WIDE], seed=0)
@@ -110,10 +110,10 @@ def test_norms_are_those_of_the_used_elements() -> None:
     twin = create_optimizer(nn.ParameterList([small]), Train(optimizer="lamb", lr=0.02, weight_decay=0.1))
     moments = {n: t[WIDE].clone() for n, t in optimizer.state[weight].items() if isinstance(t, Tensor) and t.ndim == 4}
     twin.state[small].update(moments)
-    for one in (optimizer, twin):
-        one.defaults["max_grad_norm"] = None  # over all parameters, of which the twin has one
-    for one in twin.param_groups:
-        one["step"] = group[0]["step"].clone()
+    for either in (optimizer, twin):
+        either.defaults["max_grad_norm"] = None  # a norm over all parameters, of which the twin has only one
+    for twin_group in twin.param_groups:
+        twin_group["step"] = group[0]["step"].clone()
     stepped(conv, optimizer, [WIDE], seed=1)
     small.grad = gradient(weight, WIDE, seed=1)[WIDE].clone()
     twin.step()
@@ -121,7 +121,7 @@ def test_norms_are_those_of_the_used_elements() -> None:
 
 
 @pytest.mark.parametrize("name", ["lookahead_momentum", "madgrad"])
-def test_state_that_is_a_copy_of_the_weights_stays_one_where_nothing_was_used(name: str) -> None:
+def test_state_that_copies_the_weights_still_does_in_unused_elements(name: str) -> None:
     conv, optimizer = fresh(name)
     weight = next(conv.parameters())
     for seed in range(7):  # Lookahead's slow weights begin with the sixth step

@@ -1,4 +1,4 @@
-"""Samplers: pure functions of the step; fairness and balance counted over many steps; windows kept exactly."""
+"""Samplers are pure functions of the step, keep fairness and balance over many steps, and respect windows exactly."""
 
 import functools
 from collections import Counter
@@ -26,7 +26,7 @@ DEEP = SearchSpace(
         Choice("depth", (1, 2), ordered=True),
         Choice("width1", (8, 16, 32), ordered=True),
         Choice("width2", (8, 16, 32), when=("depth", (2,)), ordered=True),
-        Choice("kernel", (3,)),  # of one option: no order is needed
+        Choice("kernel", (3,)),  # with one option, which needs no order
     ],
 )
 
@@ -36,15 +36,15 @@ def block(*kernels: int) -> ChoiceBlock:
 
 
 def shared() -> Chain:
-    """Two steps of one name share a decision, so costs are listed and not counted; 54 architectures."""
+    """Two steps of one name share a decision, so that architectures are enumerated instead of counted; there are 54."""
     names = ("a", "b", "a", "c", "d")
     steps = [(name, block(1, 3) if name == "d" else block(1, 3, 5)) for name in names]
     return Chain("shared", steps, input_shape=(2, 4, 4))
 
 
 @functools.cache
-def table_of(ground: str) -> CostTable:
-    return CostTable({**GROUNDS, "shared": shared}[ground]())
+def table_of(space: str) -> CostTable:
+    return CostTable({**GROUNDS, "shared": shared}[space]())
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_sampler_is_a_function_of_step_and_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_so_is_one_in_a_window_and_its_architectures_lie_there(name: str, detnas: CostTable) -> None:
+def test_a_sampler_in_a_window_is_one_too_and_stays_inside(name: str, detnas: CostTable) -> None:
     window = Window("macs", 320e6, 335e6)  # the mean of a fair step is 327 million
     samplers = [create_sampler(name, detnas.space, seed, table=detnas, window=window) for seed in (0, 0, 1)]
     first, again, other = ([sample(step) for step in range(20)] for sample in samplers)
@@ -97,15 +97,15 @@ def test_uniform_in_a_window_trains_normal_forms(macro: CostTable) -> None:
     assert len(set(archs)) > 120
 
 
-@pytest.mark.parametrize("ground", ["sliced", "shared"])
-def test_a_bin_is_drawn_first_then_an_architecture_in_it(ground: str) -> None:
-    table = table_of(ground)
+@pytest.mark.parametrize("space", ["sliced", "shared"])
+def test_a_bin_is_drawn_first_then_an_architecture_in_it(space: str) -> None:
+    table = table_of(space)
     costs = {arch: table(arch)["macs"] for arch in table.space.enumerate()}
     low, high = sorted(costs.values())[3], sorted(costs.values())[-3]
     width = (high - low) / 4.5
     inside = {arch: int((cost - low) // width) for arch, cost in costs.items() if low <= cost <= high}
     sizes = Counter(inside.values())
-    assert max(sizes.values()) > 2 * min(sizes.values())  # a uniform draw without bins would be told apart
+    assert max(sizes.values()) > 2 * min(sizes.values())  # so that a uniform draw without bins would fail
     sample = uniform(table.space, table=table, window=Window("macs", low, high, width))
     draws = 20 * len(inside)
     drawn = Counter(sample(step)[0] for step in range(draws))
@@ -145,7 +145,7 @@ def test_a_strictly_fair_step_uses_every_option_once(confined: bool, detnas: Cos
         for name in names:
             assert sorted(str(arch[name]) for arch in archs) == options
         pairs.update((arch[names[0]], arch[names[1]]) for arch in archs)
-    assert len(pairs) == len(options) ** 2  # fresh permutations: every combination of two choices occurs
+    assert len(pairs) == len(options) ** 2  # new permutations in every step give every combination
     assert max(pairs.values()) < 60
 
 
@@ -159,10 +159,10 @@ def test_balanced_counts_differ_by_one_at_most() -> None:
             assert max(counts) - min(counts) <= 1
 
 
-@pytest.mark.parametrize(("ground", "part"), [("sliced", 0.2), ("shared", 0.3)])
-def test_balanced_in_a_window_keeps_counts_and_costs(ground: str, part: float) -> None:
-    """Choices of two and three options; in `sliced` a step's cost depends on the one before it."""
-    table = table_of(ground)
+@pytest.mark.parametrize(("space", "part"), [("sliced", 0.2), ("shared", 0.3)])
+def test_balanced_in_a_window_keeps_counts_and_costs(space: str, part: float) -> None:
+    """The choices have two and three options; in `sliced` the cost of a step depends on the step before it."""
+    table = table_of(space)
     free = [table(arch)["macs"] for step in range(50) for arch in balanced(table.space)(step)]
     mean = sum(free) / len(free)
     low, high = (1 - part) * mean, (1 + part) * mean
@@ -202,7 +202,7 @@ def test_a_fair_step_trains_every_weight_of_a_choice_chain() -> None:
     assert all(not torch.equal(parameter, before[name]) for name, parameter in net.named_parameters())
 
 
-def test_unfit_spaces_are_refused_by_strict_fairness() -> None:
+def test_strict_fairness_refuses_spaces_that_do_not_suit_it() -> None:
     with pytest.raises(InputError, match=r"they have \[2, 3, 5\] options; use the sampler 'balanced'"):
         fair(UNEQUAL)
     nested = SearchSpace("nested", [Choice("a", (0, 1)), Choice("b", (0, 1), when=("a", (1,)))])
@@ -225,29 +225,29 @@ def test_a_sandwich_of_ordered_choices_starts_with_the_last_options() -> None:
     assert create_sampler("sandwich", DEEP, random_paths=0)(7) == (largest, smallest)
 
 
-@pytest.mark.parametrize("ground", ["chain", "shared"])
-def test_a_sandwich_of_unordered_choices_starts_with_most_and_fewest_macs(ground: str) -> None:
-    table = table_of(ground)
+@pytest.mark.parametrize("space", ["chain", "shared"])
+def test_a_sandwich_of_unordered_choices_starts_with_most_and_fewest_macs(space: str) -> None:
+    table = table_of(space)
     costs = [table(arch)["macs"] for arch in table.space.enumerate()]
     sample = create_sampler("sandwich", table.space, table=table)
     for archs in map(sample, range(5)):
         assert [table(arch)["macs"] for arch in archs[:2]] == [max(costs), min(costs)]
 
 
-@pytest.mark.parametrize("ground", ["sliced", "shared"])
-def test_a_sandwich_in_a_window_starts_with_its_extremes(ground: str) -> None:
-    table = table_of(ground)
+@pytest.mark.parametrize("space", ["sliced", "shared"])
+def test_a_sandwich_in_a_window_starts_with_its_extremes(space: str) -> None:
+    table = table_of(space)
     costs = sorted(table(arch)["params"] for arch in table.space.enumerate())
     low, high = costs[len(costs) // 4] + 1, costs[3 * len(costs) // 4] - 1
     inside = [cost for cost in costs if low <= cost <= high]
     sample = create_sampler("sandwich", table.space, table=table, window=Window("params", low, high))
     for archs in map(sample, range(20)):
-        found = [table(arch)["params"] for arch in archs]
-        assert found[:2] == [inside[-1], inside[0]]
-        assert all(low <= cost <= high for cost in found[2:])
+        drawn = [table(arch)["params"] for arch in archs]
+        assert drawn[:2] == [inside[-1], inside[0]]
+        assert all(low <= cost <= high for cost in drawn[2:])
 
 
-def test_a_sandwich_that_has_no_largest_names_the_remedy() -> None:
+def test_a_sandwich_without_a_largest_architecture_names_the_remedy() -> None:
     with pytest.raises(InputError, match=r"'two' of 'unequal' is not ordered.*CostTable\(supernet\), or mark"):
         sandwich(UNEQUAL)
     large = Chain("large", [(f"b{i % 10}", block(1, 3, 5)) for i in range(11)], input_shape=(2, 4, 4))
@@ -257,7 +257,7 @@ def test_a_sandwich_that_has_no_largest_names_the_remedy() -> None:
         sandwich(DEEP, random_paths=-1)
 
 
-# -- windows that cannot be ------------------------------------------------------------------------------------------
+# -- impossible windows -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -278,7 +278,7 @@ def test_bad_windows_are_refused_by_every_sampler(name: str, macro: CostTable) -
 
 
 def test_the_largest_architecture_comes_first(macro: CostTable) -> None:
-    """Alone for as many steps as asked, in the window too; then what the sampler draws."""
+    """It is trained alone for `largest_steps`, also in a window; then the sampler takes over."""
     space = macro.space
     low, high = macro.extremes("macs") or (0, 0)
     for window in (Window(), Window("macs", low, (low + high) / 2)):

@@ -1,4 +1,4 @@
-"""Training: exact resume after SIGKILL, unused weights untouched, partly used tensors masked per element."""
+"""Training: exact resume after SIGKILL, unused weights untouched, partly used tensors masked by element."""
 
 import contextlib
 import os
@@ -130,7 +130,7 @@ def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, kills: int) -
     assert first["step"] == second["step"] == STEPS
 
 
-def test_stopping_and_going_on_is_the_uninterrupted_run(digits: Splits, tmp_path: Path) -> None:
+def test_an_interrupted_and_resumed_training_is_the_uninterrupted_one(digits: Splits, tmp_path: Path) -> None:
     whole, parted = toy(), toy()
     history = train_supernet(whole, digits, CONFIG, verbose=False)
     stop = 11
@@ -138,7 +138,7 @@ def test_stopping_and_going_on_is_the_uninterrupted_run(digits: Splits, tmp_path
     def interrupted(step: int) -> tuple:  # type: ignore[type-arg]
         if step == stop and not (tmp_path / "stopped").exists():
             (tmp_path / "stopped").touch()
-            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step, which is finished first
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C within a step, which is finished first
         return uniform(parted.space)(step)
 
     state = tmp_path / "state.pt"
@@ -153,14 +153,14 @@ def test_stopping_and_going_on_is_the_uninterrupted_run(digits: Splits, tmp_path
         assert torch.equal(tensor, fresh.state_dict()[name]), name
 
 
-def test_same_seed_same_weights_and_another_seed_others(digits: Splits) -> None:
+def test_the_seed_determines_the_weights(digits: Splits) -> None:
     nets = [toy(), toy(), toy()]
     for net, seed in zip(nets, (0, 0, 1), strict=True):
         torch.manual_seed(seed + 7)  # the caller's generator must not matter
         train_supernet(net, digits, Train(epochs=1, batch=128, seed=seed), verbose=False)
-    first, same, other = (torch.cat([p.flatten() for p in net.parameters()]) for net in nets)
+    first, same, different = (torch.cat([p.flatten() for p in net.parameters()]) for net in nets)
     assert torch.equal(first, same)
-    assert not torch.equal(first, other)
+    assert not torch.equal(first, different)
 
 
 def global_draws() -> tuple[float, float, float]:
@@ -204,10 +204,10 @@ def test_training_learns(digits: Splits) -> None:
     assert history[-1]["loss"] < history[0]["loss"] / 2
 
 
-@pytest.mark.parametrize("ground", ["chain", "loose", "sliced"])
-def test_unsampled_weights_are_bit_identical_after_an_epoch(digits: Splits, ground: str) -> None:
+@pytest.mark.parametrize("space", ["chain", "loose", "sliced"])
+def test_unsampled_weights_are_bit_identical_after_an_epoch(digits: Splits, space: str) -> None:
     torch.manual_seed(0)
-    net = GROUNDS[ground](num_classes=10, input_size=8, in_channels=1)
+    net = GROUNDS[space](num_classes=10, input_size=8, in_channels=1)
     arch = net.space.normal_form(net.space.sample(random.Random(3)))
     before = {name: tensor.clone() for name, tensor in net.named_parameters()}
     train_supernet(
@@ -244,7 +244,7 @@ def test_elements_outside_the_slice_keep_value_and_momentum(kind: type[torch.opt
     weight[:].square().sum().backward()
     plain = kind([nn.Parameter(weight.detach().clone())], **settings)
     plain.param_groups[0]["params"][0].grad = weight.grad
-    plain.step()  # without the mask decay and gradient move everything: the control
+    plain.step()  # the control: without the mask, decay and gradient move everything
     assert not torch.equal(plain.param_groups[0]["params"][0][2:], torch.ones(2, 3))
 
 
@@ -282,7 +282,7 @@ def test_bad_input_is_named_before_training(digits: Splits, tmp_path: Path) -> N
         train_supernet(toy(), digits, CONFIG, state=state, verbose=False)
 
 
-def test_another_number_of_threads_is_said(digits: Splits, tmp_path: Path) -> None:
+def test_a_different_number_of_threads_is_reported(digits: Splits, tmp_path: Path) -> None:
     state = tmp_path / "state.pt"
     train_supernet(toy(), digits, Train(epochs=1, batch=512), state=state, verbose=False)
     threads = torch.get_num_threads()

@@ -33,9 +33,9 @@ def digits() -> Splits:
     return load(Data(size=8))
 
 
-def toy(ground: str = "chain") -> Chain:
+def toy(space: str = "chain") -> Chain:
     torch.manual_seed(0)
-    return GROUNDS[ground](num_classes=10, input_size=8, in_channels=1)
+    return GROUNDS[space](num_classes=10, input_size=8, in_channels=1)
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -76,8 +76,8 @@ def test_schedules_follow_their_formula_down_to_the_floor(
     assert rates[100] == pytest.approx(0.2 * max(floor, end))
 
 
-def test_the_step_schedule_drops_where_it_is_told() -> None:
-    """At exactly these steps, whatever the warm-up."""
+def test_the_step_schedule_drops_at_its_settings() -> None:
+    """The steps are exact, whatever the warm-up."""
     config = Train(epochs=4, lr=0.2, schedule="step", drops=(0.6, 0.8), warmup_epochs=1.0)
     rates = rates_of(config, 100)
     assert rates[10] == pytest.approx(0.02 + 0.18 * 10 / 25)
@@ -165,7 +165,7 @@ def test_bfloat16_computes_coarsely_and_keeps_float32_weights(digits: Splits) ->
 
 @pytest.mark.slow
 def test_compiled_blocks_serve_every_path_and_learn_the_same(digits: Splits) -> None:
-    """30 s: a compiler of C++ runs once per candidate block, not once per path."""
+    """Takes 30 s: a C++ compiler runs once per candidate block, not once per path."""
     from torch._dynamo.utils import counters
 
     counters.clear()
@@ -187,11 +187,11 @@ def test_compiled_blocks_serve_every_path_and_learn_the_same(digits: Splits) -> 
     assert fast.step_modules[0]._compiled_call_impl is None
 
 
-# -- what a step learns from ------------------------------------------------------------------------------------------
+# -- targets of a step -----------------------------------------------------------------------------------------------
 
 
 def test_in_place_distillation_follows_the_largest(digits: Splits) -> None:
-    """One step against gradients written by hand: labels for the first path, its predictions for the others."""
+    """Compares one step with gradients written by hand: labels for the first path, its predictions for the others."""
     net, by_hand = toy("sliced"), toy("sliced")
     sampler = create_sampler("sandwich", net.space, 3, table=CostTable(net), random_paths=1)
     config = Train(
@@ -220,7 +220,7 @@ def test_in_place_distillation_follows_the_largest(digits: Splits) -> None:
         torch.testing.assert_close(learned.detach(), wanted, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_mixing_changes_what_is_learnt_and_is_seeded(digits: Splits) -> None:
+def test_mixing_changes_the_result_and_is_seeded(digits: Splits) -> None:
     nets = [toy() for _ in range(3)]
     for net, augment in zip(nets, (Augment(), Augment(mixup=0.5), Augment(mixup=0.5)), strict=True):
         random.seed(len(nets))  # the caller's generators must not matter
@@ -235,7 +235,7 @@ def test_mixing_changes_what_is_learnt_and_is_seeded(digits: Splits) -> None:
 
 
 @pytest.mark.parametrize(("factor", "what"), [(math.nan, "is not finite"), (1e4, "10 times the usual")])
-def test_a_loss_that_leaps_stops_before_anything_is_overwritten(
+def test_a_loss_spike_stops_before_the_checkpoint_is_overwritten(
     digits: Splits, tmp_path: Path, factor: float, what: str
 ) -> None:
     net, state = toy(), tmp_path / "state.pt"
@@ -261,7 +261,7 @@ def test_a_loss_that_leaps_stops_before_anything_is_overwritten(
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_the_bound_on_leaps_can_be_turned_off(digits: Splits) -> None:
+def test_the_bound_on_spikes_can_be_turned_off(digits: Splits) -> None:
     config = Train(epochs=1, batch=230, lr=500.0, warmup_epochs=0, weight_decay=0.0)
     with pytest.raises(RunError, match=r"times the usual|not finite"):
         train_supernet(toy(), digits, config, verbose=False)
@@ -314,7 +314,7 @@ def test_a_plan_counts_and_leaves_the_supernet_alone(digits: Splits, tmp_path: P
 
 
 class TwoHeads(nn.Module):
-    """A head with an auxiliary one in training, which notes how far the training is."""
+    """A head with an auxiliary head in training, which records the progress of the training."""
 
     stride = 0
     out_channels = 10
@@ -357,7 +357,7 @@ def test_an_auxiliary_head_trains_alongside_with_its_weight(digits: Splits, weig
         torch.testing.assert_close(getattr(head, side).weight.detach(), w.detach() - 0.1 * gradient)
 
 
-def test_networks_are_told_how_far_the_training_is(digits: Splits) -> None:
+def test_networks_receive_the_progress_of_the_training(digits: Splits) -> None:
     head = TwoHeads()
     train_supernet(Chain("two-heads", [("head", head)], input_shape=(1, 8, 8)), digits, CONFIG, verbose=False)
     assert head.seen == [step / 10 for step in range(10)]
