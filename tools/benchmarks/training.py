@@ -42,7 +42,7 @@ def step_seconds(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Returns the duration of each training step of one path, without the first."""
-    from supernet.training.loop import train_supernet
+    from supernet.train import train_supernet
 
     times: list[float] = []
 
