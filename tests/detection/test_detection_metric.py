@@ -1,4 +1,4 @@
-"""Mean average precision: COCO's own code gives the same figures, and candidates are scored with shared weights."""
+"""Mean average precision equals that of COCO's own code, and candidates are scored with shared weights."""
 
 import contextlib
 import dataclasses
@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from detection import create_detector
+from detection import Detector, create_detector
 from detection.config import DetectionAugment, DetectionData
 from detection.data.batches import training_batches
 from detection.data.images import DetectionSet
 from detection.data.load import DetectionSplits, load
 from detection.metric import FIGURES, DetectionMetric, GroundTruth, coco_figures
 from helpers.coco import make_coco, settings
-from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.cache import ScoreCache
@@ -29,12 +28,15 @@ from supernet.scoring.shared_weights import SharedWeights
 Boxes = list[dict[str, Tensor]]
 
 
-def drawn(seed: int, *, images: int = 40, classes: int = 12) -> tuple[Boxes, Boxes]:
-    """Targets, some of them crowds, in all of COCO's sizes, and detections near them, of equal scores now and then."""
-    draws = torch.Generator().manual_seed(seed)
+def random_boxes(seed: int, *, images: int = 40, classes: int = 12) -> tuple[Boxes, Boxes]:
+    """Random targets and detections near them.
+
+    Targets have all of COCO's sizes, and some are crowds; some detections have equal scores.
+    """
+    generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=draws)
+        return torch.rand(shape, generator=generator)
 
     targets, detections = [], []
     for image in range(images):
@@ -48,39 +50,38 @@ def drawn(seed: int, *, images: int = 40, classes: int = 12) -> tuple[Boxes, Box
         near = torch.cat([boxes, torch.tensor([[5.0, 5, 50, 60]])])[pick] + 12 * rand(m, 4) - 6
         near[:, 2:] = near[:, 2:].maximum(near[:, :2] + 1)
         guesses = torch.cat([labels, torch.tensor([1])])[pick]
-        guesses = torch.where(rand(m) < 0.3, (rand(m) * (classes + 2)).long() + 1, guesses)  # two that are in no target
+        guesses = torch.where(
+            rand(m) < 0.3, (rand(m) * (classes + 2)).long() + 1, guesses
+        )  # two occur in no target
         detections.append({"boxes": near, "labels": guesses, "scores": (rand(m) * 40).round() / 40})
     return targets, detections
 
 
 def reference(targets: Boxes, detections: Boxes) -> list[float]:
-    """COCO's twelve figures by COCO's own code."""
+    """COCO's twelve metrics, computed by its own code."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     def listed(parts: Boxes) -> list[dict[str, Any]]:
-        found = []
+        documents: list[dict[str, Any]] = []
         for image, part in enumerate(parts):
             for i, (x1, y1, x2, y2) in enumerate(part["boxes"].double().tolist()):
-                own: dict[str, Any] = {"image_id": image, "category_id": int(part["labels"][i]), "id": len(found) + 1}
-                own["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-                own |= (
-                    {"score": float(part["scores"][i])}
-                    if "scores" in part
-                    else {
-                        "iscrowd": int(part["crowd"][i]),
-                        "area": float(part["areas"][i]),
-                    }
-                )
-                found.append(own)
-        return found
+                box = [x1, y1, x2 - x1, y2 - y1]
+                label = int(part["labels"][i])
+                document = {"id": len(documents) + 1, "image_id": image, "category_id": label, "bbox": box}
+                if "scores" in part:
+                    document["score"] = float(part["scores"][i])
+                else:
+                    document |= {"iscrowd": int(part["crowd"][i]), "area": float(part["areas"][i])}
+                documents.append(document)
+        return documents
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth, known = COCO(), listed(targets)
         truth.dataset = {
             "images": [{"id": i} for i in range(len(targets))],
             "annotations": known,
-            "categories": [{"id": label} for label in sorted({one["category_id"] for one in known})],
+            "categories": [{"id": label} for label in sorted({document["category_id"] for document in known})],
         }
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(listed(detections)), "bbox")
@@ -91,13 +92,13 @@ def reference(targets: Boxes, detections: Boxes) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_all_twelve_figures_are_those_of_pycocotools(seed: int) -> None:
-    targets, detections = drawn(seed, classes=(1, 3, 12, 80)[seed])
-    found = coco_figures(targets, detections)
+def test_all_twelve_metrics_equal_those_of_pycocotools(seed: int) -> None:
+    targets, detections = random_boxes(seed, classes=(1, 3, 12, 80)[seed])
+    metrics = coco_figures(targets, detections)
     expected = dict(zip(FIGURES, reference(targets, detections), strict=True))
-    assert found == pytest.approx(expected, rel=0, abs=1e-12)
-    assert 0.02 < found["map"] < found["map50"] < 1
-    assert len(set(found.values())) == 12
+    assert metrics == pytest.approx(expected, rel=0, abs=1e-12)
+    assert 0.02 < metrics["map"] < metrics["map50"] < 1
+    assert len(set(metrics.values())) == 12
     rows = [
         torch.cat([torch.full((len(d["labels"]), 1), image), d["labels"][:, None], d["scores"][:, None], d["boxes"]], 1)
         for image, d in enumerate(detections)
@@ -106,8 +107,8 @@ def test_all_twelve_figures_are_those_of_pycocotools(seed: int) -> None:
     assert fast == pytest.approx({name: expected[name] for name in ("map", "map50", "map75")}, rel=0, abs=1e-12)
 
 
-def told(targets: Boxes) -> Boxes:
-    """The truth as detections, crowds left out."""
+def perfect_detections(targets: Boxes) -> Boxes:
+    """The targets as detections, without crowds."""
     return [
         {
             "boxes": t["boxes"][~t["crowd"]],
@@ -118,18 +119,18 @@ def told(targets: Boxes) -> Boxes:
     ]
 
 
-def test_the_truth_gives_one_and_nothing_gives_zero() -> None:
-    targets, _ = drawn(0)
-    found = coco_figures(targets, told(targets))
-    assert (found["map"], found["map50"], found["map_small"], found["mar100"]) == (1, 1, 1, 1)
+def test_perfect_detections_score_one_and_none_score_zero() -> None:
+    targets, _ = random_boxes(0)
+    metrics = coco_figures(targets, perfect_detections(targets))
+    assert (metrics["map"], metrics["map50"], metrics["map_small"], metrics["mar100"]) == (1, 1, 1, 1)
     nothing = [{"boxes": torch.empty(0, 4), "labels": torch.empty(0).long(), "scores": torch.empty(0)}] * len(targets)
     assert set(coco_figures(targets, nothing).values()) == {0.0}
-    assert set(coco_figures(nothing, nothing).values()) == {-1.0}  # nothing is there to be found
+    assert set(coco_figures(nothing, nothing).values()) == {-1.0}  # there are no objects
     with pytest.raises(InputError, match="40 targets and 39 detections"):
         coco_figures(targets, nothing[1:])
 
 
-def test_within_a_crowd_detections_count_neither_way() -> None:
+def test_detections_within_a_crowd_are_neither_right_nor_wrong() -> None:
     box = torch.tensor([[10.0, 10, 50, 50]])
     lone = {"boxes": box, "labels": torch.tensor([1]), "crowd": torch.tensor([False])}
     crowd = {"boxes": 4 * box, "labels": torch.tensor([1]), "crowd": torch.tensor([True])}
@@ -148,59 +149,59 @@ def splits() -> DetectionSplits:
     return load(DetectionData(size=64, compose=(12, 6, 6), calibration=8, seed=2))
 
 
-def seen(data: DetectionSet, found: Boxes) -> Boxes:
-    """Boxes in the pixels that a detector sees."""
-    return [{**one, "boxes": one["boxes"] / data.scales[i].repeat(2)} for i, one in enumerate(found)]
+def in_resized_images(data: DetectionSet, detections: Boxes) -> Boxes:
+    """Detections with boxes in pixels of the resized images, which detectors see."""
+    return [{**image, "boxes": image["boxes"] / data.scales[i].repeat(2)} for i, image in enumerate(detections)]
 
 
-def test_sizes_are_those_of_the_stored_images(tmp_path: Path) -> None:
-    """One set, seen at 96 and at 40 pixels: the same figures, also those that depend on the size of objects."""
+def test_object_sizes_are_measured_in_the_stored_images(tmp_path: Path) -> None:
+    """Metrics do not depend on the input size, 96 or 40 pixels, not even those for small, medium and large objects."""
     path = make_coco(tmp_path, size=(200, 160))
     sets = [load(settings(path, size=size, test_source=str(path))).test for size in (96, 40)]
     targets = [sets[0].annotations.target(i) for i in range(12)]
-    found = told(targets)
-    for one in found:
-        one["boxes"] = one["boxes"] + torch.tensor([1.0, 0, 2, 0])
-    expected = coco_figures(targets, found)
-    assert expected["map_medium"] == -1  # none has 32 × 32 pixels
+    detections = perfect_detections(targets)
+    for image in detections:
+        image["boxes"] = image["boxes"] + torch.tensor([1.0, 0, 2, 0])
+    expected = coco_figures(targets, detections)
+    assert expected["map_medium"] == -1  # no object has 32 × 32 pixels
     for data in sets:
         metric = DetectionMetric(data, every=True)
         parts = [
-            metric.of_batch(seen(data, found)[start : start + 5], torch.arange(12)[start : start + 5])
+            metric.of_batch(in_resized_images(data, detections)[start : start + 5], torch.arange(12)[start : start + 5])
             for start in (0, 5, 10)
         ]
         assert metric.combine(parts) == pytest.approx(expected, abs=1e-6)
     assert 0.5 < expected["map"] < 1
 
 
-def test_what_is_not_finite_is_wrong_and_no_more(splits: DetectionSplits) -> None:
+def test_nan_scores_and_boxes_count_as_wrong_detections(splits: DetectionSplits) -> None:
     data = splits.validation
     metric = DetectionMetric(data)
-    truth = told([data.annotations.target(i) for i in range(len(data))])
-    for one in truth:
-        one["boxes"], one["scores"] = one["boxes"].clone(), torch.full_like(one["scores"], float("nan"))
-        one["boxes"][0, 2] = float("nan")
-    found = metric.combine([metric.of_batch(truth, torch.arange(len(data)))])
-    assert 0 < found["map"] < 1
-    for one in truth:
-        one["boxes"][:] = float("nan")
-    assert metric.combine([metric.of_batch(truth, torch.arange(len(data)))])["map"] == 0
+    detections = perfect_detections([data.annotations.target(i) for i in range(len(data))])
+    for image in detections:
+        image["boxes"], image["scores"] = image["boxes"].clone(), torch.full_like(image["scores"], float("nan"))
+        image["boxes"][0, 2] = float("nan")
+    assert 0 < metric.combine([metric.of_batch(detections, torch.arange(len(data)))])["map"] < 1
+    for image in detections:
+        image["boxes"][:] = float("nan")
+    assert metric.combine([metric.of_batch(detections, torch.arange(len(data)))])["map"] == 0
 
 
-def test_boxes_are_cut_at_the_border_of_the_stored_image(splits: DetectionSplits) -> None:
-    found = {"boxes": torch.tensor([[-9.0, 5, 1000, 2000]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.5])}
-    rows = DetectionMetric(splits.validation).of_batch([found], torch.tensor([4]))
+def test_boxes_are_clipped_to_the_stored_image(splits: DetectionSplits) -> None:
+    boxes = torch.tensor([[-9.0, 5, 1000, 2000]])
+    detections = {"boxes": boxes, "labels": torch.tensor([3]), "scores": torch.tensor([0.5])}
+    rows = DetectionMetric(splits.validation).of_batch([detections], torch.tensor([4]))
     assert rows.tolist() == [[4, 3, 0.5, 0, 5, 64, 64]]
 
 
-def test_half_precision_keeps_images_apart() -> None:
+def test_half_precision_does_not_confuse_images() -> None:
     box = torch.tensor([[8.0, 8, 32, 32]])
     targets = [{"boxes": box, "labels": torch.tensor([1])}] * 2100  # half precision counts to 2048
-    found = {"boxes": box.half(), "labels": torch.tensor([1]), "scores": torch.tensor([0.5]).half()}
-    assert coco_figures(targets, [found] * 2100)["map"] == 1
+    detections = {"boxes": box.half(), "labels": torch.tensor([1]), "scores": torch.tensor([0.5]).half()}
+    assert coco_figures(targets, [detections] * 2100)["map"] == 1
 
 
-def test_metrics_have_names_of_their_own(splits: DetectionSplits) -> None:
+def test_metrics_on_different_images_have_different_names(splits: DetectionSplits) -> None:
     metric = DetectionMetric(splits.validation)
     assert metric.name == DetectionMetric(splits.validation).name
     others = [DetectionMetric(splits.test), DetectionMetric(splits.validation, every=True)]
@@ -214,16 +215,17 @@ def test_metrics_have_names_of_their_own(splits: DetectionSplits) -> None:
 
 @pytest.fixture(scope="module")
 def data(splits: DetectionSplits) -> DetectionSet:
-    """The images for a score, every digit of one class."""
-    known = splits.validation.annotations
-    known = dataclasses.replace(known, labels=torch.ones_like(known.labels), classes=("digit",), categories=(1,))
-    return dataclasses.replace(splits.validation, annotations=known)
+    """The validation images, with all digits in one class."""
+    annotations = splits.validation.annotations
+    labels = torch.ones_like(annotations.labels)
+    annotations = dataclasses.replace(annotations, labels=labels, classes=("digit",), categories=(1,))
+    return dataclasses.replace(splits.validation, annotations=annotations)
 
 
 @pytest.fixture(scope="module")
-def detector(data: DetectionSet) -> Chain:
-    """A small RetinaNet supernet that has learnt the images of the score a little."""
-    made = create_detector(
+def detector(data: DetectionSet) -> Detector:
+    """A small RetinaNet supernet, trained for a few steps on the images that it is scored on."""
+    detector = create_detector(
         "retinanet",
         backbone="shufflenet-small",
         num_classes=1,
@@ -235,16 +237,16 @@ def detector(data: DetectionSet) -> Chain:
         anchor_scale=2.0,
         generator=torch.Generator().manual_seed(0),
     )
-    rng, optimizer = random.Random(0), torch.optim.Adam(made.parameters(), lr=1e-2)
+    rng, optimizer = random.Random(0), torch.optim.Adam(detector.parameters(), lr=1e-2)
     for images, targets in itertools.islice(training_batches(data, DetectionAugment(), batch=6, seed=0), 24):
         optimizer.zero_grad()
-        sum(made(images, made.space.sample(rng), targets).values()).backward()
+        sum(detector(images, detector.space.sample(rng), targets).values()).backward()
         optimizer.step()
-    return made.eval()
+    return detector.eval()
 
 
 def test_candidates_are_scored_with_shared_weights(
-    tmp_path: Path, splits: DetectionSplits, data: DetectionSet, detector: Chain
+    tmp_path: Path, splits: DetectionSplits, data: DetectionSet, detector: Detector
 ) -> None:
     rng = random.Random(0)
     archs = [detector.space.sample(rng) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Exported detectors find the same boxes, scores and labels where this project cannot be imported."""
+"""Exported detectors make the same detections without this project."""
 
 import json
 import random
@@ -59,7 +59,7 @@ def network_of(kind: str) -> tuple[DetectorNetwork, Any]:
 
 @pytest.mark.xdist_group("export")
 @pytest.mark.parametrize("kind", [pytest.param("retinanet", marks=pytest.mark.slow), "faster-rcnn-fpn"])
-def test_exported_detectors_find_the_same_apart_from_this_project(kind: str, tmp_path: Path) -> None:
+def test_exported_detectors_detect_the_same_without_this_project(kind: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 3, 64, 64, generator=generator)
     sizes = ((40, 90), (64, 64))
@@ -77,22 +77,21 @@ def test_exported_detectors_find_the_same_apart_from_this_project(kind: str, tmp
     answers = torch.load(data, weights_only=True)
     with torch.no_grad():
         expected = network(x)
-    assert sum(len(each["boxes"]) for each in expected) > 50
-    for found in (answers["whole"], answers["graph"], load_exported(folder)(x)):
-        _close(found, expected)
+    assert sum(len(image["boxes"]) for image in expected) > 50
+    for detections in (answers["whole"], answers["graph"], load_exported(folder)(x)):
+        _close(detections, expected)
     _check_predictions(network, pictures, json.loads(answers["predicted"]))
 
 
-def _close(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one["labels"], other["labels"])
-        torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=0, atol=1e-3)  # pixels
+def _close(detections: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
+    for image, expected_image in zip(detections, expected, strict=True):
+        assert torch.equal(image["labels"], expected_image["labels"])
+        torch.testing.assert_close(image["scores"], expected_image["scores"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(image["boxes"], expected_image["boxes"], rtol=0, atol=1e-3)  # pixels
 
 
 def _check_predictions(network: DetectorNetwork, pictures: list[Tensor], predicted: list[Any]) -> None:
-    """Pictures are stretched to the input size, boxes stretched back."""
+    """Pictures are stretched to the input size, and boxes are scaled back."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PREPROCESS.mean, PREPROCESS.std))
     inputs = []
     for picture in pictures:
@@ -100,21 +99,21 @@ def _check_predictions(network: DetectorNetwork, pictures: list[Tensor], predict
         inputs.append((square.clamp(0, 255).round() / 255 - mean) / std)
     with torch.no_grad():
         expected = network(inputs)
-    for picture, found, wanted in zip(pictures, predicted, expected, strict=True):
-        assert [name for name, _, _ in found] == [NAMES[label - 1] for label in wanted["labels"].tolist()]
-        assert found == sorted(found, key=lambda each: -each[1])
+    for picture, detections, expected_image in zip(pictures, predicted, expected, strict=True):
+        assert [name for name, _, _ in detections] == [NAMES[label - 1] for label in expected_image["labels"].tolist()]
+        assert detections == sorted(detections, key=lambda detection: -detection[1])
         height, width = picture.shape[1:]
-        boxes = wanted["boxes"] * torch.tensor([width, height, width, height]) / 64
-        torch.testing.assert_close(torch.tensor([box for *_, box in found]).view(-1, 4), boxes, rtol=0, atol=1e-3)
+        boxes = expected_image["boxes"] * torch.tensor([width, height, width, height]) / 64
+        torch.testing.assert_close(torch.tensor([box for *_, box in detections]).view(-1, 4), boxes, rtol=0, atol=1e-3)
 
 
 class Random(nn.Module):
-    """A last step that is never the same."""
+    """A last step whose detections are random."""
 
     traceable = False
 
     def forward(self, state: Any) -> Any:
-        """Detections at random."""
+        """Returns random detections."""
         return [{"boxes": torch.rand(1, 4), "scores": torch.rand(1), "labels": torch.ones(1, dtype=torch.int64)}]
 
 
@@ -130,8 +129,8 @@ def test_an_export_fails_where_the_part_after_the_graph_differs(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("export")
-def test_parity_sees_other_weights_and_pictures_keep_their_aspect(tmp_path: Path) -> None:
-    """Also where nothing is detected, since the raw outputs are compared too."""
+def test_parity_notices_other_weights_and_pictures_keep_their_aspect_ratio(tmp_path: Path) -> None:
+    """Parity is also checked if nothing is detected, since the raw outputs are compared too."""
     network, arch = network_of("retinanet")
     network[-1].score_threshold = 2.0
     preprocess = DetectorPreprocess(input_size=64, mean=(0.5,) * 3, std=(0.5,) * 3, classes=(), longest=96)
@@ -140,13 +139,13 @@ def test_parity_sees_other_weights_and_pictures_keep_their_aspect(tmp_path: Path
     assert set(check_parity(network, tmp_path / "folder")) == {"model.py", "model.pt2"}
     loaded = load_exported(tmp_path / "folder")
     module = sys.modules[type(loaded).__module__]
-    seen = []
-    module._loaded()[0][0].register_forward_pre_hook(lambda _, given: seen.extend(given[0]))
+    inputs: list[Tensor] = []
+    module._loaded()[0][0].register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments[0]))
     assert module.predict([torch.zeros(3, 100, 200, dtype=torch.uint8), torch.zeros(3, 80, 40, dtype=torch.uint8)]) == [
         [],
         [],
     ]
-    assert [tuple(image.shape[1:]) for image in seen] == [(48, 96), (96, 48)]
+    assert [tuple(image.shape[1:]) for image in inputs] == [(48, 96), (96, 48)]
     with torch.no_grad():
         network.get_parameter("backbone.stem.block.conv.weight").mul_(1.5)
     with pytest.raises(InputError, match=r"model\.py differs"):

@@ -1,4 +1,4 @@
-"""Detectors equal torchvision's own, name bad input, start as published and learn."""
+"""Detectors compute what torchvision's do, name wrong input, are initialised as published, and learn."""
 
 import copy
 import inspect
@@ -52,7 +52,7 @@ from supernet.testing import randomize
 
 
 class Body(nn.Module):
-    """Maps of our backbone through a pyramid of torchvision, in the form that its detectors ask for."""
+    """Our backbone with torchvision's feature pyramid, in the form that torchvision's detectors expect."""
 
     def __init__(self, network: DetectorNetwork, extra: nn.Module) -> None:
         super().__init__()
@@ -63,28 +63,28 @@ class Body(nn.Module):
         self.fpn.load_state_dict(_step(network, FeaturePyramid).fpn.state_dict())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        given = Labelled(x, targets(largest=1)[:1] * len(x)) if self.training else x
-        maps = self.body(given)[0]
-        found: dict[str, Tensor] = self.fpn(OrderedDict((str(level), m) for level, m in enumerate(maps)))
-        return found
+        batch = Labelled(x, targets(largest=1)[:1] * len(x)) if self.training else x
+        maps = self.body(batch)[0]
+        pyramid: dict[str, Tensor] = self.fpn(OrderedDict((str(level), m) for level, m in enumerate(maps)))
+        return pyramid
 
 
 def _step(network: nn.Module, kind: type) -> Any:
     return next(part for part in network.modules() if isinstance(part, kind))
 
 
-PLAIN = {
+IMAGES_UNCHANGED = {
     "min_size": 64,
     "max_size": 96,
     "image_mean": [0.0] * 3,
     "image_std": [1.0] * 3,
     "size_divisible": 32,
-    "_skip_resize": True,  # it would draw a size for every training image, from the generator that samples anchors
+    "_skip_resize": True,  # it would draw a size for every training image from the generator that samples anchors
 }
 
 
-def _theirs(kind: str, network: DetectorNetwork) -> nn.Module:
-    """A detector of torchvision, built by its own constructor, with our weights under its names."""
+def _torchvisions(kind: str, network: DetectorNetwork) -> nn.Module:
+    """torchvision's own detector with the weights of ours."""
     ratios = ((0.5, 1.0, 2.0),)
     if kind == "retinanet":
         sides = [tuple(int(4 * s * 2 ** (octave / 3)) for octave in range(3)) for s in (2, 4, 8, 16, 32)]
@@ -92,7 +92,7 @@ def _theirs(kind: str, network: DetectorNetwork) -> nn.Module:
         head = RetinaNetHead(WIDTH, 9, CLASSES)
         head.load_state_dict(_step(network, RetinaHead).head.state_dict())
         body = Body(network, LastLevelP6P7(WIDTH, WIDTH))
-        return RetinaNet(body, num_classes=CLASSES, anchor_generator=anchors, head=head, **PLAIN)
+        return RetinaNet(body, num_classes=CLASSES, anchor_generator=anchors, head=head, **IMAGES_UNCHANGED)
     last = network[-1]
     region_head = RPNHead(WIDTH, 3)
     region_head.load_state_dict(network[-2].head.state_dict())
@@ -109,45 +109,44 @@ def _theirs(kind: str, network: DetectorNetwork) -> nn.Module:
         box_predictor=predictor,
         rpn_post_nms_top_n_test=20,
         rpn_post_nms_top_n_train=30,
-        **PLAIN,
+        **IMAGES_UNCHANGED,
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_detectors_equal_torchvisions_own(kind: str) -> None:
-    """Detections, losses and the number of parameters; labels of their RetinaNet count from 0."""
+def test_detectors_compute_what_torchvisions_do(kind: str) -> None:
+    """Detections, losses and number of parameters are equal; the labels of torchvision's RetinaNet start at 0."""
     detector = tiny(kind, seed=6)
     ours = detector.subnet(sampled_arch(detector)).eval()
-    theirs = _theirs(kind, ours).eval()
+    theirs = _torchvisions(kind, ours).eval()
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
-    first = 1 if kind == "retinanet" else 0
+    shift = 1 if kind == "retinanet" else 0
     x = images(64, 96)
     with torch.no_grad():
-        found, expected = ours(x), theirs(list(x))
-    assert all(len(each["boxes"]) > 10 for each in found)
-    assert same(found, [{**each, "labels": each["labels"] + first} for each in expected])
-    ours.train(), theirs.train()
-    losses = []
-    for network, shift in ((ours, 0), (theirs, first)):
-        torch.manual_seed(0)
-        given = [{**target, "labels": target["labels"] - shift} for target in targets()]
-        losses.append(network(list(x), given))
-    assert losses[0].keys() == losses[1].keys()
-    for name, loss in losses[0].items():
-        torch.testing.assert_close(loss, losses[1][name], rtol=1e-6, atol=0)
+        detections, expected = ours(x), theirs(list(x))
+    assert all(len(image["boxes"]) > 10 for image in detections)
+    assert same(detections, [{**image, "labels": image["labels"] + shift} for image in expected])
+    torch.manual_seed(0)
+    losses = ours.train()(list(x), targets())
+    torch.manual_seed(0)
+    shifted = [{**target, "labels": target["labels"] - shift} for target in targets()]
+    expected_losses = theirs.train()(list(x), shifted)
+    assert losses.keys() == expected_losses.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected_losses[name], rtol=1e-6, atol=0)
 
 
-def test_anchors_are_torchvisions_where_strides_divide_and_centred_elsewhere() -> None:
+def test_anchors_are_torchvisions_if_strides_divide_the_size_and_centred_otherwise() -> None:
     sizes, strides = ((8, 10), (16, 20)), (4, 8)
     ours = Anchors(strides, sizes, (0.5, 2.0))
     theirs = AnchorGenerator(sizes, ((0.5, 2.0),) * 2)
     for side, equal in ((64, True), (60, False)):
         x = torch.zeros(1, 3, side, side)
         maps = [torch.zeros(1, 1, -(-side // s), -(-side // s)) for s in strides]
-        found = ours([(m.shape[2], m.shape[3]) for m in maps], x.device)
+        anchors = ours([(m.shape[2], m.shape[3]) for m in maps], x.device)
         expected = theirs(ImageList(x, [(side, side)]), maps)[0]
-        assert torch.equal(torch.cat(found), expected) == equal
-        centres = (found[1][:, :2] + found[1][:, 2:]) / 2
+        assert torch.equal(torch.cat(anchors), expected) == equal
+        centres = (anchors[1][:, :2] + anchors[1][:, 2:]) / 2
         assert torch.equal(centres.unique(dim=0)[-1], torch.tensor([8.0 * (maps[1].shape[3] - 1)] * 2))
 
 
@@ -155,20 +154,20 @@ def test_anchors_are_torchvisions_where_strides_divide_and_centred_elsewhere() -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lists_and_batches_of_images_are_one(kind: str) -> None:
+def test_a_list_of_images_is_detected_like_a_batch(kind: str) -> None:
     detector = tiny(kind, seed=7).eval()
     network = detector.subnet(sampled_arch(detector)).eval()
     x = images(64, 64)
     with torch.no_grad():
         assert same(network(list(x)), network(x))
         small = x[0, :, :41, :53]
-        found = network([small, x[1]])
+        detections = network([small, x[1]])
         padded = torch.stack([nn.functional.pad(small, (0, 11, 0, 23)), x[1]])
-        assert same(network(padded)[1:], found[1:])
-    assert len(found[0]["boxes"]) > 0
-    assert (found[0]["boxes"] <= torch.tensor([53, 41, 53, 41])).all()
-    assert (found[0]["boxes"] >= 0).all()
-    assert {int(label) for each in found for label in each["labels"]} <= {1, 2, 3}
+        assert same(network(padded)[1:], detections[1:])
+    assert len(detections[0]["boxes"]) > 0
+    assert (detections[0]["boxes"] <= torch.tensor([53, 41, 53, 41])).all()
+    assert (detections[0]["boxes"] >= 0).all()
+    assert {int(label) for image in detections for label in image["labels"]} <= {1, 2, 3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,9 +178,9 @@ def test_untrained_detectors_survive_boxes_without_area_and_images_without_boxes
         for name, part in network.named_modules():
             if name.endswith(("bbox_reg", "bbox_pred")):
                 part.bias.fill_(-1e4)  # widths and heights of exp(-1e4), far outside the image
-        found = network(images(96, 96))
-    assert [each["boxes"].shape for each in found] == [(0, 4), (0, 4)]
-    assert all(each["labels"].dtype == torch.int64 and len(each["scores"]) == 0 for each in found)
+        detections = network(images(96, 96))
+    assert [image["boxes"].shape for image in detections] == [(0, 4), (0, 4)]
+    assert all(image["labels"].dtype == torch.int64 and len(image["scores"]) == 0 for image in detections)
     losses = network.train()(images(), [targets()[1]] * 2)
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
@@ -190,12 +189,12 @@ def test_untrained_detectors_survive_boxes_without_area_and_images_without_boxes
 
 def test_a_batch_without_regions_does_not_count_in_calibration() -> None:
     few, more = (torch.randn(number, 8, 7, 7, generator=torch.Generator().manual_seed(number)) for number in (2, 5))
-    one, other = (ConvFCHead(8, convs=1, hidden=4, norm="batch") for _ in range(2))
-    other.load_state_dict(one.state_dict())
-    recalibrate_bn(one, [few, few[:0], more])
-    recalibrate_bn(other, [few, more])
-    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
-    assert one(few[:0]).shape == (0, 4)
+    with_empty, without_empty = (ConvFCHead(8, convs=1, hidden=4, norm="batch") for _ in range(2))
+    without_empty.load_state_dict(with_empty.state_dict())
+    recalibrate_bn(with_empty, [few, few[:0], more])
+    recalibrate_bn(without_empty, [few, more])
+    assert all(map(torch.equal, with_empty.state_dict().values(), without_empty.state_dict().values()))
+    assert with_empty(few[:0]).shape == (0, 4)
 
 
 def _bad_targets(change: Callable[[list[dict[str, Tensor]]], Any]) -> Callable[[], Any]:
@@ -210,7 +209,7 @@ def _bad_targets(change: Callable[[list[dict[str, Tensor]]], Any]) -> Callable[[
 
 
 class Frozen(nn.Sequential):
-    """A strided convolution with a batch norm that does not learn."""
+    """A strided convolution with frozen batch norm."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__(nn.Conv2d(in_channels, 8, 3, 2, 1), FrozenBatchNorm2d(8))
@@ -288,7 +287,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named(case: str) -> None:
+def test_wrong_input_is_named(case: str) -> None:
     run, message = BAD[case]
     with pytest.raises(InputError, match=message):
         run()
@@ -301,7 +300,7 @@ def test_bad_input_is_named(case: str) -> None:
 def test_fresh_weights_follow_the_generator_and_torchvisions_rules(kind: str) -> None:
     arch = sampled_arch(tiny(kind))
 
-    def made(seed: int, width: int = WIDTH) -> dict[str, Tensor]:
+    def fresh_weights(seed: int, width: int = WIDTH) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         settings: dict[str, Any] = {"levels": 3} | ({"hidden": 16} if kind != "retinanet" else {})
         return dict(
@@ -318,10 +317,10 @@ def test_fresh_weights_follow_the_generator_and_torchvisions_rules(kind: str) ->
             ).state_dict()
         )
 
-    one, again, other = made(1), made(1), made(2)
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert any(not torch.equal(one[name], other[name]) for name in one)
-    wide = made(1, 64)
+    first, again, other_seed = fresh_weights(1), fresh_weights(1), fresh_weights(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other_seed[name]) for name in first)
+    wide = fresh_weights(1, 64)
     small = [t.std() for name, t in wide.items() if t.ndim == 4 and ("cls_logits" in name or ".head.conv" in name)]
     assert small
     assert all(0.009 < float(std) < 0.011 for std in small)
@@ -334,28 +333,28 @@ def test_fresh_weights_follow_the_generator_and_torchvisions_rules(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_detector_learns_one_box(kind: str) -> None:
-    """The losses lead somewhere: after forty steps the best detection lies on the only box, with its label."""
+    """After forty steps the best detection lies on the only box and has its label."""
     generator, arch = torch.Generator().manual_seed(3), sampled_arch(tiny(kind))
-    settings: dict[str, Any] = {"norm": "batch", "head_convs": 1}  # narrow towers without norm learn slowly
+    settings: dict[str, Any] = {"norm": "batch", "head_convs": 1}  # without norm, narrow towers learn slowly
     network = tiny_network(kind, arch=arch, generator=generator, **settings).train()
     x = images(seed=8, number=1)
     x[:, :, 16:40, 20:52] += 3.0
-    given = [{"boxes": torch.tensor([[20.0, 16.0, 52.0, 40.0]]), "labels": torch.tensor([2])}]
+    truth = [{"boxes": torch.tensor([[20.0, 16.0, 52.0, 40.0]]), "labels": torch.tensor([2])}]
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     torch.manual_seed(0)
     for _ in range(40):
         optimizer.zero_grad()
-        sum(network(x, given).values()).backward()
+        sum(network(x, truth).values()).backward()
         optimizer.step()
     recalibrate_bn(network, [x])
     with torch.no_grad():
-        (found,) = network(x)
-    assert int(found["labels"][0]) == 2
-    assert found["scores"][0] > 0.5
-    assert (found["boxes"][0] - given[0]["boxes"][0]).abs().max() < 6
+        (detections,) = network(x)
+    assert int(detections["labels"][0]) == 2
+    assert detections["scores"][0] > 0.5
+    assert (detections["boxes"][0] - truth[0]["boxes"][0]).abs().max() < 6
 
 
-def test_frozen_batch_norm_stays_as_it_was_loaded() -> None:
+def test_frozen_batch_norm_keeps_the_loaded_values() -> None:
     arch = sampled_arch(tiny("retinanet"))
     classifier = create_network("shufflenet-small", arch=arch.sub("backbone"), **BACKBONE)
     randomize(classifier, seed=9)
@@ -363,8 +362,9 @@ def test_frozen_batch_norm_stays_as_it_was_loaded() -> None:
     for network in (frozen, plain):
         load_backbone(network, classifier)
     x = images()
-    for found, expected in zip(*(backbone_of(each).eval()(x)[0] for each in (frozen, plain)), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    maps = (backbone_of(network).eval()(x)[0] for network in (frozen, plain))
+    for frozen_map, plain_map in zip(*maps, strict=True):
+        torch.testing.assert_close(frozen_map, plain_map, rtol=1e-5, atol=1e-5)
     before = copy.deepcopy(frozen.state_dict())
     sum(frozen.train()(x, targets()).values()).backward()
     assert all(torch.equal(before[name], tensor) for name, tensor in frozen.state_dict().items())
@@ -376,8 +376,8 @@ def test_frozen_batch_norm_stays_as_it_was_loaded() -> None:
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_settings_are_those_of_the_builders_and_of_the_steps() -> None:
-    """Their names, types and defaults are written out in several places, which must not drift apart."""
+def test_settings_are_written_out_consistently() -> None:
+    """`DetectorSettings`, the builders, the last steps and the docstring agree on names, types and defaults."""
     settings = get_type_hints(DetectorSettings)
     known: dict[str, Any] = {}
     for necks in DETECTORS.values():
@@ -398,7 +398,7 @@ def test_settings_are_those_of_the_builders_and_of_the_steps() -> None:
             }
 
 
-def test_a_network_of_a_supernet_given_with_an_architecture_keeps_its_weights() -> None:
+def test_a_backbone_that_is_fixed_to_an_architecture_keeps_the_weights_of_its_supernet() -> None:
     classifier = create_supernet("shufflenet-small", **BACKBONE)
     arch = classifier.space.sample(random.Random(3))
     by_name, by_supernet = (

@@ -58,9 +58,7 @@ class Supernet:
 
         run = open_stage(folder)
         if score not in run.kind.metrics:
-            raise InputError(
-                f"networks of {folder} have no metric {score!r}; they have {', '.join(run.kind.metrics)}"
-            )
+            raise InputError(f"networks of {folder} have no metric {score!r}; they have {', '.join(run.kind.metrics)}")
         validation = run.data.validation
         if images > len(validation):
             raise InputError(f"images={images} exceeds the search-validation split, which has {len(validation)}")
