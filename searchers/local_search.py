@@ -1,4 +1,4 @@
-"""Local search: climb to the first better neighbour, start anew where there is none."""
+"""Local search: move to the first better neighbour, and restart where there is none."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,19 @@ class LocalSearch:
     """Query-until-better hill climbing with restarts (White et al., UAI 2021, "Exploring the loss landscape in NAS").
 
     From a random network, its neighbours (one decision changed) are evaluated in random order until one is better;
-    that one is the next centre. Where none is, the climb is over and the next starts at a random network that was not
-    evaluated before. No network is proposed twice: a neighbour whose score is known is moved to if it is better, and
-    passed over if not.
+    that one is the next centre. If none is better, the climb is over, and the next one starts at a random network that
+    was not evaluated before. No network is proposed twice: the search moves to a neighbour whose known score is better,
+    and skips one whose known score is not.
 
-    Any number may be asked for at a time. What exceeds the neighbours left is random, and the best of a batch that is
-    better than the centre becomes the next centre. When `TRIES` random draws bring nothing new, fewer are returned than
-    asked for, and finally none.
+    Any number may be asked for at a time. When the neighbours run out, the rest of a batch is random, and the best of a
+    batch becomes the next centre if it is better than the centre. When `proposals.TRIES` random draws give nothing new,
+    fewer architectures are returned than asked for, and finally none.
 
     Args:
-        space: to search.
-        seed: of its draws.
-        metric: to maximise; with a leading minus, to minimise.
-        feasible: limits that every proposal keeps; None for none.
+        space: the space to search.
+        seed: the seed of its draws.
+        metric: the metric to maximise; with a leading minus, to minimise.
+        feasible: the limits that every proposal keeps; None for no limits.
     """
 
     def __init__(
@@ -39,22 +39,22 @@ class LocalSearch:
         self._visited = Visited(space, feasible)
         self._known: dict[str, tuple[float, Arch]] = {}  # per network, its score and an architecture of it
         self._centre: tuple[float, Arch] | None = None
-        self._neighbours: list[Arch] = []  # of the centre, not looked at yet
-        self._starts: set[str] = set()  # random networks asked for and not told yet
+        self._neighbours: list[Arch] = []  # of the centre, not tried yet
+        self._starts: set[str] = set()  # keys of random networks that were proposed and not scored yet
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
+        """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._neighbour, self._start)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Moves to the best of the trials if it is better than the centre; what failed is only never proposed again."""
+        """Moves to the best of the trials if it is better than the centre. Failed networks are not proposed again."""
         self._visited.tell(trials)
         legal = [t for t in trials if not t.failed and (self.feasible is None or self.feasible(t.arch))]
-        told = {trial.key: (score(trial, self.metric), trial.arch) for trial in legal}
-        self._known.update(told)
-        starts, self._starts = [told[key] for key in told if key in self._starts], set()
-        if self._centre is None or any(value > self._centre[0] for value, _ in told.values()):
-            self._move(list(told.values()))
+        scored = {trial.key: (score(trial, self.metric), trial.arch) for trial in legal}
+        self._known.update(scored)
+        starts, self._starts = [scored[key] for key in scored if key in self._starts], set()
+        if self._centre is None or any(value > self._centre[0] for value, _ in scored.values()):
+            self._move(list(scored.values()))
         elif not self._neighbours:
             self._move(starts)  # the centre is a local optimum
 
@@ -64,7 +64,7 @@ class LocalSearch:
         self._rng.shuffle(self._neighbours)
 
     def _neighbour(self) -> Arch | None:
-        """The next neighbour that was never proposed; a known one that is better than the centre is moved to."""
+        """The next neighbour never proposed before. The centre moves to better neighbours that are known on the way."""
         while self._neighbours:
             arch = self._neighbours.pop()
             known = self._known.get(self.space.normal_form(arch).key)

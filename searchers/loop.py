@@ -1,4 +1,7 @@
-"""The search loop: ask, evaluate what is new, record, tell; and exact resume by replaying the record."""
+"""The search loop: ask for architectures, evaluate the new ones, record them and report them to the searcher.
+
+A search resumes exactly by replaying its record.
+"""
 
 import inspect
 import json
@@ -15,16 +18,17 @@ from supernet.errors import InputError, RunError, nearest
 from supernet.space import Arch, SearchSpace
 
 Evaluate = Callable[[Sequence[Arch]], Sequence[Mapping[str, float] | None]]
-"""Normal forms in, one flat mapping of metrics per architecture out, in the same order; None where one failed."""
+"""Takes normal forms and returns a flat mapping of metrics for each, in the same order; None for one that failed."""
 
 REPEATS_IN_A_ROW = 1_000
-"""Times the batch size: so many trials without a new network end a search. Aging evolution repeats by chance about one
-trial in twenty (identity) and a little more in a small space; a thousand in a row is a searcher that has converged."""
+"""A search ends after this many trials in a row, times the batch size, without a new network. Aging evolution repeats
+about one trial in twenty by chance (identity) and a few more in a small space; a searcher that repeats a thousand in a
+row has converged."""
 
 SNAPSHOT_SECONDS = 30.0
-"""Between two snapshots of a searcher that makes them; what is told after the last one is replayed."""
+"""Seconds between two snapshots of a searcher that makes them; a resume replays the trials after the last one."""
 
-_TOLD_AT_START = "told_at_start"  # kept beside the settings: trials that a warm start told without asking
+_WARM_TRIALS = "told_at_start"  # kept beside the settings: how many trials a warm start reported without asking
 
 _log = logging.getLogger("searchers")
 
@@ -32,53 +36,54 @@ _log = logging.getLogger("searchers")
 class Feasible(Protocol):
     """Limits on what an architecture may cost.
 
-    It may have `sample(rng) -> Arch`, a uniform draw within the limits; searchers reject draws of the space otherwise.
+    It may offer `sample(rng) -> Arch`, a uniform draw within the limits. Without it, searchers draw from the whole
+    space and reject what is outside.
     """
 
     @property
     def limits(self) -> Mapping[str, float]:
-        """The limits by the name of the cost, as the study records them."""
+        """Limit by name of the cost, as the study records them."""
 
     def __call__(self, arch: Arch) -> bool:
-        """Whether the architecture is within every limit; the same for all architectures of one network."""
+        """Whether the architecture is within every limit. All architectures of one network get the same answer."""
 
     def explain(self) -> str:
-        """A sentence that names the tightest cost that exists, for the error when nothing fits."""
+        """Names the lowest cost that exists in a sentence, for the error when nothing fits."""
 
 
 class Searcher(Protocol):
     """Proposes architectures and learns from their scores.
 
-    Every draw comes from generators of its own, so that the same sequence of `ask` and `tell` gives the same
-    architectures. Every constructor parameter is kept as an attribute of the same name. A searcher with limits has an
-    attribute `feasible` (see `Feasible`) and proposes within it.
+    A searcher draws from generators of its own only, so that the same sequence of `ask` and `tell` gives the same
+    architectures. It keeps every constructor parameter as an attribute of the same name. A searcher with limits has an
+    attribute `feasible` (see `Feasible`) and proposes only architectures within it.
     """
 
     space: SearchSpace
     metric: str  # maximised; with a leading minus ("-loss"), that metric is minimised
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to `n` architectures of the space; none when there is nothing left to propose."""
+        """Proposes up to `n` architectures of the space, and none when nothing is left to propose."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The trials of one `ask`; after a warm start, trials that were never asked for.
+        """Learns from the trials of one `ask`, or, at a warm start, from trials that it never proposed.
 
-        A trial with a reason in `failed` has no metrics: it is no parent, and not worth proposing again.
+        A trial with a reason in `failed` has no metrics; it must not become a parent or be proposed again.
         """
 
 
 @runtime_checkable
 class Restorable(Protocol):
-    """What a searcher whose `tell` is expensive may have besides: a resume then need not replay everything."""
+    """What a searcher whose `tell` is expensive can offer in addition, so that a resume need not replay everything."""
 
     def snapshot(self) -> bytes:
-        """All of its state, as JSON or safetensors."""
+        """Returns its whole state as JSON or safetensors."""
 
     def restore(self, data: bytes) -> None:
-        """Brings a fresh searcher with the same settings to a snapshot; it then asks what the other would have.
+        """Brings a fresh searcher with the same settings to the state of a snapshot, so that it proposes the same next.
 
         Raises:
-            InputError: it cannot read the snapshot, and is as fresh as before.
+            InputError: the snapshot cannot be read; the searcher is as fresh as before.
         """
 
 
@@ -94,36 +99,37 @@ def search(
     resume: Literal["exact", "warm"] = "exact",
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Trial:
-    """Searches until a budget is spent or nothing new is left, and says which in `study.ended`.
+    """Searches until a budget is spent or nothing new is left; `study.ended` says which.
 
-    An interrupted search goes on when it is called again with a fresh searcher and the same study; the trials are then
-    those of the uninterrupted run, `seconds` aside. Of a `Restorable` searcher the study keeps a snapshot.
+    An interrupted search continues when this is called again with a fresh searcher and the same study. Its trials are
+    then those of an uninterrupted run, except for `seconds`. The study keeps a snapshot of a `Restorable` searcher.
 
-    What raises when evaluated, or gives None or no finite value of the metric, becomes a failed trial with its reason;
-    the search goes on and does not evaluate it again. Where a batch raises, its members are evaluated one by one.
+    An architecture whose evaluation raises, or returns None or no finite value of the metric, becomes a failed trial
+    with its reason; the search continues and does not evaluate it again. If evaluating a batch raises, its members are
+    evaluated one by one.
 
     Args:
-        searcher: a fresh one; what the study holds is replayed through it.
-        evaluate: receives normal forms, each distinct network once per study, up to `batch` at a time. What its scores
-            depend on may stand in an attribute `settings` (a mapping), which the study then holds to.
-        study: where trials are recorded before they are told; budgets count what it already holds.
-        trials: ends the search when so many are told, repeats of a network with its known score included.
-        evaluations: ends the search when so many distinct networks are evaluated; None for no limit.
-        batch: architectures asked for at a time.
-        max_failures: evaluations in a row that fail and end the search with an error; 1 tolerates none. The batch in
-            which it happens is not recorded, so that it is evaluated anew once the cause is repaired.
-        resume: `"exact"` replays the record and refuses changed settings; `"warm"` tells the searcher everything
-            recorded in one go, accepts any settings, and does not claim to repeat another run.
-        on_trial: called for every new trial, after it is recorded and told.
+        searcher: a fresh one; the trials in the study are replayed through it.
+        evaluate: receives normal forms, each distinct network once per study, up to `batch` at a time. It may have an
+            attribute `settings`, a mapping of what its scores depend on; the study then refuses other settings.
+        study: records trials before they are reported to the searcher; the trials it already has count for the budgets.
+        trials: the search ends at this number of trials, which includes repeats of a network with its known score.
+        evaluations: the search ends at this number of distinct networks; None for no limit.
+        batch: how many architectures to ask for at a time.
+        max_failures: this many failed evaluations in a row end the search with an error; 1 tolerates none. The batch in
+            which it happens is not recorded, so that it is evaluated again once the cause is repaired.
+        resume: `"exact"` replays the record and refuses changed settings; `"warm"` reports everything recorded to the
+            searcher at once, accepts any settings, and does not claim to repeat another run.
+        on_trial: called for every new trial, after it is recorded and reported.
 
     Returns:
-        the best evaluated trial, of equals the earliest.
+        the best evaluated trial; of equals the earliest.
 
     Raises:
-        InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results, or
-            metrics that are no numbers or lack `searcher.metric`. What was recorded before stays recorded.
+        InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results,
+            metrics that are not numbers, or metrics without `searcher.metric`. What was recorded before stays recorded.
         RunError: `max_failures` evaluations in a row failed, with their reasons; or the evaluator raised it itself.
-        AssertionError: the searcher asked for what is outside its space or its limits.
+        AssertionError: the searcher proposed an architecture outside its space or its limits.
     """
     numbers = {"trials": trials, "evaluations": evaluations, "batch": batch, "max_failures": max_failures}
     _check_arguments(searcher, study, numbers, resume)
@@ -140,16 +146,16 @@ def search(
     snapshots = _Snapshots(searcher, study)
     while not (ended := budget.spent(study)):
         n = min(batch, budget.left(study))
-        asked = _ask(searcher, n)
-        if not asked:
+        archs = _ask(searcher, n)
+        if not archs:
             ended = f"{type(searcher).__name__} has nothing new to propose after {len(study):,} trials"
             break
-        told = _told(asked, scorer, study)
-        study.append(told, asked=n)
-        searcher.tell(told)
+        new_trials = _evaluated(archs, scorer, study)
+        study.append(new_trials, asked=n)
+        searcher.tell(new_trials)
         snapshots.keep(every=SNAPSHOT_SECONDS)
         if on_trial is not None:
-            for trial in told:
+            for trial in new_trials:
                 on_trial(trial)
     snapshots.keep()
     study.ended = ended
@@ -158,9 +164,10 @@ def search(
 
 
 def settings_of(searcher: Searcher) -> dict[str, Any]:
-    """What a study compares on resume: the class, and every constructor parameter read from its attribute.
+    """The settings that a study compares on resume: the class, and every constructor parameter by its attribute.
 
-    A space is written as its digest, a `Feasible` as its limits, and what JSON cannot hold as the name of its type.
+    A space is written as its digest, a `Feasible` as its limits, and a value that JSON cannot hold as the name of its
+    type.
     """
     kind = type(searcher)
     settings: dict[str, Any] = {"searcher": kind.__name__}
@@ -172,7 +179,7 @@ def settings_of(searcher: Searcher) -> dict[str, Any]:
 
 
 def _settings(searcher: Searcher, evaluate: Evaluate, batch: int) -> dict[str, Any]:
-    """What must not change within a study: the searcher's parameters, the batch, and what scores depend on."""
+    """The settings that must not change within a study: the searcher's, the batch size, and what scores depend on."""
     scoring: Mapping[str, Any] = getattr(evaluate, "settings", {})
     return {**settings_of(searcher), "batch": batch, **{f"evaluate.{name}": _plain(v) for name, v in scoring.items()}}
 
@@ -196,23 +203,23 @@ def _check_arguments(searcher: Searcher, study: Study, numbers: Mapping[str, int
         raise InputError(f"resume={resume!r} is unknown; {nearest(resume, ('exact', 'warm'))}")
     if searcher.space.digest() != study.space.digest():
         raise InputError(
-            f"the searcher is over space {searcher.space.name!r} ({searcher.space.digest()}), but study {study} is of "
+            f"the searcher is for space {searcher.space.name!r} ({searcher.space.digest()}), but study {study} is of "
             f"{study.space.name!r} ({study.space.digest()}); build both from the same space"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Budget:
-    """What ends a search: the limits asked for, and the two that keep it from going on for nothing."""
+    """What ends a search: the two budgets of the caller, and two bounds that stop it when nothing new can come."""
 
     trials: int
     evaluations: int | None
     architectures: int  # of the space
     repeats: int  # in a row
-    start: int  # trials that a warm start told; their repeats are another search's
+    start: int  # trials that a warm start reported; their repeats belong to another search
 
     def left(self, study: Study) -> int:
-        """How many architectures may be asked for without exceeding either limit."""
+        """How many architectures can be asked for without exceeding either budget."""
         trials = self.trials - len(study)
         return trials if self.evaluations is None else min(trials, self.evaluations - study.evaluations)
 
@@ -220,7 +227,7 @@ class _Budget:
         """Why the search is over; empty while it is not."""
         repeats = min(study.repeats_in_a_row, len(study) - self.start)
         if len(study) >= self.trials:
-            return f"{len(study):,} trials are told"
+            return f"{len(study):,} trials are done"
         if self.evaluations is not None and study.evaluations >= self.evaluations:
             return f"{study.evaluations:,} networks are evaluated"
         if study.evaluations >= self.architectures:
@@ -231,7 +238,7 @@ class _Budget:
 
 
 def _within(searcher: Searcher, study: Study, start: int) -> list[Trial]:
-    """The trials within the searcher's limits: all of its own, and what fits of those that a warm start told it."""
+    """The trials within the searcher's limits: all of its own, and those of a warm start that fit."""
     feasible: Feasible | None = getattr(searcher, "feasible", None)
     trials = study.trials()
     return [trial for trial in trials[:start] if feasible is None or feasible(trial.arch)] + trials[start:]
@@ -241,18 +248,18 @@ def _within(searcher: Searcher, study: Study, start: int) -> list[Trial]:
 
 
 def _ask(searcher: Searcher, n: int) -> list[Arch]:
-    asked = searcher.ask(n)
+    archs = searcher.ask(n)
     feasible: Feasible | None = getattr(searcher, "feasible", None)
-    assert len(asked) <= n, f"{type(searcher).__name__} was asked for {n} architectures and returned {len(asked)}"
-    for arch in asked:
+    assert len(archs) <= n, f"{type(searcher).__name__} was asked for {n} architectures and returned {len(archs)}"
+    for arch in archs:
         assert arch in searcher.space, f"{arch} is not in space {searcher.space.name!r}"
         assert feasible is None or feasible(arch), f"{arch} is outside the limits {feasible.limits}"
-    return asked
+    return archs
 
 
-def _told(asked: Sequence[Arch], scorer: "_Scorer", study: Study) -> list[Trial]:
-    """The trials of one batch; only networks that neither study nor batch has evaluated before are evaluated."""
-    forms = [study.space.normal_form(arch) for arch in asked]
+def _evaluated(archs: Sequence[Arch], scorer: "_Scorer", study: Study) -> list[Trial]:
+    """The trials of one batch. A network is evaluated only if neither the study nor the batch has it already."""
+    forms = [study.space.normal_form(arch) for arch in archs]
     new: dict[str, Arch] = {}
     for form in forms:
         if study.first_of(form.key) is None:
@@ -260,21 +267,21 @@ def _told(asked: Sequence[Arch], scorer: "_Scorer", study: Study) -> list[Trial]
     started = time.perf_counter()
     outcomes = dict(zip(new, scorer(list(new.values())), strict=True))
     seconds = (time.perf_counter() - started) / max(1, len(new))
-    told: list[Trial] = []
-    for number, (arch, form) in enumerate(zip(asked, forms, strict=True), start=len(study)):
+    trials: list[Trial] = []
+    for number, (arch, form) in enumerate(zip(archs, forms, strict=True), start=len(study)):
         repeat = new.pop(form.key, None) is None
         first = study.first_of(form.key)
         metrics, failed = outcomes[form.key] if first is None else (first.metrics, first.failed)
-        told.append(Trial(number, arch, form.key, metrics, repeat, 0.0 if repeat else seconds, study.asks, failed))
-    return told
+        trials.append(Trial(number, arch, form.key, metrics, repeat, 0.0 if repeat else seconds, study.asks, failed))
+    return trials
 
 
 Outcome = tuple[Mapping[str, float], str]
-"""Metrics and an empty reason, or no metrics and the reason of the failure."""
+"""Metrics and an empty reason, or no metrics and the reason for the failure."""
 
 
 class _Scorer:
-    """Evaluates, tells failures from scores, and gives up after too many failures in a row."""
+    """Evaluates architectures, separates failures from scores, and gives up after too many failures in a row."""
 
     def __init__(self, evaluate: Evaluate, metric: str, *, max_failures: int) -> None:
         self._evaluate = evaluate
@@ -287,7 +294,7 @@ class _Scorer:
         results: Sequence[Mapping[str, float] | None] = [None] * len(archs)
         try:
             results = self._evaluate(archs) if archs else []
-        except RunError:  # not the architectures' fault: nothing more can be evaluated
+        except RunError:  # the architectures are not at fault: nothing more can be evaluated
             raise
         except Exception as error:
             raised = error
@@ -307,7 +314,7 @@ class _Scorer:
         return outcomes
 
     def _outcome(self, arch: Arch, result: Mapping[str, float] | None) -> Outcome:
-        """The metrics as plain floats."""
+        """The metrics as plain floats, or the reason why they are no score."""
         if result is None:
             return {}, "evaluate returned None"
         if not isinstance(result, Mapping):
@@ -315,7 +322,7 @@ class _Scorer:
         try:
             metrics = {name: float(value) for name, value in result.items()}
         except (TypeError, ValueError) as error:
-            raise InputError(f"architecture {arch.key} was scored {dict(result)}; metrics are numbers") from error
+            raise InputError(f"architecture {arch.key} was scored {dict(result)}; metrics must be numbers") from error
         value = _searched(arch.key, metrics, self._metric)
         if not math.isfinite(value):
             return {}, f"evaluate returned {self._metric.removeprefix('-')}={value}"
@@ -332,15 +339,16 @@ class _Scorer:
 
 
 def _reason(error: Exception) -> str:
-    """One line of at most 200 characters."""
+    """The error as one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _searched(key: str, metrics: Mapping[str, float], metric: str) -> float:
-    """The value of the searched metric."""
+    """The value of the metric that is searched for."""
     name = metric.removeprefix("-")
     if name not in metrics:
-        raise InputError(f"architecture {key} was scored without {name!r}, which is searched; {nearest(name, metrics)}")
+        hint = nearest(name, metrics)
+        raise InputError(f"architecture {key} was scored without {name!r}, the metric of the search; {hint}")
     return metrics[name]
 
 
@@ -348,7 +356,7 @@ def _searched(key: str, metrics: Mapping[str, float], metric: str) -> float:
 
 
 def _resume(searcher: Searcher, study: Study, settings: Mapping[str, Any], resume: str) -> int:
-    """Brings a fresh searcher to where the record ends; returns how many trials it was told without being asked."""
+    """Brings a fresh searcher to where the record ends; returns how many trials a warm start reported to it."""
     recorded = study.settings
     trials = study.trials()
     start = 0
@@ -360,28 +368,28 @@ def _resume(searcher: Searcher, study: Study, settings: Mapping[str, Any], resum
                     f"trial {trial.number} of study {study} has no finite {searcher.metric!r} to learn from"
                 )
     elif recorded is not None:
-        start = recorded.pop(_TOLD_AT_START, 0)
+        start = recorded.pop(_WARM_TRIALS, 0)
         _check_settings(study, recorded, settings)
     done = _restored(searcher, study) if resume == "exact" and recorded is not None else 0
     if start and not done:
         searcher.tell(trials[:start])
     _replay(searcher, study, max(start, done))
     if resume == "warm" or recorded is None:
-        study.set_settings({**settings, _TOLD_AT_START: start})
+        study.set_settings({**settings, _WARM_TRIALS: start})
     return start
 
 
 class _Snapshots:
-    """Keeps the state of a searcher beside the trials that led to it."""
+    """Keeps the state of a searcher in the study, beside the trials that led to it."""
 
     def __init__(self, searcher: Searcher, study: Study) -> None:
         self._searcher = searcher
         self._study = study
         self._last = time.monotonic()
-        self._trials = len(study)  # at the last one; what the study held before can be replayed again
+        self._trials = len(study)  # at the last snapshot; the trials before it were replayed once and can be again
 
     def keep(self, *, every: float = 0.0) -> None:
-        """Makes one, unless nothing is new or the last is younger than `every` seconds."""
+        """Makes a snapshot, unless nothing is new or the last one is younger than `every` seconds."""
         new = len(self._study) > self._trials
         if isinstance(self._searcher, Restorable) and new and time.monotonic() - self._last >= every:
             self._study.set_snapshot(self._searcher.snapshot())
@@ -389,7 +397,7 @@ class _Snapshots:
 
 
 def _restored(searcher: Searcher, study: Study) -> int:
-    """Brings a searcher to the study's snapshot; returns how many trials it has been told, 0 without one."""
+    """Restores the study's snapshot; returns how many trials the searcher then knows, 0 without a snapshot."""
     snapshot = study.snapshot if isinstance(searcher, Restorable) else None
     if snapshot is None or not isinstance(searcher, Restorable):
         return 0
@@ -402,7 +410,7 @@ def _restored(searcher: Searcher, study: Study) -> int:
 
 
 def _check_settings(study: Study, recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name in {**recorded, **settings}:  # the class comes first: another one has other parameters
+    for name in {**recorded, **settings}:  # the class comes first, since another class has other parameters
         old, new = recorded.get(name, "absent"), settings.get(name, "absent")
         if old != new:
             raise InputError(
@@ -415,13 +423,13 @@ def _replay(searcher: Searcher, study: Study, start: int) -> None:
     for n, batch in study.batches():
         if batch[0].number < start:
             continue
-        asked, recorded = searcher.ask(n), [trial.arch for trial in batch]
-        if asked != recorded:
-            at = next(i for i, (new, old) in enumerate(zip_longest(asked, recorded)) if new != old)
-            new, old = (archs[at].key if at < len(archs) else "nothing" for archs in (asked, recorded))
+        proposed, recorded = searcher.ask(n), [trial.arch for trial in batch]
+        if proposed != recorded:
+            at = next(i for i, (new, old) in enumerate(zip_longest(proposed, recorded)) if new != old)
+            new, old = (archs[at].key if at < len(archs) else "nothing" for archs in (proposed, recorded))
             raise InputError(
-                f"replaying trial {batch[0].number + at} of study {study}, {type(searcher).__name__} asks for {new} "
-                f"where the record holds {old}: the searcher is not fresh, or its code has changed; pass a fresh one, "
-                'use another study file, or give resume="warm"'
+                f"replaying trial {batch[0].number + at} of study {study}, {type(searcher).__name__} proposes "
+                f"{new} where the record has {old}: the searcher is not fresh, or its code has changed; pass a fresh "
+                'one, use another study file, or give resume="warm"'
             )
         searcher.tell(batch)

@@ -1,4 +1,4 @@
-"""Searches with more than one objective: Pareto fronts, their hypervolume, and NSGA-II."""
+"""Several objectives: Pareto fronts, their hypervolume, and the sorting that NSGA-II selects by."""
 
 import math
 from collections.abc import Sequence
@@ -7,29 +7,30 @@ from searchers.study import Trial, score
 from supernet.errors import InputError
 
 MINIMISED = ("macs", "params", "activations", "latency", "loss")
-"""Metrics that nobody means to maximise: as an objective without a minus they are an error."""
+"""Metrics that are minimised; naming one as an objective without a minus is an error."""
 
 Point = Sequence[float]
-"""Values of the objectives, each maximised."""
+"""Values of the objectives, all to be maximised."""
 
 
 def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
-    """The trials that no other one beats: none is at least as good in every objective and better in one.
+    """The trials that no other trial dominates by being at least as good in every objective and better in one.
 
     Args:
-        trials: failed ones are left out; of equal ones the first stays.
-        objectives: metrics, maximised; with a leading minus ("-macs"), minimised.
+        trials: the candidates; failed ones are left out, and of equal ones the first stays.
+        objectives: metrics to maximise; with a leading minus (`"-macs"`), to minimise.
 
     Returns:
         the front, best in the first objective first.
 
     Raises:
-        InputError: a trial without one of the metrics.
+        InputError: a trial lacks one of the metrics, or `objectives` is a single string.
     """
+    _check_names(objectives)
     scored = [(tuple(score(t, name) for name in objectives), t) for t in trials if not t.failed]
     scored.sort(key=lambda pair: (tuple(-value for value in pair[0]), pair[1].number))
     front: list[tuple[tuple[float, ...], Trial]] = []
-    for values, trial in scored:  # whatever beats a trial comes before it
+    for values, trial in scored:  # a trial comes after all that dominate it
         if not any(all(a >= b for a, b in zip(other, values, strict=True)) for other, _ in front):
             front.append((values, trial))
     return [trial for _, trial in front]
@@ -38,11 +39,11 @@ def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Tri
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
     """The volume that is at least as good as the reference and at most as good as one of the points (Zitzler, 1999).
 
-    Exact in any number d of objectives: a sweep in O(n log n) for two, slices along the last objective of more, so that
-    d take O(n**(d - 1) log n). Thousands of points in two dimensions and hundreds in three take a second at most.
+    It is exact in any number d of objectives: a sweep in O(n log n) for two; for more, slices along the last objective,
+    in O(n**(d - 1) log n). Thousands of points in two dimensions and hundreds in three take a second at most.
 
     Args:
-        points: maximised; those not better than the reference in every objective add nothing.
+        points: values to maximise; points not better than the reference in every objective add nothing.
         reference: the worst value of each objective that counts.
 
     Raises:
@@ -56,7 +57,7 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
 
 def _sliced(points: Sequence[tuple[float, ...]], reference: tuple[float, ...]) -> float:
-    """Of points above the reference, the highest in the last objective first."""
+    """The hypervolume of points above the reference, given with the highest in the last objective first."""
     if len(reference) == 1:
         return points[0][0] - reference[0] if points else 0.0
     if len(reference) == 2:
@@ -71,7 +72,7 @@ def _sliced(points: Sequence[tuple[float, ...]], reference: tuple[float, ...]) -
 
 
 def _swept(points: Sequence[tuple[float, ...]], reference: tuple[float, ...]) -> float:
-    """The area: from the highest down, each point adds what it is wider than all before it."""
+    """The area: from the highest point down, each adds the strip by which it is wider than all before it."""
     area, widest = 0.0, reference[0]
     for first, second in points:
         if first > widest:
@@ -84,38 +85,38 @@ def nondominated_sort(points: Sequence[Point], violations: Sequence[float] | Non
     """Fast non-dominated sorting (Deb et al., 2002, § III-A) with constrained domination (§ VI-A).
 
     Args:
-        points: maximised.
-        violations: of the constraints, 0 for none. Who violates less dominates; who violates nothing is compared by
-            the objectives.
+        points: values to maximise.
+        violations: how far each point violates the constraints, 0 for not at all. A smaller violation dominates;
+            points that violate nothing are compared by their objectives.
 
     Returns:
-        positions of the points, front by front, in ascending order within each.
+        the positions of the points by front, in ascending order within each front.
     """
-    broken = [0.0] * len(points) if violations is None else violations
+    excess = [0.0] * len(points) if violations is None else violations
 
     def dominates(a: int, b: int) -> bool:
-        if broken[a] or broken[b]:
-            return broken[a] < broken[b]
+        if excess[a] or excess[b]:
+            return excess[a] < excess[b]
         pairs = list(zip(points[a], points[b], strict=True))
         return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
-    beaten: list[list[int]] = [[] for _ in points]
-    beaters = [0] * len(points)
+    dominated: list[list[int]] = [[] for _ in points]  # by each point
+    dominators = [0] * len(points)  # how many dominate each point
     for a in range(len(points)):
         for b in range(a):
             for winner, loser in ((a, b), (b, a)):
                 if dominates(winner, loser):
-                    beaten[winner].append(loser)
-                    beaters[loser] += 1
-    fronts = [[i for i, count in enumerate(beaters) if count == 0]]
+                    dominated[winner].append(loser)
+                    dominators[loser] += 1
+    fronts = [[i for i, count in enumerate(dominators) if count == 0]]
     while fronts[-1]:
-        following = []
+        next_front = []
         for winner in fronts[-1]:
-            for loser in beaten[winner]:
-                beaters[loser] -= 1
-                if beaters[loser] == 0:
-                    following.append(loser)
-        fronts.append(sorted(following))
+            for loser in dominated[winner]:
+                dominators[loser] -= 1
+                if dominators[loser] == 0:
+                    next_front.append(loser)
+        fronts.append(sorted(next_front))
     return fronts[:-1]
 
 
@@ -137,9 +138,8 @@ def crowding_distance(points: Sequence[Point]) -> list[float]:
 
 
 def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
-    """The objectives if they can be meant: two or more metrics, costs with a minus. Raises `InputError` otherwise."""
-    if isinstance(objectives, str) or not all(isinstance(name, str) for name in objectives):
-        raise InputError(f"objectives={objectives!r} are no sequence of names; write ('accuracy', '-macs')")
+    """Returns valid objectives as a tuple: two or more metrics, costs with a minus. Raises `InputError` otherwise."""
+    _check_names(objectives)
     names = [name.removeprefix("-") for name in objectives]
     if len(set(names)) < max(2, len(names)) or not all(names):
         raise InputError(f"objectives={tuple(objectives)!r} are not two or more different metrics; name each once")
@@ -147,3 +147,9 @@ def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
         if objective in MINIMISED:
             raise InputError(f"objective {objective!r} would be maximised; write '-{objective}' to minimise it")
     return tuple(objectives)
+
+
+def _check_names(objectives: Sequence[str]) -> None:
+    """Raises `InputError` for a single string, which would be read as a sequence of letters, and for other types."""
+    if isinstance(objectives, str) or not all(isinstance(name, str) for name in objectives):
+        raise InputError(f"objectives={objectives!r} is not a sequence of names; write ('accuracy', '-macs')")

@@ -1,4 +1,4 @@
-"""Drawing within limits, with a bound on the tries: a limit that nothing meets is an error, never a hang."""
+"""Draws within limits, with bounded retries: a limit that nothing meets is an error and never a hang."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,24 +11,24 @@ from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
 TRIES = 10_000
-"""Finds a share of 0.1 % of the draws with probability 1 − 5e-5, and gives up within seconds."""
+"""Random draws before giving up, which takes seconds. They find a legal share of 0.1 % with probability 1 − 5e-5."""
 
 CHILD_TRIES = 100
-"""Mutations or crossovers tried before a random draw takes their place; a limit rejects about half of the mutations of
-an architecture that just keeps it."""
+"""Mutations or crossovers to try before a random draw takes their place. A limit rejects about half of the mutations of
+an architecture that barely meets it."""
 
 
 def sampler(space: SearchSpace, rng: Random, feasible: Feasible | None) -> Callable[[], Arch]:
-    """Random draws: exact ones within the limits where these can make them, else of the whole space, to be rejected."""
+    """A function that draws within the limits if they offer exact draws, and from the whole space otherwise."""
     exact: Callable[[Random], Arch] | None = getattr(feasible, "sample", None)
     return (lambda: space.sample(rng)) if exact is None else (lambda: exact(rng))
 
 
 def sample(space: SearchSpace, rng: Random, feasible: Feasible | None) -> Arch:
-    """A random architecture within the limits.
+    """Draws a random architecture within the limits.
 
     Raises:
-        InputError: there is none, or none of `TRIES` draws is; the message holds what `feasible` can explain.
+        InputError: there is none, or none of `TRIES` draws is within; the message includes what `feasible` explains.
     """
     arch = within(sampler(space, rng, feasible), feasible, tries=TRIES)
     if arch is None:
@@ -38,7 +38,7 @@ def sample(space: SearchSpace, rng: Random, feasible: Feasible | None) -> Arch:
 
 
 def within(draw: Callable[[], Arch], feasible: Feasible | None, *, tries: int = CHILD_TRIES) -> Arch | None:
-    """The first of `draw()`, `draw()`, … within the limits; None if none of `tries` is."""
+    """Draws up to `tries` times and returns the first architecture within the limits, or None."""
     for _ in range(tries):
         arch = draw()
         if feasible is None or feasible(arch):
@@ -56,18 +56,18 @@ def nothing_fits(feasible: Feasible, tries: int) -> InputError:
 
 
 def up_to(n: int, *draws: Callable[[], Arch | None]) -> list[Arch]:
-    """`n` architectures, each from the first of the draws that gives one; fewer once none does."""
-    found: list[Arch] = []
-    while len(found) < n:
-        made = next((arch for draw in draws if (arch := draw()) is not None), None)
-        if made is None:
+    """Collects `n` architectures, each from the first of the draws that returns one, or fewer once none does."""
+    archs: list[Arch] = []
+    while len(archs) < n:
+        arch = next((drawn for draw in draws if (drawn := draw()) is not None), None)
+        if arch is None:
             break
-        found.append(made)
-    return found
+        archs.append(arch)
+    return archs
 
 
 class Visited:
-    """The networks that a search has seen, by the key of their normal form: what it need not propose again."""
+    """The networks that a search has seen, by the keys of their normal forms, and need not propose again."""
 
     def __init__(self, space: SearchSpace, feasible: Feasible | None) -> None:
         self._space = space
@@ -89,7 +89,7 @@ class Visited:
         self._keys.update(trial.key for trial in trials)
 
     def admit(self, arch: Arch) -> bool:
-        """Notes the network and says yes if it is new and within the limits."""
+        """Returns whether the network is new and within the limits, and if so notes it."""
         key = self._space.normal_form(arch).key
         if key in self._keys or not (self._feasible is None or self._feasible(arch)):
             return False
@@ -97,7 +97,7 @@ class Visited:
         return True
 
     def claim(self, draw: Callable[[], Arch], *, tries: int) -> Arch | None:
-        """The first of `draw()`, `draw()`, … that is new and within the limits, noted; None if none of `tries` is."""
+        """Draws up to `tries` times; notes and returns the first network that is new and within the limits, or None."""
         for _ in range(tries):
             arch = draw()
             if self.admit(arch):
@@ -105,7 +105,7 @@ class Visited:
         return None
 
     def sample(self, rng: Random) -> Arch | None:
-        """A random network that is new and within the limits; None when all are known, as far as many draws can tell.
+        """Draws a random network that is new and within the limits; None if many draws suggest that all are known.
 
         Raises:
             InputError: the limits exclude every draw.
@@ -120,9 +120,9 @@ class Visited:
 
     @cached_property
     def _most_tries(self) -> int:
-        """`TRIES`, or fewer where fewer do: 20 n draws miss an architecture of probability 1/n with e**-20."""
+        """`TRIES`, or fewer in a small space: 20 n draws miss an architecture of probability 1/n with e**-20."""
         rarest = math.prod(len(choice.options) for choice in self._space.choices)
         count: Callable[[], int | None] = getattr(self._feasible, "count", lambda: None)
         if hasattr(self._feasible, "sample") and (fit := count()) is not None:
-            rarest = min(rarest, fit)  # exact draws are uniform
+            rarest = min(rarest, fit)  # since exact draws are uniform
         return min(TRIES, 20 * rarest)

@@ -12,15 +12,15 @@ from supernet.space import Arch, SearchSpace
 class RandomSearch:
     """Uniform draws from the space, each network at most once.
 
-    Uniform over architectures: a network that several of them describe is as much likelier to come early. After
-    `proposals.TRIES` draws (fewer in a small space) without a new network it returns what it has, and finally nothing:
-    the space, or the part of it within the limits, is then exhausted or nearly so.
+    Draws are uniform over architectures, so a network that several architectures describe is that much likelier to come
+    early. After `proposals.TRIES` draws (fewer in a small space) without a new network it returns what it has, and
+    finally nothing: the space, or the part of it within the limits, is then exhausted or nearly so.
 
     Args:
-        space: to draw from.
-        seed: of its draws.
-        metric: only names the best trial; draws ignore the scores.
-        feasible: limits that every proposal keeps; None for none.
+        space: the space to draw from.
+        seed: the seed of its draws.
+        metric: the metric that decides which trial is the best; draws ignore the scores.
+        feasible: the limits that every proposal keeps; None for no limits.
     """
 
     def __init__(
@@ -33,13 +33,14 @@ class RandomSearch:
         self._visited = Visited(space, feasible)
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to `n` networks not asked for before. Raises `InputError` if the limits exclude every draw."""
+        """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._unseen)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Trials that were not asked for (a warm start) will not be asked for either."""
+        """Marks the networks of the trials as known, so that those of a warm start are not proposed either."""
         self._visited.tell(trials)
 
     def _unseen(self) -> Arch | None:
-        rng = generator("random search", self.seed, len(self._visited))  # a stream per proposal: no state but the keys
+        # One stream per proposal, so that the known keys are the only state.
+        rng = generator("random search", self.seed, len(self._visited))
         return self._visited.sample(rng)

@@ -1,4 +1,4 @@
-"""A study: every trial of one search, held in memory and in an SQLite file that outlives a kill."""
+"""A study: every trial of one search, in memory and in an SQLite file that survives a kill."""
 
 import json
 import math
@@ -35,16 +35,18 @@ STUDY = sqlite.FileKind(
 
 @dataclass(frozen=True)
 class Trial:
-    """One architecture that a searcher asked for, with its score. Two trials are equal if all but `seconds` agrees.
+    """One architecture that a searcher proposed, with its score. Trials are equal if all but `seconds` agree.
+
+    `Trial.of` makes one by hand.
 
     Attributes:
         number: position in the study, from 0.
-        arch: the architecture as asked.
-        key: of its normal form; equal keys are the same network.
-        metrics: what the evaluation returned; empty if it failed.
-        repeat: the score (or failure) is that of an earlier trial of the same study; nothing was evaluated.
+        arch: the architecture as the searcher proposed it.
+        key: the key of its normal form; equal keys mean the same network.
+        metrics: the result of the evaluation; empty if it failed.
+        repeat: whether the score (or failure) was copied from an earlier trial of the study and nothing was evaluated.
         seconds: the trial's share of its batch's evaluation time; 0 for a repeat.
-        batch: number of the `ask` that it came from, from 0.
+        batch: the number of the `ask` that it came from, from 0.
         failed: why there is no score; empty for a scored trial.
     """
 
@@ -59,7 +61,14 @@ class Trial:
 
     @classmethod
     def of(
-        cls, space: SearchSpace, arch: Arch, metrics: Mapping[str, float], *, number: int = 0, failed: str = ""
+        cls,
+        space: SearchSpace,
+        arch: Arch,
+        metrics: Mapping[str, float],
+        *,
+        number: int = 0,
+        repeat: bool = False,
+        failed: str = "",
     ) -> Self:
         """A trial to report to a searcher by hand, as the only one of its batch.
 
@@ -68,13 +77,14 @@ class Trial:
             arch: the architecture as the searcher proposed it, or any other one.
             metrics: its scores; empty if it failed.
             number: position in the study; only messages and the order among equals use it.
+            repeat: its network was reported before.
             failed: why there is no score.
         """
-        return cls(number, arch, space.normal_form(arch).key, metrics, False, 0.0, number, failed)
+        return cls(number, arch, space.normal_form(arch).key, metrics, repeat, 0.0, number, failed)
 
 
 def score(trial: Trial, metric: str) -> float:
-    """The value to maximise: the metric, or its negative where `metric` has a leading minus (`"-loss"`).
+    """The value to maximise: the metric, or its negative if `metric` has a leading minus (`"-loss"`).
 
     Raises:
         InputError: the trial failed, or lacks the metric.
@@ -89,10 +99,10 @@ def score(trial: Trial, metric: str) -> float:
 
 
 def best_of(trials: Iterable[Trial], metric: str) -> Trial:
-    """The trial with the highest `score`, of equals the first; trials without a finite value of the metric are skipped.
+    """The trial with the highest `score`; of equals the first. Trials without a finite value of the metric are skipped.
 
     Raises:
-        InputError: none has one.
+        InputError: no trial has a finite value.
     """
     name = metric.removeprefix("-")
     trials = list(trials)
@@ -100,30 +110,31 @@ def best_of(trials: Iterable[Trial], metric: str) -> Trial:
     if not scored:
         known = sorted({name for trial in trials for name in trial.metrics})
         failures = [trial.failed for trial in trials if trial.failed]
-        none = f"all failed, the last with: {failures[-1]}" if failures else "there are no trials; search first"
-        hint = nearest(name, known) if known else none
+        empty = f"all failed, the last with: {failures[-1]}" if failures else "there are no trials; search first"
+        hint = nearest(name, known) if known else empty
         raise InputError(f"no trial has a finite {name!r}; {hint}")
     return max(scored, key=lambda trial: score(trial, metric))
 
 
 class Study:
-    """The record of one search, opened or created; the only state that a search has.
+    """The record of one search, opened or created. A search has no other state.
 
-    One process writes a study at a time (a lock on `PATH.lock`). The file is SQLite with a write-ahead log: a kill
+    One process at a time writes a study (a lock on `PATH.lock`). The file is SQLite with a write-ahead log: a kill
     loses at most the batch in flight. The log is synced to disk with the first batch after `SYNC_SECONDS`, so that a
-    power cut loses no more than the batches of the last second; a search that goes on from there evaluates them again,
-    to the same result. Trials are read once, when the file is opened.
+    power cut loses no more than the batches of the last second; a search that continues from there evaluates them
+    again, to the same result. Trials are read once, when the file is opened.
 
     Args:
-        path: of the file; None keeps the study in memory.
-        space: the space searched; a study belongs to one space.
+        path: the file; None keeps the study in memory.
+        space: the space that is searched; a study belongs to one space.
 
     Attributes:
         ended: why the last `search` on this object ended; empty before.
 
     Raises:
-        InputError: no such folder, no study, a damaged one, one of another space or schema version, or one that is
-            open elsewhere.
+        InputError: the folder does not exist, or the file is not a study, is damaged, belongs to another space or
+            schema version, or is open elsewhere.
+        RunError: the file cannot be written. Methods that write raise it too, for instance when the disk is full.
     """
 
     def __init__(self, path: str | Path | None, space: SearchSpace) -> None:
@@ -170,44 +181,44 @@ class Study:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[Trial]:
-        """All trials in the order they were told."""
+        """All trials in the order in which they were recorded."""
         return list(self._trials)
 
     def batches(self) -> list[tuple[int, list[Trial]]]:
-        """Per `ask`: how many architectures it was asked for, and the trials it led to (never none, maybe fewer)."""
-        found: list[tuple[int, list[Trial]]] = [(asked, []) for asked in self._asked]
+        """Per `ask`, how many architectures were asked for, and the trials that came of it (at least one)."""
+        batches: list[tuple[int, list[Trial]]] = [(asked, []) for asked in self._asked]
         for trial in self._trials:
-            found[trial.batch][1].append(trial)
-        return found
+            batches[trial.batch][1].append(trial)
+        return batches
 
     @property
     def asks(self) -> int:
-        """The number of batches; the next one gets this number."""
+        """The number of batches, which is also the number of the next one."""
         return len(self._asked)
 
     @property
     def evaluations(self) -> int:
-        """The number of distinct networks evaluated, those that failed included."""
+        """The number of distinct networks evaluated, including those that failed."""
         return len(self._first)
 
     @property
     def repeats_in_a_row(self) -> int:
-        """How many trials at the end of the study evaluated nothing new."""
+        """How many trials in a row at the end of the study evaluated nothing new."""
         return self._repeats
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """The settings of the search that wrote the study (a copy); None before the first search."""
+        """A copy of the settings of the search that wrote the study; None before the first search."""
         return None if self._settings is None else dict(self._settings)
 
     @property
     def snapshot(self) -> tuple[int, bytes] | None:
-        """The last state of the searcher on record, and how many trials it had been told; None if there is none."""
+        """The last recorded state of the searcher, after how many trials it was taken; None if there is none."""
         row: tuple[int, bytes] | None = self._connection().execute("SELECT trials, state FROM snapshots").fetchone()
         return row
 
     def first_of(self, key: str) -> Trial | None:
-        """The trial that evaluated the network with this normal-form key, scored or failed; None if there is none."""
+        """The trial, scored or failed, that evaluated the network with this normal-form key; None if there is none."""
         return self._first.get(key)
 
     def best(self, metric: str) -> Trial:
@@ -221,15 +232,15 @@ class Study:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def append(self, batch: Sequence[Trial], *, asked: int | None = None) -> None:
-        """Records the trials of one `ask` in one transaction; they are on disk when it returns.
+        """Records the trials of one `ask` in one transaction; they are in the file when this returns.
 
         Args:
-            batch: at least one trial, numbered on from the last; all with the next batch number.
-            asked: how many architectures the searcher was asked for, if more than it returned.
+            batch: at least one trial; their numbers continue the study's, and all have the next batch number.
+            asked: how many architectures the searcher was asked for, if it returned fewer.
         """
         assert batch, "a batch has at least one trial"
         for number, trial in enumerate(batch, start=len(self._trials)):
-            assert (trial.number, trial.batch) == (number, len(self._asked)), f"{trial} does not follow on"
+            assert (trial.number, trial.batch) == (number, len(self._asked)), f"{trial} does not continue the study"
         asked = len(batch) if asked is None else asked
         with self._transaction() as db:
             db.execute("INSERT INTO batches VALUES (?, ?)", (batch[0].batch, asked))
@@ -239,7 +250,7 @@ class Study:
             self._note(trial)
 
     def set_settings(self, settings: Mapping[str, Any]) -> None:
-        """Records the settings of the search, a mapping that JSON can hold; those before go, and their snapshot."""
+        """Replaces the settings of the search, a mapping that JSON can hold, and drops the snapshot."""
         text = json.dumps(settings)
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('settings', ?)", (text,))
@@ -247,7 +258,7 @@ class Study:
         self._settings = json.loads(text)
 
     def set_snapshot(self, state: bytes) -> None:
-        """Records the state of the searcher that has been told all trials, in place of the last one."""
+        """Replaces the recorded state of the searcher, which must know all trials of the study."""
         with self._transaction() as db:
             db.execute("DELETE FROM snapshots")
             db.execute("INSERT INTO snapshots VALUES (?, ?)", (len(self), state))

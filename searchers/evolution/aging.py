@@ -1,4 +1,4 @@
-"""Aging evolution: tournament selection among the recent."""
+"""Aging evolution: tournament selection among the most recent architectures."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from supernet.space import Arch, SearchSpace
 
 
 class AgingEvolution:
-    """Regularized evolution (Real et al., AAAI 2019, Algorithm 1): the oldest of the population dies, not the worst.
+    """Regularized evolution (Real et al., AAAI 2019, Algorithm 1): the oldest member of the population dies.
 
-    The first `population_size` architectures are random. After that, each is the mutated winner of a tournament, and
-    every trial told enters the population on one side and pushes the oldest out on the other. Any number may be asked
-    for at a time; children asked for together have parents from the same population. A failed trial enters nothing.
+    The first `population_size` architectures are random. After that, each is the mutated winner of a tournament. Every
+    scored trial enters the population and pushes out the oldest member. Any number may be asked for at a time;
+    children that are asked for together have parents from the same population. A failed trial does not enter.
 
     Args:
-        space: to search; a mutation gives one active decision another value.
-        seed: of its draws.
-        metric: to maximise; with a leading minus, to minimise.
-        feasible: limits that every proposal keeps; None for none. Where no mutation of a parent keeps them, a random
-            architecture within the limits takes its place.
+        space: the space to search; a mutation gives one active decision another value.
+        seed: the seed of its draws.
+        metric: the metric to maximise; with a leading minus, to minimise.
+        feasible: the limits that every proposal keeps; None for no limits. If no mutation of a parent keeps them, a
+            random architecture within the limits takes its place.
         population_size: P of the paper.
-        tournament_size: S of the paper, drawn with replacement; 1 is no selection at all.
-        identity: probability of the identity mutation, which proposes the parent again.
-        aging: False for the paper's control (§ 3.2, non-aging evolution): not the oldest dies but the worst of a
-            tournament, drawn anew for each trial told since the scores of a batch come together.
+        tournament_size: S of the paper, drawn with replacement; 1 means no selection.
+        identity: the probability of the identity mutation, which proposes the parent again.
+        aging: False for the paper's control (§ 3.2, non-aging evolution): the worst of a tournament dies instead of the
+            oldest. A new tournament is drawn for each trial, since the scores of a batch arrive together.
 
     Raises:
         InputError: a size below 1, or a probability outside [0, 1].
@@ -50,7 +50,7 @@ class AgingEvolution:
             if size < 1:
                 raise InputError(f"{name}={size} is too small; give at least 1")
         if not 0 <= identity <= 1:
-            raise InputError(f"identity={identity} is no probability; give a number from 0 to 1")
+            raise InputError(f"identity={identity} is not a probability; give a number from 0 to 1")
         self.space = space
         self.seed = seed
         self.metric = metric
@@ -61,25 +61,25 @@ class AgingEvolution:
         self.aging = aging
         self._rng = generator("aging evolution", seed)
         self._population: deque[Trial] = deque()
-        self._pending = 0  # asked for and not told yet
+        self._pending = 0  # proposed and not scored yet
 
     def ask(self, n: int) -> list[Arch]:
-        """`n` architectures. Raises `InputError` if the limits exclude every draw."""
+        """Proposes `n` architectures. Raises `InputError` if the limits exclude every draw."""
         return [self._next() for _ in range(n)]
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The trials enter the population; those outside the limits, which only a warm start can bring, do not."""
+        """Adds the trials to the population, except those outside the limits, which only a warm start can bring."""
         self._pending = max(0, self._pending - len(trials))
         for trial in trials:
             if not trial.failed and (self.feasible is None or self.feasible(trial.arch)):
                 if len(self._population) == self.population_size:
-                    self._bury()
+                    self._remove_one()
                 self._population.append(trial)
 
     def _next(self) -> Arch:
-        random = len(self._population) + self._pending < self.population_size or not self._population
+        initial = len(self._population) + self._pending < self.population_size or not self._population
         self._pending += 1
-        if random:
+        if initial:
             return sample(self.space, self._rng, self.feasible)
         if self._rng.random() < self.identity:
             return self._parent().arch
@@ -90,7 +90,7 @@ class AgingEvolution:
         tournament = self._rng.choices(self._population, k=self.tournament_size)
         return max(tournament, key=lambda trial: score(trial, self.metric))
 
-    def _bury(self) -> None:
+    def _remove_one(self) -> None:
         if self.aging:
             self._population.popleft()
         else:

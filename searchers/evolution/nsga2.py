@@ -23,36 +23,37 @@ class _Member:
 
 
 class NSGA2:
-    """The elitist genetic algorithm for several objectives (Deb, Pratap, Agarwal & Meyarivan, 2002), § III.
+    """NSGA-II, the elitist genetic algorithm for several objectives (Deb, Pratap, Agarwal & Meyarivan, 2002, § III).
 
-    The first `population_size` networks are random. A child crosses the winners of two binary tournaments (lower front
-    first, then larger crowding distance) and is mutated. When as many children are scored as the population has
-    members, the best of both by front and crowding distance become the next population. Any number may be asked for at
-    a time; the published schedule is a batch of `population_size`.
+    The first `population_size` networks are random. A child is a crossover of the winners of two binary tournaments
+    (lower front first, then larger crowding distance), and is mutated. When as many children are scored as the
+    population has members, the best of both by front and crowding distance become the next population. Any number may
+    be asked for at a time; the published schedule is a batch of `population_size`.
 
-    Unlike the paper's, children are networks never proposed before: the same one would be scored to the same values.
-    Where `proposals.CHILD_TRIES` children are not, a random new network takes their place. Every proposal keeps the
-    limits. Trials outside, which a warm start may tell, take part by constrained domination: behind all within, ordered
-    by how far they exceed the limits.
+    Unlike in the paper, children are networks never proposed before, since a repeated one would get the same score. If
+    `proposals.CHILD_TRIES` children in a row are known, a random new network takes their place. Every proposal keeps
+    the limits. Trials outside the limits, which a warm start may bring, take part by constrained domination: they rank
+    behind all trials within, in the order of how far they exceed the limits.
 
     Args:
-        space: to search.
-        seed: of its draws.
-        metric: names the best trial of the search; selection goes by the objectives alone.
-        feasible: limits that every proposal keeps; None for none.
-        objectives: metrics, maximised; with a leading minus, minimised. A trial in which one is not finite is no
-            parent.
-        cost: gives, for an architecture, the objectives that the evaluation does not return, e.g. a `CostTable`.
+        space: the space to search.
+        seed: the seed of its draws.
+        metric: the metric that decides which trial of the search is the best; selection uses the objectives alone.
+        feasible: the limits that every proposal keeps; None for no limits.
+        objectives: metrics to maximise; with a leading minus, to minimise. A trial with an objective that is not
+            finite does not become a parent.
+        cost: a function that gives an architecture's objectives that the evaluation does not return, e.g. a
+            `CostTable`.
         population_size: N of the paper, for thousands of evaluations. A budget of a few hundred is better spent on more
-            generations: after 300 networks of NAS-Bench-Macro 20 members cover 98.8 % of the front's hypervolume, 50
-            cover 97.4 %, 100 cover 95.0 % and random search 92.9 % (BENCHMARKS.md).
-        crossover: probability that a child has two parents.
-        mutation: probability that an active decision is drawn anew, the old value included; None for 1 over the number
-            of decisions.
+            generations: after 300 networks of NAS-Bench-Macro, 20 members cover 98.8 % of the front's hypervolume, 50
+            cover 97.4 %, 100 cover 95.0 %, and random search covers 92.9 % (BENCHMARKS.md).
+        crossover: the probability that a child has two parents.
+        mutation: the probability that an active decision is redrawn, possibly to its old value; None for 1 over the
+            number of decisions.
 
     Raises:
-        InputError: objectives that cannot be meant, a population below 2, a probability outside [0, 1]; when told, a
-            trial without an objective.
+        InputError: invalid objectives, a population below 2, or a probability outside [0, 1]; from `tell`, a trial
+            without one of the objectives.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class NSGA2:
             raise InputError(f"population_size={population_size} is too small; give at least 2")
         for name, chance in (("crossover", crossover), ("mutation", mutation)):
             if chance is not None and not 0 <= chance <= 1:
-                raise InputError(f"{name}={chance} is no probability; give a number from 0 to 1")
+                raise InputError(f"{name}={chance} is not a probability; give a number from 0 to 1")
         if cost is not None and not callable(cost):
             raise InputError(f"cost={cost!r} cannot be called; give a function of an architecture, e.g. a CostTable")
         self.space = space
@@ -86,21 +87,21 @@ class NSGA2:
         self.mutation = mutation
         self._rng = generator("NSGA-II", seed)
         self._visited = Visited(space, feasible)
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._population: list[_Member] = []
-        self._children: list[_Member] = []  # scored since the last selection; at first the random ones
+        self._children: list[_Member] = []  # scored since the last selection; initially the random ones
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
+        """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._child, lambda: self._visited.sample(self._rng))
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The trials become children; failed ones are only never proposed again."""
+        """Adds the trials to the children and selects when there are enough. Failed ones are not proposed again."""
         self._visited.tell(trials)
         for trial in trials:
-            if trial.failed or trial.key in self._told:
+            if trial.failed or trial.key in self._reported:
                 continue
-            self._told.add(trial.key)
+            self._reported.add(trial.key)
             member = self._member(trial)
             if all(map(math.isfinite, member.point)):
                 self._children.append(member)
@@ -125,7 +126,7 @@ class NSGA2:
         return _Member(trial.arch, point, 0.0 if legal else _excess(values, limits))
 
     def _selected(self, members: Sequence[_Member]) -> list[_Member]:
-        """The next population, with the front and the crowding distance of each."""
+        """The next population, each member with its front and its crowding distance."""
         kept: list[_Member] = []
         fronts = nondominated_sort([m.point for m in members], [m.violation for m in members])
         for rank, front in enumerate(fronts):
@@ -139,7 +140,7 @@ class NSGA2:
         return kept
 
     def _child(self) -> Arch | None:
-        """A new network from the population; None before there is one, or where no child is new."""
+        """A new network bred from the population; None if there is no population yet or no child is new."""
         return self._visited.claim(self._bred, tries=CHILD_TRIES) if self._population else None
 
     def _bred(self) -> Arch:
@@ -156,7 +157,7 @@ class NSGA2:
 
 
 def _excess(values: Mapping[str, float], limits: Mapping[str, float]) -> float:
-    """How far the limits are exceeded, each relative to itself; infinite where one that is broken is not known."""
+    """The sum of the relative excesses over the limits; infinite if the values do not show which limit is exceeded."""
     over = [(values[name] - limit) / max(abs(limit), 1e-12) for name, limit in limits.items() if name in values]
     excess = sum(value for value in over if value > 0)
     return excess if len(over) == len(limits) and excess > 0 else math.inf

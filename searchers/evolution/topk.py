@@ -1,4 +1,4 @@
-"""Generational evolution from the best of all history: the searcher of SPOS and DetNAS."""
+"""Generational evolution from the best networks of the whole history: the searcher of SPOS and DetNAS."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,33 +15,33 @@ from supernet.space import Arch, SearchSpace, Value
 Crossover = Literal["uniform", "one-point"]
 
 CHILD_TRIES = 10
-"""Per mutant or crossover, as in the released code of SPOS (`max_iters = 10 * m`)."""
+"""Tries per mutant or crossover, as in the released code of SPOS (`max_iters = 10 * m`)."""
 
 
 class TopKEvolution:
     """Evolution over a supernet (SPOS: Guo et al., ECCV 2020, Algorithm 1; DetNAS: Chen et al., NeurIPS 2019, § 3.2.3).
 
     The first generation is random. Each later one has `mutants` mutations and `crossovers` crossovers of random parents
-    among the `parents` best networks of all history, and is filled up with random ones. Only networks not proposed
-    before are legal; each child has `CHILD_TRIES` tries to be one, and a random network takes the place of one that
-    fails (released code instead retries for ever, or leaves the generation short). When `TRIES` random draws bring
-    nothing new, fewer are returned than asked for, and finally none.
+    among the `parents` best networks of the whole history, and is filled up with random networks. Only networks not
+    proposed before are legal. Each child has `CHILD_TRIES` tries; if all fail, a random network takes its place
+    (released code instead retries for ever, or leaves the generation short). When `proposals.TRIES` random draws give
+    nothing new, fewer architectures are returned than asked for, and finally none.
 
-    Any number may be asked for at a time: the generation is bred when its first member is asked for, from what is told
-    by then. The published schedule is a batch that divides `population_size`.
+    Any number may be asked for at a time. A generation is bred when its first member is asked for, from the trials
+    known by then. The published schedule is a batch that divides `population_size`.
 
     Args:
-        space: to search.
-        seed: of its draws.
-        metric: to maximise; with a leading minus, to minimise.
-        feasible: limits that every proposal keeps; None for none.
-        population_size: of a generation.
+        space: the space to search.
+        seed: the seed of its draws.
+        metric: the metric to maximise; with a leading minus, to minimise.
+        feasible: the limits that every proposal keeps; None for no limits.
+        population_size: the size of a generation.
         parents: how many of the best networks so far breed (k, "top 10").
-        mutants: per generation.
-        crossovers: per generation.
-        mutation: probability that an active decision is drawn anew, the old value included.
-        crossover: "uniform" (each decision from either parent, as published) or "one-point" (those before a cut from
-            one, the others from the other).
+        mutants: mutations per generation.
+        crossovers: crossovers per generation.
+        mutation: the probability that an active decision is redrawn, possibly to its old value.
+        crossover: "uniform" (each decision from either parent, as published) or "one-point" (the decisions before a
+            cut from one parent, the others from the other).
 
     Raises:
         InputError: sizes that do not fit together, a probability outside [0, 1], or an unknown crossover.
@@ -69,7 +69,7 @@ class TopKEvolution:
                 f"population_size={population_size} has no room for {mutants} mutants and {crossovers} crossovers"
             )
         if not 0 <= mutation <= 1:
-            raise InputError(f"mutation={mutation} is no probability; give a number from 0 to 1")
+            raise InputError(f"mutation={mutation} is not a probability; give a number from 0 to 1")
         if crossover not in get_args(Crossover):
             raise InputError(f"crossover={crossover!r} is unknown; {nearest(crossover, get_args(Crossover))}")
         self.space = space
@@ -84,31 +84,31 @@ class TopKEvolution:
         self.crossover: Crossover = crossover
         self._rng = generator("top-k evolution", seed)
         self._visited = Visited(space, feasible)
-        self._best: list[Trial] = []  # distinct networks, the best first
+        self._best: list[Trial] = []  # distinct networks, best first
         self._generation: deque[Callable[[], Arch | None]] = deque()
 
     @classmethod
     def detnas(cls, space: SearchSpace, **settings: Any) -> Self:
         """The released settings of DetNAS: 20 mutants, 20 crossovers and 10 random networks in each of 20 generations.
 
-        Its limit is 300 million MACs of the backbone; `settings` may hold anything that the constructor takes.
+        The paper's limit is 300 million MACs for the backbone. `settings` takes all arguments of the constructor.
         """
         return cls(space, **{"population_size": 50, "parents": 10, "mutants": 20, "crossovers": 20, **settings})
 
     @classmethod
     def spos(cls, space: SearchSpace, **settings: Any) -> Self:
-        """The settings of SPOS: 25 mutants and 25 crossovers in each of 20 generations; its limit is 330 million MACs.
+        """The settings of SPOS: 25 mutants and 25 crossovers in each of 20 generations.
 
-        `settings` may hold anything that the constructor takes.
+        The paper's limit is 330 million MACs. `settings` takes all arguments of the constructor.
         """
         return cls(space, **{"population_size": 50, "parents": 10, "mutants": 25, "crossovers": 25, **settings})
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
+        """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._next, lambda: self._visited.sample(self._rng))
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Merges the trials into the best; failed ones and those outside the limits are only never proposed again."""
+        """Merges the trials into the best. Failed ones and those outside the limits are only not proposed again."""
         self._visited.tell(trials)
         known = {trial.key for trial in self._best}
         for trial in trials:
@@ -116,7 +116,7 @@ class TopKEvolution:
             if legal and trial.key not in known:
                 known.add(trial.key)
                 self._best.append(trial)
-        self._best.sort(key=lambda trial: -score(trial, self.metric))  # stable: of equals the earlier stays ahead
+        self._best.sort(key=lambda trial: -score(trial, self.metric))  # stable: of equals the earlier comes first
         del self._best[self.parents :]
 
     def _next(self) -> Arch | None:
@@ -125,7 +125,7 @@ class TopKEvolution:
         return self._generation.popleft()()
 
     def _next_generation(self) -> list[Callable[[], Arch | None]]:
-        """How each member of the next generation is drawn."""
+        """Returns how to draw each member of the next generation."""
         parents = list(self._best)
         if not parents:
             return [self._random] * self.population_size
@@ -144,17 +144,21 @@ class TopKEvolution:
         return self.space.mutate(self._rng.choice(parents).arch, self._rng, self.mutation)
 
     def _crossed(self, parents: Sequence[Trial]) -> Arch:
-        first, second = self._rng.choice(parents).arch, self._rng.choice(parents).arch  # the same one, as released
+        """A crossover of two parents, which may be the same one, as in the released code."""
+        first, second = (
+            self._rng.choice(parents).arch,
+            self._rng.choice(parents).arch,
+        )
         cross = self.space.crossover if self.crossover == "uniform" else self._one_point
         return cross(first, second, self._rng)
 
     def _one_point(self, first: Arch, second: Arch, rng: Random) -> Arch:
-        """Decisions before a random cut from `first`, the others from `second`; if inactive there, from the other."""
+        """Takes decisions before a random cut from `first`, others from `second`; if inactive there, from the other."""
         active = [{choice.name for choice in self.space.active(parent)} for parent in (first, second)]
         cut = rng.randint(1, max(1, len(self.space) - 1))
         values: dict[str, Value] = {}
         for position, choice in enumerate(self.space.choices):
             sides = (0, 1) if position < cut else (1, 0)
-            held = [(first, second)[side][choice.name] for side in sides if choice.name in active[side]]
-            values[choice.name] = held[0] if held else choice.draw(rng)
+            inherited = [(first, second)[side][choice.name] for side in sides if choice.name in active[side]]
+            values[choice.name] = inherited[0] if inherited else choice.draw(rng)
         return self.space.canonical(values)

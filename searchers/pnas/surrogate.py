@@ -1,4 +1,4 @@
-"""What progressive search predicts with: small networks that read a cell block by block, as many as there are."""
+"""The surrogate of progressive search: small networks that read a cell of any size block by block."""
 
 import math
 from collections.abc import Sequence
@@ -10,28 +10,29 @@ from torch.nn.functional import one_hot, relu
 from searchers.pnas.ladder import Kind
 
 Row = Sequence[Sequence[int]]
-"""A cell: per block one number for each of its decisions."""
+"""A cell: per block, the option number of each decision."""
 
-AT_ONCE = 4096  # cells predicted together: some tens of MB
+AT_ONCE = 4096  # cells that are predicted together, in some tens of MB
 
 
 class LadderSurrogate:
-    """An ensemble of predictors of a score between 0 and 1, which accept cells of any number of blocks.
+    """An ensemble of predictors of a score between 0 and 1 for cells with any number of blocks.
 
     - "mlp": the embeddings of a block's decisions, concatenated and averaged over the blocks, then two layers of
       `hidden` units. The order of the blocks is lost.
     - "lstm": one layer of `hidden` units that reads decision after decision, block after block.
 
-    The last output goes through a linear layer and a sigmoid. Liu et al. (ECCV 2018), § 3.4.
+    The last output passes through a linear layer and a sigmoid (Liu et al., ECCV 2018, § 3.4). The weights of all
+    members are stacked along a first dimension, so that one batched product serves the whole ensemble.
 
     Args:
         kind: "mlp" or "lstm".
-        decisions: of a block, in order: the number of the embedding that each reads, and how many options that has.
-        seed: of the initial weights, and of what each member leaves out.
-        members: of the ensemble; each is trained on all but every `members`-th cell.
-        embedding: width of an embedding; initially uniform in [-0.1, 0.1].
-        hidden: units.
-        bias: initial one of the last layer; the sigmoid of 1.8 is 0.86.
+        decisions: per decision of a block, in order, the number of its embedding table and of that table's options.
+        seed: the seed of the initial weights and of the choice of what each member leaves out.
+        members: the size of the ensemble; each member is trained without every `members`-th cell.
+        embedding: the width of an embedding, initially uniform in [-0.1, 0.1].
+        hidden: the number of hidden units.
+        bias: the initial bias of the last layer; the sigmoid of 1.8 is 0.86.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class LadderSurrogate:
         self._tables = [table for table, _ in decisions]
         self._width = max(options for _, options in decisions)
         tables, inputs = 1 + max(self._tables), len(decisions) * embedding
-        layers = {  # bound of the uniform distribution, shape
+        layers = {  # bound of the initial uniform distribution, shape
             "embedding": (0.1, (tables, self._width, embedding)),
             "output": (1 / math.sqrt(hidden), (hidden, 1)),
             "output_bias": (0.0, (1, 1)),
@@ -80,10 +81,10 @@ class LadderSurrogate:
     def fit(
         self, cells: Sequence[Row], targets: Sequence[float], *, learning_rate: float, epochs: int
     ) -> list[list[int]]:
-        """Trains the present weights on these cells alone, the mean absolute error, Adam on all cells at once.
+        """Trains the current weights on these cells alone by full-batch Adam on the mean absolute error.
 
         Returns:
-            per member the positions of the cells that it was shown; all where there are fewer cells than members.
+            per member the positions of the cells that it was trained on: all if there are fewer cells than members.
         """
         shown = self._shares(len(cells))
         share = shown / shown.sum(dim=1, keepdim=True)  # (members, n)
@@ -102,25 +103,25 @@ class LadderSurrogate:
     @torch.no_grad()
     def predict(self, cells: Sequence[Row]) -> list[float]:
         """The mean prediction of the members for each cell; the cells may differ in size."""
-        found = [0.0] * len(cells)
+        predictions = [0.0] * len(cells)
         for size in sorted({len(cell) for cell in cells}):
             group = [n for n, cell in enumerate(cells) if len(cell) == size]
             for start in range(0, len(group), AT_ONCE):
                 part = group[start : start + AT_ONCE]
                 means = self._forward(torch.tensor([cells[n] for n in part])).mean(dim=0)
                 for n, mean in zip(part, means.tolist(), strict=True):
-                    found[n] = mean
-        return found
+                    predictions[n] = mean
+        return predictions
 
     @torch.no_grad()
     def expanded(self, parents: Sequence[Row], options: Sequence[int]) -> Tensor:
-        """Predictions for every parent with every block appended that these numbers of options allow.
+        """Predicts every parent with every possible block appended.
 
-        What a block adds to a parent is computed once for what the expansions share.
+        The computation that expansions share is done once.
 
         Args:
-            parents: all of one size.
-            options: per decision of the new block; the last varies fastest.
+            parents: cells of one size.
+            options: the number of options of each decision of the new block; the last decision varies fastest.
 
         Returns:
             (parents · Π options,)
@@ -131,7 +132,7 @@ class LadderSurrogate:
         return torch.cat([expand(part, options).mean(dim=0) for part in rows])
 
     def _shares(self, n: int) -> Tensor:
-        """(members, n): 1 where a member is shown a cell."""
+        """(members, n), 1 where a member is trained on a cell and 0 elsewhere."""
         if n < self.members or self.members == 1:
             return torch.ones(self.members, n)
         place = torch.empty(n, dtype=torch.long)
@@ -139,20 +140,20 @@ class LadderSurrogate:
         return (place[None] % self.members != torch.arange(self.members)[:, None]).float()
 
     def _forward(self, rows: Tensor) -> Tensor:
-        """Of (n, blocks, decisions) cells of one size: (members, n)."""
+        """Predicts (n, blocks, decisions) cells of one size: (members, n)."""
         if self.kind == "mlp":
             return self._from_mean(one_hot(rows, self._width).float().mean(dim=1))
-        state = self._rest(len(rows))
+        state = self._initial_state(len(rows))
         gates = self._gates()
         for block in rows.unbind(dim=1):
             for decision, taken in enumerate(block.unbind(dim=1)):
-                state = self._read(gates[decision][:, taken], state)
+                state = self._advance(gates[decision][:, taken], state)
         return self._score(state[0])
 
     # -- mlp -----------------------------------------------------------------------------------------------------------
 
     def _from_mean(self, shares: Tensor) -> Tensor:
-        """Of (n, decisions, options), the share of blocks that take each option: (members, n)."""
+        """Predicts from the share of blocks that take each option, (n, decisions, options): (members, n)."""
         w = self.weights
         tables = w["embedding"][:, self._tables]  # (members, decisions, options, embedding)
         inputs = torch.einsum("ntk,mtkd->mntd", shares, tables).flatten(start_dim=2)
@@ -166,31 +167,34 @@ class LadderSurrogate:
 
     # -- lstm ----------------------------------------------------------------------------------------------------------
 
-    def _rest(self, n: int) -> tuple[Tensor, Tensor]:
+    def _initial_state(self, n: int) -> tuple[Tensor, Tensor]:
         zeros = torch.zeros(self.members, n, self.weights["recurrent"].shape[1])
         return zeros, zeros
 
     def _gates(self) -> list[Tensor]:
-        """Per decision, what each option adds to the gates: (members, options, 4 hidden)."""
+        """Per decision, the contribution of each option to the gates: (members, options, 4 hidden)."""
         w = self.weights
         added = [torch.baddbmm(w["gate_bias"], table, w["input"]) for table in w["embedding"].unbind(dim=1)]
         return [added[table] for table in self._tables]
 
-    def _read(self, gates: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _advance(self, gates: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """One step of the LSTM, given what the decision contributes to the gates."""
         hidden, cell = state
-        opens, forgets, shows, new = torch.baddbmm(gates, hidden, self.weights["recurrent"]).chunk(4, dim=-1)
-        cell = forgets.sigmoid() * cell + opens.sigmoid() * new.tanh()
-        return shows.sigmoid() * cell.tanh(), cell
+        input_gate, forget_gate, output_gate, new = torch.baddbmm(gates, hidden, self.weights["recurrent"]).chunk(
+            4, dim=-1
+        )
+        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * new.tanh()
+        return output_gate.sigmoid() * cell.tanh(), cell
 
     def _expanded_lstm(self, rows: Tensor, options: Sequence[int]) -> Tensor:
-        gates, state = self._gates(), self._rest(len(rows))
+        gates, state = self._gates(), self._initial_state(len(rows))
         for block in rows.unbind(dim=1):
             for decision, taken in enumerate(block.unbind(dim=1)):
-                state = self._read(gates[decision][:, taken], state)
+                state = self._advance(gates[decision][:, taken], state)
         for decision, count in enumerate(options):
             n = state[0].shape[1]
             added = gates[decision][:, :count].repeat(1, n, 1)
-            state = self._read(added, tuple(part.repeat_interleave(count, dim=1) for part in state))  # type: ignore[arg-type]
+            state = self._advance(added, tuple(part.repeat_interleave(count, dim=1) for part in state))  # type: ignore[arg-type]
         return self._score(state[0])
 
     def _score(self, hidden: Tensor) -> Tensor:
@@ -199,7 +203,7 @@ class LadderSurrogate:
 
 
 def ranking(scores: Tensor, *, seed: int) -> list[int]:
-    """Positions, the highest first; of scores that agree to seven digits, in a random order."""
+    """The positions of the scores, highest first; scores that agree to seven decimals come in random order."""
     order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
     rounded = torch.round(scores.double(), decimals=7)[order]
     best: list[int] = order[torch.argsort(-rounded, stable=True)].tolist()

@@ -1,7 +1,4 @@
-"""Surrogates: models that learn scores from index vectors and say how sure they are, behind one interface.
-
-An index vector is what `SearchSpace.to_indices` gives. Scores are standardised by the caller.
-"""
+"""An ensemble of small neural networks as a surrogate."""
 
 import math
 
@@ -14,20 +11,20 @@ from supernet.space import SearchSpace
 
 
 class Ensemble:
-    """Small networks on `Encoding`, each trained without one part of the data; their disagreement is the uncertainty.
+    """Small networks on `Encoding`, each trained without a part of the data; their disagreement is the uncertainty.
 
-    Each member has one hidden layer and a linear bypass, weights of its own, and leaves out every `members`-th
-    observation, as the surrogates of progressive NAS do (Liu et al., ECCV 2018, § 3.4, with five members). Adam on all
-    data at once, in NumPy: the networks are too small for anything else to be faster.
+    Each member has one hidden layer and a linear bypass, has its own weights, and leaves out every `members`-th
+    observation, as the surrogates of progressive NAS do (Liu et al., ECCV 2018, § 3.4, with five members). They are
+    trained by full-batch Adam in NumPy; the networks are so small that nothing else is faster.
 
     Args:
-        space: of the index vectors.
-        seed: of the initial weights.
-        members: of the ensemble, at least 2.
-        hidden: units of the hidden layer.
-        steps: of a `fit`; an `update` goes on with a tenth of them.
-        decay: of the weights, per step and relative to the step size.
-        most: observations that they are given, those of `subset` where there are more.
+        space: the space of the index vectors.
+        seed: the seed of the initial weights.
+        members: the size of the ensemble, at least 2.
+        hidden: the number of units of the hidden layer.
+        steps: the training steps of a `fit`; an `update` continues with a tenth of them.
+        decay: the weight decay per step, relative to the step size.
+        most: the largest number of observations to train on; `subset` chooses them if there are more.
     """
 
     def __init__(
@@ -51,7 +48,7 @@ class Ensemble:
         self._fits = 0
 
     def fit(self, indices: Indices, scores: Floats) -> None:
-        """Trains fresh networks."""
+        """Trains new networks."""
         rng = np.random.default_rng(derive_seed("ensemble", self._seed, self._fits))
         self._fits += 1
         columns = len(self._encode.group)
@@ -67,24 +64,24 @@ class Ensemble:
         self._train(indices, scores, self._steps)
 
     def update(self, indices: Indices, scores: Floats) -> None:
-        """Trains the present networks a little further."""
+        """Trains the existing networks a little further."""
         self._train(indices, scores, max(1, self._steps // 10))
 
     def predict(self, indices: Indices) -> Prediction:
-        """Mean and covariance of the members; a draw is one of them."""
+        """Predicts the mean and covariance of the members; a draw is one of the members."""
         outputs = self._forward(self._encode(indices))[1][:, :, 0]  # (members, candidates)
         mean = outputs.mean(axis=0)
-        apart = (outputs - mean) / math.sqrt(self._members - 1)
+        deviations = (outputs - mean) / math.sqrt(self._members - 1)
         return Prediction(
             mean,
-            np.sum(apart**2, axis=0),
-            covariance=lambda position: apart[:, position] @ apart,
+            np.sum(deviations**2, axis=0),
+            covariance=lambda position: deviations[:, position] @ deviations,
             draw=lambda rng: outputs[rng.integers(self._members)],
             noise=self._noise,
         )
 
     def _forward(self, points: Floats) -> tuple[Floats, Floats]:
-        """Hidden units (members, n, hidden) and outputs (members, n, 1)."""
+        """Returns the hidden units (members, n, hidden) and the outputs (members, n, 1)."""
         weights = self._weights
         hidden = np.maximum(points @ weights["in"] + weights["bias"], 0.0)
         return hidden, hidden @ weights["out"] + points @ weights["bypass"] + weights["level"]
@@ -93,9 +90,10 @@ class Ensemble:
         kept = subset(scores, self._most)
         points, target = self._encode(indices[kept]), scores[kept][None, :, None]
         member = np.arange(self._members)[:, None, None]
-        share = (np.arange(len(kept))[None, :, None] % self._members != member).astype(float)  # what each is shown
+        trained = np.arange(len(kept))[None, :, None] % self._members != member  # (members, n, 1)
+        share = trained.astype(float)
         if len(kept) <= 2 * self._members:
-            share[:] = 1.0  # too few to leave any out
+            share[:] = 1.0  # there are too few to leave any out
         share /= share.sum(axis=1, keepdims=True)
         first = {name: np.zeros_like(value) for name, value in self._weights.items()}
         second = {name: np.zeros_like(value) for name, value in self._weights.items()}

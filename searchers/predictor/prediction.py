@@ -1,4 +1,7 @@
-"""Predictions of surrogates and what a surrogate offers."""
+"""The interface of surrogates and the predictions that they return.
+
+An index vector is a result of `SearchSpace.to_indices`. Callers standardise the scores.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
-"""(architectures, choices): the number of each option."""
+"""(architectures, choices): the option number of each choice."""
 Floats = NDArray[np.float64]
 
 
@@ -16,14 +19,14 @@ JITTER = 1e-8  # on the diagonal of a covariance of scores with unit variance
 
 
 class Prediction:
-    """Scores of candidates as a joint normal distribution.
+    """A joint normal distribution of the candidates' scores.
 
     Args:
-        mean: (candidates,)
+        mean: (candidates,).
         variance: (candidates,), of the score itself, without the noise of an evaluation.
-        covariance: of one candidate, by its position, with all: (candidates,).
-        draw: one function of the posterior at the candidates: (candidates,).
-        noise: variance of an evaluation.
+        covariance: gives the covariance of the candidate at a position with all candidates, (candidates,).
+        draw: samples a function from the posterior and returns its values at the candidates, (candidates,).
+        noise: the variance of an evaluation.
     """
 
     def __init__(
@@ -44,15 +47,15 @@ class Prediction:
 
     @property
     def std(self) -> Floats:
-        """(candidates,)"""
+        """The standard deviations, (candidates,)."""
         deviation: Floats = np.sqrt(np.maximum(self._variance, 1e-12))
         return deviation
 
     def believe(self, position: int) -> None:
-        """Goes on as if a candidate had been evaluated and had scored its mean.
+        """Updates the distribution as if a candidate had been evaluated and had scored its mean.
 
-        That is the kriging believer (Ginsbourger, Le Riche & Carraro, 2010): the means of all candidates stay, and
-        what is near becomes surer. `draw` is not affected, since draws of a batch differ by themselves.
+        This is the kriging believer (Ginsbourger, Le Riche & Carraro, 2010): the means of all candidates stay, and the
+        variances of similar ones shrink. `draw` is not affected, since the draws of a batch differ anyway.
         """
         column = self._covariance(position) - sum((u * u[position] for u in self._believed), np.zeros(len(self.mean)))
         scale = math.sqrt(max(column[position], 0.0) + self._noise + JITTER)
@@ -64,24 +67,24 @@ class Surrogate(Protocol):
     """A model of the score."""
 
     def fit(self, indices: Indices, scores: Floats) -> None:
-        """Learns everything from (n, choices) index vectors and their (n,) scores."""
+        """Fits the model to (n, choices) index vectors and their (n,) scores."""
 
     def update(self, indices: Indices, scores: Floats) -> None:
-        """Takes up other data, usually a few more, at a fraction of the cost of `fit`; after a first `fit`."""
+        """Takes the data in place of the earlier data at a fraction of the cost of `fit`, which must come first."""
 
     def predict(self, indices: Indices) -> Prediction:
-        """Of (candidates, choices) index vectors."""
+        """Predicts the scores of (candidates, choices) index vectors."""
 
 
 def subset(scores: Floats, most: int) -> NDArray[np.int64]:
-    """Which observations a model is given when there are more than it can take, in order.
+    """Returns the positions, ascending, of at most `most` observations for a model that cannot take them all.
 
-    The better half of `most` are the highest scores, where the search goes on; the others are spread evenly over the
-    rest in the order told, so that the model still knows what is bad.
+    Half of them are the highest scores, where the search goes on; the others are spread evenly over the rest in the
+    order of evaluation, so that the model still knows which networks are bad.
     """
     if len(scores) <= most:
         return np.arange(len(scores))
     best = np.argsort(-scores, kind="stable")[: most // 2]
     rest = np.setdiff1d(np.arange(len(scores)), best)
-    spread = rest[np.linspace(0, len(rest) - 1, most - len(best)).astype(int)]
-    return np.sort(np.concatenate([best, spread]))
+    others = rest[np.linspace(0, len(rest) - 1, most - len(best)).astype(int)]
+    return np.sort(np.concatenate([best, others]))

@@ -1,4 +1,4 @@
-"""Predictor-guided search: a surrogate of the score says which networks are worth an evaluation."""
+"""Predictor-guided search: a surrogate of the score chooses which networks to evaluate."""
 
 import math
 from collections import deque
@@ -22,43 +22,43 @@ from supernet.space import Arch, SearchSpace
 Kind = Literal["gp", "ensemble"]
 Acquisition = Literal["ei", "ucb", "thompson"]
 
-BASES = 20  # best networks so far that are mutated and crossed; the neighbours of the first 8 are all candidates
-NEIGHBOURS, MUTANTS, CROSSED, RANDOM = 400, 150, 100, 50  # candidates of each kind, at most
-CLIMBS, CLIMBED = 2, 4  # rounds of adding the neighbours of so many best candidates
-SHORTLIST = 100  # best candidates whose normal form is found and of which one after the other is chosen
-PLANNED = 16  # proposals that one model may serve once there are many observations
-REMEMBERED = 100_000  # normal forms and verdicts of the limits that are kept, about 300 bytes each
+BASES = 20  # best networks so far to mutate and cross; all neighbours of the first 8 are candidates
+NEIGHBOURS, MUTANTS, CROSSED, RANDOM = 400, 150, 100, 50  # largest number of candidates of each kind
+CLIMBS, CLIMBED = 2, 4  # how often the neighbours of how many best candidates are added
+SHORTLIST = 100  # best candidates that are brought to their normal form, to be chosen one after the other
+PLANNED = 16  # largest number of proposals per model once there are many observations
+REMEMBERED = 100_000  # normal forms that are kept with the verdict of the limits, about 300 bytes each
 
 
 class PredictorSearch:
     """Bayesian optimisation over index vectors, with any surrogate and any space.
 
-    The first `initial` networks are random. After that a surrogate learns from all scores told, candidates are made,
-    and the one of the highest acquisition is proposed: neighbours, mutations and crossovers of the best networks,
-    random networks, and the neighbours of the best candidates (a climb on the acquisition). Candidates are normal forms
-    within the limits that were not proposed before; when there is none, a random network is proposed, and fewer than
-    asked for when random draws bring nothing new either.
+    The first `initial` networks are random. After that, a surrogate is fitted to all scores so far, and the candidate
+    with the highest acquisition value is proposed. Candidates are neighbours, mutations and crossovers of the best
+    networks, random networks, and the neighbours of the best candidates (a climb on the acquisition). They are normal
+    forms within the limits that were not proposed before. If there are none, a random network is proposed; if random
+    draws give nothing new either, fewer are returned than asked for.
 
-    In a batch each candidate chosen, and whatever was asked for and is not told yet, counts as evaluated with the mean
-    that the surrogate predicts (the kriging believer). With Thompson sampling each of a batch has a draw of its own.
+    Within a batch, the candidates chosen so far and those whose scores are pending count as evaluated with the mean
+    that the surrogate predicts (the kriging believer). With Thompson sampling, each member of a batch has its own draw.
 
-    What it costs: weights are learnt anew when the observations have grown by a tenth; one model serves a
-    proposal per fifty observations, `PLANNED` at most; and surrogates cap what they are given.
+    To bound the cost, weights are fitted again only when the observations have grown by a tenth, one model serves a
+    proposal per fifty observations (at most `PLANNED`), and surrogates limit how many observations they use.
 
     Args:
-        space: to search.
-        seed: of its draws.
-        metric: to maximise; with a leading minus, to minimise.
-        feasible: limits that every proposal keeps; None for none.
+        space: the space to search.
+        seed: the seed of its draws.
+        metric: the metric to maximise; with a leading minus, to minimise.
+        feasible: the limits that every proposal keeps; None for no limits.
         surrogate: "gp" (a Gaussian process with an overlap kernel) or "ensemble" (small networks).
-        acquisition: "ei" (expected improvement, Jones et al., 1998, over the best mean of the surrogate at the networks
-            told rather than over the best score, which owes most to noise), "ucb" (mean plus `beta` deviations;
+        acquisition: "ei" (expected improvement, Jones et al., 1998; over the best mean that the surrogate predicts for
+            the evaluated networks, since the best score owes most to noise), "ucb" (mean plus `beta` deviations;
             Srinivas et al., 2010) or "thompson" (the best of a draw of the surrogate).
-        initial: random networks before the first fit, at least 2.
-        beta: of "ucb".
+        initial: the number of random networks before the first fit, at least 2.
+        beta: the weight of the deviation in "ucb".
 
     Raises:
-        InputError: an unknown surrogate or acquisition, or a number too small.
+        InputError: an unknown surrogate or acquisition, or a number that is too small.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class PredictorSearch:
         initial: int = 8,
         beta: float = 1.0,
     ) -> None:
-        for name, given, kinds in (("surrogate", surrogate, Kind), ("acquisition", acquisition, Acquisition)):
-            if given not in get_args(kinds):
-                raise InputError(f"{name}={given!r} is unknown; {nearest(given, get_args(kinds))}")
+        for name, value, kinds in (("surrogate", surrogate, Kind), ("acquisition", acquisition, Acquisition)):
+            if value not in get_args(kinds):
+                raise InputError(f"{name}={value!r} is unknown; {nearest(value, get_args(kinds))}")
         if initial < 2:
             raise InputError(f"initial={initial} is too small; give at least 2")
         if not (math.isfinite(beta) and beta >= 0):
-            raise InputError(f"beta={beta} is no weight of a deviation; give 0 or more")
+            raise InputError(f"beta={beta} cannot weight a deviation; give 0 or more")
         self.space = space
         self.seed = seed
         self.metric = metric
@@ -96,29 +96,29 @@ class PredictorSearch:
         self._visited = Visited(space, feasible)
         self._candidates = _Candidates(space, feasible)
         self._scores: dict[str, float] = {}  # by network
-        self._rows: list[tuple[int, ...]] = []  # of the same networks, in the order told
-        self._legal: list[bool] = []  # which are within the limits: a warm start may tell others, which teach as well
-        self._pending: dict[str, tuple[int, ...]] = {}  # asked for or planned, and not told
+        self._rows: list[tuple[int, ...]] = []  # of the same networks, in the same order
+        self._legal: list[bool] = []  # within the limits? Networks outside, from a warm start, train the surrogate too
+        self._pending: dict[str, tuple[int, ...]] = {}  # planned or proposed, and not scored
         self._planned: deque[tuple[str, Arch]] = deque()  # with the key of its network
-        self._learnt = 0  # observations of the last fit
+        self._learnt = 0  # number of observations of the last fit
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
-        found: list[Arch] = []
-        while len(found) < n:
+        """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
+        archs: list[Arch] = []
+        while len(archs) < n:
             if not self._planned:
-                self._plan(n - len(found))
+                self._plan(n - len(archs))
             arch = self._planned.popleft()[1] if self._planned else self._random()
             if arch is None:
                 break
-            found.append(arch)
-        return found
+            archs.append(arch)
+        return archs
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Takes up the scores; failed networks are only never proposed again."""
+        """Adds the scores to the observations. Failed networks are only not proposed again."""
         self._visited.tell(trials)
-        told = {trial.key for trial in trials}
-        self._planned = deque(pair for pair in self._planned if pair[0] not in told)
+        reported = {trial.key for trial in trials}
+        self._planned = deque(pair for pair in self._planned if pair[0] not in reported)
         for trial in trials:
             row = self.space.to_indices(self.space.normal_form(trial.arch))
             self._pending.pop(trial.key, None)
@@ -129,13 +129,14 @@ class PredictorSearch:
                 self._legal.append(self.feasible is None or self.feasible(trial.arch))
 
     def _random(self) -> Arch | None:
+        """A random new network, noted as pending; None if there is none."""
         arch = self._visited.sample(self._rng)
         if arch is not None:
             self._note(arch)
         return arch
 
     def _note(self, arch: Arch) -> str:
-        """Remembers a proposal; returns the key of its network."""
+        """Notes a proposal as pending and returns the key of its network."""
         form = self.space.normal_form(arch)
         row = self.space.to_indices(form)
         self._pending[form.key] = row
@@ -143,7 +144,7 @@ class PredictorSearch:
         return form.key
 
     def _plan(self, n: int) -> None:
-        """Chooses the next networks, `n` or a few more; none while there is too little to learn from."""
+        """Plans the next networks, `n` or a few more, or none while there are too few scores to learn from."""
         if len(self._visited) < self.initial or len(self._scores) < 2:
             return
         rows, scores = np.array(self._rows), compressed(np.array(list(self._scores.values())))
@@ -167,7 +168,7 @@ class PredictorSearch:
             self._choose(shortlist, best, wanted)
 
     def _choose(self, pool: Indices, best: float, wanted: int) -> None:
-        """Fills the plan with the best candidates, one after the other."""
+        """Adds the best candidates to the plan, one after the other."""
         pending = np.array(list(self._pending.values()), dtype=int).reshape(-1, pool.shape[1])
         prediction = self._model.predict(np.concatenate([pool, pending]))
         for position in range(len(pool), len(pool) + len(pending)):
@@ -185,7 +186,7 @@ class PredictorSearch:
                 prediction.believe(position)
 
     def _value(self, prediction: Prediction, best: float) -> Floats:
-        """The acquisition of each candidate; for Thompson sampling what guides the climb, mean plus deviation."""
+        """The acquisition value of each candidate. Under Thompson sampling the climb uses mean plus deviation."""
         if self.acquisition == "ei":
             return log_expected_improvement(prediction.mean, prediction.std, best)
         return prediction.mean + (self.beta if self.acquisition == "ucb" else 1.0) * prediction.std
@@ -195,9 +196,10 @@ class PredictorSearch:
 
 
 def compressed(scores: Floats) -> Floats:
-    """Scores with mean 0 and variance 1, those below the median compressed by a logarithm; constant ones are zero.
+    """Standardises scores to mean 0 and variance 1 after compressing those below the median by a logarithm.
 
-    A network that diverged should be known as bad, while how bad it is would take all the variance from the good ones.
+    A network that diverged should count as bad, but how bad it is would take all variance from the good networks.
+    Constant scores become zero.
     """
     middle = np.median(scores)
     above = scores.max() - middle
@@ -208,7 +210,7 @@ def compressed(scores: Floats) -> Floats:
 
 
 def log_expected_improvement(mean: Floats, std: Floats, best: float) -> Floats:
-    """Logarithm of E[max(score − best, 0)] of normal scores, which does not underflow where nothing improves."""
+    """The logarithm of E[max(score − best, 0)] of normal scores, which does not underflow far below the best."""
     z = (mean - best) / std
     near = np.maximum(z, -6.0)
     density = np.exp(-0.5 * near**2) / math.sqrt(2 * math.pi)
@@ -220,16 +222,16 @@ def log_expected_improvement(mean: Floats, std: Floats, best: float) -> Floats:
 
 
 def _highest(values: Floats, n: int) -> Indices:
-    """Positions of the `n` highest; rounded, so that rounding errors of another machine do not order equals."""
+    """The positions of the `n` highest values, rounded so that the rounding errors of a machine do not decide ties."""
     order: Indices = np.argsort(-np.round(values, 7), kind="stable")
     return order[:n]
 
 
 class _Candidates:
-    """Makes candidates as rows of option numbers.
+    """Generates candidates as rows of option numbers.
 
-    Normal forms and limits are Python and take up to a millisecond for a network: only what the surrogate places high
-    is brought to its normal form and held to the limits.
+    Normal forms and limits are computed in Python and take up to a millisecond per network, so they are evaluated only
+    for candidates that the surrogate ranks high.
     """
 
     def __init__(self, space: SearchSpace, feasible: Feasible | None) -> None:
@@ -239,54 +241,58 @@ class _Candidates:
         self._ordered = np.array([choice.ordered for choice in space.choices], dtype=bool)
         self._options = np.array([len(choice.options) for choice in space.choices], dtype=int)
         self._known: set[tuple[int, ...]] = set()
-        self._forms: dict[tuple[int, ...], tuple[int, ...] | None] = {}  # None outside the limits
+        self._forms: dict[tuple[int, ...], tuple[int, ...] | None] = {}  # by row; None outside the limits
 
     def forget(self, row: tuple[int, ...]) -> None:
-        """Not to be made again."""
+        """Excludes a row from the results of `legal`."""
         self._known.add(row)
 
     def around(self, bases: Indices, rng: np.random.Generator, random: Iterable[tuple[int, ...]]) -> Indices:
-        """(candidates, choices) near the bases, best first, and the random rows; some may be outside the limits."""
-        made = [np.array(list(random), dtype=int)]
+        """Candidates near the bases, which are sorted best first, and the random rows.
+
+        Returns:
+            (candidates, choices); some may be outside the limits.
+        """
+        parts = [np.array(list(random), dtype=int)]
         if len(bases):
             near = np.concatenate([self._neighbours(base) for base in bases[:8]])
-            made += [
-                _some(near, NEIGHBOURS, rng),
+            parts += [
+                _sampled(near, NEIGHBOURS, rng),
                 self._mutants(bases[rng.integers(len(bases), size=MUTANTS)], rng),
                 self._crossed(bases[rng.integers(len(bases), size=(2, CROSSED))], rng),
             ]
-        return self._shuffled(np.concatenate(made), rng)
+        return self._shuffled(np.concatenate(parts), rng)
 
     def beside(self, bases: Indices, rng: np.random.Generator) -> Indices:
-        """Neighbours of some candidates; some may be outside the limits, or candidates already."""
+        """Neighbours of the given candidates; some may be outside the limits, or candidates already."""
         near = np.concatenate([self._neighbours(base) for base in bases])
-        return self._shuffled(_some(near, NEIGHBOURS // 2, rng), rng)
+        return self._shuffled(_sampled(near, NEIGHBOURS // 2, rng), rng)
 
     def legal(self, rows: Indices, most: int) -> Indices:
-        """The first distinct normal forms of the rows that are within the limits and not known, `most` at most."""
-        found: dict[tuple[int, ...], None] = {}
+        """The first distinct normal forms of the rows, at most `most`, that are within the limits and not excluded."""
+        forms: dict[tuple[int, ...], None] = {}
         for row in map(tuple, rows.tolist()):
             form = self._form(row)
             if form is not None and form not in self._known:
-                found[form] = None
-                if len(found) == most:
+                forms[form] = None
+                if len(forms) == most:
                     break
-        return np.array(list(found), dtype=int).reshape(-1, rows.shape[1])
+        return np.array(list(forms), dtype=int).reshape(-1, rows.shape[1])
 
     def _neighbours(self, row: Indices) -> Indices:
-        """Every active choice at every other option, or the adjacent ones of a scale."""
+        """Changes each active choice in turn to every other option, or to the adjacent ones of an ordered choice."""
         moves = []
         for choice in np.flatnonzero(self._encode.active(row[None])[0]):
             at, last = row[choice], self._options[choice] - 1
             numbers = (at - 1, at + 1) if self._ordered[choice] else range(last + 1)
             moves += [(choice, number) for number in numbers if number != at and 0 <= number <= last]
-        found = np.tile(row, (len(moves), 1))
+        neighbours = np.tile(row, (len(moves), 1))
         for line, (choice, number) in enumerate(moves):
-            found[line, choice] = number
-        return found
+            neighbours[line, choice] = number
+        return neighbours
 
     def _mutants(self, rows: Indices, rng: np.random.Generator) -> Indices:
-        """Each active choice drawn anew with the probability that makes two of them, inactive ones always."""
+        """Redraws active choices with a probability that makes two of them on average, and all inactive ones."""
         on = self._encode.active(rows)
         chance = 2 / np.maximum(2, on.sum(axis=1, keepdims=True))
         drawn = rng.integers(self._options, size=rows.shape)
@@ -294,16 +300,17 @@ class _Candidates:
         return mutants
 
     def _crossed(self, pairs: Indices, rng: np.random.Generator) -> Indices:
-        """Each choice from either of two rows; `pairs` is (2, n, choices)."""
+        """Takes each choice from either of two rows; `pairs` is (2, n, choices)."""
         crossed: Indices = np.where(rng.random(pairs[0].shape) < 0.5, pairs[0], pairs[1])
         return crossed
 
     def _shuffled(self, rows: Indices, rng: np.random.Generator) -> Indices:
-        """The distinct canonical rows, in random order, so that equal values do not prefer the first options."""
+        """The distinct canonical rows in random order, so that ties do not favour the first options."""
         shuffled: Indices = rng.permutation(np.unique(self._encode.canonical(rows), axis=0), axis=0)
         return shuffled
 
     def _form(self, row: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The normal form of a row, or None if it is outside the limits."""
         if not self._space.forms and self._feasible is None:
             return row
         if row not in self._forms:
@@ -315,6 +322,7 @@ class _Candidates:
         return self._forms[row]
 
 
-def _some(rows: Indices, most: int, rng: np.random.Generator) -> Indices:
-    some: Indices = rows[np.sort(rng.permutation(len(rows))[:most])]
-    return some
+def _sampled(rows: Indices, most: int, rng: np.random.Generator) -> Indices:
+    """At most `most` random rows, in their order."""
+    sampled: Indices = rows[np.sort(rng.permutation(len(rows))[:most])]
+    return sampled

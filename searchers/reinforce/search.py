@@ -1,4 +1,4 @@
-"""Search by reinforcement learning: a controller proposes, the score is its reward (NASNet, NAS-FPN, ENAS)."""
+"""Search by reinforcement learning: a controller proposes and is rewarded by scores (NASNet, NAS-FPN, ENAS)."""
 
 import math
 from collections import deque
@@ -16,13 +16,13 @@ Algorithm = Literal["ppo", "reinforce"]
 EntropyTo = Literal["loss", "reward"]
 
 TRIES = 100
-"""Samples per architecture asked for, before a random one within the limits takes its place."""
+"""Samples per requested architecture before a random one within the limits takes its place."""
 
-LARGEST = 1e15  # of a reward: Adam squares gradients in float32, which ends at 3e38
+LARGEST = 1e15  # reward: Adam squares gradients in float32, whose largest value is 3e38
 
 
 class _Sample(NamedTuple):
-    """What a sample was worth to the policy that drew it."""
+    """A sample, with its log probability and entropy under the policy that drew it."""
 
     indices: tuple[int, ...]
     log_prob: float
@@ -32,43 +32,41 @@ class _Sample(NamedTuple):
 class Reinforce:
     """A recurrent controller trained by proximal policy optimisation or by REINFORCE.
 
-    The controller (`Controller`) samples architectures, legal ones only; their scores are its rewards. After every
-    `minibatch` samples it takes `epochs` steps of Adam on them. The advantage of a sample, one number for all of its
-    decisions, is its reward less the baseline, a moving average of earlier rewards. Settings that no paper gives are
-    marked [?].
+    The controller (`Controller`) samples valid architectures, and their scores are its rewards. After every `minibatch`
+    samples it takes `epochs` steps of Adam on them. The advantage of a sample, one number for all its decisions, is its
+    reward minus the baseline, a moving average of earlier rewards. Settings that no paper gives are marked [?].
 
-    Any number may be asked for at a time, and the same network may be proposed again: its known score counts again.
-    What is asked for before an update is told was drawn by the policy before it (PPO's ratio accounts for that); the
-    published schedule is a batch that divides `minibatch`. A failed trial is no sample. Trials that were never asked
-    for, which a warm start tells, move the baseline alone.
+    Any number may be asked for at a time. The same network may be proposed again, and its known score counts again.
+    Architectures that are asked for before an update was complete come from the policy before it, which PPO's ratio
+    accounts for; the published schedule is a batch that divides `minibatch`. A failed trial is not a sample. Trials
+    that were never proposed, as in a warm start, only move the baseline.
 
-    A sample outside the limits is told to the controller with `penalty` as its reward, and never evaluated. When
-    `TRIES` samples for each architecture asked for bring too few within, random ones within the limits take their
-    place.
+    A sample outside the limits is never evaluated; the controller gets `penalty` as its reward. If `TRIES` samples per
+    requested architecture give too few within the limits, random architectures within the limits fill the batch.
 
     Args:
-        space: to search.
-        seed: of its weights and draws.
-        metric: to maximise; with a leading minus, to minimise.
-        feasible: limits that every proposal keeps; None for none.
+        space: the space to search.
+        seed: the seed of its weights and draws.
+        metric: the metric to maximise; with a leading minus, to minimise.
+        feasible: the limits that every proposal keeps; None for no limits.
         algorithm: "ppo" or "reinforce".
-        learning_rate: of Adam.
-        minibatch: samples of an update.
-        hidden: units of the LSTM, of its one layer.
-        entropy: weight of the entropy of all decisions, summed; the papers' are for accuracies from 0 to 1.
+        learning_rate: the learning rate of Adam.
+        minibatch: the number of samples per update.
+        hidden: the number of units of the LSTM, which has one layer.
+        entropy: the weight of the summed entropy of all decisions; the papers' values are for accuracies from 0 to 1.
         entropy_to: "loss" differentiates the entropy; "reward" adds it to the reward, as ENAS's code does.
-        baseline: weight of the past in the moving average b ← `baseline` · b + (1 - `baseline`) · reward.
-        baseline_start: its first value [?]; None for the mean reward of the first update.
-        baseline_first: each reward enters the baseline before it is compared with it, as in ENAS's code.
-        clip: largest change of a ratio, PPO's ε [?].
+        baseline: the weight of the past in the moving average b ← `baseline` · b + (1 - `baseline`) · reward.
+        baseline_start: the first value of the baseline [?]; None for the mean reward of the first update.
+        baseline_first: whether a reward enters the baseline before it is compared with it, as in ENAS's code.
+        clip: the largest change of a ratio, PPO's ε [?].
         epochs: steps on one minibatch [?]; REINFORCE takes one.
-        temperature: of the logits; None for none [?].
+        temperature: a divisor of the logits; None for no division [?].
         tanh_constant: see `Controller` [?].
-        penalty: the reward of a sample outside the limits; None for the lowest reward told so far. A number must suit
-            the metric: 0 is the worst accuracy and the best negative loss.
+        penalty: the reward of a sample outside the limits; None for the lowest reward so far. The number must suit the
+            metric: 0 is the worst accuracy but the best negative loss.
 
     Raises:
-        InputError: an unknown algorithm, or a number that cannot be meant.
+        InputError: an unknown algorithm, or a number out of range.
     """
 
     def __init__(
@@ -112,7 +110,7 @@ class Reinforce:
         self.tanh_constant = tanh_constant
         self.penalty = penalty
         self._check()
-        from searchers.reinforce.controller import Controller  # torch, which the package does without
+        from searchers.reinforce.controller import Controller  # loads torch, which importing the package does not
 
         self.controller = Controller(
             space,
@@ -122,11 +120,11 @@ class Reinforce:
             tanh_constant=tanh_constant,
             learning_rate=learning_rate,
         )
-        self._queue: deque[_Sample] = deque()  # within the limits, not asked for yet
-        self._asked: dict[tuple[int, ...], list[_Sample]] = {}  # and not told yet
-        self._batch: list[tuple[_Sample, float]] = []  # with their rewards, for the next update
+        self._queue: deque[_Sample] = deque()  # within the limits, not proposed yet
+        self._asked: dict[tuple[int, ...], list[_Sample]] = {}  # proposed and not scored yet
+        self._batch: list[tuple[_Sample, float]] = []  # with rewards, for the next update
         self._level = baseline_start  # the baseline
-        self._lowest: float | None = None  # reward told
+        self._lowest: float | None = None  # reward so far
         self._fallbacks = 0
 
     @classmethod
@@ -137,15 +135,16 @@ class Reinforce:
 
     @classmethod
     def nasfpn(cls, space: SearchSpace, **settings: Any) -> Self:
-        """The settings of NAS-FPN (Ghiasi et al., CVPR 2019, § 4.2), which takes over the controller of NASNet."""
+        """The settings of NAS-FPN (Ghiasi et al., CVPR 2019, § 4.2), which uses the controller of NASNet."""
         return cls.nasnet(space, **settings)
 
     @classmethod
     def enas(cls, space: SearchSpace, **settings: Any) -> Self:
         """The released settings of ENAS for cells (Pham et al., ICML 2018): REINFORCE, 64 units, minibatches of 10.
 
-        The paper itself gives 100 units, `temperature=5` and `tanh_constant=2.5`. Left out is what the code knows of
-        its own space: attention for the inputs, a smaller constant for operations, and their initial biases.
+        The paper itself gives 100 units, `temperature=5` and `tanh_constant=2.5`. Parts of the code that are specific
+        to its own space are left out: attention for the inputs, a smaller constant for operations, and their initial
+        biases.
         """
         released = {
             "algorithm": "reinforce",
@@ -162,10 +161,10 @@ class Reinforce:
         return cls(space, **{**released, **settings})
 
     def ask(self, n: int) -> list[Arch]:
-        """`n` architectures. Raises `InputError` if the limits exclude every draw."""
-        left = TRIES * n
-        while len(self._queue) < n and left > 0:
-            left -= self._draw(n)
+        """Proposes `n` architectures. Raises `InputError` if the limits exclude every draw."""
+        tries = TRIES * n
+        while len(self._queue) < n and tries > 0:
+            tries -= self._draw(n)
         while len(self._queue) < n:
             self._queue.append(self._random())
         taken = [self._queue.popleft() for _ in range(n)]
@@ -174,10 +173,10 @@ class Reinforce:
         return [self.space.from_indices(drawn.indices) for drawn in taken]
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Rewards what was asked for, and learns when a minibatch is complete.
+        """Rewards the samples and updates the policy when a minibatch is complete.
 
         Raises:
-            InputError: a score that is no finite number a network can learn from.
+            InputError: a score is not finite, or too large to learn from.
         """
         for trial in trials:
             waiting = self._asked.get(self.space.to_indices(trial.arch), [])
@@ -189,8 +188,8 @@ class Reinforce:
             reward = score(trial, self.metric)
             if not abs(reward) < LARGEST:
                 raise InputError(
-                    f"trial {trial.number} ({trial.key}) has {self.metric}={reward}, no reward that a controller can "
-                    "learn from; score it with a finite number, or mark it as failed"
+                    f"trial {trial.number} ({trial.key}) has {self.metric}={reward}, from which a controller cannot "
+                    "learn; score it with a finite number, or mark it as failed"
                 )
             self._lowest = reward if self._lowest is None else min(self._lowest, reward)
             if drawn is None:
@@ -199,27 +198,31 @@ class Reinforce:
                 self._reward(drawn, reward)
 
     def _draw(self, n: int) -> int:
-        """Fills the queue from the policy, to `n` or to what the next update needs; returns how many samples it took.
+        """Fills the queue from the policy, up to `n` or to the need of the next update; returns the number of samples.
 
-        A sample outside the limits is rewarded at once, and may be the one that completes a minibatch.
+        A sample outside the limits is rewarded at once, which may complete a minibatch.
         """
         waiting = sum(map(len, self._asked.values())) + len(self._batch)
         drawn = self._valued(self.controller.sample(max(n, self.minibatch - waiting) - len(self._queue)))
-        for each in drawn:
-            if self.feasible is None or self.feasible(self.space.from_indices(each.indices)):
-                self._queue.append(each)
-            elif self.penalty is not None or self._lowest is not None:
-                self._reward(each, self._lowest if self.penalty is None else self.penalty)  # type: ignore[arg-type]
+        for sampled in drawn:
+            if self.feasible is None or self.feasible(self.space.from_indices(sampled.indices)):
+                self._queue.append(sampled)
+                continue
+            penalty = self._lowest if self.penalty is None else self.penalty
+            if penalty is not None:
+                self._reward(sampled, penalty)
         return len(drawn)
 
     def _random(self) -> _Sample:
+        """A random sample within the limits."""
         rng = generator("reinforce", self.seed, self._fallbacks)
         self._fallbacks += 1
         return self._valued([self.space.to_indices(sample(self.space, rng, self.feasible))])[0]
 
     def _valued(self, vectors: Sequence[tuple[int, ...]]) -> list[_Sample]:
+        """Index vectors as samples of the current policy."""
         log_prob, entropy = self.controller.log_prob(vectors)
-        return [_Sample(*each) for each in zip(vectors, log_prob.tolist(), entropy.tolist(), strict=True)]
+        return [_Sample(*values) for values in zip(vectors, log_prob.tolist(), entropy.tolist(), strict=True)]
 
     def _moved(self, reward: float) -> float:
         """The baseline after a reward."""
@@ -227,13 +230,14 @@ class Reinforce:
         return self.baseline * self._level + (1 - self.baseline) * reward
 
     def _reward(self, drawn: _Sample, reward: float) -> None:
+        """Adds a sample to the minibatch, and updates the policy when it is complete."""
         self._batch.append((drawn, reward))
         if len(self._batch) == self.minibatch:
             batch, self._batch = self._batch, []
             self._learn([drawn for drawn, _ in batch], self._advantages(batch))
 
     def _advantages(self, batch: Sequence[tuple[_Sample, float]]) -> list[float]:
-        """Rewards less the baseline, which moves on."""
+        """The rewards minus the baseline, which is updated on the way."""
         bonus = self.entropy if self.entropy_to == "reward" else 0.0
         rewards = [reward + bonus * drawn.entropy for drawn, reward in batch]
         before = self._level = math.fsum(rewards) / len(rewards) if self._level is None else self._level
@@ -244,11 +248,13 @@ class Reinforce:
         return [reward - level for reward, level in zip(rewards, levels, strict=True)]
 
     def _learn(self, drawn: Sequence[_Sample], advantages: Sequence[float]) -> None:
+        """Updates the policy on one minibatch."""
         import torch
 
         from searchers.reinforce.controller import ppo_loss, reinforce_loss
 
-        vectors, old = [each.indices for each in drawn], torch.tensor([each.log_prob for each in drawn])
+        vectors = [sampled.indices for sampled in drawn]
+        old = torch.tensor([sampled.log_prob for sampled in drawn])
         advantage = torch.tensor(advantages)
         bonus = self.entropy if self.entropy_to == "loss" else 0.0
         for _ in range(self.epochs if self.algorithm == "ppo" else 1):
@@ -260,7 +266,7 @@ class Reinforce:
             self.controller.step(loss - bonus * entropy.mean())
 
     def snapshot(self) -> bytes:
-        """All of its state, which `restore` brings a fresh searcher with the same settings to."""
+        """Returns its whole state, for `restore` of a fresh searcher with the same settings."""
         state = {
             "queue": list(self._queue),
             "asked": [drawn for waiting in self._asked.values() for drawn in waiting],
@@ -272,7 +278,7 @@ class Reinforce:
         return self.controller.to_bytes(state)
 
     def restore(self, data: bytes) -> None:
-        """The state that `snapshot` wrote. Raises `InputError` for anything else."""
+        """Restores the state that `snapshot` returned. Raises `InputError` for anything else."""
         state = self.controller.from_bytes(data)
         self._queue = deque(map(_read, state["queue"]))
         self._asked = {}
@@ -282,27 +288,30 @@ class Reinforce:
         self._level, self._lowest, self._fallbacks = state["level"], state["lowest"], state["fallbacks"]
 
     def _check(self) -> None:
-        for name, given, known in (
+        for name, value, known in (
             ("algorithm", self.algorithm, Algorithm),
             ("entropy_to", self.entropy_to, EntropyTo),
         ):
-            if given not in get_args(known):
-                raise InputError(f"{name}={given!r} is unknown; {nearest(given, get_args(known))}")
+            if value not in get_args(known):
+                raise InputError(f"{name}={value!r} is unknown; {nearest(value, get_args(known))}")
         for name, size in (("minibatch", self.minibatch), ("hidden", self.hidden), ("epochs", self.epochs)):
             if size < 1:
                 raise InputError(f"{name}={size} is too small; give at least 1")
-        positive = {"learning_rate": self.learning_rate, "clip": self.clip}
-        positive |= {"temperature": self.temperature, "tanh_constant": self.tanh_constant}  # type: ignore[dict-item]
-        for name, value in positive.items():
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name}={value} must be a number above 0")
+        for name, number in (
+            ("learning_rate", self.learning_rate),
+            ("clip", self.clip),
+            ("temperature", self.temperature),
+            ("tanh_constant", self.tanh_constant),
+        ):
+            if number is not None and not (math.isfinite(number) and number > 0):
+                raise InputError(f"{name}={number} must be a number above 0")
         for name, level in (("baseline_start", self.baseline_start), ("penalty", self.penalty)):
             if level is not None and not abs(level) < LARGEST:
-                raise InputError(f"{name}={level} is no reward; give a finite number, or None")
+                raise InputError(f"{name}={level} cannot be a reward; give a finite number, or None")
         if not (math.isfinite(self.entropy) and self.entropy >= 0):
-            raise InputError(f"entropy={self.entropy} is no weight of a bonus; give 0 or more")
+            raise InputError(f"entropy={self.entropy} cannot weight a bonus; give 0 or more")
         if not 0 <= self.baseline < 1:
-            raise InputError(f"baseline={self.baseline} is no weight of the past; give a number from 0 to below 1")
+            raise InputError(f"baseline={self.baseline} cannot weight the past; give a number from 0 to below 1")
 
 
 def _read(values: Sequence[Any]) -> _Sample:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.searcher_cases import MAKERS, OURS, Counter, chain_space, noise
-from searchers import RandomSearch, Study, Trial, search
+from searchers import RandomSearch, Study, search
 from searchers.study import score
 from supernet.errors import InputError, RunError
 from supernet.space import Arch
@@ -91,17 +91,6 @@ def test_what_failed_is_not_evaluated_again_and_breeds_nothing(name: str) -> Non
         told = [trial for trial in study.trials() if trial.failed]
         assert told
         assert all(bad(SPACE.normal_form(trial.arch)) for trial in told)
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_a_resumed_search_with_failures_is_the_uninterrupted_one(name: str) -> None:
-    def run(*budgets: int) -> list[Trial]:
-        with Study(None, SPACE) as study:
-            for trials in budgets:
-                search(MAKERS[name](SPACE), Fragile(RuntimeError("no")), study, trials=trials, batch=3)
-            return study.trials()
-
-    assert run(9, 12, 30, 60) == run(60)
 
 
 def test_failures_in_a_row_end_the_search_with_their_reasons(caplog: pytest.LogCaptureFixture) -> None:

@@ -132,7 +132,7 @@ def test_failed_neighbours_do_not_end_a_climb() -> None:
     for number in range(1, 17):
         (arch,) = searcher.ask(1)
         seen.append(arch)
-        searcher.tell([Trial(number, arch, arch.key, {}, False, 0.0, number, "no memory")])
+        searcher.tell([Trial.of(SPACE, arch, {}, number=number, failed="no memory")])
     assert set(seen) == set(SPACE.neighbors(centre))
     fresh = searcher.ask(1)[0]
     assert fresh not in seen

@@ -193,7 +193,7 @@ def test_a_scan_goes_on_from_its_best() -> None:
     for number, accuracy in enumerate((0.9, 0.2)):
         archs += morph.ask(3)
         after.append({name: tensor.clone() for name, tensor in morph.supernet.state_dict().items()})
-        morph.tell([Trial(number, archs[-1], archs[-1].key, {"accuracy": accuracy}, False, 0.0, number)])
+        morph.tell([Trial.of(morph.space, archs[-1], {"accuracy": accuracy}, number=number)])
     assert len(archs) == 2
     assert starts[0][0] == starts[1][0] == morph.supernet.seed
     assert all(torch.equal(tensor, starts[1][1][name]) for name, tensor in starts[0][1].items())
@@ -213,7 +213,7 @@ def test_a_scan_goes_on_from_its_best() -> None:
 def test_a_snapshot_in_the_middle_of_a_scan_goes_on_identically() -> None:
     first, second = (searcher(descend, net=varied(), scan=(0.5, 8.0), rounds=1) for _ in range(2))
     (arch,) = first.ask(1)
-    first.tell([Trial(0, arch, arch.key, {"accuracy": 0.5}, False, 0.0, 0)])
+    first.tell([Trial.of(first.space, arch, {"accuracy": 0.5})])
     second.restore(first.snapshot())
     assert first.ask(1) == second.ask(1)
     assert second.history == first.history

@@ -21,7 +21,7 @@ ARCHS = list(SPACE.enumerate())
 
 
 def told(number: int, arch: Arch, failed: str = "", **metrics: float) -> Trial:
-    return Trial(number, arch, SPACE.normal_form(arch).key, metrics, False, 0.0, number, failed)
+    return Trial.of(SPACE, arch, metrics, number=number, failed=failed)
 
 
 def beats(p: tuple[float, ...], q: tuple[float, ...]) -> bool:
@@ -159,7 +159,7 @@ def test_costs_that_the_evaluation_lacks_come_from_the_table() -> None:
     for member in searcher._population:
         assert member.point == (trials[member.arch].metrics["accuracy"], -letters(member.arch)["letters"])
     with pytest.raises(InputError, match="has no objective 'macs'"):
-        NSGA2(space).tell([Trial(0, space.sample(Random(0)), "k", {"accuracy": 1.0, "params": 3.0}, False, 0.0, 0)])
+        NSGA2(space).tell([Trial.of(space, space.sample(Random(0)), {"accuracy": 1.0, "params": 3.0})])
 
 
 def test_failures_and_values_that_are_not_finite_are_no_parents() -> None:
@@ -175,7 +175,7 @@ def test_failures_and_values_that_are_not_finite_are_no_parents() -> None:
     [
         ({"objectives": ("accuracy", "macs")}, "objective 'macs' would be maximised; write '-macs'"),
         ({"objectives": ("-loss", "latency")}, "write '-latency'"),
-        ({"objectives": "accuracy"}, "no sequence of names"),
+        ({"objectives": "accuracy"}, "is not a sequence of names"),
         ({"objectives": ("accuracy",)}, "two or more different metrics"),
         ({"objectives": ("accuracy", "-accuracy")}, "two or more different metrics"),
         ({"objectives": ("accuracy", "-")}, "two or more different metrics"),

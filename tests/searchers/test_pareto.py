@@ -7,11 +7,13 @@ import pytest
 from searchers.pareto import pareto_front
 from searchers.study import Trial
 from supernet.errors import InputError
-from supernet.space import Arch
+from supernet.space import Arch, Choice, SearchSpace
+
+SPACE = SearchSpace("numbers", [Choice("n", range(60))])
 
 
 def trial(number: int, failed: str = "", **metrics: float) -> Trial:
-    return Trial(number, Arch({"n": number}), str(number), metrics, False, 0.0, 0, failed)
+    return Trial.of(SPACE, Arch({"n": number}), metrics, number=number, failed=failed)
 
 
 def test_the_front_is_what_no_other_beats() -> None:
@@ -36,3 +38,5 @@ def test_failed_trials_are_left_out_and_missing_metrics_named() -> None:
     assert pareto_front(trials[1:2], ("accuracy",)) == []
     with pytest.raises(InputError, match="no metric 'latency'"):
         pareto_front(trials, ("accuracy", "-latency"))
+    with pytest.raises(InputError, match="objectives='macs' is not a sequence of names"):
+        pareto_front(trials, "macs")

@@ -275,8 +275,8 @@ def test_failures_teach_nothing_and_do_not_come_again() -> None:
         assert arch.key not in seen
         seen.add(arch.key)
         bad = arch["layer0"] == "k5"
-        told = Trial(number, arch, arch.key, {} if bad else {"accuracy": noise(arch)}, False, 0.0, number, "x" * bad)
-        searcher.tell([told])
+        metrics = {} if bad else {"accuracy": noise(arch)}
+        searcher.tell([Trial.of(SPACE, arch, metrics, number=number, failed="no memory" if bad else "")])
     fine = [SPACE.from_indices(row) for row in searcher._rows]
     assert 0 < len(fine) < 40
     assert all(arch["layer0"] != "k5" for arch in fine)
@@ -309,8 +309,8 @@ def test_a_minimised_metric_is_followed_down() -> None:
         ({"surrogate": "gaussian"}, "surrogate='gaussian' is unknown; choose from: gp, ensemble"),
         ({"acquisition": "thomson"}, "did you mean 'thompson'"),
         ({"initial": 1}, "initial=1 is too small"),
-        ({"beta": -1.0}, "beta=-1.0 is no weight"),
-        ({"beta": math.nan}, "beta=nan is no weight"),
+        ({"beta": -1.0}, "beta=-1.0 cannot weight"),
+        ({"beta": math.nan}, "beta=nan cannot weight"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:
@@ -334,7 +334,7 @@ def needed(seeds: range) -> tuple[list[int], list[int]]:
         while ranked[0] not in keys:
             (arch,) = searcher.ask(1)
             keys.append(space.normal_form(arch).key)
-            searcher.tell([Trial(len(keys), arch, keys[-1], {"accuracy": accuracy[keys[-1]]}, False, 0.0, 0)])
+            searcher.tell([Trial.of(space, arch, {"accuracy": accuracy[keys[-1]]}, number=len(keys))])
         best.append(len(keys))
         ten.append(next(i for i, key in enumerate(keys, start=1) if key in ranked[:10]))
     return best, ten

@@ -1,4 +1,4 @@
-"""The searchers over NAS-FPN's pyramids, whose decisions mean different things by what was decided before."""
+"""The searchers over NAS-FPN's pyramids, where the meaning of a decision depends on the decisions before it."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,28 @@ PUBLISHED = pyramid_space()
 SMALL = pyramid_space(levels=3, cells=4)
 
 
-def likeness(arch: Arch) -> float:
-    """The share of decisions that are those of the published pyramid, by their values' parts."""
-    wanted = wiring_arch("nasfpn-7", PUBLISHED)
-    same = [len(set(str(arch[name]).split("+")) & set(str(value).split("+"))) for name, value in wanted.items()]
-    parts = [len(str(value).split("+")) for value in wanted.values()]
+def similarity(arch: Arch) -> float:
+    """The share of the published pyramid's decisions that an architecture has; values such as "P4+P6" count by part."""
+    published = wiring_arch("nasfpn-7", PUBLISHED)
+    same = [len(set(str(arch[name]).split("+")) & set(str(value).split("+"))) for name, value in published.items()]
+    parts = [len(str(value).split("+")) for value in published.values()]
     return sum(same) / sum(parts)
 
 
 def scored(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
-    return [{"accuracy": likeness(arch)} for arch in archs]
+    return [{"accuracy": similarity(arch)} for arch in archs]
 
 
 def best_of(make: Make, seed: int, trials: int) -> float:
-    found = search(make(PUBLISHED, seed=seed), scored, Study(None, PUBLISHED), trials=trials, batch=10)
-    return found.metrics["accuracy"]
+    best = search(make(PUBLISHED, seed=seed), scored, Study(None, PUBLISHED), trials=trials, batch=10)
+    return best.metrics["accuracy"]
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_searcher_keeps_the_contract_over_pyramids(name: str) -> None:
-    testing.check_searcher(MAKERS[name], SMALL, trials=24)
+def test_every_searcher_proposes_pyramids_and_resumes(name: str) -> None:
+    """The parts of the contract that depend on the space; test_contract.py checks the others."""
+    testing.check_proposals(MAKERS[name], SMALL, batch=7, trials=24, feasible=None)
+    testing.check_resume(MAKERS[name], SMALL, batch=7, trials=24, feasible=None)
 
 
 def quick_reinforce(space: SearchSpace, **settings: object) -> Searcher:
@@ -43,10 +45,10 @@ def quick_reinforce(space: SearchSpace, **settings: object) -> Searcher:
 @pytest.mark.parametrize(
     ("make", "trials"),
     [(small_evolution, 200), (TopKEvolution, 200), (LocalSearch, 200), (small_predictor, 80), (quick_reinforce, 200)],
-    ids=["evolution", "topk", "local", "smbo", "reinforce"],
+    ids=["evolution", "topk", "local", "predictor", "reinforce"],
 )
 def test_searchers_come_nearer_to_a_pyramid_than_random(make: Make, trials: int) -> None:
-    assert likeness(wiring_arch("nasfpn-7", PUBLISHED)) == 1.0
+    assert similarity(wiring_arch("nasfpn-7", PUBLISHED)) == 1.0
     gains = [best_of(make, seed, trials) - best_of(RandomSearch, seed, trials) for seed in range(4)]
     assert statistics.mean(gains) > 0.05, gains
 

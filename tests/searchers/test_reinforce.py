@@ -303,7 +303,7 @@ def test_failed_trials_and_strangers_teach_the_policy_nothing() -> None:
     before = copied(searcher)
     for number in range(40):
         (arch,) = searcher.ask(1)
-        searcher.tell([Trial(number, arch, arch.key, {}, False, 0.0, number, "out of memory")])
+        searcher.tell([Trial.of(BANDIT, arch, {}, number=number, failed="out of memory")])
     rng = random.Random(0)
     searcher.tell([trial(number, BANDIT.sample(rng), 0.9) for number in range(40)])
     assert same(before, copied(searcher))

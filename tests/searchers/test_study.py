@@ -1,5 +1,6 @@
 """The study: what it keeps, what it refuses, and who may write."""
 
+import dataclasses
 import os
 import sqlite3
 import subprocess
@@ -95,8 +96,8 @@ def test_a_failed_write_leaves_file_and_memory_as_they_were(tmp_path: Path) -> N
     first, second, third = list(space.enumerate())[:3]
     with Study(tmp_path / "study.db", space) as study:
         study.append([trial(0, first, 1.0)])
-        bad = searchers.Trial(2, third, third.key, {"accuracy": object()}, False, 0.0, 1)  # type: ignore[dict-item]
-        good = searchers.Trial(1, second, second.key, {"accuracy": 2.0}, False, 0.0, 1)
+        bad = dataclasses.replace(trial(2, third, 0.0), batch=1, metrics={"accuracy": object()})  # type: ignore[dict-item]
+        good = trial(1, second, 2.0)
         with pytest.raises(TypeError):
             study.append([good, bad])
         assert len(study) == study.asks == 1
@@ -250,3 +251,18 @@ def test_trials_record_the_architecture_as_asked_and_the_key_of_its_form(name: s
             assert told.key == space.normal_form(told.arch).key
             assert told.metrics["accuracy"] == noise(space.normal_form(told.arch))
         assert any(told.arch != space.normal_form(told.arch) for told in study.trials())
+
+
+def test_a_trial_made_by_hand_has_the_key_of_its_network() -> None:
+    space = chain_space()
+    arch = space.from_indices((0, 1, 0, 2, 0, 0))
+    scored = searchers.Trial.of(space, arch, {"accuracy": 0.5}, number=3)
+    assert (scored.arch, scored.key, scored.number) == (arch, space.normal_form(arch).key, 3)
+    assert not scored.repeat
+    searcher = RandomSearch(space)
+    searcher.tell([scored, searchers.Trial.of(space, space.from_indices((1,) * 6), {}, failed="no memory")])
+    asked = {space.normal_form(arch).key for arch in searcher.ask(200)}
+    assert len(asked) == 127 - 2
+    with Study(None, space) as study:
+        study.append([searchers.Trial.of(space, arch, {"accuracy": 0.5})])
+        assert study.best("accuracy").arch == arch

@@ -1,4 +1,4 @@
-"""Searchers that know nothing of widths search width spaces as they are: hundreds of ordered options per decision."""
+"""Searchers that know nothing about widths search width spaces, with hundreds of ordered options per decision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,15 +25,18 @@ class Within:
         return sum(layer.macs(widths) for layer in self.chain.layers()) <= self.limits["macs"]
 
     def explain(self) -> str:
-        """The sentence that the error should hold."""
+        """The sentence that the error should include."""
         return "one channel per group is the smallest"
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_searcher_keeps_its_contract_on_widths(name: str) -> None:
+def test_every_searcher_proposes_widths_within_a_limit_and_resumes(name: str) -> None:
+    """The parts of the contract that depend on the space; test_contract.py checks the others."""
     with torch.device("meta"):
         chain = create_supernet("resnet-20-widths")
     assert isinstance(chain, WidthChain)
     assert max(len(choice.options) for choice in chain.space.choices) == 129
     macs = sum(layer.macs({n: int(v) for n, v in chain.seed.items()}) for layer in chain.layers())
-    testing.check_searcher(OURS[name], chain.space, feasible=Within(chain, {"macs": 0.8 * macs}), trials=16)
+    limit = Within(chain, {"macs": 0.8 * macs})
+    testing.check_proposals(OURS[name], chain.space, batch=7, trials=16, feasible=limit)
+    testing.check_resume(OURS[name], chain.space, batch=7, trials=16, feasible=limit)
