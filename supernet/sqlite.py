@@ -139,7 +139,9 @@ def reported(path: Path | None, kind: FileKind, *, malformed: tuple[type[Excepti
         raise
     except filelock.Timeout as error:
         raise _in_use(path, kind) from error
-    except (sqlite3.Error, OSError, *malformed) as error:
+    except Exception as error:
+        if not isinstance(error, (sqlite3.Error, OSError, *malformed)):
+            raise
         reason = " ".join(str(error).split())
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
         if code in _IN_USE:

@@ -1,9 +1,9 @@
-"""What widths cost: MorphNet's regulariser (Gordon et al., CVPR 2018, §3.2), and growth into a budget.
+"""The cost of widths: MorphNet's regulariser (Gordon et al., CVPR 2018, §3.2), and expansion into a budget.
 
-A layer that reads A and makes B alive channels costs C·A·B: C is 2 · output pixels · kernel area for FLOPs, and the
-kernel area for model size. The regulariser is a function of the batch-norm scales |γ| of what it reads and makes,
+A layer with A alive input and B alive output channels costs C·A·B, where C is 2 · output pixels · kernel area for FLOPs
+and the kernel area for model size. The regulariser is a function of the batch-norm scales |γ| of these channels,
 
-    G = Σ C · (A · Σ|γ_made| + B · Σ|γ_read|),
+    G = Σ C · (A · Σ|γ_out| + B · Σ|γ_in|),
 
 with A and B taken as constants. Layers that share a group of channels share one |γ| per channel, the largest of theirs.
 """
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 Resource = Literal["flops", "size"]
 
 FLOOR, GAP = 1e-4, 3.0
-"""Scales below the floor are one heap; two modes of a histogram are at least a factor GAP apart."""
+"""Scales below the floor count as equal; two modes of a histogram are at least a factor GAP apart."""
 
 
 # -- the regulariser --------------------------------------------------------------------------------------------------
 
 
 def coefficient(layer: "WidthLayer", resource: Resource) -> int:
-    """C: what a pair of an input and an output channel costs, FLOPs (two per multiply-accumulate) or weights."""
+    """C, the cost of a pair of an input and an output channel in FLOPs (two per multiply-accumulate) or weights."""
     return layer.taps * (2 * layer.positions if resource == "flops" else 1)
 
 
 def resource_cost(layers: Iterable["WidthLayer"], widths: Mapping[str, int], resource: Resource) -> int:
-    """FLOPs of all layers, or their weights (batch norm and biases are not counted)."""
+    """The FLOPs of all layers, or their weights (without batch norm and biases)."""
     return sum(2 * layer.macs(widths) if resource == "flops" else layer.weights(widths) for layer in layers)
 
 
 def group_scales(members: "Mapping[str, Sequence[Tensor]]") -> "dict[str, Tensor]":
-    """Per group and channel the largest |γ| of the members, (width,); groups without members are left out."""
+    """Per group, the largest |γ| of its members for each channel, (width,); groups without members are left out."""
     return {
         name: reduce(lambda a, b: a.maximum(b), [scale.abs() for scale in scales])
         for name, scales in members.items()
@@ -59,33 +59,44 @@ def group_scales(members: "Mapping[str, Sequence[Tensor]]") -> "dict[str, Tensor
 def regularization(
     layers: Iterable["WidthLayer"], scales: "Mapping[str, Tensor]", *, threshold: float, resource: Resource
 ) -> "Tensor":
-    """G of a network, a scalar whose gradient leaves the counts of alive channels alone (§3.2 of the paper).
+    """The regulariser G of a network, whose gradient treats the counts of alive channels as constants (§3.2).
 
     Args:
-        scales: |γ| per group, (width,); what a missing group reads or makes counts nothing.
+        layers: the layers of the network.
+        scales: |γ| per group, (width,); the channels of a missing group do not count.
         threshold: channels with a larger |γ| are alive.
+        resource: FLOPs or model size.
+
+    Returns:
+        a scalar.
     """
     sums = {name: scale.sum() for name, scale in scales.items()}
     alive = {name: (scale.detach() > threshold).sum() for name, scale in scales.items()}
     total: Any = 0.0
     for layer in layers:
-        read = sum((sums.get(name, 0.0) for name in layer.reads), 0.0)
-        made = sums.get(layer.makes, 0.0)
+        input_sum = sum((sums.get(name, 0.0) for name in layer.reads), 0.0)
+        output_sum = sums.get(layer.makes, 0.0)
         if layer.depthwise:
-            total = total + coefficient(layer, resource) * (read + made)
+            total = total + coefficient(layer, resource) * (input_sum + output_sum)
             continue
-        reads = sum((alive.get(name, 0) for name in layer.reads), 0) if layer.reads else layer.inputs
-        makes = alive.get(layer.makes, 0) if layer.makes else layer.outputs
-        total = total + coefficient(layer, resource) * (reads * made + makes * read)
+        inputs = sum((alive.get(name, 0) for name in layer.reads), 0) if layer.reads else layer.inputs
+        outputs = alive.get(layer.makes, 0) if layer.makes else layer.outputs
+        total = total + coefficient(layer, resource) * (inputs * output_sum + outputs * input_sum)
     return total  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkingPenalty:
-    """λ·G of a supernet's architecture, in the form that `train_supernet(penalty=…)` takes.
+    """λ·G of an architecture of a supernet, in the form that `train_supernet(penalty=…)` takes.
 
     Attributes:
-        patience: epochs over which G must not have moved by more than `tolerance`, its share, for the training to end.
+        supernet: the supernet with the scales.
+        layers: its layers.
+        resource: FLOPs or model size.
+        strength: λ.
+        threshold: channels with a larger |γ| are alive.
+        patience: the number of epochs over which G must be settled for the training to end.
+        tolerance: the relative change of G that counts as settled.
     """
 
     supernet: "WidthChain"
@@ -108,17 +119,17 @@ class ShrinkingPenalty:
 
 
 def histogram_gap(scales: Iterable[float]) -> float:
-    """The middle (geometric) of the widest gap in the histogram of log |γ|, between the dead and the alive.
+    """The geometric middle of the widest gap in the histogram of log |γ|, between dead and alive channels.
 
     Returns:
-        0 where no two neighbours are a factor `GAP` apart: there is one mode only, and all are alive.
+        the threshold; 0 if no two neighbours are a factor `GAP` apart, which means one mode with all channels alive.
     """
     known = sorted({max(scale, FLOOR) for scale in scales})
     ratio, low = max(((high / low, low) for low, high in pairwise(known)), default=(0.0, 0.0))
     return low * math.sqrt(ratio) if ratio >= GAP else 0.0
 
 
-# -- growing into the budget ------------------------------------------------------------------------------------------
+# -- expansion into the budget ----------------------------------------------------------------------------------------
 
 Cost = Callable[[Mapping[str, int]], int]
 
@@ -129,15 +140,15 @@ def widened(alive: Mapping[str, int], multiplier: Fraction, largest: Mapping[str
 
 
 def multipliers(alive: Mapping[str, int], largest: Mapping[str, int]) -> list[Fraction]:
-    """All multipliers at which a width changes, ascending: between neighbours the network is the same."""
+    """All multipliers at which a width changes, ascending; between neighbours the network is the same."""
     return sorted({Fraction(k, n) for name, n in alive.items() if n for k in range(1, largest[name] + 1)})
 
 
 def largest_multiplier(alive: Mapping[str, int], largest: Mapping[str, int], cost: Cost, limit: float) -> Fraction:
-    """The largest of `multipliers` whose network costs at most `limit`; the next one's costs more, if there is one.
+    """The largest of `multipliers` whose network costs at most `limit`; the next one's network costs more.
 
     Raises:
-        InputError: one channel per group that is left costs more already.
+        InputError: one channel per remaining group costs more already.
     """
     steps = multipliers(alive, largest)
     index = bisect_right(steps, limit, key=lambda step: cost(widened(alive, step, largest)))
@@ -156,29 +167,30 @@ def filled(
     limit: float,
     share: float,
 ) -> dict[str, int]:
-    """Single channels added greedily until the cost is within `share` below the limit, or none fits any more.
+    """Adds single channels greedily until the cost is within `share` below the limit, or no channel fits any more.
 
-    The next channel goes to the group that a growing multiplier would widen next; a group that no longer fits is out.
+    The next channel goes to the group that a growing multiplier would widen next; a group that no longer fits is
+    dropped.
     """
-    found = dict(widths)
-    spent = cost(found)
-    waiting = [(Fraction(found[name] + 1, n), name) for name, n in alive.items() if n]
-    heapify(waiting)
-    while waiting and spent < (1 - share) * limit:
-        _, name = heappop(waiting)
-        more = found | {name: found[name] + 1}
-        if found[name] < largest[name] and (dearer := cost(more)) <= limit:
-            found, spent = more, dearer
-            heappush(waiting, (Fraction(found[name] + 1, alive[name]), name))
-    return found
+    result = dict(widths)
+    spent = cost(result)
+    queue = [(Fraction(result[name] + 1, n), name) for name, n in alive.items() if n]
+    heapify(queue)
+    while queue and spent < (1 - share) * limit:
+        _, name = heappop(queue)
+        wider = result | {name: result[name] + 1}
+        if result[name] < largest[name] and (wider_cost := cost(wider)) <= limit:
+            result, spent = wider, wider_cost
+            heappush(queue, (Fraction(result[name] + 1, alive[name]), name))
+    return result
 
 
 def equal_widths(
     alive: Mapping[str, int], largest: Mapping[str, int], cost: Cost, *, limit: float, share: float
 ) -> dict[str, int]:
     """The widest multiple of `alive` within the limit, filled to within `share` below it; see `largest_multiplier`."""
-    found = widened(alive, largest_multiplier(alive, largest, cost, limit), largest)
-    return filled(found, alive, largest, cost, limit=limit, share=share) if share else found
+    widths = widened(alive, largest_multiplier(alive, largest, cost, limit), largest)
+    return filled(widths, alive, largest, cost, limit=limit, share=share) if share else widths
 
 
 def random_widths(
@@ -192,17 +204,17 @@ def random_widths(
     spread: float = 4.0,
     tries: int = 1000,
 ) -> dict[str, int]:
-    """Random proportions of the seed's widths at the cost that MorphNet has, its control.
+    """Random proportions of the seed's widths at the cost of MorphNet's result, as its control.
 
-    Every group's width is multiplied by its own factor, log-uniform from 1 / `spread` to `spread`, and all then by one
-    as in MorphNet. No group is at 0.
+    Every group's width is multiplied by its own factor, log-uniform from 1 / `spread` to `spread`, and then all by one
+    common factor as in MorphNet. No group has width 0.
 
     Raises:
-        InputError: `tries` draws stay more than `share` below the limit, since all groups stand at their largest.
+        InputError: `tries` draws stay more than `share` below the limit, since all groups reach their largest width.
     """
     for _ in range(tries):
         drawn = {name: max(1, round(n * spread ** rng.uniform(-1, 1))) for name, n in seed.items()}
-        found = equal_widths(drawn, largest, cost, limit=limit, share=share)
-        if cost(found) >= (1 - share) * limit:
-            return found
+        widths = equal_widths(drawn, largest, cost, limit=limit, share=share)
+        if cost(widths) >= (1 - share) * limit:
+            return widths
     raise InputError(f"no random widths come within {share:.0%} of {limit:,.0f} in {tries:,} draws; lower the limit")

@@ -1,4 +1,4 @@
-"""MorphNet (Gordon et al., CVPR 2018): widths shrink under a resource regulariser, then grow into the budget."""
+"""MorphNet (Gordon et al., CVPR 2018): widths shrink under a resource regulariser, then expand into the budget."""
 
 import copy
 import hashlib
@@ -31,41 +31,44 @@ if TYPE_CHECKING:
 
 
 RESOURCES: dict[str, Resource] = {"macs": "flops", "params": "size"}
-"""The name of a limit, and what is regularised to keep it."""
+"""The resource to regularise for each limit."""
 
-RELEASED_THRESHOLD = 1e-3  # of the released code's example
+RELEASED_THRESHOLD = 1e-3  # as in the example of the released code
 FORMAT = 1
-MOST_BYTES = 900_000_000  # of weights in a snapshot: SQLite holds no more than 1e9 bytes in a field
+MOST_BYTES = 900_000_000  # of weights in a snapshot; a field of SQLite holds 1e9 bytes at most
 
 _log = logging.getLogger("searchers")
 
 
 class Shrink(Protocol):
-    """Trains the shared weights of one architecture, in place, with a penalty and at a constant learning rate."""
+    """Trains the shared weights of one architecture in place, with a penalty and at a constant learning rate."""
 
     def __call__(self, supernet: Any, arch: Arch, penalty: ShrinkingPenalty, run: str) -> Any:
-        """Train until `penalty.settled`.
+        """Trains until `penalty.settled`.
 
         Args:
-            run: names the training within the search, `round0-0`: for its checkpoint, so that a search that goes on
-                finds what is finished and repeats nothing.
+            supernet: the weights to train.
+            arch: the architecture to train.
+            penalty: the penalty to add to the loss.
+            run: the name of the training within the search, such as `round0-0`, for its checkpoint. A resumed search
+                finds finished trainings by it and does not repeat them.
         """
 
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What one training led to.
+    """The result of one training.
 
     Attributes:
-        run: its name.
+        run: the name of the training.
         strength: λ.
-        threshold: above which |γ| was alive.
-        alive: channels left per group.
-        multiplier: ω, what the alive widths were multiplied by.
-        clipped: groups that stand at the largest width of the supernet.
-        arch: what is proposed: ω times the alive widths, filled up if asked for.
-        cost: of `arch`, in the units of the limit.
-        checkpoint: SHA-256 of the weights that score it, 16 hex digits.
+        threshold: channels with a larger |γ| are alive.
+        alive: the number of alive channels per group.
+        multiplier: ω, the factor for the alive widths.
+        clipped: the groups that reach the largest width of the supernet.
+        arch: the proposed architecture: ω times the alive widths, filled up on request.
+        cost: the cost of `arch` in the units of the limit.
+        checkpoint: the SHA-256 of the weights that score it, 16 hex digits.
     """
 
     run: str
@@ -80,7 +83,7 @@ class Shrunk:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What a study keeps beside the score; `checkpoint` as a number of 48 bits, which a double holds exactly."""
+        """The numbers to keep beside the score; `checkpoint` has 48 bits, which a double represents exactly."""
         number, _, attempt = self.run.removeprefix("round").partition("-")
         return {
             "round": float(number),
@@ -97,36 +100,38 @@ class MorphNet:
     """Shrinks widths under λ·G, expands the survivors uniformly to the budget, and repeats (the paper's Algorithm 1).
 
     A round trains the current widths with each λ of the scan, from the same weights. After each training, channels
-    are put in the order of their |γ| (the outputs stay the same), and ω times the alive widths are proposed: an
-    ordinary architecture, which is scored with the shared weights as they are then. The best of the scan starts the
-    next round; the channels that it gains start at scale 1 and shift 0.
+    are sorted by |γ| (which does not change the outputs), and ω times the alive widths are proposed: an ordinary
+    architecture, which is scored with the shared weights as they are then. The best of the scan starts the next round;
+    the channels that it gains start at scale 1 and shift 0.
 
-    Proposals come one at a time, since each is scored with weights of its own; trials for a whole search are
-    `rounds * len(scan)`. Evaluate with `searcher.scored(evaluate)`, where `evaluate` reads `searcher.supernet`, so that
-    the study holds rounds and checkpoint hashes; a search that goes on is then checked against them.
+    Proposals come one at a time, since each is scored with its own weights. A whole search takes `rounds * len(scan)`
+    trials. Evaluate with `searcher.scored(evaluate)`, where `evaluate` reads `searcher.supernet`, so that the study
+    records rounds and checkpoint hashes; a resumed search is checked against them.
 
     Args:
-        space: of the supernet.
-        supernet: its decisions are widths (`supernet.spaces.widths`); a copy is trained.
+        space: the space of the supernet.
+        supernet: a supernet whose decisions are widths (`supernet.spaces.widths`); a copy of it is trained.
         train: see `Shrink`; a call of `train_supernet` with `penalty`, one architecture and a constant learning rate.
-        seed: kept for the record: nothing is drawn here, the training draws.
-        metric: compares the λ of a scan; with a leading minus, lower is better.
-        feasible: exactly one limit: on `macs` (FLOPs are regularised) or on `params` (model size is).
+        seed: recorded only: the search draws nothing, and the training has its own seed.
+        metric: the metric that compares the λ of a scan; with a leading minus, lower is better.
+        feasible: exactly one limit, on `macs` (which regularises FLOPs) or on `params` (model size).
         rounds: how often to shrink and expand.
         strength: λ; None for 1 / (cost of the widths that the round starts from).
-        scan: multiples of λ that each round tries.
-        threshold: |γ| above it is alive; "gap" for the gap of the histogram (then 1e-3 counts while training).
-        fill: add single channels until the cost is within this share below the limit; 0 for none.
-        start: widths to start from; the supernet's seed if None.
-        patience, tolerance: see `ShrinkingPenalty`.
-        inplace: train the supernet itself.
+        scan: the multiples of λ that each round tries.
+        threshold: channels with a larger |γ| are alive; "gap" for the gap of the histogram (training then uses 1e-3).
+        fill: add single channels until the cost is within this share below the limit; 0 to add none.
+        start: the widths to start from; None for the supernet's seed.
+        patience: see `ShrinkingPenalty`.
+        tolerance: see `ShrinkingPenalty`.
+        inplace: whether to train the supernet itself.
 
     Attributes:
-        history: what every training led to, in order.
+        history: the results of all trainings, in order.
 
     Raises:
-        InputError: no widths, no batch norm with scale in a group, no such limit or one below a channel per group, a
-            start outside the space (such as a width of 0 where a channel is needed), or a number out of range.
+        InputError: the space has no widths; a group has no batch norm with scale; there is not exactly one limit, or it
+            is below one channel per group; the start is outside the space (such as a width of 0 where a channel is
+            needed); or a number is out of range.
     """
 
     def __init__(
@@ -163,16 +168,16 @@ class MorphNet:
         self.supernet = supernet if inplace else copy.deepcopy(supernet)
         self._round = 0
         self._tried: list[Shrunk] = []
-        self._before: dict[str, Tensor] = {}  # the weights that the round began with, while a scan needs them
+        self._before: dict[str, Tensor] = {}  # the weights at the start of the round, while a scan needs them
         self._best: tuple[float, Shrunk, dict[str, Tensor]] | None = None  # of the round, with its weights
-        self._told = True  # whether the weights as they are now have been scored
+        self._scored = True  # whether the current weights have been scored
 
     def cost(self, widths: Mapping[str, int]) -> int:
-        """In the units of the limit: multiply-accumulates, or parameters with batch norm and biases."""
+        """The cost in the units of the limit: multiply-accumulates, or parameters with batch norm and biases."""
         return sum(layer.macs(widths) if self.limit == "macs" else layer.params(widths) for layer in self._layers)
 
     def ask(self, n: int) -> list[Arch]:
-        """Trains, and returns one architecture; none when all rounds are over."""
+        """Trains and proposes one architecture, or none when all rounds are over."""
         if len(self._tried) == len(self.scan):
             self._conclude()
         if n < 1 or self._round == self.rounds:
@@ -184,19 +189,19 @@ class MorphNet:
         shrunk = self._shrink(self.scan[len(self._tried)], f"round{self._round}-{len(self._tried)}")
         self._tried.append(shrunk)
         self.history.append(shrunk)
-        self._told = False
+        self._scored = False
         return [shrunk.arch]
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Notes the score of what was asked last; other trials, as of a warm start, teach nothing.
+        """Notes the score of the last proposal; other trials, such as those of a warm start, are ignored.
 
         Raises:
-            InputError: the study was recorded with other weights than the training has led to now.
+            InputError: the study was recorded with other weights than those of the training.
         """
         for trial in trials:
             if not self._tried or trial.arch != self._tried[-1].arch:
                 continue
-            self._told = True
+            self._scored = True
             if trial.failed:
                 continue
             shrunk = self._tried[-1]
@@ -211,18 +216,18 @@ class MorphNet:
                 self._best = (value, shrunk, self._weights() if len(self.scan) > 1 else {})
 
     def scored(self, evaluate: Evaluate) -> Evaluate:
-        """`evaluate` with round, λ, ω, alive channels and checkpoint hash beside each score."""
+        """Returns `evaluate` with round, λ, ω, alive channels and checkpoint hash added to each score."""
         return _Scored(self, evaluate)
 
     def snapshot(self) -> bytes:
-        """The search so far as safetensors, with the weights that it goes on from unless they exceed `MOST_BYTES`."""
+        """Returns the search so far as safetensors, with the weights to resume from unless they exceed `MOST_BYTES`."""
         from safetensors.torch import save
 
         best = self._best[2] if self._best else {}
-        needed = not self._told or not (best if len(self._tried) == len(self.scan) else self._before)
-        held = {"now": self._weights() if needed else {}, "best": best}
-        held["before"] = self._before if len(self._tried) < len(self.scan) else {}
-        tensors = {f"{kind}/{name}": tensor for kind, state in held.items() for name, tensor in state.items()}
+        needed = not self._scored or not (best if len(self._tried) == len(self.scan) else self._before)
+        states = {"now": self._weights() if needed else {}, "best": best}
+        states["before"] = self._before if len(self._tried) < len(self.scan) else {}
+        tensors = {f"{kind}/{name}": tensor for kind, state in states.items() for name, tensor in state.items()}
         whole = sum(tensor.nbytes for tensor in tensors.values()) <= MOST_BYTES
         document = {
             "format": FORMAT,
@@ -231,17 +236,17 @@ class MorphNet:
             "round": self._round,
             "arch": dict(self._arch),
             "tried": len(self._tried),
-            "told": self._told,
+            "told": self._scored,
             "history": [asdict(s) | {"arch": dict(s.arch)} for s in self.history],
             "best": None if self._best is None else [self._best[0], self.history.index(self._best[1])],
         }
         return save(tensors if whole else {}, {"morphnet": json.dumps(document)})
 
     def restore(self, data: bytes) -> None:
-        """Goes on from a snapshot of a searcher with the same arguments.
+        """Restores a snapshot of a searcher with the same arguments.
 
         Raises:
-            InputError: it is damaged, of another space, or without weights; nothing has changed then.
+            InputError: the snapshot is damaged, of another space, or without weights; nothing has changed then.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -251,26 +256,26 @@ class MorphNet:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             document = json.loads(header["__metadata__"]["morphnet"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"this is no snapshot of MorphNet ({error}); search from the start") from error
+            raise InputError(f"this cannot be read as a MorphNet snapshot ({error}); search from the start") from error
         if (document["format"], document["space"]) != (FORMAT, self.space.digest()):
             raise InputError("the snapshot is of another space or release; search from the start")
         if not document["whole"]:
-            raise InputError(f"the snapshot holds no weights, which exceed {MOST_BYTES:,} bytes; search from the start")
-        held: dict[str, dict[str, Tensor]] = {"now": {}, "before": {}, "best": {}}
+            raise InputError(f"the snapshot has no weights, as they exceed {MOST_BYTES:,} bytes; search from the start")
+        states: dict[str, dict[str, Tensor]] = {"now": {}, "before": {}, "best": {}}
         for name, tensor in tensors.items():
             kind, _, name = name.partition("/")
-            held[kind][name] = tensor
-        self.supernet.load_state_dict(held["now"] or held["best"] or held["before"])
-        self._before, self._told = held["before"], document["told"]
+            states[kind][name] = tensor
+        self.supernet.load_state_dict(states["now"] or states["best"] or states["before"])
+        self._before, self._scored = states["before"], document["told"]
         self._round, self._arch = document["round"], Arch(document["arch"])
         records = [s | {"arch": Arch(s["arch"]), "clipped": tuple(s["clipped"])} for s in document["history"]]
         self.history = [Shrunk(**record) for record in records]
         self._tried = self.history[len(self.history) - document["tried"] :]
         best = document["best"]
-        self._best = None if best is None else (best[0], self.history[best[1]], held["best"])
+        self._best = None if best is None else (best[0], self.history[best[1]], states["best"])
 
     def _shrink(self, multiple: float, run: str) -> Shrunk:
-        """One training, and the architecture that it leads to."""
+        """Trains once and returns the resulting architecture."""
         resource = RESOURCES[self.limit]
         widths = {name: int(value) for name, value in self._arch.items()}
         base = self.strength or 1 / resource_cost(self._layers, widths, resource)
@@ -298,22 +303,22 @@ class MorphNet:
                 )
         self.supernet.permute({name: scale.argsort(descending=True, stable=True) for name, scale in scales.items()})
         alive = self._alive(scales, threshold)
-        kept = [name for name, n in alive.items() if n and not bool((scales[name] > threshold).any())]
-        if kept:
+        rescued = [name for name, n in alive.items() if n and not bool((scales[name] > threshold).any())]
+        if rescued:
             _log.warning(
                 "%s: no channel of %s is above the threshold %g, and one is kept; a smaller strength may help",
                 run,
-                ", ".join(kept),
+                ", ".join(rescued),
                 threshold,
             )
         multiplier = largest_multiplier(alive, self._largest, self.cost, self.budget)
-        found = widened(alive, multiplier, self._largest)
+        expanded = widened(alive, multiplier, self._largest)
         if self.fill:
-            found = filled(found, alive, self._largest, self.cost, limit=self.budget, share=self.fill)
-        clipped = tuple(name for name, width in found.items() if width == self._largest[name])
+            expanded = filled(expanded, alive, self._largest, self.cost, limit=self.budget, share=self.fill)
+        clipped = tuple(name for name, width in expanded.items() if width == self._largest[name])
         if clipped:
             _log.warning(
-                "%s: %d groups stand at the largest width of the supernet: %s; more headroom would let them grow",
+                "%s: %d groups have the largest width of the supernet: %s; a wider supernet would let them grow",
                 run,
                 len(clipped),
                 ", ".join(clipped),
@@ -325,13 +330,13 @@ class MorphNet:
             alive,
             float(multiplier),
             clipped,
-            self.space.canonical(found),
-            self.cost(found),
+            self.space.canonical(expanded),
+            self.cost(expanded),
             _digest(self.supernet),
         )
 
     def _alive(self, scales: "Mapping[str, Tensor]", threshold: float) -> dict[str, int]:
-        """Channels above the threshold per group, at least 1 where the space has no 0; branches are whole or gone."""
+        """Channels above the threshold per group, at least 1 unless the space has 0; branches vanish as a whole."""
         counts = {
             choice.name: max(
                 int(choice.options[0]), int((scales[choice.name] > threshold).sum()) if choice.name in scales else 0
@@ -341,7 +346,7 @@ class MorphNet:
         return {name: int(n) for name, n in self.space.normal_form(self.space.canonical(counts)).items()}
 
     def _conclude(self) -> None:
-        """The best of the scan starts the next round."""
+        """Ends a round: the best of the scan starts the next one."""
         best = self._best or (0.0, self._tried[-1], {})
         if best[2]:
             self.supernet.load_state_dict(best[2])
@@ -372,19 +377,19 @@ class MorphNet:
 
 
 class _Scored:
-    """An evaluator that adds what a searcher's last training led to."""
+    """An evaluator that adds the figures of the searcher's last training to each score."""
 
     def __init__(self, searcher: MorphNet, evaluate: Evaluate) -> None:
         self._searcher, self._evaluate = searcher, evaluate
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Those of the evaluator."""
-        found: Mapping[str, Any] = getattr(self._evaluate, "settings", {})
-        return found
+        """The settings of the evaluator."""
+        settings: Mapping[str, Any] = getattr(self._evaluate, "settings", {})
+        return settings
 
     def __call__(self, archs: Sequence[Arch]) -> list[Mapping[str, float] | None]:
-        """The metrics with the figures of the training."""
+        """Evaluates the architectures and adds the figures of the training."""
         figures = self._searcher.history[-1].figures
         return [None if metrics is None else {**metrics, **figures} for metrics in self._evaluate(archs)]
 
@@ -436,10 +441,10 @@ def _check_numbers(
     strengths = [*scan, 1.0 if strength is None else strength]
     if not scan or min(strengths) <= 0:
         raise InputError(
-            f"strength={strength} with scan={tuple(scan)} is no regularisation: λ is above 0; give larger "
-            "numbers, or None for 1 / (initial cost)"
+            f"strength={strength} with scan={tuple(scan)} does not regularise, since λ must be above 0; give "
+            "larger numbers, or None for 1 / (initial cost)"
         )
     if threshold != "gap" and (isinstance(threshold, str) or threshold <= 0):
         raise InputError(f"threshold={threshold!r} is neither a number above 0 nor 'gap'")
     if not 0 <= fill < 1 or tolerance <= 0:
-        raise InputError(f"fill={fill} is at least 0 and below 1, and tolerance={tolerance} above 0")
+        raise InputError(f"fill={fill} must be at least 0 and below 1, and tolerance={tolerance} above 0")

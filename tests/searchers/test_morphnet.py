@@ -224,7 +224,7 @@ def test_weights_too_large_for_a_study_are_left_out(monkeypatch: pytest.MonkeyPa
     morph = searcher(never)
     data = morph.snapshot()
     assert len(data) < 5000
-    with pytest.raises(InputError, match="holds no weights, which exceed 1,000 bytes"):
+    with pytest.raises(InputError, match="has no weights, as they exceed 1,000 bytes"):
         morph.restore(data)
 
 
@@ -258,7 +258,7 @@ def test_a_snapshot_goes_on_identically(uninterrupted: Any) -> None:
     assert second.ask(1) == [trials[1].arch]
     assert second.history[-1].checkpoint == uninterrupted[0].history[-1].checkpoint
     for broken in (data[:40], b"no"):
-        with pytest.raises(InputError, match="no snapshot"):
+        with pytest.raises(InputError, match="cannot be read as a MorphNet snapshot"):
             second.restore(broken)
     with pytest.raises(InputError, match="another space"):
         searcher(Shrinking(), net=supernet(widths=(5, 33))).restore(data)
@@ -363,9 +363,9 @@ def never(*args: object) -> None:
 def test_what_cannot_work_is_named_before_training() -> None:
     net = supernet()
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"strength": -1.0}, r"strength=-1\.0 .* λ is above 0"),
+        ({"strength": -1.0}, r"strength=-1\.0 .* λ must be above 0"),
         ({"strength": 0.0}, r"strength=0\.0"),
-        ({"scan": (1.0, 0.0)}, "λ is above 0"),
+        ({"scan": (1.0, 0.0)}, "λ must be above 0"),
         ({"scan": ()}, r"scan=\(\)"),
         ({"share": 0.001}, "below the smallest network of 'plain-small-widths', one channel per group"),
         ({"start": {**net.seed, "block0.mid": 0}}, r"0 is no option of 'block0\.mid'"),
