@@ -1,4 +1,4 @@
-"""Augmentation against torchvision's definitions, mixing against its formula, and draws that depend on seeds alone."""
+"""Augmentation compared with torchvision, mixing compared with its formula, and draws that depend on seeds alone."""
 
 import itertools
 import random
@@ -18,7 +18,7 @@ KINDS = ("brightness", "contrast", "saturation")
 
 
 def pictures(n: int, size: int = 24, channels: int = 3) -> Tensor:
-    """Smooth random images, as photographs are: interpolation errors would show at sharp edges only."""
+    """Returns smooth random images like photographs; at sharp edges, interpolation differs more between libraries."""
     coarse = torch.rand(n, channels, 6, 6, generator=torch.Generator().manual_seed(1))
     return (torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
 
@@ -27,7 +27,7 @@ def seed(number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-def test_shift_and_flip_move_each_image_on_its_own() -> None:
+def test_shift_and_flip_move_each_image_independently() -> None:
     image = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
     image[..., 4, 4] = 255
     pixels = image.expand(500, 1, 9, 9)
@@ -43,7 +43,7 @@ def test_shift_and_flip_move_each_image_on_its_own() -> None:
     flipped = augment(ramp, Augment(flip=True), generator=seed())
     mirrored = (flipped[:, 0, 0, 0] == 8).sum().item()
     assert 150 < mirrored < 250
-    assert all(torch.equal(one, ramp[0]) or torch.equal(one, ramp[0].flip(-1)) for one in flipped)
+    assert all(torch.equal(image, ramp[0]) or torch.equal(image, ramp[0].flip(-1)) for image in flipped)
 
 
 def test_no_augmentation_changes_nothing() -> None:
@@ -52,15 +52,15 @@ def test_no_augmentation_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 60)])
-def test_crop_boxes_are_distributed_as_torchvision_draws_them(size: tuple[int, int]) -> None:
+def test_crop_boxes_are_distributed_as_in_torchvision(size: tuple[int, int]) -> None:
     n = 3000
     boxes = crop_boxes(n, size, scale=0.08, generator=seed()).double()
     theirs = v2.RandomResizedCrop(8, scale=(0.08, 1.0))
     with seeded(0):
         drawn = [theirs.make_params([torch.empty(3, *size)]) for _ in range(n)]
-    other = torch.tensor([[p[key] for key in ("top", "left", "height", "width")] for p in drawn]).double()
+    expected = torch.tensor([[p[key] for key in ("top", "left", "height", "width")] for p in drawn]).double()
     for statistic in (torch.mean, torch.std):
-        ours, reference = statistic(boxes, 0), statistic(other, 0)
+        ours, reference = statistic(boxes, 0), statistic(expected, 0)
         assert torch.allclose(ours, reference, rtol=0.06), (ours, reference)
     area = boxes[:, 2] * boxes[:, 3] / (size[0] * size[1])
     assert area.min() > 0.06
@@ -73,7 +73,7 @@ def test_a_box_that_never_fits_is_the_largest_at_the_centre() -> None:
     assert (boxes == torch.tensor([0, 43, 10, 13])).all()
 
 
-def test_crops_are_torchvisions() -> None:
+def test_crops_equal_those_of_torchvision() -> None:
     pixels = pictures(40)
     boxes = crop_boxes(40, (24, 24), scale=0.08, generator=seed())
     ours = resized_crop(pixels, boxes)
@@ -87,12 +87,12 @@ def test_a_scale_crops_every_image_differently() -> None:
     same = pictures(1).expand(30, 3, 24, 24)
     cropped = augment(same, Augment(scale=0.2), generator=seed())
     assert cropped.shape == same.shape
-    assert len({one.numpy().tobytes() for one in cropped}) == 30
+    assert len({image.numpy().tobytes() for image in cropped}) == 30
 
 
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("kind", range(3), ids=KINDS)
-def test_colors_are_torchvisions(kind: int, channels: int) -> None:
+def test_colors_equal_those_of_torchvision(kind: int, channels: int) -> None:
     pixels = pictures(8, channels=channels)
     factors = torch.ones(8, 3)
     factors[:, kind] = torch.linspace(0.5, 1.6, 8)
@@ -130,7 +130,7 @@ def test_jitter_stays_within_its_range() -> None:
     assert 135 < levels.max() <= 140
 
 
-def test_a_rank_varies_its_images_as_one_process_would() -> None:
+def test_ranks_vary_their_images_as_a_single_process_does() -> None:
     everything = Augment(shift=3, flip=True, scale=0.3, color_jitter=0.4)
     pixels = pictures(24)
     joint = augment(pixels, everything, generator=seed(3))
@@ -165,7 +165,7 @@ def test_cutmix_pastes_a_box_and_counts_it() -> None:
         assert torch.allclose(kept, targets.diagonal())
 
 
-def test_with_both_a_batch_has_one_of_them() -> None:
+def test_with_both_each_batch_uses_one_of_them() -> None:
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 8, 8)
     both = Augment(mixup=1.0, cutmix=1.0)
     pasted = 0
@@ -198,7 +198,7 @@ def test_mixing_leaves_the_global_generators_alone() -> None:
             raise KeyError
 
     for _ in range(2):
-        with pytest.raises(KeyError):  # what is left by an error too
+        with pytest.raises(KeyError):  # the states are restored after an error too
             fails()
     assert draws[0] == draws[1]
     assert torch.equal(before[2], torch.get_rng_state())

@@ -1,4 +1,4 @@
-"""Data: real files in folders, seeded disjoint splits, training batches, and errors that name the file."""
+"""Data sets: real files in folders, seeded disjoint splits, training batches, and errors that name the file."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ from supernet.errors import InputError
 from supernet.seeding import derive_seed
 
 
-def test_digits_are_the_real_scans() -> None:
+def test_digits_are_scikit_learns_scans() -> None:
     from sklearn.datasets import load_digits
 
     data = load(Data(size=8))
@@ -51,7 +51,7 @@ def test_splits_depend_on_the_seed_alone() -> None:
     assert torch.equal(first.calibration.pixels, first.train.pixels[:640])
 
 
-def test_a_summary_survives_json_and_says_what_the_splits_say() -> None:
+def test_a_summary_agrees_with_the_splits_and_survives_json() -> None:
     data = load(Data(size=8, calibration=100))
     summary = data.summary()
     assert from_dict(DataSummary, json.loads(json.dumps(dataclasses.asdict(summary)))) == summary
@@ -107,7 +107,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         load(Data(str(tmp_path / "hole")))
 
 
-def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_are_ignored(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / ".cache").mkdir()
     (tmp_path / "cat" / "._0.png").write_bytes(b"what a file manager leaves")
@@ -150,7 +150,7 @@ def test_every_unreadable_image_is_counted(tmp_path: Path) -> None:
         load(Data(str(folder), size=6, skip_unreadable=True))
 
 
-def test_too_many_images_for_the_memory_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_too_many_images_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path)
     monkeypatch.setattr(memory, "free_memory", lambda: 20 * 3 * 6 * 6 * 6)  # to the byte
     load(Data(str(folder), size=6))
@@ -158,25 +158,25 @@ def test_too_many_images_for_the_memory_name_the_remedy(tmp_path: Path, monkeypa
         load(Data(str(folder), size=7))
 
 
-def test_a_class_that_training_lacks_is_named() -> None:
+def test_a_class_missing_from_training_is_named() -> None:
     pixels = torch.zeros(40, 1, 2, 2, dtype=torch.uint8)
     labels = torch.zeros(40, dtype=torch.int64)
-    labels[7] = 1  # a single image: in training or not
-    fates = set()
+    labels[7] = 1  # a single image, either in training or held out
+    outcomes = set()
     for seed in range(12):
         try:
             data = split(Data(seed=seed), pixels, labels, ("many", "one"))
-            fates.add("held" if 1 not in data.train.labels.tolist() else "trained")
+            outcomes.add("held out" if 1 not in data.train.labels.tolist() else "trained")
         except InputError as error:
             assert "of the class 'one' and the training split has none" in str(error)  # noqa: PT017
-            fates.add("refused")
-    assert fates == {"trained", "refused"}
+            outcomes.add("refused")
+    assert outcomes == {"trained", "refused"}
     alone = (pixels[:2], torch.tensor([0, 1]))
     with pytest.raises(InputError, match="test split has images of the class 'one'"):
         split(Data(), pixels, torch.zeros(40, dtype=torch.int64), ("many", "one"), alone)
 
 
-def test_what_a_function_of_ones_own_gives_is_checked() -> None:
+def test_the_images_of_a_user_function_are_checked() -> None:
     pixels, labels, names = torch.zeros(40, 1, 2, 2, dtype=torch.uint8), torch.arange(40) % 2, ("a", "b")
     with pytest.raises(InputError, match="images are uint8"):
         split(Data(), pixels.float(), labels, names)
@@ -207,7 +207,7 @@ def test_settings_out_of_range_are_named(config: Data, message: str) -> None:
 
 
 def from_outside(config: Data) -> Splits:
-    """What `"test_data:from_outside"` names."""
+    """The source "test_data:from_outside"."""
     labels = torch.arange(30) % 3
     return split(config, (labels * 80).to(torch.uint8).view(30, 1, 1, 1).expand(30, 1, 4, 4), labels, ("a", "b", "c"))
 
@@ -216,7 +216,7 @@ def no_splits(config: Data) -> str:
     return config.source
 
 
-def test_a_function_of_ones_own_is_a_source() -> None:
+def test_a_user_function_is_a_source() -> None:
     data = load(Data("test_data:from_outside", validation=0.1, test=0.1))
     assert data.classes == ("a", "b", "c")
     assert torch.equal(data.train.pixels[:, 0, 0, 0].long(), data.train.labels * 80)
@@ -229,7 +229,7 @@ def test_a_function_of_ones_own_is_a_source() -> None:
 
 
 def make_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files in CIFAR-10's own format, 5 × 10 training images and 10 for testing; the class accepts their checksums."""
+    """Writes files in CIFAR-10's format, 5 × 10 training and 10 test images, and their checksums into torchvision."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -247,7 +247,7 @@ def make_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 8])
-def test_cifar_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_cifar_from_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     make_cifar(tmp_path, monkeypatch)
     data = load(Data("cifar10", root=str(tmp_path), size=size))
     assert data.classes[3] == "kind3"
@@ -258,7 +258,7 @@ def test_cifar_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     assert (data.test.pixels[:, 2] == 100).all()  # the sixth file, which is the test split
 
 
-def test_cifar_through_timm_stays_on_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_through_timm_is_read_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cifar(tmp_path, monkeypatch)
     data = load(Data("timm:torch/cifar10", root=str(tmp_path), calibration=8, workers=0))
     assert isinstance(data.train, Stream)
@@ -267,11 +267,11 @@ def test_cifar_through_timm_stays_on_its_reader(tmp_path: Path, monkeypatch: pyt
     images, labels = next(training_batches(data.train, Augment(), batch=20, seed=0))
     red = (images * data.train.std + data.train.mean)[:, 0, 0, 0] * 255
     assert torch.equal(red.round().long(), labels * 25)
-    data.train.source.dataset.targets = torch.arange(10).repeat(5)  # type: ignore[union-attr]  # as MNIST has them
+    data.train.source.dataset.targets = torch.arange(10).repeat(5)  # type: ignore[union-attr]  # as in MNIST
     assert _labels(data.train.source.dataset).bincount().tolist() == [5] * 10  # type: ignore[union-attr]
 
 
-def test_missing_cifar_names_root_and_setting(tmp_path: Path) -> None:
+def test_an_error_about_missing_cifar_names_root_and_setting(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"cifar100 is not in the folder '{tmp_path}' .*data\.download=True"):
         load(Data("cifar100", root=str(tmp_path)))
 
@@ -279,7 +279,7 @@ def test_missing_cifar_names_root_and_setting(tmp_path: Path) -> None:
 # -- training batches -------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_the_epochs_order_cut_in_pieces() -> None:
+def test_batches_are_consecutive_pieces_of_the_epochs_order() -> None:
     train = load(Data(size=8)).train
     steps = len(train) // 100
     batches = training_batches(train, Augment(), batch=100, seed=7)
@@ -297,7 +297,7 @@ def test_augmented_batches_are_a_function_of_seed_and_step() -> None:
     plain = training_batches(train, Augment(), batch=50, seed=7, start=30)
     images, _ = next(training_batches(train, config, batch=50, seed=7, start=30))
     pixels = train.pixels[
-        [(train.normalize(train.pixels) == one).all((1, 2, 3)).int().argmax() for one in next(plain)[0]]
+        [(train.normalize(train.pixels) == image).all((1, 2, 3)).int().argmax() for image in next(plain)[0]]
     ]
     draws = torch.Generator().manual_seed(derive_seed(7, "augment", 30))
     assert torch.equal(images, train.normalize(augment(pixels, config, generator=draws)))
@@ -305,7 +305,7 @@ def test_augmented_batches_are_a_function_of_seed_and_step() -> None:
     assert not torch.equal(images, other)
 
 
-def test_batches_go_on_where_they_stopped_and_add_up_over_ranks() -> None:
+def test_batches_resume_where_they_stopped_and_ranks_add_up() -> None:
     config, train = Augment(shift=2, flip=True, scale=0.3, color_jitter=0.4), load(Data(size=8)).train
     assert train.exact
     steps = len(train) // 128
@@ -319,17 +319,17 @@ def test_batches_go_on_where_they_stopped_and_add_up_over_ranks() -> None:
             assert torch.equal(my_labels, labels[rank::2])
 
 
-def test_statistics_of_large_sets_are_the_same() -> None:
+def test_statistics_by_histogram_equal_those_in_float32() -> None:
     pixels = torch.randint(0, 256, (5000, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     index = torch.randperm(5000)[:4500]
     small = _statistics(pixels, index)
     large = _statistics(pixels, index, histogram_from=0)
-    for one, other in zip(small, large, strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
-        assert one.shape == other.shape == (3, 1, 1)
+    for direct, counted in zip(small, large, strict=True):
+        assert torch.allclose(direct, counted, atol=1e-6)
+        assert direct.shape == counted.shape == (3, 1, 1)
 
 
-def test_splits_move_as_one() -> None:
+def test_all_splits_move_together() -> None:
     data = load(Data(size=8))
     moved = data.to("meta")
     for part in ("train", "calibration", "validation", "test"):

@@ -1,4 +1,4 @@
-"""Streams: real files through real worker processes, exact wherever they start; readers that are iterated over."""
+"""Streams: real files read by real worker processes, exact from any start; readers without random access."""
 
 import tarfile
 import warnings
@@ -34,9 +34,9 @@ def take(count: int, train: Any, augment: Augment = EVERYTHING, **options: Any) 
     return [next(batches) for _ in range(count)]
 
 
-def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
-    return len(one) == len(other) and all(
-        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True)
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
     )
 
 
@@ -55,12 +55,12 @@ def test_a_stream_has_the_splits_of_the_same_folder_in_memory(tmp_path: Path) ->
     for (images, labels), (others, other_labels) in zip(
         take(2 * per_epoch, stream.train, Augment()), take(2 * per_epoch, memory.train, Augment()), strict=True
     ):
-        assert torch.equal(labels, other_labels)  # unvaried, a stream and the memory give the same images
+        assert torch.equal(labels, other_labels)  # the same images without augmentation
         back = (images * stream.train.std + stream.train.mean) * 255
         assert torch.equal(back.round(), ((others * memory.train.std + memory.train.mean) * 255).round())
 
 
-def test_a_stream_is_exact_whatever_the_workers_and_the_start(tmp_path: Path) -> None:
+def test_a_stream_is_exact_for_any_number_of_workers_and_any_start(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, images=12)
     alone, two = streamed(folder).train, streamed(folder, workers=2).train
     assert alone.exact
@@ -69,7 +69,7 @@ def test_a_stream_is_exact_whatever_the_workers_and_the_start(tmp_path: Path) ->
     for start in (2, 5):
         assert same(take(9 - start, alone, start=start), whole[start:])
     assert same(take(4, two, start=5), whole[5:])
-    assert not same(take(2, alone), [whole[3], whole[4]])  # another epoch varies its images in another way
+    assert not same(take(2, alone), [whole[3], whole[4]])  # another epoch varies its images differently
 
 
 def test_ranks_add_up_to_the_joint_batch(tmp_path: Path) -> None:
@@ -81,11 +81,11 @@ def test_ranks_add_up_to_the_joint_batch(tmp_path: Path) -> None:
             assert torch.equal(my_labels, labels[rank::2])
 
 
-def test_streamed_images_are_varied_each_on_its_own(tmp_path: Path) -> None:
+def test_streamed_images_are_varied_independently(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, images=12)
     ramp = torch.arange(0, 240, 10, dtype=torch.uint8).expand(3, 24, 24)
     for file in folder.rglob("*.png"):
-        Image.fromarray(ramp.permute(1, 2, 0).numpy()).save(file)  # all alike: what differs was varied
+        Image.fromarray(ramp.permute(1, 2, 0).numpy()).save(file)  # all the same, so that only augmentation differs
     train = streamed(folder, size=24).train
     for config in (Augment(shift=3), Augment(flip=True), Augment(scale=0.2), Augment(color_jitter=0.5)):
         varied = {image.numpy().tobytes() for images, _ in take(6, train, config) for image in images}
@@ -93,7 +93,7 @@ def test_streamed_images_are_varied_each_on_its_own(tmp_path: Path) -> None:
     unvaried = {image.numpy().tobytes() for images, _ in take(6, train, Augment()) for image in images}
     assert len(unvaried) == 1
     cropped = [image for images, _ in take(3, train, Augment(scale=0.2)) for image in images]
-    assert all((image[0, :, -1] > image[0, :, 0]).all() for image in cropped)  # still a ramp, of other ends
+    assert all((image[0, :, -1] > image[0, :, 0]).all() for image in cropped)  # still a ramp, with other ends
 
 
 def test_workers_leave_the_global_generator_alone(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_workers_leave_the_global_generator_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_the_digest_is_of_names_sizes_and_splits(tmp_path: Path) -> None:
+def test_the_digest_covers_names_sizes_and_splits(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     first = streamed(folder).digest
     assert streamed(folder, workers=2).digest == first
@@ -134,18 +134,18 @@ def test_an_unreadable_file_of_a_stream_can_be_left_out(tmp_path: Path) -> None:
     for at in (0, 1):
         Path(train.source.name(int(train.index[at]))).write_bytes(b"")  # type: ignore[index, union-attr]
     with pytest.warns(UserWarning, match="cannot be read and are left out") as caught:
-        left = take(8, train)
+        readable = take(8, train)
     assert sum("left out" in str(warning.message) for warning in caught) <= 2  # each file once, in two epochs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert same(take(4, train, start=4), left[4:])
+        assert same(take(4, train, start=4), readable[4:])
     for i in range(len(train)):
         Path(train.source.name(int(train.index[i]))).write_bytes(b"")  # type: ignore[index, union-attr]
     with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError, match=r"images cannot be read"):
         take(1, train)
 
 
-def test_held_out_images_that_do_not_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_images_that_do_not_fit_in_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path)
     monkeypatch.setattr(free, "free_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"15 images of 6×6 .* lower data\.validation"):
@@ -180,7 +180,7 @@ def test_a_tar_through_timm(tmp_path: Path) -> None:
         tar.add(tmp_path / "files", arcname="files")
     data = timm("timm:tar", tmp_path / "all.tar", test_split="", workers=2)
     assert (len(data.train), len(data.validation), len(data.test)) == (13, 3, 4)
-    assert data.train.source.dataset.reader.tar_state.tf is None  # type: ignore[union-attr]  # no handle to share
+    assert data.train.source.dataset.reader.tar_state.tf is None  # type: ignore[union-attr]  # no open file to share
     for images, labels in take(4, data.train, Augment()):
         pixels = (images * data.train.std + data.train.mean) * 255
         assert torch.equal(pixels[:, 0, 0, 0].round().long(), labels * 100)
@@ -203,11 +203,11 @@ def test_what_timm_cannot_open_is_named(tmp_path: Path) -> None:
         timm("timm:folder", tmp_path / "both", validation_split="val", test_split="val")
 
 
-# -- readers that are iterated over -----------------------------------------------------------------------------------
+# -- readers without random access ------------------------------------------------------------------------------------
 
 
 class Reader:
-    """Shares out by worker and knows its length and names, as timm's readers of web data sets do."""
+    """Divides images among workers and knows its length and names, like timm's readers of web data sets."""
 
     def __init__(self, length: int, *, replicas: int | None = None) -> None:
         self.num_samples, self.class_to_idx, self.epoch = length, {"cat": 0, "dog": 1}, 0
@@ -216,7 +216,7 @@ class Reader:
 
 
 class Numbers(IterableDataset[Any]):
-    """Images that show their number in red; with a reader that shares out, each worker gets every so many."""
+    """Images whose red is their number; if the reader divides them, each worker of n gets every n-th."""
 
     def __init__(self, length: int, *, replicas: int | None = None) -> None:
         self.reader = Reader(length, replicas=replicas)
@@ -246,12 +246,12 @@ def reds(batches: list[tuple[Tensor, Tensor]], channel: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("replicas", [None, 1])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_image_of_a_reader_comes_once(replicas: int | None, workers: int) -> None:
+def test_every_image_of_a_reader_is_seen_once(replicas: int | None, workers: int) -> None:
     train = iterated(24, replicas=replicas, workers=workers)
     assert not train.exact
     batches = take(12, train, Augment())
     assert sorted(reds(batches[:6])) == list(range(24))
-    assert reds(batches, 1) == [0] * 24 + [1] * 24  # the reader is told of the epoch
+    assert reds(batches, 1) == [0] * 24 + [1] * 24  # the reader knows the epoch
     assert all(torch.equal(labels, images[:, 0, 0, 0].round().long() % 2) for images, labels in batches)
 
 
@@ -259,24 +259,24 @@ def test_a_reader_is_varied_by_seed_and_epoch() -> None:
     whole = take(15, iterated(workers=2))
     assert same(take(10, iterated(workers=2), start=5), whole[5:])
     first, second = ([(images[:, :1], labels) for images, labels in part] for part in (whole[:5], whole[5:10]))
-    assert not same(first, second)  # without the channel that tells the epoch
+    assert not same(first, second)  # without the channel that shows the epoch
 
 
-def test_a_reader_resumes_at_an_epochs_start_only() -> None:
+def test_a_reader_resumes_only_at_the_start_of_an_epoch() -> None:
     with pytest.raises(InputError, match=r"a multiple of 5 steps, .* stopped at step 7"):
         training_batches(iterated(), Augment(), batch=4, seed=3, start=7)
 
 
-def test_ranks_share_out_a_reader_that_does_not() -> None:
+def test_ranks_divide_a_reader_that_does_not_divide_itself() -> None:
     for replicas in (None, 1):
         seen = [reds(take(5, iterated(20, replicas=replicas), Augment(), rank=rank, world=2)) for rank in range(2)]
-        assert [len(each) for each in seen] == [10, 10]
+        assert [len(numbers) for numbers in seen] == [10, 10]
         assert sorted(seen[0] + seen[1]) == list(range(20))
     shared = reds(take(5, iterated(20, replicas=2), Augment(), rank=1, world=2))
-    assert shared == list(range(10))  # this one says that it does it itself, and is believed
+    assert shared == list(range(10))  # this reader declares that it divides images among ranks itself
 
 
-def test_readers_that_promise_too_much_are_named() -> None:
+def test_readers_with_fewer_images_or_more_classes_than_declared_are_refused() -> None:
     mean = torch.zeros(3, 1, 1)
     empty = Stream(lambda batch: Numbers(0), 8, 6, 2, mean, mean + 1, workers=0)
     with pytest.raises(InputError, match="ended after 0 of the 2 steps"):
@@ -289,10 +289,10 @@ def test_readers_that_promise_too_much_are_named() -> None:
 def test_an_iterable_reader_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm.data
 
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     def create(name: str, split: str, **options: Any) -> Numbers:
-        asked.append({"name": name, "split": split, **options})
+        calls.append({"name": name, "split": split, **options})
         return Numbers({"train": 22, "validation": 6, "test": 5}[split], replicas=1)
 
     monkeypatch.setattr(timm.data, "create_dataset", create)
@@ -301,10 +301,10 @@ def test_an_iterable_reader_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (len(data.train), len(data.calibration), len(data.validation), len(data.test)) == (22, 8, 5, 6)
     assert data.classes == ("cat", "dog")
     assert data.calibration.pixels[:, 0, 0, 0].tolist() == list(range(8))
-    assert not any(call.get("is_training") for call in asked)
+    assert not any(call.get("is_training") for call in calls)
     take(6, data.train)
-    assert asked[-1] == asked[-2]  # opened anew for each epoch
-    assert asked[-1]["is_training"]
-    assert (asked[-1]["batch_size"], asked[-1]["name"], asked[-1]["split"]) == (4, "wds/pictures", "train")
+    assert calls[-1] == calls[-2]  # opened again for each epoch
+    assert calls[-1]["is_training"]
+    assert (calls[-1]["batch_size"], calls[-1]["name"], calls[-1]["split"]) == (4, "wds/pictures", "train")
     with pytest.raises(InputError, match=r"name a split in data\.validation_split"):
         load(Data("timm:wds/pictures", size=6))

@@ -43,7 +43,7 @@ def test_labels_follow_category_ids_and_boxes_their_corners(tmp_path: Path) -> N
     assert read.ids.tolist() == list(range(100, 112))
     assert read.sizes.unique(dim=0).tolist() == [[48, 64]]
     first, third = read.target(0), read.target(2)
-    assert first["labels"].tolist() == [2, 1]  # the crowd stands first in the file
+    assert first["labels"].tolist() == [2, 1]  # the crowd is first in the file
     assert first["boxes"].tolist() == [[30, 30, 50, 40], [4, 6, 20, 16]]
     assert first["crowd"].tolist() == [True, False]
     assert first["areas"].tolist() == [90, 80]  # of the object, not of its box
@@ -51,14 +51,14 @@ def test_labels_follow_category_ids_and_boxes_their_corners(tmp_path: Path) -> N
     assert read.name(2) == "train/2.png"
 
 
-def test_images_without_boxes_stay_and_boxes_go_with_their_images(tmp_path: Path) -> None:
+def test_images_without_boxes_are_kept_and_boxes_follow_their_images(tmp_path: Path) -> None:
     path = change(make_coco(tmp_path), lambda d: d["annotations"].reverse() or d["annotations"].pop(3))
     read = read_annotations(path, tmp_path)
     assert len(read) == 12
     assert len(read.target(8)["boxes"]) == 0
     assert read.target(9)["boxes"].tolist() == [
         [22, 15, 38, 34]
-    ]  # that of its file, though it stands third in the list
+    ]  # the box of its file, although it is third in the list
     assert read.target(0)["crowd"].tolist() == [False, True]
     index = torch.tensor([8, 0, 5])
     part = read.subset(index)
@@ -68,7 +68,7 @@ def test_images_without_boxes_stay_and_boxes_go_with_their_images(tmp_path: Path
     assert part.name(2) == "train/5.png"
 
 
-def test_boxes_at_the_border_are_cut_or_skipped_with_one_warning_each(tmp_path: Path) -> None:
+def test_boxes_at_the_border_are_clipped_or_skipped_with_one_warning_each(tmp_path: Path) -> None:
     def spoil(document: Document) -> None:
         document["annotations"] = [
             annotation(1, 100, 3, [-5, 40, 20, 20]),
@@ -81,8 +81,8 @@ def test_boxes_at_the_border_are_cut_or_skipped_with_one_warning_each(tmp_path: 
     path = change(make_coco(tmp_path), spoil)
     with pytest.warns(UserWarning, match="inside|beyond their image") as caught:
         read = read_annotations(path, tmp_path)
-    cut, skipped = (str(one.message) for one in caught)
-    assert cut == f"1 boxes of {path} extend beyond their image and are clipped: annotation 1 (train/0.png)"
+    clipped, skipped = (str(warning.message) for warning in caught)
+    assert clipped == f"1 boxes of {path} extend beyond their image and are clipped: annotation 1 (train/0.png)"
     assert skipped.startswith(
         f"3 boxes of {path} have no area inside their image and are skipped: annotation 2 (train/1"
     )
@@ -122,13 +122,13 @@ SPOILED: dict[str, tuple[Callable[[Document], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", SPOILED)
-def test_what_is_wrong_is_named_before_any_work(tmp_path: Path, case: str) -> None:
+def test_errors_in_annotations_are_named_before_any_work(tmp_path: Path, case: str) -> None:
     spoil, message = SPOILED[case]
     with pytest.raises(InputError, match=message):
         load(settings(change(make_coco(tmp_path), spoil)))
 
 
-def test_files_that_are_no_annotations_are_named(tmp_path: Path) -> None:
+def test_files_without_annotations_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{'images': []}", encoding="utf-8")
     with pytest.raises(InputError, match=r"a\.json cannot be read as annotations in COCO's layout: it is not JSON"):
         load(settings(tmp_path / "a.json"))
@@ -153,7 +153,7 @@ def test_unreadable_images_and_wrong_sizes_are_named(tmp_path: Path, memory: int
         load(config)
 
 
-def test_a_batch_with_a_damaged_image_fails_with_its_name_in_a_worker_too(tmp_path: Path) -> None:
+def test_a_damaged_image_is_named_even_by_a_worker(tmp_path: Path) -> None:
     train = load(settings(make_coco(tmp_path), memory=0, validation=0.1, test=0.1)).train
     for i in range(12):
         (tmp_path / "train" / f"{i}.png").write_bytes(b"damaged later")
@@ -201,7 +201,7 @@ def test_splits_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert sorted(first["train"] + first["validation"] + first["test"]) == list(range(100, 130))
 
 
-def test_a_summary_says_what_the_splits_say(tmp_path: Path) -> None:
+def test_a_summary_agrees_with_the_splits(tmp_path: Path) -> None:
     splits = load(settings(make_coco(tmp_path, images=30), calibration=4, size=40))
     summary = splits.summary()
     assert (summary.classes, summary.in_channels, summary.size) == (("cat", "dog", "tree"), 3, 40)
@@ -210,35 +210,37 @@ def test_a_summary_says_what_the_splits_say(tmp_path: Path) -> None:
     assert torch.equal(torch.tensor(summary.std), splits.test.std.flatten())
 
 
-def test_splits_of_their_own_keep_the_training_labels(tmp_path: Path) -> None:
-    train, held = make_coco(tmp_path), make_coco(tmp_path / "other", images=4, name="val")
-    change(held, lambda d: d["categories"].pop(1) and d["annotations"].pop(1) and d["annotations"].pop(3))  # no cats
-    config = settings(train, test_source=str(held), test_images=str(tmp_path / "other"))
+def test_separate_splits_keep_the_training_labels(tmp_path: Path) -> None:
+    train, held_out = make_coco(tmp_path), make_coco(tmp_path / "other", images=4, name="val")
+    change(
+        held_out, lambda d: d["categories"].pop(1) and d["annotations"].pop(1) and d["annotations"].pop(3)
+    )  # no cats
+    config = settings(train, test_source=str(held_out), test_images=str(tmp_path / "other"))
     splits = load(config)
     assert [len(part) for part in ids(splits).values()] == [10, 10, 2, 4]
     assert splits.test.annotations.labels.tolist() == [2, 2, 3]
     with pytest.raises(InputError, match=r"4 of 4 images of .*val\.json are not in the folder"):
         load(dataclasses.replace(config, test_images=""))
-    change(held, put("categories", 1, name="cow"))
+    change(held_out, put("categories", 1, name="cow"))
     with pytest.raises(InputError, match=r"val\.json calls the category 7 'cow', but in the training .* 'dog'"):
         load(config)
 
 
-def test_splits_without_boxes_are_refused_and_unseen_classes_told(tmp_path: Path) -> None:
-    train, held = make_coco(tmp_path), make_coco(tmp_path, images=3, name="val")
-    config = settings(train, validation_source=str(held))
+def test_splits_without_boxes_are_refused_and_unseen_classes_give_a_warning(tmp_path: Path) -> None:
+    train, held_out = make_coco(tmp_path), make_coco(tmp_path, images=3, name="val")
+    config = settings(train, validation_source=str(held_out))
     change(
         train,
         lambda d: d["annotations"].__setitem__(slice(None), [a for a in d["annotations"] if a["category_id"] != 3]),
     )
     with pytest.warns(UserWarning, match="no training image shows 1 classes of the held-out images: 'cat'"):
         load(config)
-    change(held, lambda d: d["annotations"].__setitem__(slice(1, None), []))  # the crowd stays
+    change(held_out, lambda d: d["annotations"].__setitem__(slice(1, None), []))  # the crowd stays
     with pytest.raises(InputError, match=r"validation split .* has 3 images and no boxes to find"):
         load(config)
 
 
-def test_the_digest_is_of_contents(tmp_path: Path) -> None:
+def test_the_digest_covers_contents(tmp_path: Path) -> None:
     path, picture = make_coco(tmp_path), tmp_path / "train" / "3.png"
     pixels = Image.open(picture).convert("RGB")
     pixels.save(picture, compress_level=0)
@@ -252,29 +254,29 @@ def test_the_digest_is_of_contents(tmp_path: Path) -> None:
     assert len({digest, other, load(settings(path)).digest}) == 3
 
 
-def test_images_are_decoded_up_to_the_limit_and_read_otherwise(tmp_path: Path) -> None:
+def test_images_are_decoded_up_to_the_limit_and_read_later_beyond_it(tmp_path: Path) -> None:
     config = settings(make_coco(tmp_path), validation=0.2, test=0.2)
     limit = 12 * 3 * 64 * 48
-    held, read = (load(dataclasses.replace(config, memory=memory)).train for memory in (limit, limit - 1))
-    assert held.pixels is not None
+    decoded, read = (load(dataclasses.replace(config, memory=memory)).train for memory in (limit, limit - 1))
+    assert decoded.pixels is not None
     assert read.pixels is None
-    for (a, i), (b, j) in zip(held.batches(5), read.batches(5), strict=True):
+    for (a, i), (b, j) in zip(decoded.batches(5), read.batches(5), strict=True):
         assert same(a, b)
         assert same(i, j)
-    corner = held.annotations.target(0)["boxes"][-1].long().tolist()
-    assert held.image(0)[:, corner[1], corner[0]].sum() == 255  # the rectangle of its box
-    assert held.image(0)[:, corner[1] - 1, corner[0]].sum() == 0
+    corner = decoded.annotations.target(0)["boxes"][-1].long().tolist()
+    assert decoded.image(0)[:, corner[1], corner[0]].sum() == 255  # the rectangle of its box
+    assert decoded.image(0)[:, corner[1] - 1, corner[0]].sum() == 0
 
 
-def test_normalisation_is_that_of_the_calibration_images_or_as_given(tmp_path: Path) -> None:
+def test_normalisation_comes_from_the_calibration_images_or_the_settings(tmp_path: Path) -> None:
     config = settings(make_coco(tmp_path))
     splits = load(config)
     pixels = torch.stack([splits.calibration.seen(i) for i in range(len(splits.calibration))]).double() / 255
     assert torch.allclose(splits.train.mean.flatten().double(), pixels.mean((0, 2, 3)), atol=1e-6)
     assert torch.allclose(splits.test.std.flatten().double(), pixels.std((0, 2, 3), correction=0), atol=1e-6)
-    given = load(dataclasses.replace(config, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))).validation
-    images, _ = next(given.batches(1))
-    assert torch.allclose(images[0, 2] * 0.3 + 0.3, given.seen(0)[2] / 255, atol=1e-6)
+    validation = load(dataclasses.replace(config, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))).validation
+    images, _ = next(validation.batches(1))
+    assert torch.allclose(images[0, 2] * 0.3 + 0.3, validation.seen(0)[2] / 255, atol=1e-6)
 
 
 # -- sizes and variation ----------------------------------------------------------------------------------------------
@@ -287,7 +289,7 @@ def test_sizes_keep_the_aspect_ratio_or_become_square() -> None:
     assert Resize(800, 1333).of(300, 900) == (444, 1333)
 
 
-def test_unequal_images_come_as_a_list_and_padded_with_the_mean_in_memory(tmp_path: Path) -> None:
+def test_images_of_several_sizes_are_a_list_or_padded_with_the_mean_in_memory(tmp_path: Path) -> None:
     wide, tall = make_coco(tmp_path, images=3), make_coco(tmp_path, images=3, size=(48, 64), name="tall")
     both, other = (json.loads(path.read_text(encoding="utf-8")) for path in (wide, tall))
     both["images"] += [{**image, "id": image["id"] + 50} for image in other["images"]]
@@ -296,10 +298,10 @@ def test_unequal_images_come_as_a_list_and_padded_with_the_mean_in_memory(tmp_pa
     images, _ = next(part.batches(6))
     assert isinstance(images, list)
     assert {image.shape for image in images} == {(3, 32, 43), (3, 43, 32)}
-    held = part.images()
-    assert held.pixels.shape == (6, 3, 43, 43)
-    assert held.labels.tolist() == list(range(6))
-    for row, image in zip(held.normalize(held.pixels), images, strict=True):
+    padded = part.images()
+    assert padded.pixels.shape == (6, 3, 43, 43)
+    assert padded.labels.tolist() == list(range(6))
+    for row, image in zip(padded.normalize(padded.pixels), images, strict=True):
         assert torch.equal(row[:, : image.shape[1], : image.shape[2]], image)
         assert (
             row[:, image.shape[1] :].abs().sum() + row[:, :, image.shape[2] :].abs().sum() < 2000 / 255 / part.std.min()
@@ -311,7 +313,7 @@ def test_unequal_images_come_as_a_list_and_padded_with_the_mean_in_memory(tmp_pa
 
 
 def bright(image: torch.Tensor) -> list[int]:
-    """Extent of what is at least half red."""
+    """Returns the bounding box of the pixels whose red is at least 128."""
     mask = image[0] >= 128
     rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
@@ -331,14 +333,14 @@ def test_boxes_stay_on_their_objects(resize: Resize, scale: tuple[float, float])
     flipped = left_out = 0
     for trial in range(60):
         draws = torch.rand(4, generator=torch.Generator().manual_seed(trial))
-        out, found = vary(image, target, augment, resize, draws)
+        out, varied = vary(image, target, augment, resize, draws)
         assert out.shape[1:] == resize.of(96, 128)
-        assert found["boxes"].dtype == torch.float32
-        if not len(found["boxes"]):
+        assert varied["boxes"].dtype == torch.float32
+        if not len(varied["boxes"]):
             left_out += 1
             continue
-        assert found["labels"].tolist() == [5]
-        assert torch.allclose(found["boxes"][0], torch.tensor(bright(out)).float(), atol=1.01), (trial, draws)
+        assert varied["labels"].tolist() == [5]
+        assert torch.allclose(varied["boxes"][0], torch.tensor(bright(out)).float(), atol=1.01), (trial, draws)
         flipped += bool(draws[0] < 0.5)
     assert 10 < flipped < 50
     assert (left_out > 0) == (scale[1] >= 2)
@@ -348,9 +350,9 @@ def test_a_box_is_kept_if_its_centre_is() -> None:
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0, 100, 100], [0, 0, 40, 40], [50, 50, 100, 100], [10, 10, 10.01, 20]]).double()
     target = {"boxes": boxes, "labels": torch.arange(1, 5), "crowd": torch.zeros(4, dtype=torch.bool)}
-    _, found = vary(image, target, DetectionAugment(scale=(2.0, 2.0)), Resize(100), torch.tensor([0.9, 0, 0, 0]))
-    assert found["labels"].tolist() == [2]  # the centre of the first lies on the cut, the last is thinner than a pixel
-    assert found["boxes"].tolist() == [[0, 0, 80, 80]]
+    _, varied = vary(image, target, DetectionAugment(scale=(2.0, 2.0)), Resize(100), torch.tensor([0.9, 0, 0, 0]))
+    assert varied["labels"].tolist() == [2]  # the first box is centred on the border, the last is too thin
+    assert varied["boxes"].tolist() == [[0, 0, 80, 80]]
 
 
 # -- training batches -------------------------------------------------------------------------------------------------
@@ -379,22 +381,24 @@ def test_batches_are_a_function_of_seed_and_step(composed: DetectionSplits) -> N
         assert same([t for pair in zip(first[1], second[1], strict=True) for t in pair], targets)
 
 
-def test_an_epoch_shows_every_image_once_and_varied_anew(composed: DetectionSplits) -> None:
+def test_an_epoch_shows_every_image_once_and_varies_it_again(composed: DetectionSplits) -> None:
     plain = list(itertools.islice(training_batches(composed.train, DetectionAugment(), batch=4, seed=0), 12))
     seen = torch.cat([images for images, _ in plain])
-    held = torch.cat([images for images, _ in composed.train.batches(24)])
+    unvaried = torch.cat([images for images, _ in composed.train.batches(24)])
     for epoch in (seen[:24], seen[24:]):
-        assert sorted(image.numpy().tobytes() for image in epoch) == sorted(image.numpy().tobytes() for image in held)
+        assert sorted(image.numpy().tobytes() for image in epoch) == sorted(
+            image.numpy().tobytes() for image in unvaried
+        )
     assert not torch.equal(seen[:24], seen[24:])
     single = composed.train.subset(torch.tensor([0]))
     assert len({images.numpy().tobytes() for images, _ in batches(single, 6, batch=1)}) == 6
     for image, target in zip(plain[0][0], plain[0][1], strict=True):
-        place = int((held == image).flatten(1).all(1).nonzero())
+        place = int((unvaried == image).flatten(1).all(1).nonzero())
         assert torch.equal(target["boxes"], composed.train.annotations.target(place)["boxes"].float())
         assert torch.equal(target["labels"], composed.train.annotations.target(place)["labels"])
 
 
-def test_crowds_are_no_training_boxes(tmp_path: Path) -> None:
+def test_crowds_are_not_training_boxes(tmp_path: Path) -> None:
     train = load(settings(make_coco(tmp_path), validation=0.1, test=0.1)).train
     place = train.annotations.ids.tolist().index(100)
     assert train.annotations.target(place)["crowd"].tolist() == [True, False]
@@ -405,7 +409,7 @@ def test_crowds_are_no_training_boxes(tmp_path: Path) -> None:
 # -- composed digits --------------------------------------------------------------------------------------------------
 
 
-def test_composed_digits_are_where_their_boxes_are() -> None:
+def test_composed_digits_fill_their_boxes() -> None:
     from sklearn.datasets import load_digits, load_sample_images
 
     part = digits.compose(64, (20, 4, 4), seed=3)[0]
@@ -426,7 +430,7 @@ def test_composed_digits_are_where_their_boxes_are() -> None:
     assert torch.equal(labels, torch.from_numpy(load_digits().target)[torch.cat(part.scans)])
 
 
-def test_no_scan_is_in_two_splits_and_the_digest_tells_seeds_apart() -> None:
+def test_no_scan_is_in_two_splits_and_the_digest_depends_on_the_seed() -> None:
     parts = digits.compose(64, (40, 20, 20), seed=0)
     used = [set(torch.cat(part.scans).tolist()) for part in parts]
     assert not used[0] & used[1] | used[0] & used[2] | used[1] & used[2]
@@ -439,10 +443,10 @@ def test_no_scan_is_in_two_splits_and_the_digest_tells_seeds_apart() -> None:
     assert set(first.train.annotations.labels.tolist()) <= set(range(1, 11))
 
 
-def test_annotations_of_arrays_are_those_of_files(tmp_path: Path) -> None:
+def test_annotations_from_arrays_equal_those_from_files(tmp_path: Path) -> None:
     read = read_annotations(make_coco(tmp_path), tmp_path).subset(torch.arange(1, 12))  # without the crowd
     targets = [read.target(i) for i in range(11)]
-    made = Annotations.of(
+    built = Annotations.of(
         read.names,
         read.ids,
         read.sizes,
@@ -450,5 +454,5 @@ def test_annotations_of_arrays_are_those_of_files(tmp_path: Path) -> None:
         [t["labels"] for t in targets],
         classes=read.classes,
     )
-    assert all(same(made.target(i)[key], targets[i][key]) for i in range(11) for key in ("boxes", "labels", "crowd"))
-    assert made.categories == (1, 2, 3)
+    assert all(same(built.target(i)[key], targets[i][key]) for i in range(11) for key in ("boxes", "labels", "crowd"))
+    assert built.categories == (1, 2, 3)
