@@ -212,6 +212,7 @@ def test_a_summary_agrees_with_the_splits(tmp_path: Path) -> None:
 
 def test_separate_splits_keep_the_training_labels(tmp_path: Path) -> None:
     train, held_out = make_coco(tmp_path), make_coco(tmp_path / "other", images=4, name="val")
+    # The held-out images have no cats.
     change(
         held_out, lambda d: d["categories"].pop(1) and d["annotations"].pop(1) and d["annotations"].pop(3)
     )  # no cats
