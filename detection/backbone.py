@@ -109,9 +109,10 @@ def backbone_steps(network: nn.Module) -> list[MapStep | SearchableMapStep]:
 
 
 def named_backbone_steps(network: nn.Module) -> list[tuple[str, MapStep | SearchableMapStep]]:
-    """Returns the steps of `backbone_steps`, each with its path in the detector, such as `backbone.stage1.block0`."""
-    parts = network.named_modules(remove_duplicate=False)
-    return [(path, p) for path, p in parts if isinstance(p, MapStep | SearchableMapStep) and p.mode != "all"]
+    """Returns the steps of a backbone in order, each with its path in the detector, e.g. `backbone.stage1.block0`."""
+    modules = network.named_modules(remove_duplicate=False)
+    steps = [(path, module) for path, module in modules if isinstance(module, MapStep | SearchableMapStep)]
+    return [(path, step) for path, step in steps if step.mode != "all"]
 
 
 @dataclass(frozen=True)

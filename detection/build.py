@@ -308,5 +308,7 @@ def _fixed_classifier(
         assert arch is not None
         chain = _classifier(backbone, phase, settings)
         name = f"{chain.space.name}-{Arch(arch).key}"
-    steps = zip(chain.step_names, chain.subnet(arch), strict=True)
-    return Chain(name, list(steps), input_shape=chain.input_shape, init=chain.init)
+    network = chain.subnet(arch)
+    modules = (network.get_submodule(path) for path in chain.step_paths)
+    steps = list(zip(chain.step_names, modules, strict=True))
+    return Chain(name, steps, input_shape=chain.input_shape, init=chain.init)

@@ -46,21 +46,22 @@ def backbone_weights(
     tensors = _tensors(source)
     if has_numbered_steps(tensors):
         raise InputError(
-            "the weights of the backbone were written by an older release (numbered steps); train it again"
+            "the backbone's weights name steps by numbers, as an older release did; train the backbone again"
         )
     pairs = list[tuple[nn.Module, Mapping[str, Tensor]]]()
     for path, step in named_backbone_steps(detector):
         start = path.removeprefix("backbone.") + "."
-        given = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+        source_tensors = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
         own = step.block.state_dict()
-        for name in sorted(own.keys() | given.keys()):
-            counter = name.endswith("num_batches_tracked")  # frozen norms have none
-            if not counter and (name not in own or name not in given or own[name].shape != given[name].shape):
+        for name in sorted(own.keys() | source_tensors.keys()):
+            if name.endswith("num_batches_tracked"):  # frozen batch norm has no such counter
+                continue
+            if name not in own or name not in source_tensors or own[name].shape != source_tensors[name].shape:
                 raise InputError(
                     f"the weights belong to another backbone: tensor {start + name!r} is missing or has another shape; "
                     "for the detector of one architecture give supernet.subnet(arch)"
                 )
-        pairs.append((step.block, given))
+        pairs.append((step.block, source_tensors))
     return pairs
 
 

@@ -120,7 +120,7 @@ def read_out(detector: D, repeats: int) -> D:
     if isinstance(detector, DetectorNetwork):
         return DetectorNetwork(OrderedDict(kept)).train(detector.training)
     shortened = copy.copy(detector)
-    shortened._modules = kept  # a copy shares the dictionary
+    shortened._modules = {**kept}  # the copy shared the dictionary
     names = zip(detector.step_names, detector.step_paths, strict=True)
     remaining = [(name, path) for name, path in names if path not in necks[repeats:]]
     shortened.step_names, shortened.step_paths = zip(*remaining, strict=True)

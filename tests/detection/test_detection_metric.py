@@ -50,9 +50,7 @@ def random_boxes(seed: int, *, images: int = 40, classes: int = 12) -> tuple[Box
         near = torch.cat([boxes, torch.tensor([[5.0, 5, 50, 60]])])[pick] + 12 * rand(m, 4) - 6
         near[:, 2:] = near[:, 2:].maximum(near[:, :2] + 1)
         guesses = torch.cat([labels, torch.tensor([1])])[pick]
-        guesses = torch.where(
-            rand(m) < 0.3, (rand(m) * (classes + 2)).long() + 1, guesses
-        )  # two occur in no target
+        guesses = torch.where(rand(m) < 0.3, (rand(m) * (classes + 2)).long() + 1, guesses)  # two occur in no target
         detections.append({"boxes": near, "labels": guesses, "scores": (rand(m) * 40).round() / 40})
     return targets, detections
 

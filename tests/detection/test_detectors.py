@@ -294,4 +294,4 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 def test_steps_of_single_networks_need_no_searchable() -> None:
     network = tiny_network("retinanet", arch=sampled_arch(tiny("retinanet")))
-    assert [type(part) for part in network if isinstance(part, MapStep)] == [MapStep] * 6
+    assert [type(part) for part in network.modules() if isinstance(part, MapStep)] == [MapStep] * 6

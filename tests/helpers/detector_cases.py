@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detection import Detector, DetectorNetwork, create_detector, create_detector_network
-from supernet import Arch
+from supernet import Arch, Chain, create_supernet
 from supernet.testing import randomize
 
 KINDS = ("retinanet", "faster-rcnn-fpn")
@@ -35,6 +35,15 @@ def _tiny(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     if settings["backbone"] == "shufflenet-small":
         settings = {"backbone_settings": BACKBONE, **settings}
     return {"num_classes": CLASSES, "image_size": 64, "head_width": WIDTH, **settings}
+
+
+def fixed_backbone() -> Chain:
+    """The network of one architecture as a chain without choices."""
+    classifier = create_supernet("shufflenet-small", **BACKBONE)
+    network = classifier.subnet(classifier.space.sample(random.Random(0)))
+    modules = (network.get_submodule(path) for path in classifier.step_paths)
+    steps = list(zip(classifier.step_names, modules, strict=True))
+    return Chain("fixed", steps, input_shape=classifier.input_shape)
 
 
 def images(height: int = 64, width: int = 64, *, seed: int = 0, number: int = 2) -> Tensor:

@@ -1,12 +1,9 @@
 """Images and networks that the tests of scoring with shared weights have in common."""
 
-import random
-
 import torch
 from torch import Tensor, nn
 
-from helpers.detector_cases import BACKBONE
-from supernet import Chain, create_supernet
+from supernet import Chain
 from supernet.data.images import Images
 from supernet.scoring.batch_norm import BatchStatistics, Inherit, Recalibrate
 
@@ -47,11 +44,3 @@ class DropoutHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.drop(x.mean(dim=(2, 3))))
-
-
-def fixed_backbone(phase: str = "supernet") -> Chain:
-    """Returns one architecture of a space as a chain without decisions."""
-    classifier = create_supernet("shufflenet-small", **BACKBONE)
-    network = classifier.subnet(classifier.space.sample(random.Random(0)))
-    modules = [network.get_submodule(path) for path in classifier.step_paths]
-    return Chain("fixed", list(zip(classifier.step_names, modules, strict=True)), input_shape=classifier.input_shape)

@@ -14,8 +14,8 @@ from detection.config import DetectionData
 from detection.data.load import load
 from detection.metric import DetectionMetric
 from helpers.coco import make_coco, settings
-from helpers.detector_cases import tiny
-from helpers.scoring_cases import POLICIES, DropoutHead, fixed_backbone, random_images, randomized_norms
+from helpers.detector_cases import fixed_backbone, tiny
+from helpers.scoring_cases import POLICIES, DropoutHead, random_images, randomized_norms
 from helpers.toy_spaces import GROUNDS
 from supernet import Arch, Chain
 from supernet.blocks.choice import ChoiceBlock
@@ -292,7 +292,7 @@ def test_the_benchmarks_score_the_same_both_ways(
         DetectionData(size=64, compose=(10, 5, 5)), batches=2, images=4, batch=4, width=8, convs=1, steps=1
     )
     if name == "pyramids":
-        module.pyramids(few, networks=2, call=1, backbone="helpers.scoring_cases:fixed_backbone")
+        module.pyramids(few, networks=2, call=1, backbone="helpers.detector_cases:fixed_backbone")
     else:
         module.generation(few, networks=2, after=1, backbone="shufflenet-small")
     printed = capsys.readouterr().out
