@@ -1,13 +1,12 @@
 """Searches as curves of the best score so far, with intervals and plots. Used by tools/benchmarks/search.py."""
 
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from supernet.errors import InputError, nearest
+from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
 if TYPE_CHECKING:
@@ -32,24 +31,18 @@ def maker(text: str) -> "functools.partial[Any]":
         text: a name from tools/search.py, with settings after a colon: `nsga2:population_size=20,mutation=0.1`.
 
     Raises:
-        InputError: there is no such searcher, or it has no such setting.
+        InputError: there is no such searcher or setting, or a value has the wrong type.
     """
-    from searchers.catalog import searcher_maker, searcher_settings
+    from searchers.catalog import searcher_class, searcher_maker
+    from supernet_tools.pipeline.settings import parse_settings
 
     name, _, settings = text.partition(":")
-    known = searcher_settings(name)
-    values: dict[str, Any] = {}
-    for pair in filter(None, settings.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"settings of {name!r} are NAME=VALUE, separated by commas, not {pair!r}")
-        if key not in known:
-            raise InputError(f"searcher {name!r} has no setting {key!r}; {nearest(key, known)}")
-        try:
-            values[key] = json.loads(value)
-        except json.JSONDecodeError:
-            values[key] = value
-
+    values = parse_settings(
+        searcher_class(name),
+        [pair for pair in settings.split(",") if pair],
+        owner=f"the searcher {name!r}",
+        reserved=("space", "seed", "feasible"),
+    )
     return functools.partial(searcher_maker(name), **values)
 
 

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from detection.config import DetectionAugment, DetectionData
-from supernet_tools.pipeline.command_line import main, print_table
+from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     import torch

@@ -17,14 +17,15 @@ import tyro
 
 from supernet.errors import InputError, RunError
 from supernet_tools.benchmarks.curves import new_figure, save_plot
-from supernet_tools.pipeline.command_line import main, mean_and_deviation, parse, print_differences, print_table
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import mean_and_deviation, print_differences, print_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
     from supernet.config import Train
     from supernet.space import Arch
-    from supernet_tools.pipeline.stages import Run
+    from supernet_tools.pipeline.run import Run
 
 
 AP, AP50 = "test_map", "test_map50"
@@ -73,18 +74,20 @@ def run() -> None:
     if args.plain_widths and args.plain is None:
         raise InputError("--plain-widths needs --plain, the option of that arm")
 
-    from detection.config import DetectorRun
-    from supernet_tools.pipeline import stages
+    from supernet.files import write_json
+    from supernet.training.loop import check_training
+    from supernet_tools.pipeline.config import DetectorRun
+    from supernet_tools.pipeline.runs import open_run
 
     new_figure()  # fails before the trainings, not after them, if plotly is missing
-    opened = stages.open_stage(args.run)
+    opened = open_run(args.run)
     if not isinstance(opened.config, DetectorRun):
         raise InputError(
             f"{args.run} is not the run of a detector; tools/retrain.py --top 1 --random 3 compares classifiers"
         )
     arms = networks(args, opened)
     train = opened.config.retrain
-    stages.check_training(train, opened.data, task=opened.kind.task)
+    check_training(train, opened.data, task=opened.kind.task)
     rows = retrained(args, arms, train)
     scores = searched_scores(opened, args.search)
     document = {
@@ -97,7 +100,7 @@ def run() -> None:
         "differences": differences(rows),
     }
     (args.run / "compared").mkdir(exist_ok=True)
-    stages.write_json(args.run / "compared" / f"{args.name}.json", document)
+    write_json(args.run / "compared" / f"{args.name}.json", document)
     save_plot(histogram(scores), args.run / "compared" / args.name)
     show(document)
 
@@ -107,12 +110,12 @@ def run() -> None:
 
 def networks(args: Compare, opened: "Run") -> Arms:
     """Returns every arm. Raises `InputError` for unknown names and for a plain backbone cheaper than the one found."""
-    from supernet_tools.pipeline import search as searching
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.architectures import random_feasible
+    from supernet_tools.pipeline.search import searched_top
 
-    (best,), feasible = searching.searched_top(opened, args.search, 1)
+    (best,), feasible = searched_top(opened, args.search, 1)
     arms: Arms = {"found": [("found", opened, best)]}
-    draws = stages.random_feasible(opened, feasible, args.random + 1, args.seed)
+    draws = random_feasible(opened, feasible, args.random + 1, args.seed)
     others = [arch for arch in draws if arch != best][: args.random]
     arms["random"] = [(f"random {number}", opened, arch) for number, arch in enumerate(others)]
     if args.plain is not None:
@@ -131,19 +134,19 @@ def plain(args: Compare, opened: "Run", option: str, best: "Arch") -> "tuple[str
         kept = [setting for setting in opened.config.backbone_settings if not setting.startswith("widths=")]
         widths = f"widths={list(args.plain_widths)}"
         other = beside(opened, f"plain-{'-'.join(map(str, args.plain_widths))}", backbone_settings=(*kept, widths))
-    choices = other.supernet.space.choices
+    choices = other.space.choices
     if not choices or any(not c.name.startswith("backbone.") for c in choices):
         raise InputError(f"--plain {option!r} needs a run that searches the backbone alone")
     if lacking := [c.name for c in choices if option not in c.options]:
         raise InputError(f"--plain {option!r} is not an option of the choice {lacking[0]!r}")
-    arch = other.supernet.space.canonical({c.name: option for c in choices})
+    arch = other.space.canonical({c.name: option for c in choices})
     ours, theirs = other.cost(arch)["backbone_macs"], opened.cost(best)["backbone_macs"]
     if ours < theirs:
         raise InputError(
             f"the backbone of {option!r} alone has {ours:,.0f} MACs, fewer than the {theirs:,.0f} of "
             "the one that was found; give larger --plain-widths"
         )
-    return f"all {option}", other, other.supernet.space.normal_form(arch)
+    return f"all {option}", other, other.space.normal_form(arch)
 
 
 def wired(opened: "Run", name: str, shift: int) -> "Arch":
@@ -151,7 +154,7 @@ def wired(opened: "Run", name: str, shift: int) -> "Arch":
     from detection.nasfpn.space import wiring_arch
     from detection.nasfpn.supernet import NECK
 
-    space = opened.supernet.space
+    space = opened.space
     if opened.config.neck != "nasfpn" or not opened.config.backbone_arch:
         raise InputError(f"--wiring {name!r} needs a run that searches the pyramid alone, --neck nasfpn")
     return space.normal_form(space.canonical(wiring_arch(name, space, prefix=NECK, shift=shift)))
@@ -167,21 +170,20 @@ def with_fpn(opened: "Run") -> "tuple[str, Run, Arch]":
     kept = [s for s in opened.config.settings if s.partition("=")[0] not in ("repeats", "cells", "pooled_levels")]
     other = beside(opened, "fpn", neck="fpn", backbone_arch="", settings=tuple(kept))
     fixed = Arch.from_json(opened.config.backbone_arch)
-    return "fpn", other, other.supernet.space.canonical({f"{PREFIX}.{name}": value for name, value in fixed.items()})
+    return "fpn", other, other.space.canonical({f"{PREFIX}.{name}": value for name, value in fixed.items()})
 
 
 def beside(opened: "Run", name: str, **changed: Any) -> "Run":
     """Returns a run that differs in some fields of its recipe, for networks outside the space of the given run."""
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.run import Run
+    from supernet_tools.pipeline.runs import kind_of
 
     if opened.config.start != "scratch":
         raise InputError(
             f"the run has start={opened.config.start!r}, but there is no such pre-training for the arm {name!r}"
         )
-    config = dataclasses.replace(opened.config, **changed)
-    kind = stages.kind_of(config)
-    supernet = kind.supernet(opened.data)
-    return stages.Run(opened.folder / "compared" / name, config, opened.data, supernet, kind.costs(supernet))
+    kind = kind_of(dataclasses.replace(opened.config, **changed))
+    return Run(opened.folder / "compared" / name, kind, opened.summary, data=opened.data)
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def beside(opened: "Run", name: str, **changed: Any) -> "Run":
 def retrained(args: Compare, arms: Arms, train: "Train") -> list[dict[str, Any]]:
     """Returns a row per network with its metrics per seed, None for a failed training."""
     from supernet.progress import progress
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.retrain import retrain_stage
 
     members = [(arm, *network) for arm, networks_of in arms.items() for network in networks_of]
     rows: list[dict[str, Any]] = [
@@ -202,7 +204,7 @@ def retrained(args: Compare, arms: Arms, train: "Train") -> list[dict[str, Any]]
             config = dataclasses.replace(train, seed=args.seed + number)
             for index, (row, (_, name, opened, arch)) in enumerate(zip(rows, members, strict=True)):
                 try:
-                    result = stages.retrain_stage(opened, arch, config, verbose=False)
+                    result = retrain_stage(opened, arch, config, verbose=False)
                 except RunError:
                     result = dict.fromkeys((AP, AP50))
                 for metric in (AP, AP50):
@@ -240,7 +242,7 @@ def searched_scores(opened: "Run", name: str) -> list[float]:
     """Returns the shared-weight mAP of every distinct network that a search scored, in its order."""
     from searchers import Study
 
-    with Study(opened.folder / "search" / name / "study.db", opened.supernet.space) as study:
+    with Study(opened.folder / "search" / name / "study.db", opened.space) as study:
         return list({t.key: float(t.metrics["map"]) for t in study.trials() if not t.failed}.values())
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from supernet.space import Arch
 from supernet_tools.benchmarks.curves import format_mean
 from supernet_tools.benchmarks.oracles import Oracle, nasbench_macro
-from supernet_tools.pipeline.command_line import print_table
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     from searchers.loop import Searcher

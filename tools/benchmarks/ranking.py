@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from supernet.config import Augment, SupernetRun, Window
+from supernet.config import Augment, Window
 from supernet.errors import InputError, nearest
-from supernet_tools.pipeline.command_line import main, print_table
+from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.config import SupernetRun
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     from supernet.ranking.truth import Truth
     from supernet.space import Arch, SearchSpace
-    from supernet_tools.pipeline.stages import Run
+    from supernet_tools.pipeline.run import Run
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4, "clip": 1.0}
 LIMITS = (0.35, 0.50, 0.65, None)
@@ -43,10 +45,11 @@ def _run(**changes: Any) -> Change:
 
 def _cost_bins(run: SupernetRun) -> SupernetRun:
     """Draws from ten bins of MACs equally often, so that extreme paths are trained as often as medium ones."""
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.runs import kind_of
+    from supernet_tools.pipeline.train import prepare
 
-    supernet = stages.supernet_parts(run)[1]
-    low, high = stages.CostTable(supernet).extremes("macs") or (0.0, 0.0)
+    kind = kind_of(run)
+    low, high = kind.costs(prepare(kind).supernet).extremes("macs") or (0.0, 0.0)
     return dataclasses.replace(run, window=Window("macs", low, high, (high - low) / 10))
 
 
@@ -142,19 +145,19 @@ def _ranked(config: SupernetRun, folder: Path, name: str, n: int, images: int, b
     from supernet.scoring.cache import ScoreCache
     from supernet.scoring.shared_weights import SharedWeights
     from supernet.seeding import generator
-    from supernet_tools.fidelity import score, shipped
-    from supernet_tools.pipeline import stages
+    from supernet_tools.fidelity import ranked_by, shipped
+    from supernet_tools.pipeline.train import train_stage
 
     minutes, began = folder / "minutes.json", time.process_time()
     resumed = (folder / "state.pt").exists()
-    run = stages.train_stage(config, folder)
+    run = train_stage(config, folder)
     if not minutes.exists():
         write_json(minutes, {"minutes": (time.process_time() - began) / 60, "at_least": resumed})
     spent = read_json(minutes)
     truth, settings = shipped()
     archs = generator(0, "fidelity").sample(list(truth.values), n)
     part = run.data.validation.subset(torch.arange(min(images, len(run.data.validation))))
-    last = stages.create_supernet(config.space, **stages.network_settings(config, run.data))
+    last = run.kind.supernet(run.summary)
     last.load_state_dict(torch.load(folder / "state.pt", weights_only=True)["model"])
     rows: list[Row] = []
     supernets = {name: last.eval()}
@@ -163,15 +166,15 @@ def _ranked(config: SupernetRun, folder: Path, name: str, n: int, images: int, b
     for title, supernet in supernets.items():
         cache = ScoreCache(folder / "scores.db")
         evaluate = SharedWeights(supernet, run.data.calibration, part, bn=Recalibrate(bn_batches), cache=cache)
-        metrics: dict[Arch, Mapping[str, float]] = {}
+        metrics: dict[Arch, dict[str, float]] = {}
         for start in range(0, n, 64):
             group = archs[start : start + 64]
             metrics |= zip(group, evaluate(group), strict=True)
         report = fidelity(
-            score(metrics, "loss"),
+            ranked_by(metrics, "loss"),
             truth.values,
             space=supernet.space,
-            others={"a": score(metrics, "accuracy")},
+            others={"a": ranked_by(metrics, "accuracy")},
             largest=max(costs["macs"] for costs in settings["costs"].values()),
             times=200,
             draws=1,
@@ -215,18 +218,20 @@ def picks(
     import torch
 
     from supernet_tools.fidelity import shipped
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.runs import open_run
+    from supernet_tools.pipeline.search import shared_scores
 
     torch.set_num_threads(threads)
     truth, settings = shipped()
     macs = {arch: row["macs"] for arch, row in settings["costs"].items()}
-    opened = [stages.open_stage(run) for run in runs]
-    scores = [stages.shared_scores(run, list(truth.values), bn_batches=bn_batches) for run in opened]
+    accuracy = {arch: value for arch, value in truth.values.items() if value is not None}
+    opened = [open_run(run) for run in runs]
+    scores = [shared_scores(run, list(truth.values), bn_batches=bn_batches) for run in opened]
     for limit in LIMITS:
-        inside = [arch for arch in truth.values if limit is None or macs[arch] <= limit * max(macs.values())]
-        ranked = sorted(inside, key=lambda arch: -truth.values[arch])
+        inside = [arch for arch in accuracy if limit is None or macs[arch] <= limit * max(macs.values())]
+        ranked = sorted(inside, key=lambda arch: -accuracy[arch])
         rank = {arch: place for place, arch in enumerate(ranked, start=1)}
-        rows = _untrained_choices(inside, macs, rank, opened[0].supernet.space)
+        rows = _untrained_choices(inside, macs, rank, opened[0].space)
         for run, scored, path in zip(opened, scores, runs, strict=True):
             searches = [
                 _searched(run, inside, scored, truth, evaluations, labels, seed, limit is None) for seed in range(seeds)
@@ -280,7 +285,7 @@ def _searched(
     from supernet.cost import Feasible
     from supernet.ranking.calibrate import calibrated_ranking
 
-    space, costs = run.supernet.space, run.cost
+    space, costs = run.space, run.cost
     largest = max(costs(arch)["macs"] for arch in inside)
     feasible = None if unlimited else Feasible(costs, {"macs": largest})
     study = Study(None, space)
@@ -308,10 +313,10 @@ def _searched(
 
 def _fine_tuned(run: "Run", archs: "list[Arch]", epochs: int) -> "list[Arch]":
     """Returns the architectures by descending held-out accuracy after fine-tuning each from the shared weights."""
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.retrain import retrain_stage
 
     train = dataclasses.replace(run.config.train, epochs=epochs, lr=run.config.train.lr / 10, ema=0.0)
-    results = {arch: stages.retrain_stage(run, arch, train, shared=True, verbose=False) for arch in archs}
+    results = {arch: retrain_stage(run, arch, train, shared=True, verbose=False) for arch in archs}
     return sorted(archs, key=lambda arch: -results[arch]["validation_accuracy"])
 
 

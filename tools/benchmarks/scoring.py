@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, TypeVar
 import tyro
 
 from supernet_tools.benchmarks.curves import format_mean
-from supernet_tools.pipeline.command_line import main, print_table
+from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     from supernet.scoring.batch_norm import BatchNormPolicy
     from supernet.space import Arch
-    from supernet_tools.pipeline.stages import Run
+    from supernet_tools.pipeline.run import Run
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -56,10 +57,10 @@ def prefix(
     from searchers import Study, TopKEvolution, search
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.shared_weights import SharedWeights
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.runs import open_run
 
     torch.set_num_threads(threads)
-    opened = stages.open_stage(run)
+    opened = open_run(run)
     space, validation = opened.supernet.space, opened.data.validation
     part = validation.subset(torch.arange(min(images, len(validation))))
     rows = []
@@ -158,10 +159,10 @@ def bn(run: tyro.conf.Positional[Path], networks: int = 100, images: int = 1000,
     from supernet.scoring.batch_norm import BatchStatistics, Inherit, Recalibrate
     from supernet.scoring.shared_weights import SharedWeights
     from supernet.spaces.nasbench_macro import table
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.runs import open_run
 
     torch.set_num_threads(threads)
-    opened, published = stages.open_stage(run), table()
+    opened, published = open_run(run), table()
     forms = list(dict.fromkeys(opened.supernet.space.normal_form(arch) for arch in published))
     archs = random.Random(0).sample(forms, networks)
     part = opened.data.validation.subset(torch.arange(min(images, len(opened.data.validation))))

@@ -19,7 +19,8 @@ from supernet_tools.benchmarks.curves import Curve, best_after, curve, format_me
 from supernet_tools.benchmarks.fronts import front
 from supernet_tools.benchmarks.oracles import Oracle, from_csv, oracle_of
 from supernet_tools.benchmarks.supernets import supernet
-from supernet_tools.pipeline.command_line import main, print_table
+from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.tables import print_table
 
 
 def regret(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from supernet.errors import InputError
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch
 from supernet_tools.benchmarks.curves import Curve, best_after, curve, format_mean, maker, new_figure, plot, save_plot
-from supernet_tools.pipeline.command_line import print_table
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     from searchers.loop import Searcher
@@ -54,28 +54,31 @@ class Supernet:
     def __init__(self, folder: Path, score: str, *, images: int, bn_batches: int) -> None:
         import torch
 
-        from supernet_tools.pipeline.stages import open_stage
+        from supernet.scoring.cache import ScoreCache
+        from supernet_tools.pipeline.run import SCORES
+        from supernet_tools.pipeline.runs import open_run
 
-        run = open_stage(folder)
+        run = open_run(folder)
         if score not in run.kind.metrics:
             raise InputError(f"networks of {folder} have no metric {score!r}; they have {', '.join(run.kind.metrics)}")
-        validation = run.data.validation
+        data = run.data
+        validation = data.validation
         if images > len(validation):
             raise InputError(f"images={images} exceeds the search-validation split, which has {len(validation)}")
         if images:  # drawn at random, since a source may list its images class by class
             order = torch.randperm(len(validation), generator=torch.Generator().manual_seed(0))
-            part = validation.subset(order[:images])
-            run = dataclasses.replace(run, data=dataclasses.replace(run.data, validation=part))
+            data = dataclasses.replace(data, validation=validation.subset(order[:images]))
         self.images = images or len(validation)
-        self.space: SearchSpace = run.supernet.space
+        self.space = run.space
         self.cost = run.cost
         self.scored: dict[str, Mapping[str, float]] = {}
-        self._evaluate = run.shared_weights(bn_batches=bn_batches, costs=False)
+        cache = ScoreCache(folder / SCORES)
+        self._evaluate = run.kind.shared_weights(run.supernet, data, cache=cache, bn_batches=bn_batches)
 
     @property
     def cached(self) -> int:
         """The number of networks whose score was already in the cache."""
-        return int(self._evaluate.hits)
+        return self._evaluate.hits
 
     def score(self, archs: Sequence[Arch]) -> list[Mapping[str, float]]:
         """Returns the metrics of architectures in normal form, each scored once for all searches."""

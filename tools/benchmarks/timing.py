@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from supernet_tools.benchmarks.curves import PATIENCE, format_mean
-from supernet_tools.pipeline.command_line import main, print_table
+from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     from searchers.loop import Searcher

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from supernet_tools.pipeline.command_line import main, print_table
+from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     from torch import nn

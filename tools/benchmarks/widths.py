@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from supernet.errors import InputError, RunError
-from supernet_tools.pipeline.command_line import main, mean_and_deviation, parse, print_differences, print_table
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import mean_and_deviation, print_differences, print_table
 
 if TYPE_CHECKING:
     from supernet.config import Train
     from supernet.ranking.statistics import Difference
     from supernet.space import Arch
-    from supernet_tools.pipeline.stages import Run
+    from supernet_tools.pipeline.run import Run
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,14 @@ def run() -> None:
             f"--spread must be above 1, not {args.spread:g}, and --share between 0 and 1, not {args.share:g}"
         )
 
-    from supernet_tools.pipeline import stages
+    from supernet.files import write_json
+    from supernet.training.loop import check_training
+    from supernet_tools.pipeline.runs import open_run
 
-    opened = stages.open_stage(args.run)
+    opened = open_run(args.run)
     changed = {name: value for name in ("epochs", "batch", "lr") if (value := getattr(args, name)) is not None}
     train = dataclasses.replace(opened.config.retrain, **changed)
-    stages.check_training(train, opened.data, opened.config.data.augment)
+    check_training(train, opened.data, opened.config.data.augment)
     arms = networks(args, opened)
     results = compared(retrained(args, opened, arms, train))
     document = {
@@ -87,7 +90,7 @@ def run() -> None:
         **results,
     }
     (args.run / "widths").mkdir(exist_ok=True)
-    stages.write_json(args.run / "widths" / f"{args.name}.json", document)
+    write_json(args.run / "widths" / f"{args.name}.json", document)
     show(document)
 
 
@@ -100,7 +103,7 @@ def networks(args: Widths, opened: "Run") -> "dict[str, list[tuple[str, Arch]]]"
     from searchers.morphnet.resources import equal_widths, random_widths
     from supernet.seeding import generator
     from supernet.spaces.widths import WidthChain
-    from supernet_tools.pipeline import search as searching
+    from supernet_tools.pipeline.search import best_arch
 
     net = opened.supernet
     if not isinstance(net, WidthChain):
@@ -116,7 +119,7 @@ def networks(args: Widths, opened: "Run") -> "dict[str, list[tuple[str, Arch]]]"
     def cost(widths: Mapping[str, int]) -> int:
         return sum(layer.macs(widths) if what == "macs" else layer.params(widths) for layer in layers)
 
-    arms = {"morphnet": [(name, searching.best_arch(opened, name)) for name in args.searches]}
+    arms = {"morphnet": [(name, best_arch(opened, name)) for name in args.searches]}
     for name, arch in arms["morphnet"]:
         if not (1 - args.share) * limit <= (spent := cost({k: int(v) for k, v in arch.items()})) <= limit:
             raise InputError(
@@ -138,7 +141,7 @@ def retrained(
 ) -> list[dict[str, Any]]:
     """Returns a row per network with its test accuracy per seed, None for a failed training."""
     from supernet.progress import progress
-    from supernet_tools.pipeline import stages
+    from supernet_tools.pipeline.retrain import retrain_stage
 
     rows: list[dict[str, Any]] = [
         {"arm": arm, "name": name, "arch": dict(arch), "key": arch.key, **opened.cost(arch), "accuracy": []}
@@ -151,7 +154,7 @@ def retrained(
             config = dataclasses.replace(train, seed=args.seed + number)
             for index, (row, arch) in enumerate(zip(rows, archs, strict=True)):
                 try:
-                    row["accuracy"].append(stages.retrain_stage(opened, arch, config, verbose=False)["test_accuracy"])
+                    row["accuracy"].append(retrain_stage(opened, arch, config, verbose=False)["test_accuracy"])
                 except RunError:
                     row["accuracy"].append(None)
                 update(number * len(archs) + index + 1, row["name"])
