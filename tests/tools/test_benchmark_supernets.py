@@ -124,7 +124,7 @@ def test_a_killed_comparison_goes_on_with_its_scores(run: Path, call: Call, tmp_
 def test_invalid_comparisons_are_refused_in_one_line(run: Path, call: Call, tmp_path: Path) -> None:
     one_line(call("benchmarks.search", "supernet", run, "--images", 10_000), "images=10000", "search-validation")
     one_line(call("benchmarks.search", "supernet", run, "--score", "map"), "no metric 'map'", "accuracy, loss")
-    one_line(call("benchmarks.search", "supernet", run, run), "two runs have folders of one name")
+    one_line(call("benchmarks.search", "supernet", run, run), "two runs have folders of the same name")
     one_line(call("benchmarks.search", "supernet", run, "--searchers", "random:metric=macs"), "follows from score")
     one_line(call("benchmarks.search", "supernet", run, "--seeds", 0), "seeds=0")
     one_line(call("benchmarks.search", "supernet", tmp_path / "nowhere"), "nowhere")
