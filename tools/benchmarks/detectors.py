@@ -75,7 +75,7 @@ def run() -> None:
         raise InputError("--plain-widths needs --plain, the option of that arm")
 
     from supernet.files import write_json
-    from supernet.training.loop import check_training
+    from supernet.train import check_training
     from supernet_tools.pipeline.config import DetectorRun
     from supernet_tools.pipeline.runs import open_run
 

@@ -73,7 +73,7 @@ def run() -> None:
         )
 
     from supernet.files import write_json
-    from supernet.training.loop import check_training
+    from supernet.train import check_training
     from supernet_tools.pipeline.runs import open_run
 
     opened = open_run(args.run)
