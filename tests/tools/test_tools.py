@@ -305,12 +305,12 @@ def test_folders_of_other_runs_are_refused(run_folder: Path, call: Call, tmp_pat
 
 
 def test_the_benchmarks_run(call: Call) -> None:
-    code, out, err = call("benchmark", "oracle", "--seeds", 3, "--optuna-seeds", 0, "--batches", 10)
+    code, out, err = call("benchmarks.timing", "oracle", "--seeds", 3, "--optuna-seeds", 0, "--batches", 10)
     assert code == 0, err
     means = [float(line.split("│")[3].split("±")[0]) for line in out.splitlines() if "±" in line]
     assert len(means) == 7
     assert all(1 <= mean <= 3969 for mean in means)
-    code, out, err = call("benchmark", "memory-order", "--steps", 2)
+    code, out, err = call("benchmarks.timing", "memory-order", "--steps", 2)
     assert code == 0, err
     assert out.count("│ 2 ") == 3
     code, out, err = call("benchmarks.training", "engine", "--size", 8, "--paths", 2, "--steps", 2, "--batch", 256)
@@ -332,7 +332,7 @@ def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
     assert code == 0, err
     assert "late in an evolution, one by one" in out
     code, out, err = call(
-        "benchmark_scoring", "latency", "--spaces", "shufflenet-small", "--networks", 3, "--seconds", 1e-3
+        "benchmarks.scoring", "latency", "--spaces", "shufflenet-small", "--networks", 3, "--seconds", 1e-3
     )
     assert code == 0, err
     assert "│ 3 │" in out

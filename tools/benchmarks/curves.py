@@ -84,7 +84,7 @@ def curve(oracle: Scored, searcher: "Searcher", *, evaluations: int, batch: int)
         reports = []
         for arch, form, metrics in zip(archs, forms, oracle.score(forms), strict=True):
             repeat, failed = form.key in seen, "" if metrics else "the table has no score"
-            reports.append(Trial(trials, arch, form.key, metrics, repeat, 0.0, 0, failed))
+            reports.append(Trial.of(oracle.space, arch, metrics, number=trials, repeat=repeat, failed=failed))
             trials += 1
             if not repeat:
                 seen.add(form.key)

@@ -103,7 +103,8 @@ def evaluated_points(oracle: Oracle, searcher: "Searcher", evaluations: int) -> 
     points: dict[str, Point] = {}
     while len(points) < evaluations and (archs := searcher.ask(1)):
         key = oracle.space.normal_form(archs[0]).key
-        searcher.tell([Trial(len(points), archs[0], key, oracle.metrics[key], key in points, 0.0, 0)])
+        repeat = key in points
+        searcher.tell([Trial.of(oracle.space, archs[0], oracle.metrics[key], number=len(points), repeat=repeat)])
         points[key] = point(oracle.metrics[key])
     return list(points.values())
 

@@ -118,7 +118,8 @@ def _evaluations(searcher: "Searcher", batch: int) -> tuple[int, int]:
                 to_top_ten = len(seen)
             if key == ranked[0]:
                 return len(seen), to_top_ten
-            reports.append(Trial(trials - 1, arch, key, {"accuracy": accuracy[key]}, repeat, 0.0, 0))
+            metrics = {"accuracy": accuracy[key]}
+            reports.append(Trial.of(searcher.space, arch, metrics, number=trials - 1, repeat=repeat))
         searcher.tell(reports)
     return 0, to_top_ten
 
