@@ -1,4 +1,4 @@
-"""What two processes of a torchrun train for `test_torchrun.py`; rank 0 leaves the results in the folder given.
+"""What two processes of a torchrun train for `test_torchrun.py`; rank 0 writes the results to a folder.
 
 In the first start both ranks finish one training, resume one that a single process began, and begin a third, in which
 rank 1 is killed. torchrun then starts both again, and they finish the third.

@@ -1,4 +1,4 @@
-"""A search that two processes of a torchrun make for `test_parallel.py`; the study is left in the folder given.
+"""A search that two processes of a torchrun make for `test_parallel.py`; the study is written to a folder.
 
 Rank 1 is killed in the first start while it scores; torchrun then starts both again, and they finish the search.
 """

@@ -120,26 +120,26 @@ def test_the_batch_of_the_validation_pass_does_not_change_scores(trained: Chain,
 
 
 def test_settings_list_what_scores_depend_on(trained: Chain, digits: Splits) -> None:
-    def settings(**given: Any) -> dict[str, str]:
-        return SharedWeights(trained, digits.calibration, **{"validation": digits.validation, **given}).settings
+    def settings(**options: Any) -> dict[str, str]:
+        return SharedWeights(trained, digits.calibration, **{"validation": digits.validation, **options}).settings
 
     base = settings()
     assert base["metric"] == "classification"
     assert settings(share=False, memory=10**6, cost=CostTable(trained)) == base
-    for name, given in (
+    for name, options in (
         ("batch norm", {"bn": Recalibrate(3)}),
         ("batch", {"batch": 64}),
         ("memory format", {"channels_last": False}),
         ("metric", {"metric": lambda network, images, batch: {"accuracy": 0.0}}),
         ("images", {"validation": digits.test}),
     ):
-        assert {key for key, value in settings(**given).items() if value != base[key]} == {name}
+        assert {key for key, value in settings(**options).items() if value != base[key]} == {name}
 
 
-@pytest.mark.parametrize("given", [(0, 64), (10, 0)])
-def test_a_recalibration_needs_images(given: tuple[int, int]) -> None:
+@pytest.mark.parametrize("sizes", [(0, 64), (10, 0)])
+def test_a_recalibration_needs_images(sizes: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="at least 1"):
-        Recalibrate(*given)
+        Recalibrate(*sizes)
 
 
 def test_an_architecture_of_another_space_is_refused(trained: Chain, digits: Splits) -> None:

@@ -53,8 +53,8 @@ def cache(tmp_path: Path) -> ScoreCache:
 
 
 def evaluator(net: Chain, cache: ScoreCache | None, **settings: object) -> SharedWeights:
-    given = {"bn": Recalibrate(2, 32), **settings}
-    return SharedWeights(net, CALIBRATION, VALIDATION, cache=cache, **given)  # type: ignore[arg-type]
+    options = {"bn": Recalibrate(2, 32), **settings}
+    return SharedWeights(net, CALIBRATION, VALIDATION, cache=cache, **options)  # type: ignore[arg-type]
 
 
 # -- hits and misses -------------------------------------------------------------------------------------------------

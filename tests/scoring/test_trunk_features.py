@@ -63,10 +63,10 @@ def parts_of(net: Chain) -> tuple[Images, Images]:
 
 
 def distinct(net: Chain, n: int) -> list[Arch]:
-    rng, found = random.Random(4), dict[Arch, None]()
-    while len(found) < n:
-        found[net.space.normal_form(net.space.sample(rng))] = None
-    return list(found)
+    rng, archs = random.Random(4), dict[Arch, None]()
+    while len(archs) < n:
+        archs[net.space.normal_form(net.space.sample(rng))] = None
+    return list(archs)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
@@ -75,16 +75,16 @@ def test_scores_equal_those_of_scoring_one_by_one_in_every_call(name: str, polic
     torch.manual_seed(0)
     net = NETS[name]()
     policy = Recalibrate(3, 4) if isinstance(policy, Recalibrate) else policy
-    given: dict[str, Any] = {"bn": policy, "metric": Energy(), "batch": 4}
+    options: dict[str, Any] = {"bn": policy, "metric": Energy(), "batch": 4}
     archs = distinct(net, 3)
-    alone = SharedWeights(net, *parts_of(net), share=False, **given)
+    alone = SharedWeights(net, *parts_of(net), share=False, **options)
     expected = dict(zip(archs, alone(archs), strict=True))
     assert len({row["energy"] for row in expected.values()}) == 3
-    held, saved = SharedWeights(net, *parts_of(net), **given), []
+    shared, saved = SharedWeights(net, *parts_of(net), **options), []
     for call in (archs[:1], archs[2:0:-1], archs):
-        before = held.steps_run
-        assert held(call) == [expected[arch] for arch in call]
-        saved.append(Trie(net, call).size - held.steps_run + before)
+        before = shared.steps_run
+        assert shared(call) == [expected[arch] for arch in call]
+        saved.append(Trie(net, call).size - shared.steps_run + before)
     trunk = net.step_names.index("neck") if name == "neck" else 1
     assert saved == [0, trunk, trunk]
 
@@ -166,12 +166,12 @@ def test_an_interrupted_calibration_starts_again(monkeypatch: pytest.MonkeyPatch
     net = counted()
     archs = list(net.space.enumerate())
     evaluate = SharedWeights(net, *parts_of(net), bn=Recalibrate(3, 4), batch=4)
-    made = Batches.__getitem__
+    read = Batches.__getitem__
 
     def broken(batches: Batches, number: int) -> Any:
         if number == 2:
             raise KeyboardInterrupt
-        return made(batches, number)
+        return read(batches, number)
 
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "__getitem__", broken)
@@ -196,17 +196,17 @@ def test_the_trunk_ends_before_the_first_open_choice() -> None:
     net = randomized_norms(GROUNDS["chain"](num_classes=5, input_size=16))
     first = next(choice for choice in net.space.choices)
     step = net.step_names[1]
-    held = {choice.name: choice.options[0] for choice in net.space.choices if choice.name.startswith(f"{step}.")}
-    assert first.name in held
+    decided = {choice.name: choice.options[0] for choice in net.space.choices if choice.name.startswith(f"{step}.")}
+    assert first.name in decided
     assert fixed_steps(net) == 1
-    net.space = net.space.fix(held)
+    net.space = net.space.fix(decided)
     assert fixed_steps(net) == 2
     net.space = net.space.fix({choice.name: choice.options[0] for choice in net.space.choices})
     assert fixed_steps(net) == len(net.step_modules) - 1
     archs = list(net.space.enumerate())
-    given: dict[str, Any] = {"bn": Recalibrate(3, 4), "batch": 4}
-    evaluate = SharedWeights(net, *parts_of(net), **given)
-    assert evaluate(archs) == evaluate(archs) == SharedWeights(net, *parts_of(net), share=False, **given)(archs)
+    options: dict[str, Any] = {"bn": Recalibrate(3, 4), "batch": 4}
+    evaluate = SharedWeights(net, *parts_of(net), **options)
+    assert evaluate(archs) == evaluate(archs) == SharedWeights(net, *parts_of(net), share=False, **options)(archs)
 
 
 # -- sets on disk -----------------------------------------------------------------------------------------------------
@@ -217,14 +217,14 @@ def test_images_that_stay_on_disk_are_scored_batch_by_batch(tmp_path: Path) -> N
     calibration, validation = data.calibration, data.validation
     assert calibration.held_bytes == validation.held_bytes == 0
     net = neck_on_fixed_backbone()
-    given: dict[str, Any] = {"bn": Recalibrate(3, 2), "metric": DetectionMetric(validation), "batch": 3}
+    options: dict[str, Any] = {"bn": Recalibrate(3, 2), "metric": DetectionMetric(validation), "batch": 3}
     archs = distinct(net, 3)
-    kept = SharedWeights(net, calibration.images(), validation.images(), **given)
+    kept = SharedWeights(net, calibration.images(), validation.images(), **options)
     expected = kept(archs)
-    evaluate = SharedWeights(net, calibration, validation, **given)
+    evaluate = SharedWeights(net, calibration, validation, **options)
     assert evaluate(archs[:1]) == expected[:1]
     assert evaluate.settings["images"] != kept.settings["images"]
-    alone = SharedWeights(net, calibration, validation, share=False, **given)
+    alone = SharedWeights(net, calibration, validation, share=False, **options)
     assert alone(archs) == expected
     for file in tmp_path.glob("train/*.png"):
         file.unlink()

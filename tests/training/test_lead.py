@@ -1,4 +1,4 @@
-"""Supernets whose options begin alike: as copies of one that was trained first, or by passing their input on."""
+"""Supernets whose options start equal: as copies of one that was trained first, or as identities."""
 
 import random
 from dataclasses import replace
@@ -36,8 +36,8 @@ def digits() -> Splits:
 
 
 def small(**settings: Any) -> Chain:
-    given = {"num_classes": 10, "input_size": 8, "in_channels": 1, "widths": (8, 16, 24), "stem": 4, "head": 16}
-    return create_supernet("shufflenet-small", **{**given, **settings}, generator=torch.Generator().manual_seed(0))
+    defaults = {"num_classes": 10, "input_size": 8, "in_channels": 1, "widths": (8, 16, 24), "stem": 4, "head": 16}
+    return create_supernet("shufflenet-small", **{**defaults, **settings}, generator=torch.Generator().manual_seed(0))
 
 
 def every(net: Chain, option: str) -> Arch:
@@ -45,7 +45,7 @@ def every(net: Chain, option: str) -> Arch:
 
 
 def with_statistics(net: nn.Module) -> nn.Module:
-    """Batch norms as after a training: nothing is 0 or 1."""
+    """Gives batch norms values as after training, none of which is 0 or 1."""
     generator = torch.Generator().manual_seed(1)
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -63,7 +63,7 @@ def with_statistics(net: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("lead", ["shuffle3", "shuffle5"])
-def test_units_of_other_kernels_compute_what_the_lead_computes(lead: str, training: bool, affine: bool) -> None:
+def test_units_with_larger_kernels_compute_what_the_lead_computes(lead: str, training: bool, affine: bool) -> None:
     net = small(phase="standalone" if affine else "supernet")
     with_statistics(net).train(training)
     images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -77,7 +77,7 @@ def test_units_of_other_kernels_compute_what_the_lead_computes(lead: str, traini
     assert not torch.allclose(own, before, atol=0.1)
 
 
-def test_a_smaller_kernel_is_the_middle_and_the_lead_stays() -> None:
+def test_a_smaller_kernel_is_the_centre_of_the_lead_which_is_unchanged() -> None:
     units = {f"shuffle{k}": ShuffleUnit(8, 16, kernel=k, stride=2) for k in (3, 7)}
     kept = {name: tensor.clone() for name, tensor in units["shuffle7"].state_dict().items()}
     spread_option(units, "shuffle7")
@@ -88,18 +88,18 @@ def test_a_smaller_kernel_is_the_middle_and_the_lead_stays() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_an_xception_unit_starts_near_the_shuffle_unit(stride: int) -> None:
-    """Not with its function, for it normalises and cuts more often, but with most of its features."""
+    """Its function differs, because it normalises and rectifies more often, but most of its features are the same."""
     units = {n: with_statistics(ShuffleUnit(16, 16 * stride, xception=n == "x", stride=stride)) for n in ("s", "x")}
     images = torch.randn(32, 16, 8, 8, generator=torch.Generator().manual_seed(2))
 
-    def alike() -> float:
-        made = [unit.train()(images)[:, -8:].flatten() for unit in units.values()]
-        return float(torch.corrcoef(torch.stack(made))[0, 1])
+    def correlation() -> float:
+        outputs = [unit.train()(images)[:, -8:].flatten() for unit in units.values()]
+        return float(torch.corrcoef(torch.stack(outputs))[0, 1])
 
     with torch.no_grad():
-        before = alike()
+        before = correlation()
         spread_option(units, "s")
-        after = alike()
+        after = correlation()
     assert abs(before) < 0.3
     assert after > 0.4
 
@@ -152,8 +152,8 @@ def test_options_of_other_form_are_refused() -> None:
         spread_option({"narrow": ConvBNAct(4, 4), "wide": ConvBNAct(4, 8)}, "narrow")
 
 
-def test_cells_of_a_supernet_begin_by_passing_their_input_on() -> None:
-    """With weights of their own, every wiring would hand other random features to the head."""
+def test_cells_of_a_supernet_start_as_identities() -> None:
+    """With independent random weights, every wiring would give the head different random features."""
     detector = tiny("retinanet", neck="nasfpn", repeats=2, head_convs=1, generator=torch.Generator().manual_seed(0))
     pyramid = next(part for part in detector.modules() if isinstance(part, SearchablePyramid))
     network = tiny_network(
@@ -176,7 +176,7 @@ def weights(net: Chain) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
-def test_the_lead_trains_alone_and_the_others_then_begin_with_its_weights(digits: Splits) -> None:
+def test_the_lead_trains_alone_and_the_other_options_then_start_from_its_weights(digits: Splits) -> None:
     net = small()
     start, seen = weights(net), dict[int, dict[str, Tensor]]()
 
@@ -199,20 +199,20 @@ def test_the_lead_trains_alone_and_the_others_then_begin_with_its_weights(digits
 
 
 @pytest.mark.parametrize("stop", [LEAD - 1, LEAD, LEAD + 1])
-def test_a_training_that_stops_around_the_spread_goes_on_to_the_same_weights(
+def test_a_training_stopped_around_the_end_of_the_lead_resumes_to_the_same_weights(
     digits: Splits, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parted = small(), small()
     lead = Lead(every(whole, "shuffle3"), LEAD)
     train_supernet(whole, digits, CONFIG, lead=lead, verbose=False)
     state = tmp_path / "state.pt"
-    told = parted.forward
+    forward = parted.forward
     steps = iter(range(1000))
 
-    def crashing(*given: Any) -> Any:
+    def crashing(*args: Any) -> Any:
         if next(steps) == stop:
             raise SystemError("as if the machine had stopped")
-        return told(*given)
+        return forward(*args)
 
     monkeypatch.setattr(parted, "forward", crashing)
     with pytest.raises(SystemError):
@@ -224,7 +224,7 @@ def test_a_training_that_stops_around_the_spread_goes_on_to_the_same_weights(
     assert all(torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
-def test_the_average_is_spread_as_well(digits: Splits) -> None:
+def test_the_averaged_weights_are_copied_as_well(digits: Splits) -> None:
     net = small()
     lead = Lead(every(net, "shuffle3"), 10)
     train_supernet(net, digits, replace(CONFIG, ema=0.9), lead=lead, verbose=False, sampler=lambda _: (lead.arch,))
@@ -234,8 +234,8 @@ def test_the_average_is_spread_as_well(digits: Splits) -> None:
     assert not torch.equal(options["shuffle7"].main[0].conv.weight, start)
 
 
-def test_paths_agree_sooner_than_from_weights_of_their_own(digits: Splits) -> None:
-    """Loss of the same random paths on the same images after equally many steps."""
+def test_with_a_lead_paths_learn_faster(digits: Splits) -> None:
+    """Compares the loss of the same random paths on the same images after the same number of steps."""
     losses = {}
     for name in ("own", "lead"):
         net = small()
@@ -245,7 +245,7 @@ def test_paths_agree_sooner_than_from_weights_of_their_own(digits: Splits) -> No
     assert losses["lead"] < 0.8 * losses["own"], losses
 
 
-def test_what_cannot_lead_is_refused_before_any_step(digits: Splits) -> None:
+def test_an_unsuitable_lead_is_refused_before_any_step(digits: Splits) -> None:
     net = small()
     start = weights(net)
     with pytest.raises(InputError, match=r"no choice of 'shufflenet-small' has the option 'shuffle4'; .*shuffle"):
@@ -259,7 +259,7 @@ def test_what_cannot_lead_is_refused_before_any_step(digits: Splits) -> None:
     assert all(torch.equal(tensor, start[name]) for name, tensor in net.state_dict().items())
 
 
-def test_the_recipe_leads_by_flag(call: Call, tmp_path: Path) -> None:
+def test_a_lead_can_be_set_on_the_command_line(call: Call, tmp_path: Path) -> None:
     short = ("--data.size", 8, "--train.epochs", 2, "--train.batch", 128, "--out", tmp_path / "run")
     one_line(call("train_supernet", "quickstart", *short, "--lead", "shuffle3"), "lead_epochs above 0")
     one_line(call("train_supernet", "quickstart", *short, "--lead-epochs", 1), "name it with lead")
