@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,13 +14,15 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from supernet.errors import RunError
+from supernet.errors import InputError, RunError
 from supernet.files import replacing
 
 FORMAT = 1
 """Raised when the layout of the file or the way images are decoded, resized or cropped changes."""
 METADATA = "supernet"
 """Where safetensors keeps the key and the problems."""
+ROOM = 2
+"""The disk must have this many times the size of a file free, so that checkpoints still fit afterwards."""
 LIBRARIES = ("pillow", "torch", "torchvision")
 """Their versions are part of a key: another release may decode or resize with other rounding."""
 
@@ -43,7 +46,12 @@ def cache_folder(setting: str, run: Path | None) -> Path | None:
     Args:
         setting: "auto" (the run's folder), "off" or another folder.
         run: the run's folder; None outside a run.
+
+    Raises:
+        InputError: the setting is empty.
     """
+    if not setting:
+        raise InputError("data.cache is empty; set it to 'auto', 'off' or a folder")
     if setting == "off":
         return None
     return run if setting == "auto" else Path(setting)
@@ -76,7 +84,7 @@ def cached(path: Path | None, key: Callable[[], str], decode: Callable[[], Entry
     """Returns the decoded images in `path`, or decodes them and writes the file.
 
     Processes may do so at the same time: the file appears complete or not at all. If it cannot be written, a warning
-    says why, and decoding goes on without.
+    says why, and the images are used from memory.
 
     Args:
         path: the cache file; None for no cache.
@@ -90,18 +98,36 @@ def cached(path: Path | None, key: Callable[[], str], decode: Callable[[], Entry
     entry = _read(path, wanted)
     if entry is None:
         entry = decode()
-        try:
-            with replacing(path) as temporary:
-                notes = json.dumps({"key": wanted, "problems": entry.problems})
-                safetensors.torch.save_file(entry.tensors, temporary, {METADATA: notes})  # several keys: random order
-        except RunError as error:
-            reason = str(error.__cause__).splitlines()[0]
-            warnings.warn(
-                f"decoded images cannot be kept in {path.parent} ({reason}): the next command will decode them again; "
-                "make room, or set data.cache to another folder or to 'off'",
-                stacklevel=4,
-            )
+        if os.environ.get("RANK", "0") == "0":  # of the processes of a torchrun, one writes
+            _write(path, wanted, entry)
     return entry
+
+
+def _write(path: Path, key: str, entry: Entry) -> None:
+    """Writes a cache file; if that fails, or would leave little room for checkpoints, warns instead."""
+    size = sum(tensor.nbytes for tensor in entry.tensors.values())
+    reason = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < ROOM * size:
+            reason = f"they take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+        else:
+            with replacing(path) as temporary:
+                notes = json.dumps({"key": key, "problems": entry.problems})
+                safetensors.torch.save_file(
+                    entry.tensors, temporary, {METADATA: notes}
+                )  # one key: order is fixed
+    except OSError as error:
+        reason = str(error)
+    except RunError as error:
+        reason = str(error.__cause__).splitlines()[0]
+    if reason is not None:
+        warnings.warn(
+            f"decoded images cannot be kept in {path.parent} ({reason}): the next command will decode them again; make "
+            "room, or set data.cache to another folder or to 'off'",
+            stacklevel=5,
+        )
 
 
 def _read(path: Path, key: str) -> Entry | None:

@@ -76,7 +76,15 @@ class StepDataset(Dataset[T], ABC, Generic[T]):
 def worker_loader(
     dataset: "Dataset[T]", *, seed: int, workers: int, pin_memory: bool, sampler: Any = None
 ) -> "DataLoader[T]":
-    """Returns a loader of ready batches that leaves the global generator alone and survives Ctrl-C until it is told."""
+    """Returns a loader of ready-made batches that leaves the global generator alone and whose workers ignore Ctrl-C.
+
+    Args:
+        dataset: its items are batches.
+        seed: of the workers.
+        workers: processes; 0 for this one.
+        pin_memory: copy batches to pinned memory, for CUDA.
+        sampler: the items and their order; for an iterable data set, None.
+    """
     return DataLoader(
         dataset,
         batch_size=None,

@@ -115,6 +115,8 @@ def test_the_cache_can_be_off(tmp_path: Path, decoded: list[str]) -> None:
     load(Data(str(root), size=6))
     assert len(decoded) == 60
     assert not run.exists()
+    with pytest.raises(InputError, match=r"data\.cache is empty; set it to 'auto', 'off' or a folder"):
+        load(Data(str(root), size=6, cache=""))
 
 
 def test_images_left_out_are_reported_each_time(tmp_path: Path, decoded: list[str]) -> None:
@@ -172,6 +174,28 @@ def test_a_full_disk_gives_one_warning_and_leaves_nothing(tmp_path: Path) -> Non
     assert len(caught) == 1
     assert not list(run.iterdir())
     assert equal(splits, load(Data(str(root), size=6)))
+
+
+def test_room_for_checkpoints_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, run = make_folder(tmp_path / "images"), tmp_path / "run"
+    size = 20 * (3 * 6 * 6 + 1)
+    for free, kept in ((2 * size - 1, 0), (2 * size, 1)):
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            load(Data(str(root), size=6), cache=run)
+        assert (len(caught), len(list(run.iterdir()))) == (1 - kept, kept)
+
+
+def test_one_process_of_a_torchrun_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, run = make_folder(tmp_path / "images"), tmp_path / "run"
+    monkeypatch.setenv("RANK", "1")
+    load(Data(str(root), size=6), cache=run)
+    assert not run.exists()
+    monkeypatch.setenv("RANK", "0")
+    load(Data(str(root), size=6), cache=run)
+    assert len(list(run.iterdir())) == 1
 
 
 def test_images_in_use_outlive_the_replacement_of_their_file(tmp_path: Path) -> None:
