@@ -264,7 +264,7 @@ def test_a_lead_can_be_set_on_the_command_line(call: Call, tmp_path: Path) -> No
     one_line(call("train_supernet", "quickstart", *short, "--lead", "shuffle3"), "lead_epochs above 0")
     one_line(call("train_supernet", "quickstart", *short, "--lead-epochs", 1), "name it with lead")
     both = ("--lead", "shuffle3", "--lead-epochs", 1, "--largest-epochs", 1)
-    one_line(call("train_supernet", "quickstart", *short, *both), "leave one out")
+    one_line(call("train_supernet", "quickstart", *short, *both), "drop one")
     one_line(call("train_supernet", "quickstart", *short, "--lead", "shuffle3", "--lead-epochs", 2), "lower it")
     one_line(call("train_supernet", "macro-digits", *short, "--lead", "identity", "--lead-epochs", 1), "copy of")
     assert not (tmp_path / "run").exists()
