@@ -274,7 +274,7 @@ def test_wrong_input_ends_in_one_line(call: Callable[..., Any], flags: tuple[obj
     assert len(err.strip().splitlines()) == 1
 
 
-def test_objectives_that_are_not_scored_are_refused_before_a_search(call: Callable[..., Any]) -> None:
+def test_objectives_that_are_not_scored_are_refused_before_a_search() -> None:
     """The function that creates searchers for a run refuses them, with the costs of a real supernet."""
     from supernet import create_supernet
     from supernet.cost import CostTable, Feasible
@@ -282,10 +282,14 @@ def test_objectives_that_are_not_scored_are_refused_before_a_search(call: Callab
 
     supernet = create_supernet("nasbench-macro", input_size=8)
     kind = SimpleNamespace(metric="accuracy", metrics=("accuracy", "loss"))
-    run: Any = SimpleNamespace(supernet=supernet, cost=CostTable(supernet), kind=kind)
+    run: Any = SimpleNamespace(space=supernet.space, cost=CostTable(supernet), kind=kind)
     free = Feasible(run.cost, {})
-    made = searching.create_searcher("nsga2", run, free, 0, {"objectives": '["-loss", "-params"]', "mutation": "0.2"})
-    assert (made.objectives, made.mutation) == (("-loss", "-params"), 0.2)
-    assert searching.create_searcher("predictor", run, free, 0, {"acquisition": "ucb", "beta": "2"}).beta == 2.0
+
+    def create(name: str, *settings: str) -> Any:
+        return searching.create_searcher(name, run, free, 0, settings)
+
+    nsga2 = create("nsga2", 'objectives=["-loss", "-params"]', "mutation=0.2")
+    assert (nsga2.objectives, nsga2.mutation) == (("-loss", "-params"), 0.2)
+    assert create("predictor", "acquisition=ucb", "beta=2").beta == 2.0
     with pytest.raises(InputError, match="objective '-mac' is not among what is scored; did you mean 'macs'"):
-        searching.create_searcher("nsga2", run, free, 0, {"objectives": '["accuracy", "-mac"]'})
+        create("nsga2", 'objectives=["accuracy", "-mac"]')
