@@ -190,6 +190,17 @@ def test_the_callers_generators_are_left_as_they_were(digits: Splits, ends: str)
         assert global_draws() == expected
 
 
+def test_training_on_the_cpu_does_not_seed_cuda(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where CUDA is not in use yet, its seed could not be restored afterwards."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    net = toy()
+    assert seeds  # the control: `torch.manual_seed` does it
+    seeds.clear()
+    train_supernet(net, digits, Train(epochs=1, batch=1150), verbose=False)
+    assert not seeds
+
+
 def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
