@@ -1,4 +1,4 @@
-"""Detectors are chains that keep the contract of a space, and count what papers count."""
+"""Detectors keep the contract of a space, share backbones with classifiers, and cost what papers report."""
 
 import random
 import subprocess
@@ -64,7 +64,7 @@ CASES: dict[str, Callable[[], Detector]] = {
 
 
 def _elastic() -> Chain:
-    """A backbone of slices: channels between the layers are searched, those between the blocks are not."""
+    """A backbone of sliced convolutions; channels within blocks are searched, channels between blocks are fixed."""
     from supernet.spaces.shufflenet import channel_choice, shuffle_stages
 
     steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(3, 4, kernel=3))]
@@ -73,7 +73,7 @@ def _elastic() -> Chain:
 
 
 def _searched_neck() -> Detector:
-    """A neck with a decision of its own, beside those of the backbone."""
+    """A detector whose neck has a choice of its own in addition to the backbone's."""
     classifier = create_supernet("shufflenet-small", **BACKBONE)
     backbone = as_backbone(classifier, levels=2)
     channels = tuple(backbone.out_channels.values())
@@ -106,7 +106,7 @@ def test_decisions_have_the_names_and_forms_of_the_classification_space() -> Non
     assert [choice.name for choice in CASES["searched-neck"]().space.choices][-1] == "neck.op"
 
 
-def test_names_without_a_part_are_those_of_the_part_that_has_them() -> None:
+def test_names_may_lack_the_prefix_of_their_part() -> None:
     joint = _searched_neck()
     arch = joint.space.sample(random.Random(2))
     bare = {name.partition(".")[2]: value for name, value in arch.items()}
@@ -122,14 +122,14 @@ def test_names_without_a_part_are_those_of_the_part_that_has_them() -> None:
 
 
 class DifferentInTraining(ChoiceBlock):
-    """Its copy computes something else, in training only."""
+    """A choice whose materialised copy computes something else, but only in training mode."""
 
     def materialize(self, arch: Arch, layout: Any) -> nn.Module:
         return nn.Sequential(super().materialize(arch, layout), nn.Dropout(0.5))
 
 
 def test_the_contract_covers_training_mode() -> None:
-    """The control of the test above."""
+    """A detector whose networks differ in training mode only fails the check."""
     detector = tiny("retinanet", seed=1)
     for step in detector.step_modules:
         if isinstance(step, SearchableMapStep):
@@ -138,10 +138,10 @@ def test_the_contract_covers_training_mode() -> None:
         check_space(detector, archs=1, inputs=Labelled(images(), targets()))
 
 
-def test_both_ways_to_give_targets_are_one() -> None:
+def test_targets_may_be_an_argument_or_part_of_the_input() -> None:
     for kind in KINDS:
         detector = tiny(kind, seed=2).train()
-        arch, found = sampled_arch(detector), []
+        arch, losses = sampled_arch(detector), []
         network = detector.subnet(arch)
         for call in (
             lambda: detector(images(), arch, targets()),  # noqa: B023
@@ -149,10 +149,12 @@ def test_both_ways_to_give_targets_are_one() -> None:
             lambda: network(Labelled(images(), targets())),  # noqa: B023
         ):
             torch.manual_seed(0)
-            found.append(call())
-        assert found[0].keys() == found[1].keys() == found[2].keys()
-        assert all(torch.equal(found[0][k], found[1][k]) and torch.equal(found[0][k], found[2][k]) for k in found[0])
-        assert all(value.ndim == 0 and value.isfinite() and value > 0 for value in found[0].values())
+            losses.append(call())
+        first, *others = losses
+        for other in others:
+            assert first.keys() == other.keys()
+            assert all(torch.equal(first[name], other[name]) for name in first)
+        assert all(value.ndim == 0 and value.isfinite() and value > 0 for value in first.values())
 
 
 def test_a_shared_prefix_is_calibrated_and_run_once_with_the_same_detections() -> None:
@@ -165,22 +167,22 @@ def test_a_shared_prefix_is_calibrated_and_run_once_with_the_same_detections() -
         sharing = PrefixSharing(detector, memory_format=torch.contiguous_format)
         trie = Trie(detector, archs)
         assert trie.size < len(archs) * len(detector.step_modules)
-        found: dict[int, Any] = {}
+        outputs: dict[int, Any] = {}
         sharing.calibrate(trie, calibration)
-        sharing.outputs(trie, [images(seed=9)], found.__setitem__)
+        sharing.outputs(trie, [images(seed=9)], outputs.__setitem__)
         for number, arch in enumerate(archs):
             network = detector.subnet(arch)
             recalibrate_bn(network, calibration)
             with torch.no_grad():
                 expected = network(images(seed=9))
-            assert same(found[number], expected)
-            assert sum(len(each["boxes"]) for each in expected) > 0
+            assert same(outputs[number], expected)
+            assert sum(len(image["boxes"]) for image in expected) > 0
 
 
 # -- backbones --------------------------------------------------------------------------------------------------------
 
 
-def test_a_backbone_hands_on_the_classifiers_own_maps() -> None:
+def test_a_backbone_returns_the_maps_of_the_classifier() -> None:
     classifier = create_supernet("shufflenet-small", **BACKBONE)
     randomize(classifier, seed=4)
     classifier.eval()
@@ -192,31 +194,36 @@ def test_a_backbone_hands_on_the_classifiers_own_maps() -> None:
     with torch.no_grad():
         for name, step in classifier.steps[:-1]:
             state = step(state, arch.sub(name)) if hasattr(step, "space") else step(state)
-            expected[64 // state.shape[-1]] = state  # the last one at each stride
+            expected[64 // state.shape[-1]] = state  # ends with the last map at each stride
         maps, *_ = backbone_of(detector).eval()(x, detector.architecture(arch))
     assert list(detector.out_channels.items()) == [(2, 8), (4, 16), (8, 32)]
     assert [m.shape[1] for m in maps] == [8, 16, 32]
-    assert all(torch.equal(found, expected[stride]) for found, stride in zip(maps, (2, 4, 8), strict=True))
+    assert all(torch.equal(m, expected[stride]) for m, stride in zip(maps, (2, 4, 8), strict=True))
 
 
-def test_weights_come_by_key_from_supernets_subnets_and_files(tmp_path: Path) -> None:
+def test_weights_are_loaded_by_name_from_supernets_subnets_and_files(tmp_path: Path) -> None:
     classifier = create_supernet("shufflenet-small", **BACKBONE)
     randomize(classifier, seed=5)
     save_weights(tmp_path / "supernet.safetensors", classifier, {})
     arch = classifier.space.sample(random.Random(2))
-    from_file, given = tiny("retinanet"), tiny("retinanet", backbone=classifier)
+    from_file, from_supernet = tiny("retinanet"), tiny("retinanet", backbone=classifier)
     load_backbone(from_file, tmp_path / "supernet.safetensors")
-    single = tiny_network("retinanet", arch=arch, phase="supernet")
-    load_backbone(single, classifier.subnet(arch))
+    network = tiny_network("retinanet", arch=arch, phase="supernet")
+    load_backbone(network, classifier.subnet(arch))
     copied = tiny_network("retinanet", backbone=classifier, arch=arch)
-    assert all(map(torch.equal, copied[1].state_dict().values(), single[1].state_dict().values()))
-    whole = [backbone_of(d).eval()(images(), d.architecture(arch))[0] for d in (from_file, given)]
-    alone = backbone_of(single).eval()(images())[0]
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*whole, alone, strict=True))
+    assert all(map(torch.equal, copied[1].state_dict().values(), network[1].state_dict().values()))
+    of_file, of_supernet = (
+        backbone_of(detector).eval()(images(), detector.architecture(arch))[0]
+        for detector in (from_file, from_supernet)
+    )
+    of_network = backbone_of(network).eval()(images())[0]
+    for maps in zip(of_file, of_supernet, of_network, strict=True):
+        assert torch.equal(maps[0], maps[1])
+        assert torch.equal(maps[0], maps[2])
     with pytest.raises(InputError, match=r"another backbone: tensor 'stage1\.block0\.main.* give supernet\.subnet"):
-        load_backbone(single, classifier)
+        load_backbone(network, classifier)
     with pytest.raises(InputError, match="does not exist"):
-        load_backbone(single, tmp_path / "none.safetensors")
+        load_backbone(network, tmp_path / "none.safetensors")
 
 
 def test_published_backbones_have_four_levels() -> None:
@@ -227,27 +234,27 @@ def test_published_backbones_have_four_levels() -> None:
         as_backbone(classifier, levels=6)
 
 
-def _published(kind: str, name: str) -> None:
+def _check_published(kind: str, name: str) -> None:
     network = create_detector_network(kind, backbone=name, num_classes=80, image_size=256)
-    found = count(backbone_of(network), (3, 224, 224))
-    assert (found["params"], round(found["macs"] / 1e6, 1)) == PUBLISHED[name]
+    costs = count(backbone_of(network), (3, 224, 224))
+    assert (costs["params"], round(costs["macs"] / 1e6, 1)) == PUBLISHED[name]
     with torch.no_grad():
         detections = network.eval()(images(256, 256, number=1))
     assert detections[0]["boxes"].shape[1] == 4
 
 
-def test_a_published_backbone_keeps_its_count() -> None:
-    _published("retinanet", "detnas-coco-retinanet-300m")
+def test_a_published_backbone_has_the_published_costs() -> None:
+    _check_published("retinanet", "detnas-coco-retinanet-300m")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_all_published_backbones_in_both_detectors(kind: str, name: str) -> None:
-    _published(kind, name)
+    _check_published(kind, name)
 
 
-def test_the_slow_rows_are_all_of_detnas() -> None:
+def test_all_published_backbones_of_detnas_are_tested() -> None:
     assert PUBLISHED.keys() == {name for name in GENOTYPES if name.startswith("detnas")}
 
 
@@ -255,7 +262,7 @@ def test_the_slow_rows_are_all_of_detnas() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_costs_are_a_trace_and_the_backbones_are_counted_apart(kind: str) -> None:
+def test_costs_equal_those_of_the_network_and_of_its_backbone(kind: str) -> None:
     detector = tiny(kind)
     table, plain, backbone = (
         DetectorCosts(detector),
@@ -264,12 +271,12 @@ def test_costs_are_a_trace_and_the_backbones_are_counted_apart(kind: str) -> Non
     )
     for seed in range(2):
         arch = sampled_arch(detector, seed)
-        found = table(arch)
+        costs = table(arch)
         network = detector.subnet(arch)
-        assert {name: found[name] for name in plain.costs} == plain(arch) == count(network, (3, 64, 64))
-        assert found["backbone_macs"] == backbone(arch)["macs"]
-        assert found["backbone_macs"] == count(backbone_of(network), (3, 224, 224))["macs"]
-        assert found["params"] == sum(p.numel() for p in network.parameters())
+        assert {name: costs[name] for name in plain.costs} == plain(arch) == count(network, (3, 64, 64))
+        assert costs["backbone_macs"] == backbone(arch)["macs"]
+        assert costs["backbone_macs"] == count(backbone_of(network), (3, 224, 224))["macs"]
+        assert costs["params"] == sum(p.numel() for p in network.parameters())
     low, high = table.extremes("backbone_macs") or (0, 0)
     assert low < high
     feasible = Feasible(table, {"backbone_macs": (low + high) // 2})
@@ -277,7 +284,7 @@ def test_costs_are_a_trace_and_the_backbones_are_counted_apart(kind: str) -> Non
     assert table(feasible.sample(random.Random(0)))["backbone_macs"] <= (low + high) // 2
 
 
-def test_the_box_head_counts_for_every_proposal() -> None:
+def test_costs_count_the_box_head_for_every_proposal() -> None:
     arch = sampled_arch(tiny("faster-rcnn-fpn"))
     ten, twenty = (CostTable(tiny("faster-rcnn-fpn", proposals=n))(arch)["macs"] for n in (10, 20))
     convolutions = 4 * 49 * 9 * WIDTH * WIDTH
@@ -292,6 +299,6 @@ def test_importing_the_package_loads_no_torch() -> None:
         detection.no_such_name  # noqa: B018
 
 
-def test_steps_of_single_networks_need_no_searchable() -> None:
+def test_networks_have_no_searchable_steps() -> None:
     network = tiny_network("retinanet", arch=sampled_arch(tiny("retinanet")))
     assert [type(part) for part in network.modules() if isinstance(part, MapStep)] == [MapStep] * 6

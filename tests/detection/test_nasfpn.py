@@ -1,4 +1,4 @@
-"""NAS-FPN: the space of merging cells, its supernet alone and in detectors, and the published pyramid."""
+"""NAS-FPN: its space, its supernet alone and in detectors, and the published pyramid."""
 
 import itertools
 import math
@@ -51,12 +51,14 @@ from supernet.testing import check_space, randomize
 WIDTH = 4
 
 
-def drawn(space: SearchSpace, number: int, seed: int = 0) -> Iterator[Arch]:
+def sample(space: SearchSpace, number: int, seed: int = 0) -> Iterator[Arch]:
+    """Random architectures of a space."""
     rng = random.Random(seed)
     return (space.sample(rng) for _ in range(number))
 
 
-def maps_of(*sizes: int, width: int = WIDTH, seed: int = 0) -> tuple[Tensor, ...]:
+def random_maps(*sizes: int, width: int = WIDTH, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random maps, (2, width, size, size), one per size."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(2, width, size, size, generator=generator) for size in sizes)
 
@@ -70,30 +72,25 @@ def test_the_space_has_the_published_size() -> None:
     assert pyramid_space(cells=9).size() == pairs * math.comb(12, 2) * math.comb(13, 2) * 5**4 * 120 * 2**9
 
 
-def test_a_small_space_holds_every_pyramid_once() -> None:
-    """By brute force over cells, not over decisions: each pair, level and operation, each level put out once."""
+def test_a_small_space_contains_every_pyramid_once() -> None:
+    """Compared with a brute-force enumeration over pairs, levels and operations of cells, with one output per level."""
     space = pyramid_space(levels=2, finest=4, cells=3)
     cells = [
-        [
-            (pair, level, op)
-            for pair in itertools.combinations(range(there), 2)
-            for level in (0, 1)
-            for op in (SUM, "gp")
-        ]
-        for there in (2, 3, 4)
+        [(pair, level, op) for pair in itertools.combinations(range(maps), 2) for level in (0, 1) for op in (SUM, "gp")]
+        for maps in (2, 3, 4)
     ]
-    wanted = {wiring for wiring in itertools.product(*cells) if {wiring[1][1], wiring[2][1]} == {0, 1}}
-    found = [
+    expected = {wiring for wiring in itertools.product(*cells) if {wiring[1][1], wiring[2][1]} == {0, 1}}
+    pyramids = [
         tuple((tuple(sorted((c.first, c.second))), c.level, c.op) for c in wiring_of(arch).cells)
         for arch in space.enumerate()
     ]
-    assert len(found) == len(set(found)) == space.size() == 576
-    assert set(found) == wanted
+    assert len(pyramids) == len(set(pyramids)) == space.size() == 576
+    assert set(pyramids) == expected
 
 
 def test_sampled_pyramids_are_legal() -> None:
     space = pyramid_space()
-    for arch in drawn(space, 10_000):
+    for arch in sample(space, 2_000):
         wiring = wiring_of(arch)
         assert sorted(cell.level for cell in wiring.cells[2:]) == [0, 1, 2, 3, 4]
         read: set[int] = set()
@@ -103,29 +100,29 @@ def test_sampled_pyramids_are_legal() -> None:
             assert max(used) < 5 + number
             assert not read & set(cell.leftovers)
             read |= used
-        assert read >= set(range(7))  # the inputs and the two cells that are no output
+        assert read >= set(range(7))  # the inputs and the two cells before the outputs
         assert values_of(wiring) == dict(arch)
 
 
-def _leftovers_after_the_fact(wiring: Wiring) -> list[tuple[int, ...]]:
-    """Leftovers found by counting the consumers before each output, which the cells themselves are not asked for."""
+def _leftovers_by_counting(wiring: Wiring) -> list[tuple[int, ...]]:
+    """Leftovers of each cell, from counts of the cells that read a map, leftovers included."""
     levels = [*range(wiring.levels), *(cell.level for cell in wiring.cells)]
-    consumers, found = [0] * len(levels), []
+    consumers, leftovers = [0] * len(levels), []
     for number, cell in enumerate(wiring.cells):
         consumers[cell.first] += 1
         consumers[cell.second] += 1
-        there = range(wiring.levels + number if number >= wiring.free else 0)
-        found.append(tuple(s for s in there if levels[s] == cell.level and consumers[s] == 0))
-        for state in found[-1]:
+        earlier = range(wiring.levels + number if number >= wiring.free else 0)
+        leftovers.append(tuple(s for s in earlier if levels[s] == cell.level and consumers[s] == 0))
+        for state in leftovers[-1]:
             consumers[state] += 1
-    return found
+    return leftovers
 
 
-def test_leftovers_need_no_look_ahead() -> None:
+def test_leftovers_are_the_maps_of_a_level_that_no_cell_has_read() -> None:
     later = 0
-    for arch in drawn(pyramid_space(), 500):
+    for arch in sample(pyramid_space(), 500):
         wiring = wiring_of(arch)
-        assert [cell.leftovers for cell in wiring.cells] == _leftovers_after_the_fact(wiring)
+        assert [cell.leftovers for cell in wiring.cells] == _leftovers_by_counting(wiring)
         for number, cell in enumerate(wiring.cells):
             after = {state for c in wiring.cells[number + 1 :] for state in (c.first, c.second)}
             later += bool(after & set(cell.leftovers))
@@ -136,7 +133,7 @@ def test_leftovers_need_no_look_ahead() -> None:
 
 
 def _graph(wiring: Wiring) -> tuple[Any, ...]:
-    """A pyramid without the order of its cells: the smallest of its descriptions under every renaming of the cells."""
+    """A pyramid regardless of the order of its cells: its smallest description under all renamings of the cells."""
     n, free, total = wiring.levels, wiring.free, len(wiring.cells)
     described = []
     for first, last in itertools.product(
@@ -145,15 +142,18 @@ def _graph(wiring: Wiring) -> tuple[Any, ...]:
         name = [*range(n), *(n + new for new in (*first, *last))]
         rows = []
         for number, cell in enumerate(wiring.cells):
-            one, other, rest = name[cell.first], name[cell.second], [name[s] for s in cell.leftovers]
-            order = ((), tuple(sorted([one, other, *rest]))) if cell.op == SUM else ((one, other), tuple(sorted(rest)))
-            rows.append((name[n + number], cell.level, cell.op, *order))
+            operands, leftovers = (name[cell.first], name[cell.second]), [name[s] for s in cell.leftovers]
+            if cell.op == SUM:
+                maps: tuple[Any, Any] = ((), tuple(sorted([*operands, *leftovers])))
+            else:
+                maps = (operands, tuple(sorted(leftovers)))
+            rows.append((name[n + number], cell.level, cell.op, *maps))
         described.append(tuple(sorted(rows)))
     return min(described)
 
 
 @pytest.mark.parametrize(("cells", "ops"), [(3, (SUM, ATTENTION)), (4, (SUM,)), (4, (ATTENTION,))])
-def test_normal_forms_are_one_per_graph(cells: int, ops: tuple[str, ...]) -> None:
+def test_every_graph_has_one_normal_form(cells: int, ops: tuple[str, ...]) -> None:
     space = pyramid_space(levels=2, cells=cells, ops=ops)
     by_graph: dict[Any, set[Arch]] = {}
     for arch in space.enumerate():
@@ -163,25 +163,25 @@ def test_normal_forms_are_one_per_graph(cells: int, ops: tuple[str, ...]) -> Non
         assert _graph(wiring_of(normal)) == graph
         by_graph.setdefault(graph, set()).add(normal)
     assert all(len(normals) == 1 for normals in by_graph.values())
-    normals = {normal for found in by_graph.values() for normal in found}
+    normals = {normal for equivalents in by_graph.values() for normal in equivalents}
     assert len(normals) == len(by_graph)
     assert len(by_graph) < 0.9 * space.size()
 
 
 def test_normal_forms_compute_the_same() -> None:
-    """With one set of weights for all cells, equal pyramids have equal outputs, whichever cells they use."""
+    """If all cells have the same weights, equivalent pyramids have equal outputs."""
     pyramid = SearchablePyramid(WIDTH)
     randomize(pyramid, seed=0)
     for conv in pyramid.convs.values():
         conv.load_state_dict(pyramid.convs["0-0"].state_dict())
     pyramid.eval()
-    maps, moved = maps_of(16, 8, 4, 2, 1), 0
+    maps, moved = random_maps(16, 8, 4, 2, 1), 0
     with torch.no_grad():
-        for arch in drawn(pyramid.space, 60):
+        for arch in sample(pyramid.space, 60):
             normal = pyramid.space.normal_form(arch)
             moved += normal != arch
-            for one, other in zip(pyramid(maps, arch), pyramid(maps, normal), strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+            for output, of_normal in zip(pyramid(maps, arch), pyramid(maps, normal), strict=True):
+                torch.testing.assert_close(output, of_normal, rtol=1e-4, atol=1e-4)
     assert moved > 30
 
 
@@ -196,7 +196,7 @@ def test_the_published_pyramid_is_in_the_space() -> None:
     assert wiring == WIRINGS["nasfpn-7"]
     assert [3 + cell.level for cell in wiring.cells[2:]] == [3, 4, 5, 7, 6]  # the order of the outputs
     assert [(number, cell.leftovers) for number, cell in enumerate(wiring.cells) if cell.leftovers] == [
-        (4, (2,)),  # P5 of the input, at P5
+        (4, (2,)),  # the input P5, at P5
         (5, (4,)),  # P7, at P7
     ]
     assert wiring.cells[0] == Cell(1, ATTENTION, 3, 1)
@@ -227,51 +227,51 @@ def test_the_published_pyramid_computes_what_the_paper_draws() -> None:
     pyramid = SearchablePyramid(WIDTH)
     randomize(pyramid, seed=1)
     pyramid.eval()
-    maps, arch = maps_of(32, 16, 8, 4, 2), wiring_arch("nasfpn-7", pyramid.space)
+    maps, arch = random_maps(32, 16, 8, 4, 2), wiring_arch("nasfpn-7", pyramid.space)
     end: list[nn.Module] = [pyramid.convs[f"{number}-{level}"] for number, level in enumerate((1, 1, 0, 1, 2, 4, 3))]
     with torch.no_grad():
-        for one, other in zip(pyramid(maps, arch), _published_by_hand(maps, end), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        for output, expected in zip(pyramid(maps, arch), _published_by_hand(maps, end), strict=True):
+            torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_cell_ends_in_relu_convolution_norm() -> None:
+def test_a_cell_ends_with_relu_convolution_and_norm() -> None:
     conv = MergingConv(WIDTH)
     randomize(conv, seed=2)
     conv.eval()
-    (x,) = maps_of(6)
+    (x,) = random_maps(6)
     with torch.no_grad():
         expected = conv.bn(functional.conv2d(x.clamp(min=0), conv.conv.weight, conv.conv.bias, padding=1))
         assert torch.equal(conv(x), expected)
-        assert (conv(x) < 0).any()  # no activation after
+        assert (conv(x) < 0).any()  # no activation follows
     assert MergingConv(WIDTH, bias=False).conv.bias is None
 
 
 def test_the_two_gates() -> None:
-    coarser, finer = maps_of(4, 4, seed=3)
+    coarser, finer = random_maps(4, 4, seed=3)
     maximum, mean = coarser.flatten(2).amax(2)[..., None, None], finer.flatten(2).mean(2)[..., None, None]
     torch.testing.assert_close(attention(coarser, finer, "tf"), coarser + maximum.sigmoid() * finer)
     torch.testing.assert_close(attention(coarser, finer, "mmcv"), finer + mean.sigmoid() * coarser)
     pyramids = [SearchablePyramid(WIDTH, gate=gate).eval() for gate in ("tf", "mmcv")]  # type: ignore[arg-type]
     pyramids[1].load_state_dict(pyramids[0].state_dict())
     arch = wiring_arch("nasfpn-7", pyramids[0].space)
-    one, other = (pyramid(maps_of(16, 8, 4, 2, 1), arch) for pyramid in pyramids)
-    assert not torch.allclose(one[0], other[0])
+    tf, mmcv = (pyramid(random_maps(16, 8, 4, 2, 1), arch) for pyramid in pyramids)
+    assert not torch.allclose(tf[0], mmcv[0])
 
 
-def test_sizes_that_are_no_powers_of_two() -> None:
-    """Padding as TensorFlow's SAME, the smaller half first; finer maps are cut to the size of their level."""
+def test_sizes_that_are_not_powers_of_two() -> None:
+    """Padding is TensorFlow's SAME, the smaller half first; upsampled maps are cropped to the size of their level."""
     row = torch.arange(7.0).view(1, 1, 1, 7)
     assert pool_same(row.expand(1, 1, 7, 7), 4)[0, 0, 0].tolist() == [3, 6]
     assert pool_same(row.expand(1, 1, 7, 7).mT, 4)[0, 0, :, 0].tolist() == [3, 6]
     assert pool_same(row.flip(3).expand(1, 1, 6, 7), 4)[0, 0, 0].tolist() == [6, 2]
-    assert pool_same(-1 - row, 2).tolist() == [[[[-1, -3, -5, -7]]]]  # no zeros come in
+    assert pool_same(-1 - row, 2).tolist() == [[[[-1, -3, -5, -7]]]]  # the padding is not zero
     assert resample(row[..., :2], -1, (1, 3)).tolist() == [[[[0, 0, 1]]]]
     maps = PyramidInputs((3, WIDTH, 5), WIDTH)(
         (torch.randn(2, 3, 21, 13), torch.randn(2, WIDTH, 11, 7), torch.randn(2, 5, 6, 4))
     )
     assert [tuple(x.shape[2:]) for x in maps] == [(21, 13), (11, 7), (6, 4), (3, 2), (2, 1)]
     pyramid = SearchablePyramid(WIDTH)
-    for arch in drawn(pyramid.space, 5):
+    for arch in sample(pyramid.space, 5):
         assert [x.shape for x in pyramid(maps, arch)] == [x.shape for x in maps]
 
 
@@ -312,8 +312,8 @@ def test_a_published_network_detects() -> None:
     load_backbone(network, classifier)
     assert torch.equal(network.get_parameter("backbone.stem.block.0.weight"), classifier.conv1.weight)
     with torch.no_grad():
-        found = network.eval()(images(128, 100, number=1))
-    assert found[0]["boxes"].shape[1] == 4
+        detections = network.eval()(images(128, 100, number=1))
+    assert detections[0]["boxes"].shape[1] == 4
     with pytest.raises(InputError, match="no NAS-FPN network 'nasfpn-r50'; did you mean 'nasfpn-r50-7at"):
         create_nasfpn("nasfpn-r50")
     assert NASFPN_NETWORKS["nasfpn-r50-7at384"] == (384, 1280)
@@ -323,53 +323,55 @@ def test_a_published_network_detects() -> None:
 
 
 class ToyMaps(nn.Module):
-    """Maps of strides 2, 4 and 8 from an image."""
+    """Convolutions that make maps of strides 2, 4 and 8 from an image."""
 
     def __init__(self) -> None:
         super().__init__()
         self.convs = nn.ModuleList([nn.Conv2d(3, 6, 2, 2), nn.Conv2d(6, WIDTH, 2, 2), nn.Conv2d(WIDTH, 5, 2, 2)])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        made = []
+        maps: list[Tensor] = []
         for conv in self.convs:
-            made.append(conv(made[-1] if made else x))
-        return tuple(made)
+            x = conv(x)
+            maps.append(x)
+        return tuple(maps)
 
     def out_layout(self, layout: Any) -> Any:
         return Layout(6, 2), Layout(WIDTH, 4), Layout(5, 8)
 
 
-def alone(**settings: Any) -> Chain:
-    given = {"finest": 1, **settings}
-    pyramids = [("neck", SearchablePyramid(WIDTH, **given)) for _ in range(2)]
+def pyramids_without_detector(**settings: Any) -> Chain:
+    """Two stacked pyramids on toy maps."""
+    pyramids = [("neck", SearchablePyramid(WIDTH, finest=1, **settings)) for _ in range(2)]
     steps = [("maps", ToyMaps()), ("inputs", PyramidInputs((6, WIDTH, 5), WIDTH)), *pyramids]
     return Chain("pyramid", steps, input_shape=(3, 32, 32))
 
 
 @pytest.mark.parametrize("settings", [{}, {"gate": "mmcv", "bias": False, "cells": 5}], ids=["tf", "mmcv"])
 def test_pyramids_keep_the_contract_of_a_space(settings: dict[str, Any]) -> None:
-    chain = alone(**settings)
-    assert chain.space.size() == pyramid_space(cells=settings.get("cells", 7)).size()  # one decision for both repeats
+    chain = pyramids_without_detector(**settings)
+    assert chain.space.size() == pyramid_space(cells=settings.get("cells", 7)).size()  # both repeats share the choices
     check_space(chain, archs=2)
 
 
 NECK: dict[str, Any] = {"neck": "nasfpn", "repeats": 2, "head_convs": 1}
 
 
-def neck_on(**settings: Any) -> Detector:
+def with_searched_neck(**settings: Any) -> Detector:
+    """A tiny RetinaNet with two repeats of a searched pyramid."""
     return tiny("retinanet", **{**NECK, **settings})
 
 
 @pytest.mark.parametrize("backbone", ["fixed", "searched"])
 def test_detectors_keep_the_contract_of_a_space(backbone: str) -> None:
-    detector = neck_on(**({"backbone": fixed_backbone(), "repeats": 1} if backbone == "fixed" else {}))
+    detector = with_searched_neck(**({"backbone": fixed_backbone(), "repeats": 1} if backbone == "fixed" else {}))
     searched = {choice.name.partition(".")[0] for choice in detector.space.choices}
     assert searched == ({"neck"} if backbone == "fixed" else {"backbone", "neck"})
     check_space(detector, archs=1, inputs=Labelled(images(), targets()))
 
 
-def test_single_detectors_by_the_architecture_of_all_that_is_searched() -> None:
-    joint = neck_on()
+def test_networks_need_values_for_all_that_is_searched() -> None:
+    joint = with_searched_neck()
     arch = joint.space.sample(random.Random(1))
     network = tiny_network("retinanet", **NECK, arch=arch, phase="supernet")
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in joint.subnet(arch).parameters())
@@ -381,8 +383,8 @@ def test_single_detectors_by_the_architecture_of_all_that_is_searched() -> None:
 
 
 def test_costs_and_shared_prefixes() -> None:
-    """Repeats share a decision, so two necks part at the first; backbones cost what they do under torchvision's FPN."""
-    detector = neck_on(seed=7).eval()
+    """Repeats share their choices, so different necks have no common repeat; backbones cost as below an FPN."""
+    detector = with_searched_neck(seed=7).eval()
     first = detector.space.sample(random.Random(4))
     other = Arch({**first, "neck.cell7.op": {SUM: ATTENTION, ATTENTION: SUM}[str(first["neck.cell7.op"])]})
     costs, plain = DetectorCosts(detector), DetectorCosts(tiny("retinanet"))
@@ -391,15 +393,15 @@ def test_costs_and_shared_prefixes() -> None:
     assert costs(first)["params"] == sum(p.numel() for p in detector.subnet(first).parameters())
     sharing, trie = PrefixSharing(detector, memory_format=torch.contiguous_format), Trie(detector, [first, other])
     assert trie.size == len(detector.step_modules) + 4  # two repeats, head and boxes
-    found: dict[int, Any] = {}
+    outputs: dict[int, Any] = {}
     sharing.calibrate(trie, [images(seed=5)])
-    sharing.outputs(trie, [images(seed=9)], found.__setitem__)
+    sharing.outputs(trie, [images(seed=9)], outputs.__setitem__)
     for number, arch in enumerate((first, other)):
         network = detector.subnet(arch)
         recalibrate_bn(network, [images(seed=5)])
         with torch.no_grad():
-            assert same(found[number], network(images(seed=9)))
-    assert not same(found[0], found[1])
+            assert same(outputs[number], network(images(seed=9)))
+    assert not same(outputs[0], outputs[1])
 
 
 def test_a_published_backbone_leaves_the_neck_to_search() -> None:
@@ -416,39 +418,39 @@ def test_a_published_backbone_leaves_the_neck_to_search() -> None:
     arch = wiring_arch("nasfpn-7", detector.space, prefix="neck")
     network = create_detector_network("retinanet", arch=arch, **settings)
     with torch.no_grad():
-        found = network.eval()(images(128, 128, number=1))
-    assert found[0]["boxes"].shape[1] == 4
+        detections = network.eval()(images(128, 128, number=1))
+    assert detections[0]["boxes"].shape[1] == 4
 
 
 # -- reading out ------------------------------------------------------------------------------------------------------
 
 
-def test_a_pyramid_is_read_after_any_repeat() -> None:
-    detector = neck_on(repeats=3, seed=5).eval()
+def test_heads_can_read_the_pyramid_after_any_repeat() -> None:
+    detector = with_searched_neck(repeats=3, seed=5).eval()
     arch = detector.space.sample(random.Random(2))
     network = detector.subnet(arch).eval()
-    found = []
+    outputs = []
     for repeats in (1, 2, 3):
         cut = read_out(detector, repeats)
         assert cut.step_names.count("neck") == repeats
         with torch.no_grad():
-            found.append(cut(images(), arch))
-            assert same(found[-1], read_out(network, repeats)(images()))
-            assert same(found[-1], cut.subnet(arch)(images()))
+            outputs.append(cut(images(), arch))
+            assert same(outputs[-1], read_out(network, repeats)(images()))
+            assert same(outputs[-1], cut.subnet(arch)(images()))
         assert {id(p) for p in cut.parameters()} <= {id(p) for p in detector.parameters()}
     with torch.no_grad():
-        assert same(found[2], detector(images(), arch))
+        assert same(outputs[2], detector(images(), arch))
     assert len(detector.step_modules) == len(detector.step_names)
     assert detector.step_names.count("neck") == 3
-    assert not torch.equal(found[0][0]["scores"][:5], found[2][0]["scores"][:5])
+    assert not torch.equal(outputs[0][0]["scores"][:5], outputs[2][0]["scores"][:5])
     for wrong in (0, 4):
         with pytest.raises(InputError, match=f"has 3 repeats .* cannot be read after {wrong}; give 1 to 3"):
             read_out(detector, wrong)
 
 
 @pytest.mark.slow
-def test_exported_detectors_find_the_same(tmp_path: Path) -> None:
-    detector = neck_on(seed=6)
+def test_exported_detectors_detect_the_same(tmp_path: Path) -> None:
+    detector = with_searched_neck(seed=6)
     arch = detector.space.sample(random.Random(3))
     network = detector.subnet(arch).eval()
     preprocess = DetectorPreprocess(input_size=64, mean=(0.4,) * 3, std=(0.2,) * 3, classes=("a", "b", "c"))
@@ -459,15 +461,15 @@ def test_exported_detectors_find_the_same(tmp_path: Path) -> None:
         assert same(load_exported(tmp_path / "nasfpn")(images()), network(images()))
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- wrong input ------------------------------------------------------------------------------------------------------
 
 
-def test_bad_settings_are_named() -> None:
+def test_wrong_settings_are_named() -> None:
     for levels, message in ((4, "level P7.*P3-P6 only; give a backbone of strides"), (3, "level P6.*P3-P5 only")):
         with pytest.raises(InputError, match=message):
             wiring_arch("nasfpn-7", pyramid_space(levels=levels))
     with pytest.raises(InputError, match="has the level P6, but this space has P1-P5 only"):
-        wiring_arch("nasfpn-7", neck_on().space, prefix="neck")
+        wiring_arch("nasfpn-7", with_searched_neck().space, prefix="neck")
     with pytest.raises(InputError, match=r"has 7 cells on P3-P7, but this space has 6 on P3-P7"):
         wiring_arch("nasfpn-7", pyramid_space(cells=6))
     with pytest.raises(InputError, match="no published pyramid 'nasfpn-8'; did you mean 'nasfpn-7'"):
@@ -481,8 +483,8 @@ def test_bad_settings_are_named() -> None:
     with pytest.raises(InputError, match="'faster-rcnn-fpn' has no neck 'nasfpn'"):
         tiny("faster-rcnn-fpn", neck="nasfpn")
     with pytest.raises(InputError, match="no neck 'nasfnp'; did you mean 'nasfpn'"):
-        neck_on(neck="nasfnp")
+        with_searched_neck(neck="nasfnp")
     with pytest.raises(InputError, match="repeats=0"):
-        neck_on(repeats=0)
+        with_searched_neck(repeats=0)
     with pytest.raises(InputError, match="smaller than the largest stride of the detector, 32"):
         create_detector("retinanet", backbone=fixed_backbone(), neck="nasfpn", image_size=16, head_width=8)

@@ -1,4 +1,4 @@
-"""Pictures of pyramids: a row per level, a box per cell, an arrow per map that a cell reads, none over a box."""
+"""Pictures of pyramids have a row per level, a box per cell and arrows for what it reads, which cross no box."""
 
 import itertools
 import json
@@ -31,14 +31,14 @@ def wirings() -> list[Wiring]:
 
 
 def expected(wiring: Wiring) -> Counter[tuple[str, str, bool]]:
-    """Source, cell, and whether it is a leftover, of everything that cells read; from the wiring alone."""
+    """Source, cell, and whether the map is a leftover, for everything that cells read, from the wiring alone."""
     names = [f"P{wiring.finest + level}" for level in range(wiring.levels)]
     names += [f"c{number + 1}" for number in range(len(wiring.cells))]
-    found: Counter[tuple[str, str, bool]] = Counter()
+    arrows: Counter[tuple[str, str, bool]] = Counter()
     for number, cell in enumerate(wiring.cells):
         reads = [(cell.first, False), (cell.second, False), *((state, True) for state in cell.leftovers)]
-        found.update((names[state], f"c{number + 1}", leftover) for state, leftover in reads)
-    return found
+        arrows.update((names[state], f"c{number + 1}", leftover) for state, leftover in reads)
+    return arrows
 
 
 def routes(picture: Picture) -> list[Route]:
@@ -46,12 +46,12 @@ def routes(picture: Picture) -> list[Route]:
 
 
 def by_name(picture: Picture) -> dict[str, Box]:
-    """Boxes of maps, without the legend."""
+    """Boxes of maps by name, without the legend."""
     return {box.text.partition(" ")[0]: box for box in boxes(picture)[:-LEGEND]}
 
 
 def crosses(route: Route, box: Box) -> bool:
-    """Whether a line of the route runs through the inside of a box."""
+    """Whether a segment of the route runs through the inside of a box."""
     for (x1, y1), (x2, y2) in itertools.pairwise(route.points):
         inside = min(x1, x2) < box.x + box.width - 1e-6 and max(x1, x2) > box.x + 1e-6
         if inside and min(y1, y2) < box.y + box.height - 1e-6 and max(y1, y2) > box.y + 1e-6:
@@ -59,7 +59,7 @@ def crosses(route: Route, box: Box) -> bool:
     return False
 
 
-def test_arrows_are_the_wiring_and_lead_from_box_to_box() -> None:
+def test_arrows_lead_from_box_to_box_as_the_wiring_says() -> None:
     for wiring in wirings():
         picture = draw_pyramid(wiring, title="a pyramid")
         check(picture)
@@ -115,7 +115,7 @@ def test_the_published_pyramid_reads_as_in_the_paper() -> None:
     ]
 
 
-def test_files_show_what_the_picture_has(tmp_path: Path) -> None:
+def test_files_contain_the_whole_picture(tmp_path: Path) -> None:
     from PIL import Image
 
     wiring = WIRINGS["nasfpn-7"]
@@ -134,7 +134,7 @@ def test_files_show_what_the_picture_has(tmp_path: Path) -> None:
     texts = Counter((node.text or "").partition(" ")[0] for node in root.iter(f"{SVG}text"))
     assert all(texts[name] == 1 for name in names_of(wiring))
     framed = [rect for rect in root.iter(f"{SVG}rect") if rect.get("stroke-width") == "2.5"]
-    assert len(framed) == wiring.levels + 1  # one in the legend
+    assert len(framed) == wiring.levels + 1  # one is in the legend
     picture.save(tmp_path / "pyramid.png")
     image = Image.open(tmp_path / "pyramid.png").convert("RGB")
     assert image.size == (round(picture.width * 2), round(picture.height * 2))

@@ -1,4 +1,4 @@
-"""ResNets as fixed backbones: torchvision's networks and weights, and retrainings at another size than the search."""
+"""ResNets as fixed backbones: torchvision's networks and weights, and retraining at a larger size than the search."""
 
 import json
 from collections.abc import Mapping
@@ -25,14 +25,15 @@ NETS = {"resnet_10": (resnet_10, None), "resnet_18": (resnet_18, "resnet18"), "r
 
 
 def torchvisions(name: str) -> ResNet:
-    known = NETS[name][1]
-    made = torchvision.models.get_model(known, weights=None) if known else ResNet(BasicBlock, [1, 1, 1, 1])
-    randomize(made, seed=4)
-    return made.eval()
+    """torchvision's ResNet with random weights."""
+    published = NETS[name][1]
+    network = torchvision.models.get_model(published, weights=None) if published else ResNet(BasicBlock, [1, 1, 1, 1])
+    randomize(network, seed=4)
+    return network.eval()
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_networks_are_torchvisions(name: str) -> None:
+def test_the_networks_compute_what_torchvisions_do(name: str) -> None:
     theirs, ours = torchvisions(name), NETS[name][0]()
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -42,7 +43,7 @@ def test_the_networks_are_torchvisions(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "suffix"), [("resnet_10", ".pth"), ("resnet_18", ".safetensors")])
 def test_files_of_torchvision_and_timm_fill_a_backbone(name: str, suffix: str, tmp_path: Path) -> None:
-    """By names, in whatever order the file has them; C3 to C5 of the detector are those of the classifier then."""
+    """Tensors are loaded by name in any order; C3 to C5 of the detector then equal those of the classifier."""
     theirs, file = torchvisions(name), tmp_path / f"weights{suffix}"
     tensors = dict(reversed(theirs.state_dict().items()))
     torch.save(tensors, file) if suffix == ".pth" else save_file(tensors, file)
@@ -60,12 +61,12 @@ def test_files_of_torchvision_and_timm_fill_a_backbone(name: str, suffix: str, t
     maps = create_feature_extractor(theirs, ["layer2", "layer3", "layer4"])
     x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found, *_ = backbone_of(detector).eval()(x, Arch())
-        for mine, wanted in zip(found, maps(x).values(), strict=True):
-            assert torch.equal(mine, wanted)
+        ours, *_ = backbone_of(detector).eval()(x, Arch())
+        for own_map, expected in zip(ours, maps(x).values(), strict=True):
+            assert torch.equal(own_map, expected)
 
 
-def test_files_that_are_no_weights_of_the_backbone_are_named(tmp_path: Path) -> None:
+def test_files_without_weights_of_the_backbone_are_refused(tmp_path: Path) -> None:
     detector = create_detector(
         "retinanet",
         neck="nasfpn",
@@ -88,24 +89,24 @@ def test_files_that_are_no_weights_of_the_backbone_are_named(tmp_path: Path) -> 
             load_backbone(detector, tmp_path / name)
 
 
-def test_the_focal_loss_has_its_two_parameters() -> None:
-    """Without focusing it is weighted cross-entropy."""
+def test_the_focal_loss_follows_its_two_parameters() -> None:
+    """With a gamma of 0 it is weighted cross-entropy."""
     logits = torch.randn(1, 12, 3, generator=torch.Generator().manual_seed(0))
     anchors = torch.tensor([[8.0 * i, 0, 8.0 * i + 8, 8] for i in range(12)])
     boxes = [{"boxes": anchors[2:3] + 0.5, "labels": torch.tensor([2])}]
 
     def loss(**focal: float) -> Tensor:
-        end = RetinaBoxes((8,), ((8,),), (1.0,), **focal)
-        found: Mapping[str, Tensor] = end.losses(logits, torch.zeros(1, 12, 4), anchors, boxes)
-        return found["classification"]
+        step = RetinaBoxes((8,), ((8,),), (1.0,), **focal)
+        losses: Mapping[str, Tensor] = step.losses(logits, torch.zeros(1, 12, 4), anchors, boxes)
+        return losses["classification"]
 
-    wanted = torch.zeros(12, 3)
-    wanted[2, 1] = 1.0
-    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], wanted, reduction="none")
-    weight = torch.where(wanted == 1, 0.75, 0.25)
+    one_hot = torch.zeros(12, 3)
+    one_hot[2, 1] = 1.0
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], one_hot, reduction="none")
+    weight = torch.where(one_hot == 1, 0.75, 0.25)
     assert loss(focal_alpha=0.75, focal_gamma=0.0) == pytest.approx(float((weight * plain).sum()))
-    miss = torch.where(wanted == 1, 1 - logits[0].sigmoid(), logits[0].sigmoid())
-    weight = torch.where(wanted == 1, 0.25, 0.75)
+    miss = torch.where(one_hot == 1, 1 - logits[0].sigmoid(), logits[0].sigmoid())
+    weight = torch.where(one_hot == 1, 0.25, 0.75)
     assert loss(focal_gamma=1.5) == pytest.approx(float((weight * miss**1.5 * plain).sum()))
     assert loss() == loss(focal_alpha=0.25, focal_gamma=2.0)
 
@@ -139,12 +140,12 @@ SMALL = (
 FINAL = ("--settings", "repeats=2", "focal_gamma=1.5", "--train.epochs", 0)
 
 
-def test_a_found_pyramid_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None:
-    """The proxy's architecture, more repeats, published weights of the backbone: a run that trains no supernet."""
+def test_a_searched_pyramid_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None:
+    """A run without a supernet: an architecture of the proxy task, more repeats, published weights of the backbone."""
     theirs, file, run = torchvisions("resnet_10"), tmp_path / "resnet10.pth", tmp_path / "final"
     torch.save(theirs.state_dict(), file)
-    given = ("--pretrained", file, "--start", "classification", "--out", run)
-    code, out, err = call("train_supernet", *SMALL, *FINAL, *given)
+    pretrained = ("--pretrained", file, "--start", "classification", "--out", run)
+    code, out, err = call("train_supernet", *SMALL, *FINAL, *pretrained)
     assert code == 0, err
     assert err == ""
     assert "none, train.epochs is 0" in out
@@ -163,10 +164,10 @@ def test_a_found_pyramid_is_retrained_at_another_size(call: Call, tmp_path: Path
     assert code == 0, err
     assert (tmp_path / "drawn" / "test0.png").exists()
     one_line(call("search", run, "--searcher", "random", "--trials", 2), "train.epochs=0")
-    one_line(call("fidelity", run, "--truth", "retrain", "--n", 2), "train.epochs=0")  # before it retrains any
+    one_line(call("fidelity", run, "--truth", "retrain", "--n", 2), "train.epochs=0")  # before it retrains a network
     one_line(call("retrain", run, "--arch", arch, "--init", "shared"), "train.epochs=0")
     one_line(call("export", run, "--arch", arch, "--inherit"), "train.epochs=0")
-    one_line(call("train_supernet", *SMALL, *FINAL, *given, "--plan"), "nothing to plan")
+    one_line(call("train_supernet", *SMALL, *FINAL, *pretrained, "--plan"), "nothing to plan")
     digests = json.loads((run / "digests.json").read_text())
     (run / "digests.json").write_text(json.dumps({**digests, "data_digest": "other"}))
     one_line(call("retrain", run, "--arch", arch), "another set of images")
