@@ -117,7 +117,7 @@ def test_names_may_lack_the_prefix_of_their_part() -> None:
         joint.architecture({**bare, "ops": "none"})
     neck = SearchSpace("neck", [Choice("op", ("none", "batch"))])
     joint.space = compose("twice", {"one": neck, "two": neck})
-    with pytest.raises(InputError, match=r"'op' is a decision of several parts .* \['one\.op', 'two\.op'\]"):
+    with pytest.raises(InputError, match=r"'op' is a choice in several parts .* \['one\.op', 'two\.op'\]"):
         joint.architecture({"op": "none"})
 
 

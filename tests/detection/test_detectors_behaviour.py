@@ -197,13 +197,14 @@ def test_a_batch_without_regions_does_not_count_in_calibration() -> None:
     assert with_empty(few[:0]).shape == (0, 4)
 
 
-def _bad_targets(change: Callable[[list[dict[str, Tensor]]], Any]) -> Callable[[], Any]:
+def _wrong_targets(change: Callable[[list[dict[str, Tensor]]], Any]) -> Callable[[], Any]:
+    """A training step on targets that `change` spoils in place or returns."""
+
     def run() -> None:
-        given = targets()
-        changed = change(given)
-        tiny_network("retinanet", arch=sampled_arch(tiny("retinanet"))).train()(
-            images(), given if changed is None else changed
-        )
+        network = tiny_network("retinanet", arch=sampled_arch(tiny("retinanet"))).train()
+        spoiled = targets()
+        changed = change(spoiled)
+        network(images(), spoiled if changed is None else changed)
 
     return run
 
@@ -227,7 +228,7 @@ def _frozen_supernet() -> Chain:
     return Chain("user", [*steps, ("head", ClassifierHead(8, 5, hidden=8))], input_shape=(3, 64, 64))
 
 
-BAD: dict[str, tuple[Callable[[], Any], str]] = {
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "kind": (lambda: tiny("retinanett"), "no detector 'retinanett'; did you mean 'retinanet'"),
     "backbone": (lambda: create_detector("retinanet", backbone="detnas-300n"), "no backbone 'detnas-300n'; did you"),
     "setting": (lambda: tiny("retinanet", head_conv=3), "no setting 'head_conv'; did you mean 'head_convs'"),
@@ -262,16 +263,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no images": (lambda: tiny("retinanet").eval()([], sampled_arch(tiny("retinanet"))), "list of images is empty"),
     "no targets": (lambda: tiny("retinanet").train()(images(), sampled_arch(tiny("retinanet"))), "needs targets"),
-    "too few": (_bad_targets(lambda t: t[:1]), "2 images and 1 targets"),
-    "shapes": (_bad_targets(lambda t: t[0].update(labels=torch.ones(3))), r"target 0 has boxes \(2, 4\) and labels"),
+    "too few": (_wrong_targets(lambda t: t[:1]), "2 images and 1 targets"),
+    "shapes": (_wrong_targets(lambda t: t[0].update(labels=torch.ones(3))), r"target 0 has boxes \(2, 4\) and labels"),
     "area": (
-        _bad_targets(lambda t: t[1].update(boxes=torch.tensor([[5.0, 5, 5, 9]]), labels=torch.tensor([1]))),
+        _wrong_targets(lambda t: t[1].update(boxes=torch.tensor([[5.0, 5, 5, 9]]), labels=torch.tensor([1]))),
         r"target 1 has a box without area, \[5.0, 5.0, 5.0, 9.0\]",
     ),
-    "label": (_bad_targets(lambda t: t[0].update(labels=torch.tensor([1, 4]))), "target 0 has the label 4; .*1 to 3"),
-    "background": (_bad_targets(lambda t: t[0].update(labels=torch.tensor([0, 1]))), "target 0 has the label 0"),
+    "label": (_wrong_targets(lambda t: t[0].update(labels=torch.tensor([1, 4]))), "target 0 has the label 4; .*1 to 3"),
+    "background": (_wrong_targets(lambda t: t[0].update(labels=torch.tensor([0, 1]))), "target 0 has the label 0"),
     "frozen": (lambda: tiny("retinanet", freeze_bn=True), "cannot be frozen in the supernet.*mix all paths"),
-    "frozen given": (lambda: tiny("retinanet", backbone=_frozen_supernet()), "cannot be frozen in the supernet"),
+    "frozen backbone": (lambda: tiny("retinanet", backbone=_frozen_supernet()), "cannot be frozen in the supernet"),
     "arch": (lambda: tiny_network("retinanet", arch={"stage1.block0.op": "shuffle9"}), "shuffle9"),
     "arch twice": (
         lambda: create_detector_network("retinanet", backbone="detnas-coco-fpn-300m", arch={}),
@@ -286,9 +287,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_named(case: str) -> None:
-    run, message = BAD[case]
+    run, message = WRONG[case]
     with pytest.raises(InputError, match=message):
         run()
 
@@ -402,7 +403,7 @@ def test_a_backbone_that_is_fixed_to_an_architecture_keeps_the_weights_of_its_su
     classifier = create_supernet("shufflenet-small", **BACKBONE)
     arch = classifier.space.sample(random.Random(3))
     by_name, by_supernet = (
-        tiny_network("retinanet", backbone=classifier, **given) for given in ({"arch": arch}, {"backbone_arch": arch})
+        tiny_network("retinanet", backbone=classifier, **how) for how in ({"arch": arch}, {"backbone_arch": arch})
     )
     for first, second in zip(backbone_of(by_name), backbone_of(by_supernet), strict=True):
         assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))

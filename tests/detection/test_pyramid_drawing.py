@@ -63,10 +63,10 @@ def test_arrows_lead_from_box_to_box_as_the_wiring_says() -> None:
     for wiring in wirings():
         picture = draw_pyramid(wiring, title="a pyramid")
         check(picture)
-        place, found = by_name(picture), Counter[tuple[str, str, bool]]()
+        place, arrows = by_name(picture), Counter[tuple[str, str, bool]]()
         for route in routes(picture):
             source, cell = route.name.split(" → ")
-            found[source, cell, route.dashed] += 1
+            arrows[source, cell, route.dashed] += 1
             start, end = place[source], place[cell]
             assert route.points[0] == (start.x + start.width, start.y + start.height / 2)
             assert route.points[-1][0] == end.x
@@ -74,7 +74,7 @@ def test_arrows_lead_from_box_to_box_as_the_wiring_says() -> None:
             assert not any(crosses(route, box) for box in boxes(picture))
             straight = [x1 == x2 or y1 == y2 for (x1, y1), (x2, y2) in itertools.pairwise(route.points)]
             assert all(straight)
-        assert found == expected(wiring)
+        assert arrows == expected(wiring)
         ends = [route.points[-1] for route in routes(picture)]
         assert len(set(ends)) == len(ends), "two arrows arrive at one point"
 
@@ -122,15 +122,15 @@ def test_files_contain_the_whole_picture(tmp_path: Path) -> None:
     picture = draw_pyramid(wiring, title="nasfpn-7")
     picture.save(tmp_path / "pyramid.svg")
     root = ElementTree.parse(tmp_path / "pyramid.svg").getroot()
-    found: Counter[tuple[str, str, bool]] = Counter()
+    arrows: Counter[tuple[str, str, bool]] = Counter()
     for group in root.iter(f"{SVG}g"):
         title, path = group.find(f"{SVG}title"), group.find(f"{SVG}path")
         assert title is not None
         assert path is not None
         if title.text:
             source, cell = title.text.split(" → ")
-            found[source, cell, "stroke-dasharray" in path.attrib] += 1
-    assert found == expected(wiring)
+            arrows[source, cell, "stroke-dasharray" in path.attrib] += 1
+    assert arrows == expected(wiring)
     texts = Counter((node.text or "").partition(" ")[0] for node in root.iter(f"{SVG}text"))
     assert all(texts[name] == 1 for name in names_of(wiring))
     framed = [rect for rect in root.iter(f"{SVG}rect") if rect.get("stroke-width") == "2.5"]
