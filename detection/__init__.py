@@ -1,4 +1,9 @@
-"""Searchable detectors: the backbones of classification spaces with torchvision's necks, heads and losses."""
+"""Searchable detectors: backbones of classification spaces with torchvision's necks, heads and losses.
+
+`build` creates detectors by name from a `backbone`, a neck (`pyramid`, `nasfpn`) and the steps of `retinanet` or
+`faster_rcnn`; `data`, `task` and `metric` are what training and scoring need. The package may import `supernet`, but
+neither `searchers` nor `tools`. Its public names are loaded on first use, so importing it loads no torch.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -52,4 +57,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'detection' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)  # PEP 562: torchvision's detectors take seconds to load
+    return getattr(importlib.import_module(_HOME[name]), name)  # PEP 562; torchvision's detectors take seconds to load

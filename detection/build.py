@@ -86,7 +86,7 @@ def create_detector(
     generator: torch.Generator | None = None,
     **settings: Unpack[DetectorSettings],
 ) -> Detector:
-    """A searchable detector with fresh weights; `create_detector_network` makes the network of one architecture.
+    """Returns a searchable detector with fresh weights; `create_detector_network` returns that of one architecture.
 
     Args:
         kind: "retinanet" or "faster-rcnn-fpn".
@@ -123,6 +123,7 @@ def create_detector(
             "create_detector makes a searchable detector and takes no arch; for the network of one architecture call "
             "create_detector_network"
         )
+    detector_builder(kind, neck)  # an unknown kind or neck is the first thing to report
     fixed = _is_fixed(backbone, backbone_arch)
     if fixed and neck not in SEARCHED_NECKS:
         raise InputError(
@@ -166,7 +167,7 @@ def create_detector_network(
     generator: torch.Generator | None = None,
     **settings: Unpack[DetectorSettings],
 ) -> DetectorNetwork:
-    """The detector of one architecture with fresh weights, ready to be trained from scratch.
+    """Returns the detector of one architecture with fresh weights, ready to be trained from scratch.
 
     The supernet that it is cut from exists on the meta device only, unless the backbone is a supernet itself.
 
@@ -180,8 +181,9 @@ def create_detector_network(
         settings: as in `create_detector`.
 
     Raises:
-        InputError: as in `create_detector`; `arch` is missing or is no architecture of this detector.
+        InputError: as in `create_detector`; `arch` is missing or is not an architecture of this detector.
     """
+    detector_builder(kind, neck)
     if arch is not None and _is_fixed(backbone, backbone_arch) and neck not in SEARCHED_NECKS:
         raise InputError(f"the backbone {_name(backbone)!r} is an architecture already; leave arch out")
 
@@ -216,7 +218,7 @@ def create_detector_network(
 
 
 def detector_builder(kind: str, neck: str = "fpn") -> Callable[..., Detector]:
-    """The function that lays a detector on a backbone; its keyword arguments are the detector's settings.
+    """Returns the function that builds a detector on a backbone; its keyword arguments are the detector's settings.
 
     Raises:
         InputError: there is no such detector, or it has no such neck.
@@ -241,7 +243,7 @@ def _build(
     image_size: int | tuple[int, int],
     **settings: Any,
 ) -> Detector:
-    """A searchable detector without initial weights."""
+    """Returns a searchable detector without initial weights."""
     builder = detector_builder(kind, neck)
     known = [name for name in inspect.signature(builder).parameters if name != "backbone"]
     for name in settings:
@@ -286,7 +288,7 @@ def _name(backbone: str | Chain) -> str:
 
 
 def _classifier(backbone: str | Chain, phase: Phase, settings: Mapping[str, Any]) -> Chain:
-    """The classification supernet that a searched backbone is cut from."""
+    """Returns the classification supernet that a backbone is cut from."""
     if isinstance(backbone, Chain):
         return backbone
     if backbone not in SPACES and ":" not in backbone:
@@ -297,7 +299,7 @@ def _classifier(backbone: str | Chain, phase: Phase, settings: Mapping[str, Any]
 def _fixed_classifier(
     backbone: str | Chain, phase: Phase, settings: Mapping[str, Any], arch: Mapping[str, Any] | None
 ) -> Chain:
-    """A classification network, a published one or that of an architecture, as a chain without choices."""
+    """Returns a classification network, a published one or that of an architecture, as a chain without choices."""
     if isinstance(backbone, str) and backbone in GENOTYPES:
         if arch is not None:
             raise InputError(f"the backbone {backbone!r} is an architecture already; leave backbone_arch out")

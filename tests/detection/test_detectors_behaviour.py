@@ -245,6 +245,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: create_detector("retinanet", backbone="detnas-coco-fpn-300m"),
         "nothing to search.*call create_detector_network",
     ),
+    "neck of a published backbone": (
+        lambda: create_detector("retinanet", backbone="detnas-coco-fpn-300m", neck="nasfnp"),
+        "no neck 'nasfnp'; did you mean 'nasfpn'",
+    ),
     "backbone_arch twice": (
         lambda: create_detector_network("retinanet", backbone="detnas-coco-fpn-300m", backbone_arch={}),
         "is an architecture already; leave backbone_arch out",
