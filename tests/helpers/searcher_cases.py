@@ -1,4 +1,4 @@
-"""What the tests of the searchers share: small spaces, deterministic scores, and evaluators that keep count."""
+"""Shared by the tests of the searchers: small spaces, deterministic scores, and evaluators that record their calls."""
 
 import hashlib
 import importlib.util
@@ -23,13 +23,13 @@ OPS = ("skip", "k3", "k5")
 
 
 def skips_last(arch: Arch) -> dict[str, Value]:
-    """Where a skip stands makes no difference: skips move to the end."""
+    """A normal form for spaces where the position of skips makes no difference: skips move to the end."""
     kept = [value for value in arch.values() if value != "skip"]
     return dict(zip(arch, kept + ["skip"] * (len(arch) - len(kept)), strict=True))
 
 
 def chain_space(layers: int = 6, *, form: bool = True) -> SearchSpace:
-    """`3**layers` architectures; with the form, `2**(layers + 1) - 1` networks."""
+    """A space of `3**layers` architectures, which are `2**(layers + 1) - 1` networks with the normal form."""
     choices = [Choice(f"layer{i}", OPS) for i in range(layers)]
     return SearchSpace(f"chain{layers}", choices, skips_last if form else None)
 
@@ -41,7 +41,7 @@ def noise(arch: Arch) -> float:
 
 @dataclass
 class Counter:
-    """An evaluator that records every architecture it is shown, by call."""
+    """An evaluator that records the architectures of every call."""
 
     fail_at: int | None = None
     calls: list[list[Arch]] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Counter:
 
     @property
     def shown(self) -> list[Arch]:
-        """All architectures in the order shown."""
+        """All evaluated architectures in order."""
         return [arch for call in self.calls for arch in call]
 
 
@@ -68,7 +68,7 @@ class AtMost:
         return sum(value == "k5" for value in arch.values()) <= self.limits["k5"]
 
     def explain(self) -> str:
-        """The sentence that the error should hold."""
+        """The sentence that the error should include."""
         return "the smallest k5 of this space is 0"
 
 
@@ -76,50 +76,50 @@ Make = Callable[..., Searcher]
 
 
 def small_evolution(space: SearchSpace, **settings: object) -> AgingEvolution:
-    """Aging evolution that leaves its random phase within a short test."""
+    """Aging evolution whose random phase ends within a short test."""
     return AgingEvolution(space, **{"population_size": 10, "tournament_size": 4, **settings})  # type: ignore[arg-type]
 
 
 def small_topk(space: SearchSpace, **settings: object) -> TopKEvolution:
-    """Top-k evolution of several generations within a short test."""
+    """Top-k evolution with several generations within a short test."""
     sizes = {"population_size": 12, "parents": 4, "mutants": 5, "crossovers": 4}
     return TopKEvolution(space, **{**sizes, **settings})  # type: ignore[arg-type]
 
 
 def one_point(space: SearchSpace, **settings: object) -> TopKEvolution:
-    """The other crossover, and generations without random networks."""
+    """Top-k evolution with one-point crossover and generations without random networks."""
     return small_topk(space, crossover="one-point", crossovers=7, **settings)
 
 
 def non_aging(space: SearchSpace, **settings: object) -> AgingEvolution:
-    """The control of aging evolution."""
+    """Evolution without aging."""
     return small_evolution(space, aging=False, **settings)
 
 
 def small_predictor(space: SearchSpace, **settings: object) -> PredictorSearch:
-    """The Gaussian process, which takes some milliseconds for a proposal, from the sixteenth on."""
+    """The predictor, whose Gaussian process takes some milliseconds per proposal after the first fifteen."""
     return PredictorSearch(space, **{"initial": 15, **settings})  # type: ignore[arg-type]
 
 
 def small_reinforce(space: SearchSpace, **settings: object) -> Reinforce:
-    """Several updates of a small policy within a short test."""
+    """A small policy with several updates within a short test."""
     small = {"hidden": 8, "minibatch": 14, "epochs": 1, "learning_rate": 0.002}
     return Reinforce(space, **{**small, **settings})  # type: ignore[arg-type]
 
 
 def letters(arch: Arch) -> dict[str, float]:
-    """A cost that depends on every decision: the letters and digits of its values."""
+    """A cost that depends on every decision: the number of characters of its values."""
     return {"letters": float(sum(len(str(value)) for value in arch.values()))}
 
 
 def small_nsga2(space: SearchSpace, **settings: object) -> NSGA2:
-    """Several generations within a short test; the second objective is a cost that no evaluation here returns."""
+    """NSGA-II with several generations within a short test; no evaluation returns its second objective, a cost."""
     objectives = (settings.get("metric", "accuracy"), "-letters")
     return NSGA2(space, population_size=8, objectives=objectives, cost=letters, **settings)  # type: ignore[arg-type]
 
 
 def optuna_nsga2(space: SearchSpace, **settings: object) -> OptunaSearcher:
-    """The adapter over a sampler that learns and is fast; TPE takes milliseconds for a proposal."""
+    """The Optuna adapter with a fast sampler that learns; TPE takes milliseconds per proposal."""
     options = {"population_size": 8}
     return OptunaSearcher(space, sampler="NSGAIISampler", options=options, **settings)  # type: ignore[arg-type]
 
@@ -136,11 +136,11 @@ OURS: dict[str, Make] = {
     "reinforce": small_reinforce,
 }
 MAKERS: dict[str, Make] = OURS | ({"optuna": optuna_nsga2} if importlib.util.find_spec("optuna") else {})
-REPEAT = {"evolution", "non-aging", "reinforce"}  # those that may propose a network again
+REPEAT = {"evolution", "non-aging", "reinforce"}  # searchers that may propose a network again
 
 
 def trial(number: int, arch: Arch, accuracy: float, *, space: SearchSpace | None = None) -> Trial:
-    """A trial of its own batch, as a search would tell it."""
+    """A trial that is a batch of its own; without a space, the architecture is its own normal form."""
     key = arch.key if space is None else space.normal_form(arch).key
     return Trial(number, arch, key, {"accuracy": accuracy}, False, 0.0, number)
 
@@ -156,15 +156,15 @@ CONDITIONAL = SearchSpace(
         Choice("c.scale", (0.5, 1.0, 2.0), when=("c", tuple(range(0, 40, 2))), ordered=True),
     ],
 )
-"""Decisions two conditions deep, a range, scales, and values that are no strings."""
+"""Has decisions two conditions deep, a range, ordered choices, and values that are not strings."""
 
 SPACES = {"chain": chain_space(), "conditional": CONDITIONAL}
-"""One with a normal form, one with conditions."""
+"""A space with a normal form and a space with conditions."""
 
 
 @dataclass(frozen=True)
 class Cheap:
-    """Limits over any space: at most `limits["changed"]` decisions of the normal form are not at their first option."""
+    """Limits for any space: at most `limits["changed"]` decisions of the normal form are not at their first option."""
 
     space: SearchSpace
     limits: Mapping[str, float]
@@ -174,7 +174,7 @@ class Cheap:
         return sum(form[c.name] != c.options[0] for c in self.space.choices) <= self.limits["changed"]
 
     def explain(self) -> str:
-        """The sentence that the error should hold."""
+        """The sentence that the error should include."""
         return "the smallest is 0"
 
 

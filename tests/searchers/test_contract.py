@@ -1,4 +1,4 @@
-"""Every searcher against the whole contract, and the contract against searchers that break it."""
+"""Every searcher passes the whole contract, and the contract detects searchers that break it."""
 
 from collections.abc import Sequence
 from random import Random
@@ -22,7 +22,7 @@ def test_the_control_of_the_tests_below_passes() -> None:
 
 
 class Broken:
-    """Random search without repeats, and the base of what is wrong below."""
+    """Random search without repeats, and the base of the broken searchers below."""
 
     def __init__(self, space: SearchSpace, *, seed: int = 0, metric: str = "accuracy", feasible: Any = None) -> None:
         self.space, self.seed, self.metric, self.feasible = space, seed, metric, feasible
@@ -60,8 +60,8 @@ class OtherEachTime(Broken):
 
 class NotCanonical(Broken):
     def ask(self, n: int) -> list[Arch]:
-        found = super().ask(n)
-        return [Arch({**arch, "b": "z"}) if arch["depth"] == 1 else arch for arch in found]
+        archs = super().ask(n)
+        return [Arch({**arch, "b": "z"}) if arch["depth"] == 1 else arch for arch in archs]
 
 
 class TooMany(Broken):
@@ -94,7 +94,7 @@ class CannotMinimise(Broken):
 
 class NeedsItsOwnTrials(Broken):
     def tell(self, trials: Sequence[Trial]) -> None:
-        assert self.calls, "told before asked"
+        assert self.calls, "tell comes before ask"
         super().tell(trials)
 
 
@@ -113,7 +113,7 @@ BREACHES: dict[type[Broken], str] = {
     IgnoresLimits: "outside the limits",
     TakesFailuresForScores: "accuracy",
     CannotMinimise: "-loss",
-    NeedsItsOwnTrials: "told before asked",
+    NeedsItsOwnTrials: "tell comes before ask",
     StopsEarly: "networks ended after",
 }
 

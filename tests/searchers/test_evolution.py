@@ -21,7 +21,7 @@ def distance(a: Arch, b: Arch) -> int:
 
 
 def grown(scores: Sequence[float], **settings: float) -> AgingEvolution:
-    """A searcher that was told one trial per score, a distinct architecture each, its population full."""
+    """A searcher with a full population: one trial per score, each of a distinct architecture."""
     searcher = AgingEvolution(SPACE, population_size=len(scores), **settings)  # type: ignore[arg-type]
     searcher.ask(len(scores))
     searcher.tell([trial(i, ARCHS[i], value) for i, value in enumerate(scores)])
@@ -30,7 +30,7 @@ def grown(scores: Sequence[float], **settings: float) -> AgingEvolution:
 
 @pytest.mark.parametrize("size", [1, 4, 10])
 def test_the_oldest_leaves_when_the_population_is_full(size: int) -> None:
-    """Each trial told is worse than all before it: the winner is always the oldest one alive, aged `size`."""
+    """Each trial is worse than all before it, so the winner is always the oldest one alive, aged `size`."""
     searcher = grown([-float(i) for i in range(size)], tournament_size=60 * size, identity=1.0)
     for number in range(size, 5 * size):
         assert searcher.ask(1) == [ARCHS[number - size]]
@@ -50,10 +50,10 @@ def test_the_parent_is_the_best_of_a_sample_with_replacement(sample: int) -> Non
     """P(winner has rank r of P) = ((P − r)^S − (P − r − 1)^S) / P^S, rank 0 the best."""
     size, draws = 6, 12_000
     searcher = grown([-float(i) for i in range(size)], tournament_size=sample, identity=1.0)
-    found = Tally(searcher.ask(draws))
+    counts = Tally(searcher.ask(draws))
     for rank in range(size):
         expected = ((size - rank) ** sample - (size - rank - 1) ** sample) / size**sample
-        assert found[ARCHS[rank]] / draws == pytest.approx(expected, abs=0.015)
+        assert counts[ARCHS[rank]] / draws == pytest.approx(expected, abs=0.015)
 
 
 def test_a_leading_minus_prefers_the_lowest() -> None:
@@ -102,11 +102,11 @@ def test_without_aging_the_victim_is_the_worst_of_a_sample_with_replacement(samp
         assert victims[ARCHS[rank]] / draws == pytest.approx(expected, abs=0.04)
 
 
-def test_what_failed_is_replaced_in_the_first_population_and_is_no_parent() -> None:
+def test_failed_trials_are_replaced_in_the_first_population_and_are_never_parents() -> None:
     searcher = AgingEvolution(SPACE, population_size=4, tournament_size=9, identity=1.0)
     first = searcher.ask(4)
-    told = [trial(i, arch, 0.0) for i, arch in enumerate(first)]
-    searcher.tell([dataclasses.replace(t, metrics={}, failed="no memory") for t in told[:3]] + told[3:])
+    trials = [trial(i, arch, 0.0) for i, arch in enumerate(first)]
+    searcher.tell([dataclasses.replace(t, metrics={}, failed="no memory") for t in trials[:3]] + trials[3:])
     again = searcher.ask(3)  # random ones in their place
     searcher.tell([trial(i, arch, 1.0) for i, arch in enumerate(again, start=4)])
     assert not set(again) & set(first)
@@ -137,7 +137,7 @@ def test_a_batch_larger_than_the_population_before_any_score_is_random() -> None
     assert len(set(asked)) > 35
 
 
-def test_a_population_that_is_told_without_asking_breeds_at_once() -> None:
+def test_a_population_reported_without_asking_breeds_at_once() -> None:
     searcher = AgingEvolution(SPACE, population_size=5, tournament_size=2)
     searcher.tell([trial(i, ARCHS[i], float(i)) for i in range(9)])
     for child in searcher.ask(50):
@@ -168,7 +168,7 @@ def test_impossible_settings_are_refused(setting: str, value: float) -> None:
         AgingEvolution(SPACE, **{setting: value})  # type: ignore[arg-type]
 
 
-def test_not_a_number_is_no_probability() -> None:
+def test_nan_is_not_a_probability() -> None:
     with pytest.raises(InputError, match="identity=nan"):
         AgingEvolution(SPACE, identity=float("nan"))
 

@@ -50,7 +50,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("result", "reason"), FAILURES, ids=["raises", "none", "nan", "inf"])
 @pytest.mark.parametrize("batch", [1, 7])
-def test_the_trial_is_marked_with_its_reason_and_the_search_goes_on(
+def test_a_failed_trial_has_its_reason_and_the_search_continues(
     result: Mapping[str, float] | Exception | None, reason: str, batch: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "study.db"
@@ -82,15 +82,15 @@ def test_only_the_culprit_of_a_batch_fails() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_what_failed_is_not_evaluated_again_and_breeds_nothing(name: str) -> None:
+def test_failed_networks_are_not_evaluated_again_and_have_no_children(name: str) -> None:
     evaluate = Fragile(None)
     with Study(None, SPACE) as study:
         search(MAKERS[name](SPACE), evaluate, study, trials=80, batch=4)
         shown = [arch for call in evaluate.calls for arch in call]
         assert len(set(shown)) == len(shown)
-        told = [trial for trial in study.trials() if trial.failed]
-        assert told
-        assert all(bad(SPACE.normal_form(trial.arch)) for trial in told)
+        failures = [trial for trial in study.trials() if trial.failed]
+        assert failures
+        assert all(bad(SPACE.normal_form(trial.arch)) for trial in failures)
 
 
 def test_failures_in_a_row_end_the_search_with_their_reasons(caplog: pytest.LogCaptureFixture) -> None:
@@ -135,14 +135,14 @@ def test_scattered_failures_do_not_add_up() -> None:
         assert sum(bool(trial.failed) for trial in study.trials()) > 6
 
 
-def test_no_failure_is_tolerated_where_one_is_the_limit() -> None:
+def test_max_failures_of_one_tolerates_no_failure() -> None:
     with Study(None, SPACE) as study, pytest.raises(RunError, match="1 evaluations in a row failed"):
         search(RandomSearch(SPACE), Fragile(None), study, trials=120, max_failures=1)
     with Study(None, SPACE) as study, pytest.raises(InputError, match="max_failures=0"):
         search(RandomSearch(SPACE), Fragile(None), study, trials=120, max_failures=0)
 
 
-def test_ctrl_c_is_no_failure() -> None:
+def test_ctrl_c_is_not_a_failure() -> None:
     with Study(None, SPACE) as study:
         with pytest.raises(KeyboardInterrupt):
             search(RandomSearch(SPACE), Counter(fail_at=3), study, trials=10)

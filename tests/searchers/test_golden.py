@@ -1,6 +1,6 @@
-"""The first twenty proposals of each searcher stand in golden.json: a change that moves them is seen.
+"""The first twenty proposals of each searcher are recorded in golden.json, so that a change of them is noticed.
 
-After a change that is meant to move them: `PYTHONPATH=.:tests .venv/bin/python tests/searchers/test_golden.py`
+After an intended change: `PYTHONPATH=.:tests .venv/bin/python tests/searchers/test_golden.py`
 """
 
 import importlib.metadata
@@ -13,7 +13,7 @@ from helpers.searcher_cases import MAKERS, SPACES
 from searchers.testing import searched
 
 FILE = Path(__file__).with_name("golden.json")
-OPTUNA = "optuna"  # its samplers draw as their release does
+OPTUNA = "optuna"  # its samplers may draw differently in another release
 
 
 def proposals(name: str) -> dict[str, list[list[int]]]:
@@ -29,7 +29,7 @@ def version() -> str:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_first_proposals_are_those_on_record(name: str) -> None:
+def test_the_first_proposals_are_those_recorded(name: str) -> None:
     golden = json.loads(FILE.read_text(encoding="utf-8"))
     if name == OPTUNA and version() != golden["optuna version"]:
         pytest.skip(f"recorded with optuna {golden['optuna version']}")
@@ -37,7 +37,7 @@ def test_the_first_proposals_are_those_on_record(name: str) -> None:
 
 
 def write() -> None:
-    """One vector of indices a line."""
+    """Writes golden.json with one index vector per line."""
     document = {"optuna version": version(), **{name: proposals(name) for name in MAKERS}}
     text = json.dumps(document, indent=1)
     for spaces in document.values():

@@ -1,4 +1,4 @@
-"""SIGKILL: a search killed at random moments and started again is the uninterrupted search, trial for trial."""
+"""A search killed by SIGKILL at random moments and started again has the trials of an uninterrupted search."""
 
 import json
 import os
@@ -56,7 +56,7 @@ with Study(sys.argv[1], space) as study:
 
 
 def start(path: Path, name: str, batch: int, *, sleep: float, trials: int) -> subprocess.Popen[str]:
-    """The search as a process of its own; it prints a line when the study is open and one per new trial."""
+    """Starts the search as a process, which prints a line when the study is open and one per new trial."""
     command = [sys.executable, "-c", SCRIPT, *map(str, (path, name, batch, sleep, trials))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -71,7 +71,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[list[Any], int]:
 
 
 def kill(process: subprocess.Popen[str], lines: int, delay: float) -> int:
-    """SIGKILL `delay` seconds after so many lines; returns how many trials the process had reported by then."""
+    """Kills the process `delay` seconds after a number of lines; returns how many trials it had reported by then."""
     assert process.stdout is not None
     for _ in range(lines):
         assert process.stdout.readline()

@@ -1,4 +1,4 @@
-"""Local search against the words of query-until-better."""
+"""Local search follows the published description of query-until-better."""
 
 import itertools
 from collections import Counter as Tally
@@ -29,7 +29,7 @@ def climb(steps: int, *, space: SearchSpace = SPACE, seed: int = 0) -> list[tupl
 
 @pytest.mark.parametrize("seed", range(5))
 def test_it_moves_at_the_first_improvement_and_restarts_where_there_is_none(seed: int) -> None:
-    """The published procedure, written out, explains every proposal."""
+    """Every proposal follows from the published procedure, which is written out here."""
     steps = climb(400, seed=seed)
     known: dict[Arch, float] = {}
     centre: Arch | None = None
@@ -63,7 +63,7 @@ def test_neighbours_come_in_random_order() -> None:
 
 
 def test_a_known_better_neighbour_is_moved_to_without_asking() -> None:
-    """The second climb starts beside two networks of the first that are better; it does not look at all its others."""
+    """The second climb starts beside two better networks of the first, and does not try all its other neighbours."""
     space = SearchSpace("plane", [Choice("x", range(10)), Choice("y", range(10))])
     top = space.from_indices((0, 0))
     left = 0
@@ -114,14 +114,14 @@ def test_a_local_optimum_in_a_batch_is_left_for_the_best_of_its_starts() -> None
     assert all(distance(arch, starts[2]) == 1 for arch in searcher.ask(8))
 
 
-def test_all_that_the_limits_leave_is_found() -> None:
+def test_every_network_within_the_limits_is_proposed() -> None:
     space, limit = chain_space(5, form=False), AtMost({"k5": 1})
-    searcher, found = LocalSearch(space, feasible=limit), list[Arch]()
+    searcher, proposed = LocalSearch(space, feasible=limit), list[Arch]()
     while archs := searcher.ask(3):
-        found += archs
+        proposed += archs
         searcher.tell([trial(i, arch, stand_in(arch)) for i, arch in enumerate(archs)])
-    assert len(found) == len(set(found))
-    assert set(found) == set(filter(limit, space.enumerate()))
+    assert len(proposed) == len(set(proposed))
+    assert set(proposed) == set(filter(limit, space.enumerate()))
 
 
 def test_failed_neighbours_do_not_end_a_climb() -> None:

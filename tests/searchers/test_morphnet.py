@@ -62,7 +62,7 @@ def supernet(**settings: Any) -> WidthChain:
 
 
 class Shrinking:
-    """The training function of a user; kills its process in one step if told to."""
+    """A training function as a user would write it; on request it kills its process at a given step."""
 
     def __init__(self, folder: Path | None = None, *, config: Train = CONFIG, kill: tuple[str, int] | None = None):
         self.folder, self.config, self.kill = folder, config, kill
@@ -83,7 +83,7 @@ class Shrinking:
 
 
 def descend(chain: WidthChain, arch: Arch, penalty: Any, run: str) -> None:
-    """Ten steps down the regulariser alone, for tests of what comes before and after a training."""
+    """Ten gradient steps on the regulariser alone, for tests of the steps before and after a training."""
     for _ in range(10):
         penalty(arch).backward()
         with torch.no_grad():
@@ -105,8 +105,8 @@ def searcher(train: Any, *, net: WidthChain | None = None, share: float = 0.6, *
     net = supernet() if net is None else net
     table = CostTable(net)
     feasible = Feasible(table, {"macs": share * table(net.seed)["macs"]})
-    given = {"rounds": 2, "scan": (2.0,), "threshold": 0.05, "fill": 0.01, **settings}
-    return MorphNet(net.space, supernet=net, train=train, feasible=feasible, **given)
+    defaults = {"rounds": 2, "scan": (2.0,), "threshold": 0.05, "fill": 0.01, **settings}
+    return MorphNet(net.space, supernet=net, train=train, feasible=feasible, **defaults)
 
 
 def searched(morph: MorphNet, path: Path | None = None, *, trials: int = 10) -> list[Trial]:
@@ -139,7 +139,7 @@ def test_a_search_shrinks_expands_and_records(uninterrupted: Any) -> None:
     first = morph.history[0]
     seed = sum(int(width) for width in morph.supernet.seed.values())
     assert sum(first.alive.values()) < 0.9 * seed
-    assert first.multiplier > 1.0  # what died made room for the others
+    assert first.multiplier > 1.0  # the dead channels made room for the others
     assert first.strength == pytest.approx(2.0 / (2 * morph.feasible.cost(morph.supernet.seed)["macs"]))
     rows = train.history["round0-0"]
     assert rows[0]["penalty"] > 1.5 * rows[-1]["penalty"] > 0
@@ -147,7 +147,7 @@ def test_a_search_shrinks_expands_and_records(uninterrupted: Any) -> None:
     assert any(not torch.equal(tensor, before[name]) for name, tensor in moved.items())
 
 
-def test_the_important_channels_lead(uninterrupted: Any) -> None:
+def test_the_important_channels_come_first(uninterrupted: Any) -> None:
     morph, _, trials, _ = uninterrupted
     last = morph.history[-1]
     for name, scale in group_scales(morph.supernet.scales(trials[0].arch)).items():  # what round 1 trained
@@ -164,7 +164,7 @@ def test_a_weak_regulariser_leaves_all_alive() -> None:
     assert arch in morph.space
 
 
-def test_a_histogram_without_a_gap_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_histogram_without_a_gap_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     morph = searcher(descend, net=varied(), scan=(1e-6,), rounds=1, threshold="gap")
     morph.ask(1)
     assert morph.history[0].alive == dict(morph.supernet.seed)
@@ -179,7 +179,7 @@ def test_a_histogram_without_a_gap_is_said(caplog: pytest.LogCaptureFixture) -> 
     assert "gap" not in caplog.text
 
 
-def test_a_scan_goes_on_from_its_best() -> None:
+def test_a_scan_continues_from_its_best() -> None:
     morph = searcher(descend, net=varied(), scan=(0.5, 8.0))
     starts, archs = [], []
     train = morph.train
@@ -210,7 +210,7 @@ def test_a_scan_goes_on_from_its_best() -> None:
     assert restored.history == morph.history
 
 
-def test_a_snapshot_in_the_middle_of_a_scan_goes_on_identically() -> None:
+def test_a_search_restored_in_the_middle_of_a_scan_continues_identically() -> None:
     first, second = (searcher(descend, net=varied(), scan=(0.5, 8.0), rounds=1) for _ in range(2))
     (arch,) = first.ask(1)
     first.tell([Trial.of(first.space, arch, {"accuracy": 0.5})])
@@ -237,7 +237,7 @@ def test_a_study_of_other_weights_is_refused(uninterrupted: Any) -> None:
     morph.tell([replace(trial, arch=arch, repeat=True)])  # the score is that of another training anyway
 
 
-def test_a_study_goes_on_from_its_snapshot(tmp_path: Path, uninterrupted: Any) -> None:
+def test_a_study_continues_from_its_snapshot(tmp_path: Path, uninterrupted: Any) -> None:
     searched(searcher(Shrinking()), tmp_path / "study.db", trials=1)
     train = Shrinking()
     morph = searcher(train)
@@ -246,7 +246,7 @@ def test_a_study_goes_on_from_its_snapshot(tmp_path: Path, uninterrupted: Any) -
     assert morph.history == uninterrupted[0].history
 
 
-def test_a_snapshot_goes_on_identically(uninterrupted: Any) -> None:
+def test_a_restored_search_continues_identically(uninterrupted: Any) -> None:
     _, _, trials, _ = uninterrupted
     first = searcher(Shrinking())
     assert first.ask(1) == [trials[0].arch]
@@ -290,7 +290,7 @@ def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(tmp_path:
     assert train.steps < 0.45 * whole.steps  # round 0 and the first 20 steps of round 1 are not trained again
 
 
-def test_training_in_place_is_asked_for() -> None:
+def test_only_inplace_trains_the_supernet_itself() -> None:
     net = supernet()
     assert searcher(Shrinking(), net=net, inplace=True).supernet is net
     assert searcher(Shrinking(), net=net).supernet is not net
@@ -300,7 +300,7 @@ def test_training_in_place_is_asked_for() -> None:
 
 
 class Fixed:
-    """A penalty on one scale, that settles after so many epochs."""
+    """A penalty on one scale that settles after a number of epochs."""
 
     def __init__(self, chain: WidthChain, epochs: int) -> None:
         self.scale, self.epochs = chain.step_modules[0].body[0].bn.weight, epochs
@@ -323,7 +323,7 @@ def test_a_penalty_adds_its_gradient_and_ends_the_training(tmp_path: Path) -> No
         warmup_epochs=0.0,
         optimizer="momentum",
     )
-    found = []
+    results = []
     for penalised in (False, True):
         net = supernet()
         penalty = Fixed(net, epochs=1) if penalised else None
@@ -332,8 +332,8 @@ def test_a_penalty_adds_its_gradient_and_ends_the_training(tmp_path: Path) -> No
         rows = train_supernet(
             net, digits(), config if penalised else replace(config, epochs=1), verbose=False, **options
         )
-        found.append((net.step_modules[0].body[0].bn.weight.detach().clone(), rows, net, options))
-    (plain, plain_rows, *_), (shrunk, rows, net, options) = found
+        results.append((net.step_modules[0].body[0].bn.weight.detach().clone(), rows, net, options))
+    (plain, plain_rows, *_), (shrunk, rows, net, options) = results
     assert [len(plain_rows), len(rows)] == [1, 1]
     assert rows[0]["penalty"] == pytest.approx(0.25 * float(shrunk[0]))
     assert "penalty" not in plain_rows[0]
@@ -360,7 +360,7 @@ def never(*args: object) -> None:
     raise AssertionError("it trains")
 
 
-def test_what_cannot_work_is_named_before_training() -> None:
+def test_invalid_settings_are_refused_before_training() -> None:
     net = supernet()
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"strength": -1.0}, r"strength=-1\.0 .* λ must be above 0"),
@@ -413,6 +413,6 @@ def test_the_limit_names_what_is_regularised() -> None:
     assert (flops, size) == ("flops", "size")
     assert first == pytest.approx(1 / (2 * table(net.seed)["macs"]))
     assert second == pytest.approx(1 / weights)
-    for found in (value, other):  # all scales are 1: every layer counts twice, but for ends without scales
-        assert 1.9 < found <= 2.0
+    for penalty in (value, other):  # all scales are 1: every layer counts twice, except ends without scales
+        assert 1.9 < penalty <= 2.0
     assert math.isclose(searcher(never, strength=1e-7, net=net).strength or 0, 1e-7)

@@ -1,4 +1,4 @@
-"""NSGA-II against the words of the paper, and fronts and volumes against definitions written out."""
+"""NSGA-II follows the paper, and fronts and volumes agree with their definitions written out."""
 
 import itertools
 import math
@@ -20,31 +20,31 @@ SPACE = chain_space(6, form=False)
 ARCHS = list(SPACE.enumerate())
 
 
-def told(number: int, arch: Arch, failed: str = "", **metrics: float) -> Trial:
+def scored(number: int, arch: Arch, failed: str = "", **metrics: float) -> Trial:
     return Trial.of(SPACE, arch, metrics, number=number, failed=failed)
 
 
-def beats(p: tuple[float, ...], q: tuple[float, ...]) -> bool:
+def dominates(p: tuple[float, ...], q: tuple[float, ...]) -> bool:
     return p != q and all(a >= b for a, b in zip(p, q, strict=True))
 
 
 # -- sorting, crowding, volume -----------------------------------------------------------------------------------------
 
 
-def test_each_front_is_what_the_rest_does_not_beat() -> None:
+def test_each_front_is_not_dominated_by_the_rest() -> None:
     rng = Random(0)
     for objectives in (2, 3):
         points = [tuple(rng.randrange(6) for _ in range(objectives)) for _ in range(60)]
         left = list(range(60))
         for front in nondominated_sort(points):
-            assert front == [i for i in left if not any(beats(points[j], points[i]) for j in left)]
+            assert front == [i for i in left if not any(dominates(points[j], points[i]) for j in left)]
             left = [i for i in left if i not in front]
         assert not left
     assert nondominated_sort([]) == []
 
 
 def test_constraints_come_before_objectives() -> None:
-    """Whoever violates nothing is first; the others stand in the order of their violation, whatever their values."""
+    """Points without violation come first, the others in the order of their violation, whatever their values."""
     points = [(0.0, 0.0), (9.0, 9.0), (1.0, 0.0), (8.0, 8.0), (5.0, 5.0), (5.0, 6.0)]
     assert nondominated_sort(points, [0, 2.0, 0, 1.0, math.inf, math.inf]) == [[2], [0], [3], [1], [4, 5]]
 
@@ -79,9 +79,9 @@ def test_the_volume_needs_points_that_compare() -> None:
 
 
 def grown(values: Mapping[Arch, tuple[float, float]], **settings: Any) -> NSGA2:
-    """A searcher told these values of accuracy and MACs."""
+    """A searcher that knows these values of accuracy and MACs."""
     searcher = NSGA2(SPACE, **{"population_size": len(values), **settings})
-    searcher.tell([told(i, arch, accuracy=a, macs=m) for i, (arch, (a, m)) in enumerate(values.items())])
+    searcher.tell([scored(i, arch, accuracy=a, macs=m) for i, (arch, (a, m)) in enumerate(values.items())])
     return searcher
 
 
@@ -92,12 +92,12 @@ def test_the_next_population_is_the_best_fronts_and_the_least_crowded_of_the_las
     second |= {ARCHS[7]: (7.0, 60.0)}
     searcher = NSGA2(SPACE, population_size=6)
     values = {**second, **first}
-    trials = [told(i, arch, accuracy=a, macs=m) for i, (arch, (a, m)) in enumerate(values.items())]
+    trials = [scored(i, arch, accuracy=a, macs=m) for i, (arch, (a, m)) in enumerate(values.items())]
     searcher.tell(trials[:4])
     assert not searcher._population
     searcher.tell(trials[4:6])
     searcher.tell(trials[6:])
-    searcher.tell([told(20 + i, ARCHS[20 + i], accuracy=0.0, macs=100.0) for i in range(4)])
+    searcher.tell([scored(20 + i, ARCHS[20 + i], accuracy=0.0, macs=100.0) for i in range(4)])
     kept = {member.arch for member in searcher._population}
     assert kept == {*first, ARCHS[3], ARCHS[4], ARCHS[7]}
 
@@ -113,12 +113,12 @@ def test_a_parent_wins_a_tournament_by_front_then_by_crowding(values: dict[Arch,
     """The chance of each member of a binary tournament with replacement, by its place in the crowded order."""
     searcher, draws = grown(values), 20_000
     order = sorted(searcher._population, key=lambda member: (member.rank, -member.distance))
-    found = Tally(searcher._parent().arch for _ in range(draws))
+    counts = Tally(searcher._parent().arch for _ in range(draws))
     for place, member in enumerate(order):
         equal = [m for m in order if (m.rank, m.distance) == (member.rank, member.distance)]
         behind = sum((m.rank, -m.distance) > (member.rank, -member.distance) for m in order)
         expected = (len(equal) + 2 * behind) / len(order) ** 2
-        assert found[member.arch] / draws == pytest.approx(expected, abs=0.015), place
+        assert counts[member.arch] / draws == pytest.approx(expected, abs=0.015), place
 
 
 def test_children_come_from_their_parents_and_are_new() -> None:
@@ -129,9 +129,9 @@ def test_children_come_from_their_parents_and_are_new() -> None:
     assert all(set(arch.values()) == {"skip", "k3"} for arch in crossed)
     mutants = grown(values, mutation=0.3, crossover=0.0, population_size=2).ask(30)
     assert any("k5" in arch.values() for arch in mutants)
-    for found in (crossed, mutants):
-        assert len(set(found)) == 30
-        assert not {a, b} & set(found)
+    for children in (crossed, mutants):
+        assert len(set(children)) == 30
+        assert not {a, b} & set(children)
 
 
 def test_constrained_domination_of_a_warm_start() -> None:
@@ -142,7 +142,7 @@ def test_constrained_domination_of_a_warm_start() -> None:
     archs = [SPACE.from_indices(row) for row in rows]
     searcher = NSGA2(SPACE, feasible=limit, population_size=3)
     trials = [
-        told(i, arch, accuracy=90.0 - 9 * i, macs=1.0, k5=float(sum(v == "k5" for v in arch.values())))
+        scored(i, arch, accuracy=90.0 - 9 * i, macs=1.0, k5=float(sum(v == "k5" for v in arch.values())))
         for i, arch in enumerate(archs)
     ]
     searcher.tell(trials)
@@ -162,10 +162,10 @@ def test_costs_that_the_evaluation_lacks_come_from_the_table() -> None:
         NSGA2(space).tell([Trial.of(space, space.sample(Random(0)), {"accuracy": 1.0, "params": 3.0})])
 
 
-def test_failures_and_values_that_are_not_finite_are_no_parents() -> None:
+def test_failures_and_infinite_values_are_never_parents() -> None:
     searcher = NSGA2(SPACE, population_size=2)
-    searcher.tell([told(0, ARCHS[0], "boom"), told(1, ARCHS[1], accuracy=1.0, macs=math.inf)])
-    searcher.tell([told(2, ARCHS[2], accuracy=2.0, macs=3.0), told(3, ARCHS[3], accuracy=1.0, macs=1.0)])
+    searcher.tell([scored(0, ARCHS[0], "boom"), scored(1, ARCHS[1], accuracy=1.0, macs=math.inf)])
+    searcher.tell([scored(2, ARCHS[2], accuracy=2.0, macs=3.0), scored(3, ARCHS[3], accuracy=1.0, macs=1.0)])
     assert {member.arch for member in searcher._population} == {ARCHS[2], ARCHS[3]}
     assert not set(ARCHS[:4]) & set(searcher.ask(100))
 
@@ -190,7 +190,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -
         NSGA2(SPACE, **settings)
 
 
-def test_the_front_after_a_search_is_larger_than_chance_finds() -> None:
+def test_the_front_is_larger_than_that_of_random_search() -> None:
     """Hypervolume of score and letters over three seeds and 120 evaluations; within limits it is kept too."""
     space, limit = chain_space(8, form=False), AtMost({"k5": 4})
 

@@ -1,4 +1,4 @@
-"""The adapter: what a sampler of Optuna is asked and told."""
+"""The Optuna adapter: what the sampler is asked for and what is reported to it."""
 
 import subprocess
 import sys
@@ -56,27 +56,27 @@ def test_tpe_learns_through_the_adapter() -> None:
     assert late(OptunaSearcher) > late(RandomSearch) + 5
 
 
-def test_each_score_is_told_once_with_the_parameters_that_were_active() -> None:
+def test_each_score_is_reported_once_with_the_parameters_that_were_active() -> None:
     searcher = OptunaSearcher(CONDITIONAL, **FAST)
     trials = searched(searcher, 40, batch=4)
-    told = [t for t in recorded(searcher) if t.state == COMPLETE]
-    assert [t.value for t in told if t.value == t.value] != []
+    reported = [t for t in recorded(searcher) if t.state == COMPLETE]
+    assert [t.value for t in reported if t.value == t.value] != []
     values = {t.key: t.metrics["accuracy"] for t in trials}
-    by_params = {tuple(sorted(t.params.items(), key=str)): t.value for t in told}
+    by_params = {tuple(sorted(t.params.items(), key=str)): t.value for t in reported}
     for t in trials:
         active = CONDITIONAL.active(t.arch)
         params = {c.name: c.index(t.arch[c.name]) if c.ordered else t.arch[c.name] for c in active}
         assert by_params[tuple(sorted(params.items(), key=str))] == values[t.key]
 
 
-def test_a_minimised_metric_is_told_with_its_sign() -> None:
+def test_a_minimised_metric_is_reported_with_its_sign() -> None:
     searcher = OptunaSearcher(SPACE, metric="-accuracy", **FAST)
     (arch,) = searcher.ask(1)
     searcher.tell([trial(0, arch, 7.5, space=SPACE)])
     assert searcher._study.best_value == -7.5
 
 
-def test_known_proposals_are_told_at_once_and_the_last_networks_are_found_at_random() -> None:
+def test_known_proposals_are_reported_at_once_and_the_last_networks_are_found_at_random() -> None:
     space = chain_space(3)
     searcher = OptunaSearcher(space, **FAST)
     with Study(None, space) as study:
@@ -89,7 +89,7 @@ def test_known_proposals_are_told_at_once_and_the_last_networks_are_found_at_ran
     assert not {t.value for t in recorded(searcher) if t.state == COMPLETE} - values
 
 
-def test_what_is_outside_the_limits_is_pruned_and_never_asked_for() -> None:
+def test_proposals_outside_the_limits_are_pruned_and_never_evaluated() -> None:
     limit = AtMost({"k5": 1})
     searcher = OptunaSearcher(SPACE, feasible=limit, **FAST)
     trials = searched(searcher, 12, batch=3)
@@ -99,7 +99,7 @@ def test_what_is_outside_the_limits_is_pruned_and_never_asked_for() -> None:
         assert (record.state == PRUNED) == (not limit(Arch(record.params)))
 
 
-def test_a_sampler_that_has_converged_is_helped_out() -> None:
+def test_a_converged_sampler_is_replaced_by_random_draws() -> None:
     class Stuck(optuna.samplers.RandomSampler):  # type: ignore[misc]
         """Proposes the first option of everything."""
 

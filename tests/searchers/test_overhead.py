@@ -1,4 +1,4 @@
-"""What a trial costs besides its evaluation: the searcher, the loop and the study on disk together."""
+"""The cost of a trial without its evaluation: the searcher, the loop and the study on disk together."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ SPACE = SearchSpace("twenty", [Choice(f"block{i}", ("k3", "k5", "k7", "xception"
 
 
 def clock(make: Make, trials: int, *, path: Path | None = None) -> list[float]:
-    """Processor seconds at each trial of one search; the stand-in's own time, the same for all, is part of it."""
+    """Processor seconds at each trial of one search; the time of the stand-in, the same for all, is included."""
     times: list[float] = []
 
     def note(_: Trial) -> None:
@@ -27,7 +27,7 @@ def clock(make: Make, trials: int, *, path: Path | None = None) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["evolution", "topk", "local"])
-def test_a_late_trial_costs_what_an_early_one_does(name: str) -> None:
+def test_a_late_trial_costs_no_more_than_an_early_one(name: str) -> None:
     """The median of ten slices of 100 trials each, so that a pause of the machine counts once."""
 
     def median(times: list[float]) -> float:
@@ -45,13 +45,13 @@ def test_a_hundred_thousand_trials_cost_a_millisecond_each(name: str, tmp_path: 
     times = clock(OURS[name], 100_000, path=tmp_path / "study.db")
     wall = (time.perf_counter() - started) / 100_000
     print(f"{name}: {1e3 * wall:.3f} ms a trial, of the last 1,000 {times[-1] - times[-1_001]:.3f} ms (processor)")
-    assert wall < 2e-3  # a busy machine; 1 ms is what an idle one is held to
+    assert wall < 2e-3  # on a busy machine; the requirement on an idle one is 1 ms
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["TPESampler", "NSGAIISampler"])
 def test_optuna_beside_ours(sampler: str) -> None:
-    """At few trials: its samplers look through the history at each proposal, so a hundred thousand would take hours."""
+    """Few trials, since its samplers look through the history at each proposal; a hundred thousand would take hours."""
     pytest.importorskip("optuna")
     trials = 3_000
     theirs = clock(lambda space: OptunaSearcher(space, sampler=sampler), trials)

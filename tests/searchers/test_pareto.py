@@ -1,4 +1,4 @@
-"""Pareto fronts against a definition written out."""
+"""Pareto fronts agree with their definition written out."""
 
 import random
 
@@ -16,7 +16,7 @@ def trial(number: int, failed: str = "", **metrics: float) -> Trial:
     return Trial.of(SPACE, Arch({"n": number}), metrics, number=number, failed=failed)
 
 
-def test_the_front_is_what_no_other_beats() -> None:
+def test_no_trial_of_the_front_is_dominated() -> None:
     rng = random.Random(0)
     for _ in range(20):
         trials = [trial(i, accuracy=rng.randrange(8), macs=rng.randrange(8), size=rng.randrange(4)) for i in range(60)]
@@ -25,11 +25,11 @@ def test_the_front_is_what_no_other_beats() -> None:
             p for p in points if not any(q != p and all(a >= b for a, b in zip(q, p, strict=True)) for q in points)
         }
         front = pareto_front(trials, ("accuracy", "-macs", "-size"))
-        found = [(t.metrics["accuracy"], -t.metrics["macs"], -t.metrics["size"]) for t in front]
-        assert set(found) == undominated
-        assert len(found) == len(undominated)  # of equal ones only the first
-        assert all(t.number == points.index(p) for t, p in zip(front, found, strict=True))
-        assert [p[0] for p in found] == sorted((p[0] for p in found), reverse=True)
+        front_points = [(t.metrics["accuracy"], -t.metrics["macs"], -t.metrics["size"]) for t in front]
+        assert set(front_points) == undominated
+        assert len(front_points) == len(undominated)  # of equal ones only the first
+        assert all(t.number == points.index(p) for t, p in zip(front, front_points, strict=True))
+        assert [p[0] for p in front_points] == sorted((p[0] for p in front_points), reverse=True)
 
 
 def test_failed_trials_are_left_out_and_missing_metrics_named() -> None:

@@ -1,4 +1,4 @@
-"""Progressive search: the levels of the published algorithm, its surrogates, and what they are good for."""
+"""Progressive search: the levels of the published algorithm, its surrogates, and their benefit."""
 
 import itertools
 import logging
@@ -42,7 +42,7 @@ def ladder(blocks: int, ops: Sequence[str] = OPS, *, form: bool = True, extra: S
 
 
 SPACE = ladder(3, OPS[:3])  # 21 cells of one block, and 45 and 78 blocks to add
-WORTH = {"sep3": 0.9, "sep5": 1.0, "max3": 0.3, "identity": 0.5, "dil3": 0.6}
+OP_VALUE = {"sep3": 0.9, "sep5": 1.0, "max3": 0.3, "identity": 0.5, "dil3": 0.6}
 
 
 def cells(size: int, space: SearchSpace) -> set[str]:
@@ -50,18 +50,18 @@ def cells(size: int, space: SearchSpace) -> set[str]:
 
 
 def oracle(arch: Arch, seed: int = 0) -> float:
-    """A score in which operations help each other: what a block reads changes what its own operations are worth."""
-    total, made = 0.0, []
+    """A score with interactions: the value of a block depends on the blocks that it reads."""
+    total, outputs = 0.0, []
     for b in range(int(arch["blocks"])):
         left, right, *ops = (arch[f"block{b}.{part}"] for part in PARTS)
-        own = sum(WORTH[str(op)] for op in ops) / 2
+        own = sum(OP_VALUE[str(op)] for op in ops) / 2
         other = 0.25 if len(set(ops)) == 2 else -0.1
-        read = [made[int(state) - 2] for state in (left, right) if int(state) > 1]
+        read = [outputs[int(state) - 2] for state in (left, right) if int(state) > 1]
         apart = 0.15 if left != right else 0.0
-        made.append(own + other + apart + 0.3 * sum(value - 0.7 for value in read))
-        total += made[-1]
+        outputs.append(own + other + apart + 0.3 * sum(value - 0.7 for value in read))
+        total += outputs[-1]
     noise = (int(arch.key, 16) * (2 * seed + 1)) % 1009 / 1009
-    return 0.7 + 0.1 * total / (2 + len(made)) + 0.01 * noise
+    return 0.7 + 0.1 * total / (2 + len(outputs)) + 0.01 * noise
 
 
 def scored(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
@@ -96,10 +96,10 @@ def test_the_first_level_is_every_one_block_cell_once_and_the_later_ones_are_k_e
     assert {t.key for t in trials[:21]} == cells(1, SPACE)
     assert len({t.key for t in trials}) == len(trials)
     assert not any(t.repeat for t in trials)
-    for told in trials[21:]:  # each extends a cell of the level before
-        size = int(told.arch["blocks"])
+    for extended in trials[21:]:  # each extends a cell of the level before
+        size = int(extended.arch["blocks"])
         parents = {t.key for t in trials if t.arch["blocks"] == size - 1}
-        shorter = {f"block{b}.{p}": told.arch[f"block{b}.{p}"] for b in range(size - 1) for p in PARTS}
+        shorter = {f"block{b}.{p}": extended.arch[f"block{b}.{p}"] for b in range(size - 1) for p in PARTS}
         arch = SPACE.canonical({**next(SPACE.enumerate()), **shorter, "blocks": size - 1})
         assert SPACE.normal_form(arch).key in parents
 
@@ -119,10 +119,10 @@ def test_k_larger_than_a_level_takes_all_of_it_and_says_so(caplog: pytest.LogCap
 
 
 def test_the_next_level_is_the_best_of_all_expansions_by_the_surrogate() -> None:
-    """Held against every expansion written out, brought to its normal form and predicted."""
+    """Compared with every expansion written out, brought to its normal form and predicted."""
     searcher = small(SPACE)
-    told = [trial(n, arch, oracle(arch), space=SPACE) for n, arch in enumerate(searcher.ask(21))]
-    searcher.tell(told)
+    trials = [trial(n, arch, oracle(arch), space=SPACE) for n, arch in enumerate(searcher.ask(21))]
+    searcher.tell(trials)
     chosen = searcher.ask(24)
     guesses = {}
     for arch in SPACE.fix({"blocks": 2}).enumerate():
@@ -134,7 +134,7 @@ def test_the_next_level_is_the_best_of_all_expansions_by_the_surrogate() -> None
     assert sorted((predicted[arch] for arch in chosen), reverse=True) == pytest.approx(best, abs=1e-6)
 
 
-def test_what_failed_is_not_expanded_and_a_level_without_scores_ends_the_search() -> None:
+def test_failed_cells_are_not_expanded_and_a_level_without_scores_ends_the_search() -> None:
     def evaluate(archs: Sequence[Arch]) -> list[Mapping[str, float] | None]:
         return [None if arch["block0.left_op"] == "max3" else scored([arch])[0] for arch in archs]
 
@@ -147,7 +147,7 @@ def test_what_failed_is_not_expanded_and_a_level_without_scores_ends_the_search(
     assert len(study) == 21
 
 
-def test_a_constant_score_is_no_obstacle_and_a_negative_one_is_minimised() -> None:
+def test_a_constant_score_does_not_stop_the_search_and_a_minus_minimises() -> None:
     assert len(run(small(SPACE), evaluate=lambda archs: [{"accuracy": 7.5} for _ in archs])) == 69
     for_loss, for_accuracy = run(small(SPACE, metric="-loss")), run(small(SPACE))
     assert [t.arch for t in for_loss] == [t.arch for t in for_accuracy]
@@ -159,9 +159,9 @@ def test_a_warm_start_is_learnt_from_and_not_proposed_again() -> None:
     known = run(small(SPACE), trials=30)
     searcher = small(SPACE, seed=5)
     searcher.tell(known)
-    found = [arch for _ in range(4) for arch in searcher.ask(10)]
-    assert not {SPACE.normal_form(arch).key for arch in found} & {t.key for t in known}
-    sizes = [int(arch["blocks"]) for arch in found]
+    archs = [arch for _ in range(4) for arch in searcher.ask(10)]
+    assert not {SPACE.normal_form(arch).key for arch in archs} & {t.key for t in known}
+    sizes = [int(arch["blocks"]) for arch in archs]
     assert sizes == sorted(sizes)
     assert set(sizes) == {2, 3}
 
@@ -241,7 +241,7 @@ def test_two_ladders_are_named_and_one_can_be_chosen() -> None:
     assert all(arch.sub("normal") == next(ladder(2).enumerate()) for arch in searcher.ask(30))
 
 
-def test_what_is_outside_of_the_ladder_is_held_at_its_first_option() -> None:
+def test_decisions_outside_the_ladder_are_fixed_at_their_first_option() -> None:
     extra = [Choice("outputs", ("loose", "chosen")), Choice("output0", (False, True), when=("outputs", ("chosen",)))]
     space = compose("net", {"cell": ladder(2, OPS[:2], extra=extra)})
     searcher = small(space)
@@ -256,14 +256,14 @@ def test_the_spaces_of_pnasnet_are_ladders() -> None:
     from supernet.blocks.cells.ops import PNASNET_OPS
 
     space = compose("pnasnet", {"stem": SearchSpace("", []), "cell": cell_space(PNASNET_OPS, blocks=5, fewer=True)})
-    found = find_ladder(space)
-    assert found.choice.name == "cell.blocks"
-    assert [found.counts(b) for b in range(5)] == [[b + 2, b + 2, 8, 8] for b in range(5)]
-    assert found.decisions == [(0, 6), (0, 6), (1, 8), (1, 8)]
+    pnas_ladder = find_ladder(space)
+    assert pnas_ladder.choice.name == "cell.blocks"
+    assert [pnas_ladder.counts(b) for b in range(5)] == [[b + 2, b + 2, 8, 8] for b in range(5)]
+    assert pnas_ladder.decisions == [(0, 6), (0, 6), (1, 8), (1, 8)]
     assert (
         len(
             {
-                space.normal_form(found.arch(space, [block])).key
+                space.normal_form(pnas_ladder.arch(space, [block])).key
                 for block in itertools.product(range(2), range(2), range(8), range(8))
             }
         )
@@ -284,7 +284,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_setting_that_cannot_be_meant_is_named(name: str) -> None:
+def test_a_setting_out_of_range_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}={BAD[name]!r}"):
         PNAS(SPACE, **{name: BAD[name]})
 
@@ -297,8 +297,8 @@ DECISIONS = [(0, 5), (0, 5), (1, 6), (1, 6)]
 def random_cells(n: int, size: int, seed: int = 0) -> list[list[list[int]]]:
     drawn = torch.Generator().manual_seed(seed)
     columns = [torch.randint(options, (n, size), generator=drawn) for _, options in DECISIONS]
-    found: list[list[list[int]]] = torch.stack(columns, dim=2).tolist()
-    return found
+    cells: list[list[list[int]]] = torch.stack(columns, dim=2).tolist()
+    return cells
 
 
 def surrogate(kind: Any, **settings: Any) -> LadderSurrogate:
@@ -346,7 +346,7 @@ def test_each_member_sees_four_fifths_and_each_cell_is_seen_by_four() -> None:
     assert few == [[0, 1, 2]] * 5
 
 
-def test_a_member_learns_nothing_of_what_it_is_not_shown() -> None:
+def test_a_member_learns_nothing_from_cells_that_it_leaves_out() -> None:
     """Only the target of one cell differs: the member that leaves it out ends with the same weights."""
     rows, weights = random_cells(40, 2), []
     for target in (0.2, 0.9):
@@ -389,14 +389,14 @@ def test_equal_predictions_are_ranked_at_random_and_others_by_value() -> None:
 def test_rank_correlations_of_every_level_are_on_record() -> None:
     searcher = small(SPACE, epochs=60)
     run(searcher)
-    found = searcher.correlations
-    assert set(found) == {1, 2, 3}
-    assert found[1].extrapolation is None
-    assert found[3].fit is None  # nothing is chosen after it, so that it is not learnt from
-    assert found[1].fit is not None
-    assert found[1].fit > 0.5
+    correlations = searcher.correlations
+    assert set(correlations) == {1, 2, 3}
+    assert correlations[1].extrapolation is None
+    assert correlations[3].fit is None  # nothing is chosen after it, so the surrogate is not trained on it
+    assert correlations[1].fit is not None
+    assert correlations[1].fit > 0.5
     for size in (2, 3):
-        value = found[size].extrapolation
+        value = correlations[size].extrapolation
         assert value is not None
         assert -1 <= value <= 1
     assert spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
@@ -404,7 +404,7 @@ def test_rank_correlations_of_every_level_are_on_record() -> None:
     assert spearman([1, 1], [2, 3]) is None
 
 
-# -- what it is good for -----------------------------------------------------------------------------------------------
+# -- the benefit -------------------------------------------------------------------------------------------------------
 
 
 def compared(seeds: range, **settings: Any) -> list[float]:

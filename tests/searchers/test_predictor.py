@@ -1,4 +1,4 @@
-"""Predictor-guided search: the surrogates against formulas written out, and the searcher against a published table."""
+"""Predictor-guided search: surrogates agree with formulas written out; the searcher solves a published table."""
 
 import math
 import time
@@ -48,7 +48,7 @@ def test_squared_differences_count_decisions() -> None:
     for i, j in zip(range(0, 60, 2), range(1, 60, 2), strict=False):
         if max(i, j) >= len(rows):
             break
-        found = np.bincount(encode.group, (points[i] - points[j]) ** 2, encode.groups)
+        distances = np.bincount(encode.group, (points[i] - points[j]) ** 2, encode.groups)
         for position, choice in enumerate(CONDITIONAL.choices):
             a, b = rows[i, position], rows[j, position]
             both, one = on[i, position] and on[j, position], on[i, position] != on[j, position]
@@ -58,12 +58,12 @@ def test_squared_differences_count_decisions() -> None:
                 expected = ((a - b) / last) ** 2
             else:
                 expected = float(a != b) if both else 0.5 * one
-            assert found[position] == pytest.approx(expected)
+            assert distances[position] == pytest.approx(expected)
         assert encode.groups == len(CONDITIONAL) + 1  # a and b have the same options
         shares = [
             [sum(r[k] == o and w[k] for k in (1, 2)) / 2 for o in range(3)] for r, w in zip(rows, on, strict=True)
         ]
-        assert found[-1] == pytest.approx(0.5 * np.sum((np.array(shares[i]) - shares[j]) ** 2))
+        assert distances[-1] == pytest.approx(0.5 * np.sum((np.array(shares[i]) - shares[j]) ** 2))
 
 
 def test_the_gradient_of_the_marginal_likelihood_is_right() -> None:
@@ -87,12 +87,12 @@ def test_the_posterior_is_that_of_the_formula() -> None:
     kernel = s * np.exp(-(np.array(weighted) @ model.weights)).reshape(len(rows), len(rows))
     inverse = np.linalg.inv(kernel[:30, :30] + (variance + 1e-8) * np.eye(30))
     joint = kernel[30:, 30:] - kernel[30:, :30] @ inverse @ kernel[:30, 30:]
-    found = model.predict(rows[30:])
-    np.testing.assert_allclose(found.mean, kernel[30:, :30] @ inverse @ scores[:30], atol=1e-7)
-    np.testing.assert_allclose(found.std, np.sqrt(np.diag(joint)), atol=1e-6)
+    prediction = model.predict(rows[30:])
+    np.testing.assert_allclose(prediction.mean, kernel[30:, :30] @ inverse @ scores[:30], atol=1e-7)
+    np.testing.assert_allclose(prediction.std, np.sqrt(np.diag(joint)), atol=1e-6)
     rng = np.random.default_rng(0)
-    draws = np.array([found.draw(rng) for _ in range(4_000)])
-    np.testing.assert_allclose(draws.mean(axis=0), found.mean, atol=0.08 * math.sqrt(s))
+    draws = np.array([prediction.draw(rng) for _ in range(4_000)])
+    np.testing.assert_allclose(draws.mean(axis=0), prediction.mean, atol=0.08 * math.sqrt(s))
     np.testing.assert_allclose(np.cov(draws.T), joint, atol=0.12 * s)
 
 
@@ -115,10 +115,10 @@ def test_to_believe_is_to_be_told_the_mean() -> None:
     for position in (4, 11):
         believing.believe(position)
     model.update(np.concatenate([rows[:30], rows[[34, 41]]]), np.concatenate([scores[:30], believing.mean[[4, 11]]]))
-    told = model.predict(rows[30:])
+    refitted = model.predict(rows[30:])
     np.testing.assert_allclose(believing.mean, before)
-    np.testing.assert_allclose(told.mean, believing.mean, atol=1e-6)
-    np.testing.assert_allclose(told.std, believing.std, atol=1e-5)
+    np.testing.assert_allclose(refitted.mean, believing.mean, atol=1e-6)
+    np.testing.assert_allclose(refitted.std, believing.std, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,8 +177,8 @@ def test_a_large_history_is_capped() -> None:
 def test_expected_improvement_is_the_integral_and_does_not_underflow() -> None:
     for mean, std, best in ((0.0, 1.0, 0.5), (1.0, 0.3, 0.2), (-2.0, 0.5, 1.0), (0.0, 1.0, 5.9), (0.0, 1.0, 6.1)):
         integral, _ = quad(lambda y, m=mean, s=std, b=best: (y - b) * norm.pdf(y, m, s), best, best + 12 * std)
-        found = log_expected_improvement(np.array([mean]), np.array([std]), best)[0]
-        assert found == pytest.approx(math.log(integral), abs=0.01)
+        value = log_expected_improvement(np.array([mean]), np.array([std]), best)[0]
+        assert value == pytest.approx(math.log(integral), abs=0.01)
     far = log_expected_improvement(np.linspace(-200, 3, 2_000), np.ones(2_000), 1.0)
     assert np.isfinite(far).all()
     assert (np.diff(far) > 0).all()
@@ -221,7 +221,7 @@ def test_every_variant_learns_within_limits_and_never_repeats(kind: Any, acquisi
 
 
 def test_the_shortlist_is_the_first_networks_that_may_be_proposed() -> None:
-    """Distinct normal forms within the limits, none known, in the order given."""
+    """The result is distinct new normal forms within the limits, in the order of the rows."""
     space, limit = chain_space(6), AtMost({"k5": 2})
     archs = list(space.enumerate())
     Random(0).shuffle(archs)
@@ -230,9 +230,9 @@ def test_the_shortlist_is_the_first_networks_that_may_be_proposed() -> None:
     candidates = _Candidates(space, limit)
     for row in rows[:5]:
         candidates.forget(row)
-    given = np.array([space.to_indices(arch) for arch in archs])
-    assert list(map(tuple, candidates.legal(given, 20).tolist())) == rows[5:25]
-    assert len(candidates.legal(given, 1_000)) == len(rows) - 5
+    candidate_rows = np.array([space.to_indices(arch) for arch in archs])
+    assert list(map(tuple, candidates.legal(candidate_rows, 20).tolist())) == rows[5:25]
+    assert len(candidates.legal(candidate_rows, 1_000)) == len(rows) - 5
 
 
 def test_a_batch_spreads_out() -> None:
@@ -248,7 +248,7 @@ def test_a_batch_spreads_out() -> None:
 
 
 def test_what_is_asked_for_and_not_told_counts_as_evaluated() -> None:
-    """Asked for one by one, without being told, proposals spread out as a batch does."""
+    """Proposals asked for one by one without scores in between spread out as a batch does."""
     space = chain_space(8, form=False)
     searcher = PredictorSearch(space, acquisition="ucb", beta=1e6)
     searcher.tell([trial(i, arch, stand_in(arch), space=space) for i, arch in enumerate(searcher.ask(8))])
@@ -266,8 +266,8 @@ def test_constant_scores_are_searched_to_the_end(kind: Any) -> None:
         assert (study.evaluations, len(study)) == (15, 15)
 
 
-def test_failures_teach_nothing_and_do_not_come_again() -> None:
-    """Half of the space fails: the surrogate sees the other half only, and no network comes twice."""
+def test_failures_teach_nothing_and_are_not_proposed_again() -> None:
+    """A part of the space fails: the surrogate sees only the rest, and no network is proposed twice."""
     searcher = PredictorSearch(SPACE)
     seen: set[str] = set()
     for number in range(40):
@@ -282,8 +282,8 @@ def test_failures_teach_nothing_and_do_not_come_again() -> None:
     assert all(arch["layer0"] != "k5" for arch in fine)
 
 
-def test_trials_outside_the_limits_teach_and_are_no_start() -> None:
-    """A warm start with the best networks outside: the surrogate has them, and every proposal is inside."""
+def test_trials_outside_the_limits_train_the_surrogate_but_are_no_bases() -> None:
+    """After a warm start with the best networks outside, the surrogate knows them, and every proposal is inside."""
     limit = LIMITS["conditional"]
     rng = Random(0)
     archs = list(dict.fromkeys(CONDITIONAL.sample(rng) for _ in range(60)))
@@ -343,8 +343,8 @@ def needed(seeds: range) -> tuple[list[int], list[int]]:
 @pytest.mark.slow
 def test_a_hundred_searches_of_the_published_table() -> None:
     """The upper ends of the 95 % intervals."""
-    for found, most in zip(needed(range(2_000, 2_100)), (50, 20), strict=True):
-        mean, half = np.mean(found), 1.96 * np.std(found, ddof=1) / 10
+    for evaluations, most in zip(needed(range(2_000, 2_100)), (50, 20), strict=True):
+        mean, half = np.mean(evaluations), 1.96 * np.std(evaluations, ddof=1) / 10
         print(f"{mean:.1f} ± {half:.1f}")
         assert mean + half < most
 

@@ -1,4 +1,4 @@
-"""The controller: a distribution over legal architectures whose updates are those of PPO and REINFORCE."""
+"""The controller is a distribution over legal architectures, and its updates are those of PPO and REINFORCE."""
 
 import math
 import random
@@ -27,13 +27,13 @@ BEST = BANDIT.from_indices((2, 0, 3, 1))
 
 
 def controller(space: SearchSpace, *, peaked: float = 1.0, **settings: Any) -> Controller:
-    """A policy; `peaked` multiplies the weights of its softmaxes, so that it is far from uniform."""
+    """A policy whose softmax weights are multiplied by `peaked`, so that it is far from uniform."""
     defaults = {"seed": 1, "hidden": 12, "temperature": None, "tanh_constant": None, "learning_rate": 0.01}
-    made = Controller(space, **{**defaults, **settings})  # type: ignore[arg-type]
+    policy = Controller(space, **{**defaults, **settings})  # type: ignore[arg-type]
     with torch.no_grad():
-        made.weights["head"] *= peaked
-        made.weights["head_bias"] *= peaked
-    return made
+        policy.weights["head"] *= peaked
+        policy.weights["head_bias"] *= peaked
+    return policy
 
 
 def agreement(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
@@ -42,9 +42,9 @@ def agreement(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
     return [{"accuracy": share, "loss": 1 - share} for share in shares]
 
 
-def gradients(made: Controller, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    found = torch.autograd.grad(loss, list(made.weights.values()))
-    return dict(zip(made.weights, found, strict=True))
+def gradients(policy: Controller, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    slopes = torch.autograd.grad(loss, list(policy.weights.values()))
+    return dict(zip(policy.weights, slopes, strict=True))
 
 
 def copied(searcher: Reinforce) -> dict[str, torch.Tensor]:
@@ -61,28 +61,28 @@ def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) 
 @pytest.mark.parametrize("space", [CONDITIONAL, BANDIT, chain_space(3), SearchSpace("one", [Choice("a", ("x",))])])
 @pytest.mark.parametrize("limits", [{}, {"temperature": 5.0, "tanh_constant": 2.5}])
 def test_the_probabilities_of_all_architectures_sum_to_one(space: SearchSpace, limits: dict[str, float]) -> None:
-    made = controller(space, peaked=20.0, **limits)
+    policy = controller(space, peaked=20.0, **limits)
     archs = [space.to_indices(arch) for arch in space.enumerate()]
-    chances = made.log_prob(archs)[0].double().exp()
+    chances = policy.log_prob(archs)[0].double().exp()
     assert chances.sum().item() == pytest.approx(1.0, abs=1e-4)
     if space.size() > 1:
         assert chances.max() > 3 * chances.min()
-    assert set(made.sample(500)) <= set(archs)
+    assert set(policy.sample(500)) <= set(archs)
 
 
 def test_an_option_that_a_choice_lacks_has_probability_zero() -> None:
     """Softmaxes are stored at the width of the widest choice, 40 here."""
-    made = controller(CONDITIONAL, peaked=20.0)
+    policy = controller(CONDITIONAL, peaked=20.0)
     legal = CONDITIONAL.to_indices(CONDITIONAL.canonical({"depth": 3, "a": "x", "b": "x", "c": 0, "c.scale": 2.0}))
     beyond = [(*legal[:-1], 3), (*legal[:-1], 39)]  # the last has three options
-    assert made.log_prob([legal])[0].exp().item() > 0
-    assert made.log_prob(beyond)[0].exp().tolist() == [0.0, 0.0]
-    for vector in made.sample(2000):
+    assert policy.log_prob([legal])[0].exp().item() > 0
+    assert policy.log_prob(beyond)[0].exp().tolist() == [0.0, 0.0]
+    for vector in policy.sample(2000):
         assert all(index < len(choice.options) for index, choice in zip(vector, CONDITIONAL.choices, strict=True))
 
 
 def test_samples_have_the_probabilities_that_the_update_computes() -> None:
-    """One walks decision by decision, the other reads whole vectors; inactive decisions are passed over by both."""
+    """Sampling walks decision by decision, the update reads whole vectors; both skip inactive decisions."""
     space = SearchSpace(
         "nested",
         [
@@ -93,10 +93,10 @@ def test_samples_have_the_probabilities_that_the_update_computes() -> None:
             Choice("c", (True, False)),
         ],
     )
-    made = controller(space, peaked=40.0, seed=3)
+    policy = controller(space, peaked=40.0, seed=3)
     vectors = [space.to_indices(arch) for arch in space.enumerate()]
-    expected = dict(zip(vectors, made.log_prob(vectors)[0].exp().tolist(), strict=True))
-    drawn, n = made.sample(20_000), 20_000
+    expected = dict(zip(vectors, policy.log_prob(vectors)[0].exp().tolist(), strict=True))
+    drawn, n = policy.sample(20_000), 20_000
     for vector, chance in expected.items():
         assert drawn.count(vector) / n == pytest.approx(chance, abs=4 * math.sqrt(chance / n) + 1e-4)
     assert max(expected.values()) > 5 * min(expected.values())
@@ -119,7 +119,7 @@ def test_choices_with_the_same_options_share_an_embedding_and_longer_ones_contin
     assert size == 4 + 3 + 2 + 2
 
 
-def test_tanh_and_temperature_bound_how_sure_the_policy_can_be() -> None:
+def test_tanh_and_temperature_bound_how_certain_the_policy_can_be() -> None:
     free = controller(BANDIT, peaked=1e4)
     bounded = controller(BANDIT, peaked=1e4, tanh_constant=1.5)
     cold = controller(BANDIT, peaked=1e4, temperature=1e6)
@@ -127,8 +127,8 @@ def test_tanh_and_temperature_bound_how_sure_the_policy_can_be() -> None:
     assert free.log_prob(vectors)[1].max() < 0.5
     for logits in (1.5, 0.0):  # at best e**c against 3 e**-c
         least = 4 * math.log(math.exp(-logits) / (math.exp(logits) + 3 * math.exp(-logits)))
-        made = bounded if logits else cold
-        assert made.log_prob(vectors)[0].min() > least - 0.1
+        policy = bounded if logits else cold
+        assert policy.log_prob(vectors)[0].min() > least - 0.1
     assert cold.log_prob(vectors)[1].min() > 4 * math.log(4) - 0.01
 
 
@@ -136,12 +136,12 @@ def test_tanh_and_temperature_bound_how_sure_the_policy_can_be() -> None:
 
 
 def test_at_ratio_one_the_gradient_of_ppo_is_that_of_reinforce() -> None:
-    made = controller(CONDITIONAL, peaked=5.0)
-    vectors = made.sample(20)
+    policy = controller(CONDITIONAL, peaked=5.0)
+    vectors = policy.sample(20)
     advantage = torch.linspace(-1, 2, 20)
-    log_prob = made.log_prob(vectors)[0]
-    by_ppo = gradients(made, ppo_loss(log_prob, log_prob.detach(), advantage, clip=0.2))
-    by_reinforce = gradients(made, reinforce_loss(made.log_prob(vectors)[0], advantage))
+    log_prob = policy.log_prob(vectors)[0]
+    by_ppo = gradients(policy, ppo_loss(log_prob, log_prob.detach(), advantage, clip=0.2))
+    by_reinforce = gradients(policy, reinforce_loss(policy.log_prob(vectors)[0], advantage))
     for name, gradient in by_reinforce.items():
         assert gradient.abs().max() > 1e-4
         torch.testing.assert_close(by_ppo[name], gradient, rtol=1e-4, atol=1e-7)
@@ -152,16 +152,16 @@ def test_the_gradient_of_reinforce_is_the_slope_of_the_expected_reward() -> None
     space = chain_space(3, form=False)
     vectors = [space.to_indices(arch) for arch in space.enumerate()]
     reward = torch.tensor([noise(arch) / 100 for arch in space.enumerate()])
-    made = controller(space, peaked=10.0)
-    chances = made.log_prob(vectors)[0].detach().exp()
-    slope = gradients(made, reinforce_loss(made.log_prob(vectors)[0], len(vectors) * chances * reward))
+    policy = controller(space, peaked=10.0)
+    chances = policy.log_prob(vectors)[0].detach().exp()
+    slope = gradients(policy, reinforce_loss(policy.log_prob(vectors)[0], len(vectors) * chances * reward))
     for name in ("head_bias", "recurrent"):
-        weight, at = made.weights[name], slope[name].abs().argmax()
+        weight, at = policy.weights[name], slope[name].abs().argmax()
         values = []
         for step in (-1e-2, 1e-2):
             with torch.no_grad():
                 weight.view(-1)[at] += step
-                values.append((made.log_prob(vectors)[0].exp() * reward).sum().item())
+                values.append((policy.log_prob(vectors)[0].exp() * reward).sum().item())
                 weight.view(-1)[at] -= step
         assert -slope[name].view(-1)[at].item() == pytest.approx((values[1] - values[0]) / 2e-2, rel=0.02)
 
@@ -184,7 +184,7 @@ def test_the_bonus_raises_the_entropy_and_without_it_equal_rewards_move_nothing(
         with torch.no_grad():
             searcher.controller.weights["head_bias"] *= 20
         start = copied(searcher)
-        told(searcher, 100, value=0.5)
+        ask_and_tell(searcher, 100, value=0.5)
         vectors = [BANDIT.to_indices(arch) for arch in BANDIT.enumerate()]
         log_prob, _ = searcher.controller.log_prob(vectors)
         return -(log_prob.exp() * log_prob).sum().item(), same(start, copied(searcher))
@@ -195,8 +195,8 @@ def test_the_bonus_raises_the_entropy_and_without_it_equal_rewards_move_nothing(
     assert with_bonus > without + 0.1
 
 
-def told(searcher: Reinforce, trials: int, *, value: float | None = None) -> None:
-    """Asks and tells one at a time; the score is `value`, or the agreement with `BEST`."""
+def ask_and_tell(searcher: Reinforce, trials: int, *, value: float | None = None) -> None:
+    """Asks and tells one trial at a time; the score is `value`, or the agreement with `BEST`."""
     for number in range(trials):
         (arch,) = searcher.ask(1)
         score = agreement([arch])[0]["accuracy"] if value is None else value
@@ -204,22 +204,22 @@ def told(searcher: Reinforce, trials: int, *, value: float | None = None) -> Non
 
 
 def test_the_baseline_is_the_average_of_the_rewards_before() -> None:
-    """By hand: batches (1, 0), then (0, 1) at 0.9; the start is the mean of the first, or as given."""
+    """By hand, for batches (1, 0), then (0, 1) at 0.9; the start is the mean of the first batch, or a number."""
 
     def advantages(**settings: Any) -> list[float]:
         searcher = Reinforce(BANDIT, minibatch=2, hidden=4, baseline=0.9, **settings)
         seen: list[float] = []
-        searcher._learn = lambda drawn, found: seen.extend(found)  # type: ignore[method-assign]
+        searcher._learn = lambda drawn, values: seen.extend(values)  # type: ignore[method-assign]
         for number, value in enumerate((1.0, 0.0, 0.0, 1.0)):
             (arch,) = searcher.ask(1)
             searcher.tell([trial(number, arch, value)])
         return seen
 
-    after = 0.9 * (0.9 * 0.5 + 0.1)  # of 0.5, told 1 and 0
+    after = 0.9 * (0.9 * 0.5 + 0.1)  # of 0.5, after rewards 1 and 0
     assert advantages() == pytest.approx([0.5, -0.5, -after, 1 - after])
     after = 0.9 * (0.9 * 0.2 + 0.1)
     assert advantages(baseline_start=0.2) == pytest.approx([0.8, -0.2, -after, 1 - after])
-    levels = [0.1, 0.09, 0.081, 0.1729]  # each reward is in it before it is compared
+    levels = [0.1, 0.09, 0.081, 0.1729]  # each reward enters the baseline before it is compared
     expected = [reward - level for reward, level in zip((1.0, 0.0, 0.0, 1.0), levels, strict=True)]
     assert advantages(baseline_start=0.0, baseline_first=True) == pytest.approx(expected)
     with_entropy = advantages(baseline_start=0.0, entropy_to="reward", entropy=0.5)
@@ -259,8 +259,8 @@ def test_published_settings() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"penalty": -50.0}, {"metric": "-loss"}], ids=str)
-def test_samples_outside_the_limits_are_told_and_become_rare(settings: dict[str, Any]) -> None:
-    """By default with the lowest score so far, so that zero is no prize where scores are negative."""
+def test_samples_outside_the_limits_are_penalised_and_become_rare(settings: dict[str, Any]) -> None:
+    """The default penalty is the lowest score so far, since zero would be a prize where scores are negative."""
     space, limits = chain_space(form=False), AtMost({"k5": 1})  # a third of all
     searcher = Reinforce(space, feasible=limits, hidden=16, learning_rate=0.01, minibatch=10, **settings)
 
@@ -276,7 +276,7 @@ def test_samples_outside_the_limits_are_told_and_become_rare(settings: dict[str,
 
 
 class OneInThousands(AtMost):
-    """A single architecture, which only the exact sampler finds."""
+    """Limits with a single architecture, which only the exact sampler finds."""
 
     drawn = 0
 
@@ -288,7 +288,7 @@ class OneInThousands(AtMost):
         return BEST
 
 
-def test_where_the_controller_finds_nothing_the_exact_sampler_does() -> None:
+def test_the_exact_sampler_helps_if_the_controller_finds_nothing() -> None:
     space = SearchSpace("wide", [Choice(c.name, (*OPTIONS, *range(60))) for c in BANDIT.choices])
     limits = OneInThousands({"k5": 0})
     searcher = Reinforce(space, feasible=limits, hidden=8)
@@ -298,7 +298,7 @@ def test_where_the_controller_finds_nothing_the_exact_sampler_does() -> None:
         Reinforce(chain_space(), feasible=AtMost({"k5": -1}), hidden=8).ask(1)
 
 
-def test_failed_trials_and_strangers_teach_the_policy_nothing() -> None:
+def test_failed_and_unasked_trials_teach_the_policy_nothing() -> None:
     searcher = small_reinforce(BANDIT)
     before = copied(searcher)
     for number in range(40):
@@ -308,19 +308,19 @@ def test_failed_trials_and_strangers_teach_the_policy_nothing() -> None:
     searcher.tell([trial(number, BANDIT.sample(rng), 0.9) for number in range(40)])
     assert same(before, copied(searcher))
     assert searcher._level == pytest.approx(0.9)  # the baseline knows them
-    told(searcher, 14)
+    ask_and_tell(searcher, 14)
     assert not same(before, copied(searcher))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e200])
-def test_a_reward_that_is_no_number_is_named(value: float) -> None:
+def test_a_reward_that_is_not_finite_is_named(value: float) -> None:
     searcher = small_reinforce(BANDIT)
     (arch,) = searcher.ask(1)
     with pytest.raises(InputError, match=f"trial 3 .*{re.escape(f'accuracy={value}')}"):
         searcher.tell([trial(3, arch, value)])
 
 
-def test_an_evaluation_that_is_sometimes_no_number_leaves_the_policy_whole() -> None:
+def test_evaluations_that_are_sometimes_nan_leave_the_policy_finite() -> None:
     def evaluate(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
         return [
             {"accuracy": math.nan if arch["block0"] == "k3" else m["accuracy"]}
@@ -366,14 +366,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_setting_that_cannot_be_meant_is_named(name: str) -> None:
+def test_a_setting_out_of_range_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}={BAD[name]!r}"):
         Reinforce(BANDIT, **{name: BAD[name]})
 
 
 def test_neither_generators_nor_threads_of_torch_are_touched() -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    told(small_reinforce(BANDIT), 25)
+    ask_and_tell(small_reinforce(BANDIT), 25)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
 
@@ -414,40 +414,40 @@ def test_ten_thousand_trials_cost_five_milliseconds_each(algorithm: Any, tmp_pat
     assert cost < 5e-3
 
 
-def evaluations_to(found: float, searcher: Any, results: Mapping[Arch, Mapping[str, float]]) -> int:
-    """Distinct networks evaluated until one has the accuracy `found`."""
+def evaluations_to(goal: float, searcher: Any, results: Mapping[Arch, Mapping[str, float]]) -> int:
+    """The number of distinct networks evaluated until one has the accuracy `goal`."""
 
-    class Found(Exception):
+    class Reached(Exception):
         pass
 
-    def stop(told: Trial) -> None:
-        if told.metrics["accuracy"] >= found:
-            raise Found
+    def stop(scored: Trial) -> None:
+        if scored.metrics["accuracy"] >= goal:
+            raise Reached
 
     with Study(None, searcher.space) as study:
         try:
             search(searcher, lambda archs: [results[a] for a in archs], study, trials=10_000, on_trial=stop)
-        except Found:
+        except Reached:
             return study.evaluations
-        raise AssertionError(f"not found: {study.ended}")
+        raise AssertionError(f"the goal was not reached: {study.ended}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"learning_rate": 0.0035, "minibatch": 10}], ids=str)
-def test_on_nasbench_macro_the_best_hundredth_comes_sooner_than_at_random(settings: dict[str, Any]) -> None:
+def test_on_nasbench_macro_the_best_percent_comes_sooner_than_at_random(settings: dict[str, Any]) -> None:
     from supernet import create_supernet
     from supernet.spaces.nasbench_macro import table
 
     space, results = create_supernet("nasbench-macro").space, table()
     ranked = sorted((results[form]["accuracy"] for form in {space.normal_form(a) for a in results}), reverse=True)
-    found = ranked[len(ranked) // 100]
+    goal = ranked[len(ranked) // 100]
     seeds = range(40)
-    ours = [evaluations_to(found, Reinforce(space, seed=seed, **settings), results) for seed in seeds]
-    chance = [evaluations_to(found, RandomSearch(space, seed=seed), results) for seed in seeds]
+    ours = [evaluations_to(goal, Reinforce(space, seed=seed, **settings), results) for seed in seeds]
+    chance = [evaluations_to(goal, RandomSearch(space, seed=seed), results) for seed in seeds]
     gain = statistics.fmean(chance) - statistics.fmean(ours)
     error = 1.96 * math.sqrt((statistics.variance(ours) + statistics.variance(chance)) / len(seeds))
     print(
-        f"controller {statistics.fmean(ours):.1f}, random {statistics.fmean(chance):.1f} evaluations to {found}; "
+        f"controller {statistics.fmean(ours):.1f}, random {statistics.fmean(chance):.1f} evaluations to {goal}; "
         f"sooner by {gain:.1f} ± {error:.1f}"
     )
     assert gain > error

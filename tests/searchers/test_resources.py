@@ -1,4 +1,4 @@
-"""What widths cost: MorphNet's regulariser to the digit, and the largest multiplier within a budget."""
+"""The cost of widths: MorphNet's regulariser to the digit, and the largest multiplier within a budget."""
 
 import random
 from fractions import Fraction
@@ -46,23 +46,23 @@ GAMMA = {
 ALIVE = {"conv1": 7, "conv2": 11, "conv3": 10, "conv4": 17}
 
 
-def test_the_released_test_to_the_digit() -> None:
+def test_the_regulariser_agrees_with_the_released_test_to_the_digit() -> None:
     costs = [resource_cost([layer], ALIVE, "flops") for layer in PUBLISHED]
     assert costs == [474_810, 21_318, 291_600, 197_676]
     assert sum(costs) == 985_404
-    found = [float(regularization([layer], GAMMA, threshold=0.45, resource="flops")) for layer in PUBLISHED]
-    assert found == pytest.approx([461_244.0, 17_248.2, 595_512.0, 336_372.2], abs=1e-3)
+    values = [float(regularization([layer], GAMMA, threshold=0.45, resource="flops")) for layer in PUBLISHED]
+    assert values == pytest.approx([461_244.0, 17_248.2, 595_512.0, 336_372.2], abs=1e-3)
     assert float(regularization(PUBLISHED, GAMMA, threshold=0.45, resource="flops")) == pytest.approx(
         1_410_376.4, abs=1e-3
     )
 
 
-def test_size_counts_weights_and_other_thresholds_other_channels() -> None:
+def test_size_counts_weights_and_the_threshold_decides_which_channels() -> None:
     assert resource_cost(PUBLISHED, ALIVE, "size") == 35 * 3 * 7 + 3 * 11 + 9 * 18 * 10 + 18 * 17
     last = PUBLISHED[3]
-    made, read = 0.5 * 17 + 0.4 * 14, 0.8 * 7 + 0.2 * 6 + 0.7 * 11 + 0.1 * 12
-    assert float(regularization([last], GAMMA, threshold=0.45, resource="size")) == pytest.approx(18 * made + 17 * read)
-    assert float(regularization([last], GAMMA, threshold=0.15, resource="size")) == pytest.approx(24 * made + 31 * read)
+    out, into = 0.5 * 17 + 0.4 * 14, 0.8 * 7 + 0.2 * 6 + 0.7 * 11 + 0.1 * 12
+    assert float(regularization([last], GAMMA, threshold=0.45, resource="size")) == pytest.approx(18 * out + 17 * into)
+    assert float(regularization([last], GAMMA, threshold=0.15, resource="size")) == pytest.approx(24 * out + 31 * into)
 
 
 def test_depthwise_and_linear_layers() -> None:
@@ -76,7 +76,7 @@ def test_depthwise_and_linear_layers() -> None:
     assert (resource_cost([linear], {"a": 3}, "size"), linear.params({"a": 3})) == (30, 40)
 
 
-def test_gradients_are_those_of_finite_differences_with_the_counts_held() -> None:
+def test_gradients_agree_with_finite_differences_at_constant_counts() -> None:
     names = list(GAMMA)
     generator = torch.Generator().manual_seed(0)
     signs = [torch.randint(0, 2, (len(g),), generator=generator) * 2 - 1 for g in GAMMA.values()]
@@ -99,9 +99,9 @@ def test_a_residual_group_takes_the_largest_scale_of_its_members() -> None:
     chain = chain.to_empty(device="cpu")
     for number, index in enumerate((0, 1, 2)):
         chain.step_modules[index].body[-1].bn.weight.data = torch.eye(8)[number] * -(0.5 + number) + 1e-5
-    found = group_scales(chain.scales(chain.seed))["stem.width"]
-    torch.testing.assert_close(found, torch.tensor([0.5, 1.5, 2.5, 1e-5]), rtol=1e-4, atol=1e-6)
-    assert int((found > 1e-3).sum()) == 3  # alive in any member
+    largest = group_scales(chain.scales(chain.seed))["stem.width"]
+    torch.testing.assert_close(largest, torch.tensor([0.5, 1.5, 2.5, 1e-5]), rtol=1e-4, atol=1e-6)
+    assert int((largest > 1e-3).sum()) == 3  # alive in any member
 
 
 def resource_chain() -> WidthChain:
@@ -135,19 +135,19 @@ def random_case(chain: WidthChain, number: int) -> tuple[dict[str, int], dict[st
 
 def meta(build: Any) -> WidthChain:
     with torch.device("meta"):
-        found: WidthChain = build()
-    return found
+        chain: WidthChain = build()
+    return chain
 
 
 def test_the_multiplier_is_the_largest_within_the_limit() -> None:
     chain = meta(resnet_20_widths)
     for number in range(20):
         alive, largest, cost, limit = random_case(chain, number)
-        found, steps = largest_multiplier(alive, largest, cost, limit), multipliers(alive, largest)
-        widths = widened(alive, found, largest)
+        multiplier, steps = largest_multiplier(alive, largest, cost, limit), multipliers(alive, largest)
+        widths = widened(alive, multiplier, largest)
         assert cost(widths) <= limit
-        assert cost(widened(alive, steps[steps.index(found) + 1], largest)) > limit
-        for grid in range(1, 60):  # whatever other multiplier is within the limit costs no more
+        assert cost(widened(alive, steps[steps.index(multiplier) + 1], largest)) > limit
+        for grid in range(1, 60):  # every other multiplier within the limit costs no more
             other = cost(widened(alive, Fraction(grid, 13), largest))
             assert other > limit or other <= cost(widths)
         everything = largest_multiplier(alive, largest, cost, 1e15)
@@ -176,10 +176,10 @@ def test_a_hundred_budgets_are_filled_to_one_percent_and_never_exceeded() -> Non
             full = all(after[name] == largest[name] for name in alive if alive[name])
             assert full or 0.99 * limit <= cost(after) <= limit
             short += cost(before) < 0.99 * limit
-    assert short > 10  # the multiplier alone would not do
+    assert short > 10  # the multiplier alone would not suffice
 
 
-def test_random_widths_cost_what_morphnets_do() -> None:
+def test_random_widths_cost_as_much_as_those_of_morphnet() -> None:
     chain = meta(resnet_20_widths)
     _, largest, cost, _ = random_case(chain, 1)
     seed = {name: int(width) for name, width in chain.seed.items()}

@@ -1,4 +1,4 @@
-"""The loop: budgets, repeats, ends, resume and errors, seen from outside."""
+"""The search loop from outside: budgets, repeats, ends, resume and errors."""
 
 import json
 import logging
@@ -28,21 +28,21 @@ def run(name: str, *, trials: int = 60, batch: int = 1, **settings: Any) -> list
 
 
 class Scripted:
-    """Asks for given architectures in order, `n` at a time."""
+    """A searcher that proposes a fixed list of architectures in order."""
 
     def __init__(self, space: SearchSpace, archs: Sequence[Arch] = (), *, metric: str = "accuracy") -> None:
         self.space = space
         self.archs = list(archs)
         self.metric = metric
         self.left = list(archs)
-        self.told: list[Trial] = []
+        self.reported: list[Trial] = []
 
     def ask(self, n: int) -> list[Arch]:
         taken, self.left = self.left[:n], self.left[n:]
         return taken
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        self.told += trials
+        self.reported += trials
 
 
 # -- what is evaluated ---------------------------------------------------------------------------------------------
@@ -60,9 +60,9 @@ def test_each_network_is_evaluated_once_and_as_its_normal_form(name: str, batch:
         trials = study.trials()
     assert [t.number for t in trials] == list(range(100))
     first: dict[str, Trial] = {}
-    for told in trials:
-        assert told.repeat == (told.key in first)
-        assert told.metrics == first.setdefault(told.key, told).metrics
+    for trial in trials:
+        assert trial.repeat == (trial.key in first)
+        assert trial.metrics == first.setdefault(trial.key, trial).metrics
     assert [SPACE.normal_form(t.arch) for t in trials if not t.repeat] == evaluate.shown
     assert any(t.repeat for t in trials) == (name in REPEAT)
 
@@ -75,7 +75,7 @@ def test_repeats_within_one_batch_are_evaluated_once() -> None:
         search(searcher, evaluate, study, trials=4, batch=4)
         assert evaluate.calls == [[SPACE.normal_form(a), c]]
         assert [t.repeat for t in study.trials()] == [False, True, False, True]
-        assert [t.arch for t in searcher.told] == [a, b, c, a]
+        assert [t.arch for t in searcher.reported] == [a, b, c, a]
         assert [t.seconds > 0 for t in study.trials()] == [True, False, True, False]
 
 
@@ -176,7 +176,7 @@ def test_interrupted_anywhere_a_search_repeats_the_uninterrupted_one(name: str, 
             assert not set(interrupted.shown) & set(resumed.shown)
 
 
-def test_seeds_make_runs_and_nothing_else_does() -> None:
+def test_a_run_depends_on_the_seed_alone() -> None:
     for name in OURS:
         assert run(name, seed=1) == run(name, seed=1)
         assert run(name, seed=1) != run(name, seed=2)
@@ -230,7 +230,7 @@ def test_a_changed_batch_searcher_or_limit_is_named() -> None:
             search(RandomSearch(SPACE, feasible=loose), Counter(), study, trials=9)
 
 
-def test_settings_are_what_the_constructor_was_given() -> None:
+def test_settings_are_the_arguments_of_the_constructor() -> None:
     searcher = AgingEvolution(SPACE, seed=4, population_size=7, feasible=AtMost({"k5": 2}))
     settings = settings_of(searcher)
     assert settings == {
@@ -266,13 +266,13 @@ def test_a_searcher_that_is_not_fresh_is_refused() -> None:
             search(searcher, Counter(), study, trials=30)
 
 
-def test_a_warm_start_tells_everything_once_and_evaluates_nothing_again() -> None:
+def test_a_warm_start_reports_everything_once_and_evaluates_nothing_again() -> None:
     first, second = Counter(), Counter()
     with Study(None, SPACE) as study:
         search(RandomSearch(SPACE), first, study, trials=20, batch=4)
         searcher = Scripted(SPACE, [study.trials()[5].arch, SPACE.from_indices((1,) * 6)])
         search(searcher, second, study, trials=22, resume="warm")
-        assert searcher.told == study.trials()
+        assert searcher.reported == study.trials()
         assert study.trials()[20].repeat
         assert second.shown == [SPACE.from_indices((1,) * 6)]
 
@@ -328,7 +328,7 @@ def test_a_warm_start_under_new_limits_returns_and_breeds_only_what_fits() -> No
 
 
 def many(arch: Arch) -> float:
-    """The number of costly layers: the unlimited best is far outside the limit."""
+    """The number of costly layers, so that the best architecture without limits is far outside them."""
     return float(sum(value == "k5" for value in arch.values()))
 
 
@@ -363,7 +363,7 @@ def test_an_infeasible_or_foreign_proposal_is_a_bug_and_is_not_evaluated() -> No
 
 
 def broken(result: Any) -> Any:
-    """An evaluator that is fine for five networks and then returns `result` for each."""
+    """An evaluator that scores five networks and then returns `result` for each."""
     good = Counter()
 
     def evaluate(archs: Sequence[Arch]) -> Sequence[Mapping[str, float]]:
@@ -381,7 +381,7 @@ def broken(result: Any) -> Any:
         (71.3, "return a mapping"),
     ],
 )
-def test_a_result_that_is_no_score_is_named_and_the_record_stays(result: Any, words: str) -> None:
+def test_a_result_without_a_score_is_named_and_the_record_stays(result: Any, words: str) -> None:
     with Study(None, SPACE) as study:
         with pytest.raises(InputError) as caught:
             search(RandomSearch(SPACE), broken(result), study, trials=30)

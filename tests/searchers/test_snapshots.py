@@ -1,4 +1,4 @@
-"""Snapshots: a search resumed from one goes on as the uninterrupted one, and one that cannot be read is passed over."""
+"""A search restored from a snapshot equals the uninterrupted one, and an unreadable snapshot is ignored."""
 
 import os
 import random
@@ -25,7 +25,7 @@ def copied(searcher: Reinforce) -> dict[str, torch.Tensor]:
 
 
 class Counted(Reinforce):
-    """Counts what it is asked."""
+    """Counts its calls of `ask`."""
 
     asks = 0
 
@@ -37,20 +37,20 @@ class Counted(Reinforce):
 def run(space: SearchSpace, path: Path | None, stops: Sequence[int] = ()) -> tuple[list[Trial], Counted]:
     """The trials of a search of 60 in batches of 7, interrupted at these evaluations, and its last searcher."""
 
-    def made() -> Counted:
+    def make() -> Counted:
         return Counted(space, feasible=LIMITS[space.name.rstrip("6")], hidden=8, minibatch=10)
 
     for stop in stops:
         with Study(path, space) as study, pytest.raises(KeyboardInterrupt):
-            search(made(), Counter(fail_at=stop), study, trials=60, batch=7)
+            search(make(), Counter(fail_at=stop), study, trials=60, batch=7)
     with Study(path, space) as study:
-        searcher = made()
+        searcher = make()
         search(searcher, Counter(), study, trials=60, batch=7)
         return study.trials(), searcher
 
 
 @pytest.mark.parametrize(("space", "every"), [("chain", 0.0), ("conditional", 0.0), ("chain", 1e9)])
-def test_an_interrupted_search_goes_on_from_its_snapshot(
+def test_an_interrupted_search_continues_from_its_snapshot(
     space: str, every: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of 7 end within minibatches of 10, so that a snapshot holds samples that wait for either."""
@@ -76,7 +76,7 @@ def test_a_finished_search_is_extended_from_the_snapshot_at_its_end(tmp_path: Pa
 
 
 @pytest.mark.parametrize("state", [b"", b"{}", b"\x00" * 100, "other"])
-def test_a_snapshot_that_cannot_be_read_is_passed_over(state: bytes | str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_snapshot_is_ignored(state: bytes | str, caplog: pytest.LogCaptureFixture) -> None:
     if isinstance(state, str):
         state = small_reinforce(CONDITIONAL).snapshot()
     with Study(None, SPACE) as study:
@@ -90,7 +90,7 @@ def test_a_snapshot_that_cannot_be_read_is_passed_over(state: bytes | str, caplo
         assert study.trials() == trials
 
 
-def test_a_warm_start_forgets_the_snapshot_of_the_search_before(tmp_path: Path) -> None:
+def test_a_warm_start_drops_the_snapshot_of_the_search_before(tmp_path: Path) -> None:
     with Study(tmp_path / "study.db", SPACE) as study:
         search(small_reinforce(SPACE), Counter(), study, trials=25)
         assert study.snapshot is not None

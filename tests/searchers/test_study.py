@@ -1,4 +1,4 @@
-"""The study: what it keeps, what it refuses, and who may write."""
+"""The study: what it records, which files it refuses, and who may write."""
 
 import dataclasses
 import os
@@ -107,7 +107,7 @@ def test_a_failed_write_leaves_file_and_memory_as_they_were(tmp_path: Path) -> N
         assert study.trials() == trials
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("accuracy,arch\n" * 500)
     message = refusal(path, chain_space())
@@ -143,7 +143,7 @@ def test_a_file_too_short_for_a_database_is_not_overwritten(tmp_path: Path) -> N
     assert path.read_bytes() == b"\n"
 
 
-def test_an_empty_file_is_a_study_that_was_killed_at_birth(tmp_path: Path) -> None:
+def test_an_empty_file_is_a_study_killed_during_creation(tmp_path: Path) -> None:
     (tmp_path / "study.db").touch()
     assert len(written(tmp_path / "study.db")) == 30
 
@@ -231,7 +231,7 @@ print(sorted(sys.modules.keys() & heavy))
 """
 
 
-def test_the_package_loads_no_torch_and_numpy_for_the_predictor_alone() -> None:
+def test_the_package_loads_no_torch_and_numpy_only_for_the_predictor() -> None:
     process = python(IMPORTS)
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (0, "[]\n[]\n")
@@ -243,14 +243,14 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_trials_record_the_architecture_as_asked_and_the_key_of_its_form(name: str) -> None:
+def test_trials_have_the_proposed_architecture_and_the_key_of_its_form(name: str) -> None:
     space = chain_space()
     with Study(None, space) as study:
         search(MAKERS[name](space), Counter(), study, trials=60)
-        for told in study.trials():
-            assert told.key == space.normal_form(told.arch).key
-            assert told.metrics["accuracy"] == noise(space.normal_form(told.arch))
-        assert any(told.arch != space.normal_form(told.arch) for told in study.trials())
+        for recorded in study.trials():
+            assert recorded.key == space.normal_form(recorded.arch).key
+            assert recorded.metrics["accuracy"] == noise(space.normal_form(recorded.arch))
+        assert any(recorded.arch != space.normal_form(recorded.arch) for recorded in study.trials())
 
 
 def test_a_trial_made_by_hand_has_the_key_of_its_network() -> None:
