@@ -1,4 +1,9 @@
-"""Architecture search as ask and tell over plain data: no model, no torch, one study file as the only state."""
+"""Architecture search by ask and tell over plain data, with one study file as the only state.
+
+Searchers propose architectures of a space (`supernet.space`); `search` evaluates them, records them in a `Study` and
+reports them back. Only `morphnet` sees a model. The package imports `supernet.space` and the ground modules of
+`supernet`, and torch only where a searcher needs it.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -123,7 +123,7 @@ def search(
         on_trial: called for every new trial, after it is recorded and reported.
 
     Returns:
-        the best evaluated trial; of equals the earliest.
+        the best evaluated trial, the earliest if tied.
 
     Raises:
         InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results,

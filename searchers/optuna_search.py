@@ -15,28 +15,29 @@ if TYPE_CHECKING:
 
 
 SAMPLER_TRIES = 20
-"""Proposals of the sampler that may be known or outside the limits before a random new network takes their place. Each
-costs a sampler's step, and one that has converged proposes the same network again and again."""
+"""Suggestions that may be known or outside the limits before a random new network takes their place. Each costs a step
+of the sampler, and a converged one suggests the same network again and again."""
 
 
 class OptunaSearcher:
-    """Proposals of an Optuna sampler, each network once and within the limits.
+    """Proposes what an Optuna sampler suggests, each network once and within the limits.
 
-    A decision is a categorical parameter of its name, an ordered one an integer (its position on the scale); a
-    conditional one is suggested only where it is active. What the sampler proposes again is told to it at once with the
-    known score; what is outside the limits is told as pruned, which samplers that learn from pruned trials (TPE) take
-    for the worst there is. After `SAMPLER_TRIES` of these, a random new network within the limits is proposed and
-    told to the sampler as a trial of its own. When there is none, fewer are returned than asked for, and finally none.
+    A decision is a categorical parameter of the same name, an ordered one an integer parameter (the number of its
+    option), and a conditional one is suggested only where it is active. If the sampler suggests a known network, it
+    gets the known score at once. A suggestion outside the limits is reported to it as pruned; samplers that learn from
+    pruned trials (TPE) take these for the worst. After `SAMPLER_TRIES` such suggestions, a random new network within
+    the limits is proposed, and its score is added to the sampler's history. If there is none, fewer are returned than
+    asked for, and finally none.
 
-    Needs the package `optuna` (the extra `supernet[optuna]`). Optuna's samplers look through the whole history at each
-    proposal: with ten thousand trials TPE takes tenths of a second for one.
+    It needs the package `optuna` (the extra `supernet[optuna]`). Optuna's samplers look through the whole history at
+    each proposal: with ten thousand trials, TPE takes tenths of a second for one.
 
     Args:
-        space: to search.
-        seed: of the sampler and of the random draws.
-        metric: to maximise; with a leading minus, to minimise.
-        feasible: limits that every proposal keeps; None for none.
-        sampler: name of a class in `optuna.samplers`, or anything that makes a sampler from `seed` and `options`.
+        space: the space to search.
+        seed: the seed of the sampler and of the random draws.
+        metric: the metric to maximise; with a leading minus, to minimise.
+        feasible: the limits that every proposal keeps; None for no limits.
+        sampler: the name of a class in `optuna.samplers`, or a function that makes a sampler from `seed` and `options`.
         options: further arguments of the sampler, e.g. `{"n_startup_trials": 20}`.
 
     Raises:
@@ -63,15 +64,15 @@ class OptunaSearcher:
         self._rng = generator("optuna", seed)
         self._visited = Visited(space, feasible)
         self._known: dict[str, float] = {}  # scores by network
-        self._asked: dict[str, optuna.trial.Trial] = {}  # the sampler's proposals that are not told yet, by network
+        self._asked: dict[str, optuna.trial.Trial] = {}  # suggestions that are not scored yet, by network
         self._study = self._create_study()
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to `n` networks never asked for before. Raises `InputError` if the limits exclude every draw."""
+        """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._proposal, lambda: self._visited.sample(self._rng))
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Tells the sampler; trials that it did not propose are added to its study."""
+        """Reports the trials to the sampler; those that it did not suggest are added to its study."""
         states = self._optuna.trial.TrialState
         self._visited.tell(trials)
         for trial in trials:
@@ -91,7 +92,7 @@ class OptunaSearcher:
                 self._known[trial.key] = value
 
     def _proposal(self) -> Arch | None:
-        """The sampler's next network that is new and within the limits; None if it has none in `SAMPLER_TRIES`."""
+        """The sampler's next network that is new and within the limits; None after `SAMPLER_TRIES` others."""
         states = self._optuna.trial.TrialState
         for _ in range(SAMPLER_TRIES):
             trial = self._study.ask()
@@ -101,7 +102,7 @@ class OptunaSearcher:
                 self._study.tell(trial, state=states.PRUNED)
             elif key in self._known:
                 self._study.tell(trial, self._known[key])
-            elif arch in self._visited:  # failed, or asked for in this batch: nothing to learn
+            elif arch in self._visited:  # it failed, or is in this batch already: there is nothing to learn
                 self._study.tell(trial, state=states.FAIL)
             else:
                 self._visited.add(arch)
@@ -110,7 +111,7 @@ class OptunaSearcher:
         return None
 
     def _suggested(self, trial: "optuna.trial.Trial") -> Arch:
-        """An architecture by define-by-run: an inactive decision is never suggested."""
+        """The architecture that an Optuna trial suggests; inactive decisions are not suggested."""
 
         def pick(choice: Choice) -> Value:
             if choice.ordered:
@@ -127,7 +128,7 @@ class OptunaSearcher:
         return Arch(values)
 
     def _described(self, arch: Arch) -> tuple[dict[str, Any], dict[str, "optuna.distributions.BaseDistribution"]]:
-        """Parameters and distributions as the sampler would have suggested them."""
+        """Returns parameters and distributions of an architecture as if the sampler had suggested it."""
         params: dict[str, Any] = {}
         distributions: dict[str, optuna.distributions.BaseDistribution] = {}
         kinds = self._optuna.distributions
@@ -150,7 +151,7 @@ class OptunaSearcher:
         try:
             sampler = make(seed=seed, **(self.options or {}))
         except (TypeError, ValueError) as error:
-            raise InputError(f"the sampler {self.sampler} cannot be made with {self.options or {}}: {error}") from error
+            raise InputError(f"sampler {self.sampler} cannot be created with {self.options or {}}: {error}") from error
         level = self._optuna.logging.get_verbosity()
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)  # no line per study
         try:

@@ -57,7 +57,7 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
 
 def _sliced(points: Sequence[tuple[float, ...]], reference: tuple[float, ...]) -> float:
-    """The hypervolume of points above the reference, given with the highest in the last objective first."""
+    """The hypervolume of points above the reference, which are sorted by the last objective, highest first."""
     if len(reference) == 1:
         return points[0][0] - reference[0] if points else 0.0
     if len(reference) == 2:

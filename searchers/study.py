@@ -99,7 +99,7 @@ def score(trial: Trial, metric: str) -> float:
 
 
 def best_of(trials: Iterable[Trial], metric: str) -> Trial:
-    """The trial with the highest `score`; of equals the first. Trials without a finite value of the metric are skipped.
+    """The trial with the highest `score`, the first if tied. Trials without a finite value of the metric are skipped.
 
     Raises:
         InputError: no trial has a finite value.
@@ -222,7 +222,7 @@ class Study:
         return self._first.get(key)
 
     def best(self, metric: str) -> Trial:
-        """The trial with the highest `metric` (with a leading minus: the lowest); of equals, the earliest.
+        """The trial with the highest `metric`, or with a leading minus the lowest; ties go to the earliest.
 
         Raises:
             InputError: the study is empty, or no trial has a finite value of this metric.
@@ -296,7 +296,7 @@ class Study:
             if meta["space_digest"] != space.digest():
                 raise InputError(
                     f"study {self} is of space {json.loads(meta['space'])['name']!r} ({meta['space_digest']}), not of "
-                    f"{space.name!r} ({space.digest()}); use another study file, or the space that it was made with"
+                    f"{space.name!r} ({space.digest()}); use another study file, or the space of the study"
                 )
             self._settings = json.loads(meta["settings"]) if "settings" in meta else None
             self._load(self._db)

@@ -135,7 +135,7 @@ class NSGA2:
                 _Member(members[i].arch, members[i].point, members[i].violation, rank, distance)
                 for i, distance in zip(front, distances, strict=True)
             ]
-            ranked.sort(key=lambda member: -member.distance)  # stable: of equals the earlier stays ahead
+            ranked.sort(key=lambda member: -member.distance)  # stable: ties keep the earlier first
             kept += ranked[: self.population_size - len(kept)]
         return kept
 

@@ -116,7 +116,7 @@ class TopKEvolution:
             if legal and trial.key not in known:
                 known.add(trial.key)
                 self._best.append(trial)
-        self._best.sort(key=lambda trial: -score(trial, self.metric))  # stable: of equals the earlier comes first
+        self._best.sort(key=lambda trial: -score(trial, self.metric))  # stable: ties keep the earlier first
         del self._best[self.parents :]
 
     def _next(self) -> Arch | None:

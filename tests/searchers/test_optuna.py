@@ -131,7 +131,7 @@ def test_failures_and_a_warm_start_reach_the_sampler() -> None:
     ("settings", "words"),
     [
         ({"sampler": "TpeSampler"}, "no sampler 'TpeSampler'; did you mean 'TPESampler'"),
-        ({"options": {"n_startups": 3}}, "cannot be made with {'n_startups': 3}"),
+        ({"options": {"n_startups": 3}}, "cannot be created with {'n_startups': 3}"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:
