@@ -82,9 +82,9 @@ class SearchableMapStep(Searchable):
         """Yields the active parts of the block."""
         return self.block.active_parts(arch, self._block_layout(layout))
 
-    def spread(self, arch: Arch) -> None:
-        """Spreads the weights of the block; see `Searchable.spread`."""
-        self.block.spread(arch)
+    def copy_options(self, arch: Arch) -> None:
+        """Spreads the weights of the block; see `Searchable.copy_options`."""
+        self.block.copy_options(arch)
 
     def _block_layout(self, layout: Any) -> Any:
         """The layout of the block's input."""

@@ -6,17 +6,17 @@ from typing import Any
 
 from torch import nn
 
-from supernet.blocks.copying import spread_option
+from supernet.blocks.copying import copy_option
 from supernet.chain import Layouts, Part, Searchable, parameters_of, plain_layout
 from supernet.space import Arch, Choice, SearchSpace
 
 
 class ChoiceBlock(Searchable):
-    """Runs the module that the decision `op` names; the others are not touched.
+    """Runs the module that the decision `op` names, and no other.
 
     Args:
-        options: name to ordinary module, in the order of index vectors. Each must say what it hands on (see
-            `plain_layout`); they may differ in it.
+        options: name to ordinary module, in the order of index vectors. Each must declare its output (see
+            `plain_layout`); the outputs may differ.
     """
 
     def __init__(self, options: Mapping[str, nn.Module]) -> None:
@@ -28,21 +28,21 @@ class ChoiceBlock(Searchable):
         return self.options[str(arch["op"])]
 
     def forward(self, state: Any, arch: Arch) -> Any:
-        """What the chosen option makes of the state."""
+        """Returns the output of the chosen option."""
         return self._chosen(arch)(state)
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
-        """The chosen option's layout."""
+        """Returns the layout after the chosen option."""
         return plain_layout(self._chosen(arch), layout)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A copy of the chosen option."""
+        """Returns a copy of the chosen option."""
         return copy.deepcopy(self._chosen(arch))
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """All parameters of the chosen option."""
+        """Yields all parameters of the chosen option."""
         return parameters_of([self._chosen(arch)])
 
-    def spread(self, arch: Arch) -> None:
-        """See `supernet.blocks.copying.spread_option`."""
-        spread_option(dict(self.options.items()), str(arch["op"]))
+    def copy_options(self, arch: Arch) -> None:
+        """Copies the chosen option into all others (see `supernet.blocks.copying.copy_option`)."""
+        copy_option(dict(self.options.items()), str(arch["op"]))

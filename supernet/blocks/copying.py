@@ -1,4 +1,4 @@
-"""Options that begin as copies of another one, so that all paths of a supernet start with the same features."""
+"""Copying the weights of one option into the others, so that all paths of a supernet start with the same features."""
 
 from collections.abc import Mapping
 
@@ -10,56 +10,57 @@ from supernet.errors import InputError
 
 
 @torch.no_grad()
-def spread_option(options: Mapping[str, nn.Module], chosen: str) -> None:
-    """Give every option the weights of one of them, so that it computes the same or nearly so.
+def copy_option(options: Mapping[str, nn.Module], source: str) -> None:
+    """Copies the weights of one option into all others, so that they compute the same or nearly the same.
 
-    Kernels are put in the middle of larger ones, and cut to smaller ones. The Xception unit passes its input on at its
-    first depthwise layer, and between the ShuffleNet unit's depthwise and last layers, which are its others.
+    A kernel is centred in a larger one, or cropped to a smaller one. An Xception unit has more layers than a ShuffleNet
+    unit: the additional ones, the first depthwise layer and those between its depthwise and last layers, become
+    identities.
 
     Args:
-        options: name to module; changed in place but for `chosen`.
-        chosen: the option whose weights are spread.
+        options: name to module; all but `source` are changed in place.
+        source: the option to copy from.
 
     Raises:
-        InputError: no such option, or options that share no form.
+        InputError: there is no such option, or an option differs from it in more than its kernel.
     """
-    if chosen not in options:
-        raise InputError(f"there is no option {chosen!r} to spread; the options are {', '.join(options)}")
-    source = options[chosen]
+    if source not in options:
+        raise InputError(f"there is no option {source!r} to copy from; the options are {', '.join(options)}")
     for name, target in options.items():
-        if name != chosen and not _copied(target, source):
+        if name != source and not _copy_module(target, options[source]):
             raise InputError(
-                f"the option {name!r} cannot begin as a copy of {chosen!r}, whose layers are others; options that "
-                "differ in their kernel can, and Xception units from ShuffleNet's"
+                f"the option {name!r} cannot start as a copy of {source!r}, since their layers differ; only options "
+                "that differ in their kernel can, and Xception units from ShuffleNet units"
             )
 
 
-def _copied(target: nn.Module, source: nn.Module) -> bool:
-    """Whether the target could be made a copy; if not, it may be one in part."""
+def _copy_module(target: nn.Module, source: nn.Module) -> bool:
+    """Copies source into target; False if a layer does not match, and then target may be partly overwritten."""
     if isinstance(target, ShuffleUnit) and isinstance(source, ShuffleUnit) and target.xception != source.xception:
-        return not source.xception and _xception_copied(target, source)
-    own, theirs = list(target.modules()), list(source.modules())
-    return len(own) == len(theirs) and all(map(_tensors_copied, own, theirs))
+        return not source.xception and _copy_into_xception(target, source)
+    targets, sources = list(target.modules()), list(source.modules())
+    return len(targets) == len(sources) and all(map(_copy_own_tensors, targets, sources))
 
 
-def _xception_copied(target: ShuffleUnit, source: ShuffleUnit) -> bool:
-    layers = [_copied(target.main[to], source.main[of]) for to, of in ((1, 0), (2, 1), (5, 2))]
-    projections = [_copied(target.proj, source.proj)] if target.stride == 2 else []
-    return all(layers + projections) and all(_passes(target.main[index]) for index in (0, 3, 4))
+def _copy_into_xception(target: ShuffleUnit, source: ShuffleUnit) -> bool:
+    matched = [_copy_module(target.main[to], source.main[of]) for to, of in ((1, 0), (2, 1), (5, 2))]
+    if target.stride == 2:
+        matched.append(_copy_module(target.proj, source.proj))
+    return all(matched) and all(_make_identity(target.main[index]) for index in (0, 3, 4))
 
 
-def _tensors_copied(target: nn.Module, source: nn.Module) -> bool:
-    """Copies the tensors of a module without its children's."""
-    own, theirs = (
-        {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
-        for part in (target, source)
+def _copy_own_tensors(target: nn.Module, source: nn.Module) -> bool:
+    """Copies the parameters and buffers of a module, without those of its children; False if they do not match."""
+    targets, sources = (
+        {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        for module in (target, source)
     )
-    same = type(target) is type(source) and own.keys() == theirs.keys()
-    return same and all(_centred(tensor, theirs[name]) for name, tensor in own.items())
+    same = type(target) is type(source) and targets.keys() == sources.keys()
+    return same and all(_copy_centred(tensor, sources[name]) for name, tensor in targets.items())
 
 
-def _centred(target: Tensor, source: Tensor) -> bool:
-    """Copies a tensor of the same shape, or a kernel of another size by their centres, zeros around."""
+def _copy_centred(target: Tensor, source: Tensor) -> bool:
+    """Copies a tensor of the same shape, or a kernel of another size: cropped to, or surrounded by zeros."""
     if target.shape == source.shape:
         target.copy_(source)
         return True
@@ -74,13 +75,13 @@ def _centred(target: Tensor, source: Tensor) -> bool:
     return True
 
 
-def _passes(layer: nn.Module) -> bool:
-    """Makes a layer of equally many channels before and after hand on its input, normalised anew."""
-    for part in layer.modules():
-        if isinstance(part, nn.Conv2d):
-            if part.in_channels != part.out_channels:
+def _make_identity(layer: nn.Module) -> bool:
+    """Turns a layer with equal input and output channels into the identity (Dirac kernel) and resets its batch norm."""
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d):
+            if module.in_channels != module.out_channels:
                 return False
-            nn.init.dirac_(part.weight, groups=part.groups)
-        elif isinstance(part, nn.BatchNorm2d):
-            part.reset_parameters()
+            nn.init.dirac_(module.weight, groups=module.groups)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
     return True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from supernet.blocks.copying import spread_option
+from supernet.blocks.copying import copy_option
 from supernet.blocks.plain import ConvBNAct, PooledClassifier, Residual, ShuffleUnit
 from supernet.blocks.slicing import Cut, cut_layer, leading, run_linear, run_sliced, sliced_parts, sliced_state
 from supernet.chain import Layout, Layouts, Part, Searchable, materialize, parameters_of, step_layout
@@ -101,9 +101,9 @@ class ElasticShuffle(Searchable):
         if unit.stride == 2:
             yield from parameters_of([unit.proj])
 
-    def spread(self, arch: Arch) -> None:
-        """See `supernet.blocks.copying.spread_option`; all channels of the chosen unit."""
-        spread_option(dict(self.units.items()), str(arch["op"]))
+    def copy_options(self, arch: Arch) -> None:
+        """See `supernet.blocks.copying.copy_option`; all channels of the chosen unit."""
+        copy_option(dict(self.units.items()), str(arch["op"]))
 
 
 def _cuts(unit: ShuffleUnit, mid: int) -> Iterator[tuple[ConvBNAct, Cut]]:

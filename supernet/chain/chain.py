@@ -1,4 +1,4 @@
-"""A supernet: a fold over named steps, each of which takes its part of the architecture."""
+"""A supernet: a fold over named steps, each of which receives its sub-architecture."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,12 +20,12 @@ class Chain(Searchable):
     Args:
         name: of the space.
         steps: `(name, module)` in order. A `Searchable` contributes its decisions under its name; an ordinary module
-            is a step without decisions and must say what it hands on (`plain_layout`). A repeated name shares its
+            is a step without decisions and must declare its output (`plain_layout`). A repeated name shares its
             decisions, not its weights (the normal cells of NASNet). The step's module stands under its name, so that
             state dicts read `stage1.block0.…`; steps of one name are numbered (`normal_0.…`, `normal_1.…`).
         input_shape: (C, H, W) of one input; costs are counted at it.
-        normal_form: identities that reach over several steps.
-        init: initialises a fresh network; `initialize` by default.
+        normal_form: for identities across several steps.
+        init: sets the initial weights of a fresh network; `initialize` by default.
 
     Raises:
         InputError: steps of one name with different spaces, or names that modules cannot have (see `step_paths`).
@@ -59,7 +59,7 @@ class Chain(Searchable):
 
     @property
     def step_modules(self) -> list[nn.Module]:
-        """The modules of the steps in order."""
+        """The modules of the steps, in order."""
         return [self.get_submodule(path) for path in self.step_paths]
 
     def step_module(self, number: int) -> nn.Module:
@@ -77,28 +77,28 @@ class Chain(Searchable):
         return Layout(self.input_shape[0])
 
     def forward(self, state: Any, arch: Arch) -> Any:
-        """The state after the last step; for classifiers the logits, (N, classes)."""
+        """Returns the state after the last step; for classifiers the logits, (N, classes)."""
         for name, step in zip(self.step_names, self.step_modules, strict=True):
             state = step(state, arch.sub(name)) if isinstance(step, Searchable) else step(state)
         return state
 
-    def spread(self, arch: Arch) -> None:
-        """See `Searchable.spread`; step by step."""
+    def copy_options(self, arch: Arch) -> None:
+        """Copies the chosen option into all others in every step (see `Searchable.copy_options`)."""
         for name, step in self.steps:
             if isinstance(step, Searchable):
-                step.spread(arch.sub(name))
+                step.copy_options(arch.sub(name))
 
     def walk(self, arch: Arch, layout: Layouts = None) -> Iterator[tuple[nn.Module, Arch, Layouts]]:
-        """`(step, its part of arch, layout of its input)` for every step in order."""
+        """Yields `(step, sub-architecture, layout of its input)` for every step in order."""
         layout = self.input_layout if layout is None else layout
-        before: tuple[nn.Module, Arch] | None = None  # what the last step hands on is asked only if a step reads it
+        before: tuple[nn.Module, Arch] | None = None  # the last step's layout is computed only if another step reads it
         for name, step in zip(self.step_names, self.step_modules, strict=True):
             layout = layout if before is None else step_layout(*before, layout)
             before = (step, arch.sub(name))
             yield *before, layout
 
     def out_layout(self, arch: Arch, layout: Layouts = None) -> Layouts:
-        """The layout after the last step; from the chain's own input layout unless another is given."""
+        """Returns the layout after the last step, for an input of the chain's own layout unless another is given."""
         for step, sub, here in self.walk(arch, layout):
             layout = step_layout(step, sub, here)
         return layout
@@ -114,7 +114,7 @@ class Chain(Searchable):
         return network.train(self.training)
 
     def active_parts(self, arch: Arch, layout: Layouts = None) -> Iterator[Part]:
-        """The used parameters of all steps in order; ordinary modules are used whole."""
+        """Yields the parameters in use of all steps in order; of ordinary modules all."""
         for step, sub, here in self.walk(arch, layout):
             if isinstance(step, Searchable):
                 yield from step.active_parts(sub, here)
@@ -122,25 +122,25 @@ class Chain(Searchable):
                 yield from parameters_of([step])
 
     def active_parameters(self, arch: Arch, layout: Layouts = None) -> Iterator[nn.Parameter]:
-        """The parameters that receive a gradient under `arch`, each once."""
+        """Yields the parameters that receive a gradient under `arch`, each once."""
         return super().active_parameters(arch, self.input_layout if layout is None else layout)
 
     def subnet(self, arch: Mapping[str, Any]) -> nn.Sequential:
-        """The standalone network of `arch` with its own copy of the shared weights.
+        """Returns the standalone network of `arch` with its own copy of the shared weights.
 
         Raises:
-            InputError: `arch` is no architecture of this space.
+            InputError: `arch` is not an architecture of this space.
         """
         return self.materialize(self.space.canonical(arch))
 
 
-MOST_REMEMBERED = 4096  # entries of a PartsMemo: choices have dozens, shared cells may have thousands
+MOST_REMEMBERED = 4096  # entries of a PartsMemo: choices have dozens, cells of shared decisions may have thousands
 
 
 class PartsMemo:
-    """`chain.active_parts(arch)` for a training loop: each step's part is found once per (decisions, input layout).
+    """Returns `chain.active_parts(arch)` to a training loop; each step is asked once per (decisions, input layout).
 
-    It holds as long as the chain keeps its modules and parameters: a device must have been chosen before.
+    It is valid as long as the chain keeps its modules and parameters, so the chain must be on its device before.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -148,20 +148,20 @@ class PartsMemo:
         self._known: dict[tuple[int, Arch, Layouts], tuple[list[Part], Layouts]] = {}
 
     def __call__(self, arch: Arch) -> list[Part]:
-        """The used parameters of all steps in order."""
+        """Returns the parameters in use of all steps in order."""
         parts: list[Part] = []
         layout: Layouts = self._chain.input_layout
         last = len(self._chain.step_names) - 1
         for index, name in enumerate(self._chain.step_names):
             key = (index, arch.sub(name), layout)
-            found = self._known.get(key)
-            if found is None:
+            entry = self._known.get(key)
+            if entry is None:
                 step, sub, before = self._chain.step_module(index), key[1], layout
                 used = step.active_parts(sub, before) if isinstance(step, Searchable) else parameters_of([step])
-                found = (list(used), None if index == last else step_layout(step, sub, before))
+                entry = (list(used), None if index == last else step_layout(step, sub, before))
                 if len(self._known) >= MOST_REMEMBERED:
                     self._known.clear()
-                self._known[key] = found
-            parts += found[0]
-            layout = found[1]
+                self._known[key] = entry
+            parts += entry[0]
+            layout = entry[1]
         return parts

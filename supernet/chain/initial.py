@@ -11,12 +11,13 @@ Init = Callable[[nn.Module, torch.Generator | None], None]
 
 
 def initialize(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """He initialisation, fan-out, for convolutions and linear layers; batch norm to the identity.
+    """Applies He initialisation (fan-out) to convolutions and linear layers, and resets batch norms.
 
     Convolutions: normal, variance 2 / (k·k·out / groups) (He et al., 2015). Linear: normal with deviation 0.01, bias 0.
 
     Args:
-        generator: of the draws; torch's global generator if None.
+        module: a network, changed in place.
+        generator: for the draws; torch's global generator if None.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -33,10 +34,10 @@ def initialize(module: nn.Module, generator: torch.Generator | None = None) -> N
 
 
 def realize(network: nn.Module, init: Init, generator: torch.Generator | None = None) -> nn.Module:
-    """A network built on the meta device, given memory on the default device and initialised.
+    """Moves a network from the meta device to the default device and initialises it.
 
-    Every tensor is first filled with NaN (integers with their smallest value), so that one that `init` forgets is
-    found here and not in training.
+    Every tensor is first filled with NaN (integers with their smallest value), so that a tensor that `init` forgets is
+    detected here and not in training.
 
     Raises:
         InputError: `init` left a parameter or buffer unset.
@@ -51,12 +52,12 @@ def realize(network: nn.Module, init: Init, generator: torch.Generator | None = 
     for name, tensor in tensors.items():
         mark = marks[name]
         if mark and (tensor.isnan() if mark != mark else tensor == mark).any():
-            raise InputError(f"the space's init leaves {name!r} unset; let it initialise every parameter and buffer")
+            raise InputError(f"the space's init leaves {name!r} unset; it must set every parameter and buffer")
     return network
 
 
 def _mark(dtype: torch.dtype) -> float:
-    """A value that no init sets; 0 for booleans and unsigned integers, which have none to spare."""
+    """Returns a value that no init sets; 0 for booleans and unsigned integers, which have no such value."""
     if dtype.is_floating_point or dtype.is_complex:
         return float("nan")
     return torch.iinfo(dtype).min if dtype.is_signed else 0

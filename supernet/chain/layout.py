@@ -1,4 +1,4 @@
-"""What a step hands on to the next: channels, stride and the hidden states concatenated in a tensor."""
+"""The description of a step's output: channels, stride and the hidden states concatenated in a tensor."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from supernet.errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """What one tensor of the state is.
+    """Describes one tensor of the state.
 
     Attributes:
         channels: size of dimension 1.
-        stride: input pixels per pixel of this map; 0 where there is no spatial extent (logits).
-        ids: the hidden states concatenated in it, in order, where a later step must tell them apart.
+        stride: input pixels per pixel of this feature map; 0 if it has no spatial extent (logits).
+        ids: the hidden states concatenated in it, in order, if a later step must distinguish them.
     """
 
     channels: int
@@ -24,11 +24,11 @@ class Layout:
 
 
 Layouts = Layout | tuple["Layouts", ...] | None
-"""The layout of a state: of a tensor, of a tuple of states, or None for what no step reads (detections, losses)."""
+"""The layout of a state: of a tensor, of a tuple of states, or None for outputs that no step reads (detections)."""
 
 
 class Hidden(NamedTuple):
-    """A tensor that travels with the ids of the hidden states concatenated in it (`Layout.ids`)."""
+    """A tensor together with the ids of the hidden states concatenated in it (`Layout.ids`)."""
 
     tensor: Tensor  # (N, C, H, W)
     ids: tuple[int, ...]
@@ -39,14 +39,14 @@ _SAME = (nn.Identity, *_ACTIVATIONS, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Dropou
 
 
 def plain_layout(module: nn.Module, layout: Layouts) -> Layouts:
-    """What an ordinary module hands on, read from what it says of itself.
+    """Returns the layout after an ordinary module, as the module declares it.
 
-    An `out_layout(layout)` method decides where there is one. Otherwise the attributes `out_channels` and `stride`
-    (1 if absent; 0 after global pooling) do, which torch's convolutions have anyway. Activations, batch norm, dropout
-    and identities change nothing; an `nn.Sequential` is folded.
+    A method `out_layout(layout)` has precedence. Otherwise the attributes `out_channels` and `stride` (1 if absent; 0
+    after global pooling) are read, which torch's convolutions have. Activations, batch norm, dropout and identities
+    leave the layout as it is; an `nn.Sequential` is traversed.
 
     Raises:
-        InputError: the module says nothing.
+        InputError: the module declares nothing.
     """
     own = getattr(module, "out_layout", None)
     if own is not None:
@@ -61,7 +61,7 @@ def plain_layout(module: nn.Module, layout: Layouts) -> Layouts:
     channels, stride = getattr(module, "out_channels", None), getattr(module, "stride", 1)
     if not isinstance(channels, int) or getattr(module, "transposed", False):
         raise InputError(
-            f"{type(module).__name__} is a step of a chain and must say what it hands on: give it the attributes "
+            f"{type(module).__name__} is a step of a chain and must declare its output: give it the attributes "
             "out_channels and stride, or a method out_layout(layout)"
         )
     stride = stride[0] if isinstance(stride, tuple) else stride

@@ -12,7 +12,7 @@ Value = str | int | float | bool
 class Arch(Mapping[str, Value]):
     """An architecture: an immutable, hashable mapping from decision names to values.
 
-    Two architectures are equal when they hold the same values under the same names, whatever the order.
+    Two architectures are equal if they have the same values under the same names, in any order.
     """
 
     __slots__ = ("_hash", "_key", "_subs", "_values")
@@ -47,30 +47,30 @@ class Arch(Mapping[str, Value]):
         return f"Arch({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
 
     def sub(self, prefix: str) -> "Arch":
-        """The decisions below `prefix`, with the prefix removed; empty where there are none."""
-        found = self._subs.get(prefix)
-        if found is None:
+        """Returns the sub-architecture below `prefix`: its decisions without the prefix, empty if there are none."""
+        sub = self._subs.get(prefix)
+        if sub is None:
             start = prefix + "."
             cut = len(start)
-            found = Arch({name[cut:]: value for name, value in self._values.items() if name.startswith(start)})
-            self._subs[prefix] = found
-        return found
+            sub = Arch({name[cut:]: value for name, value in self._values.items() if name.startswith(start)})
+            self._subs[prefix] = sub
+        return sub
 
     @property
     def key(self) -> str:
-        """16 hex digits of SHA-256 over the sorted names and values: the same in every process."""
+        """16 hex digits of SHA-256 over the sorted names and values, the same in every process."""
         if self._key is None:
             text = json.dumps(self._values, sort_keys=True, separators=(",", ":"))
             self._key = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self._key
 
     def to_json(self) -> str:
-        """Names and values as a JSON object, never option numbers."""
+        """Returns names and values as a JSON object; it never contains option numbers."""
         return json.dumps(self._values, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Arch":
-        """The inverse of `to_json`. Raises `InputError` for anything but an object of plain values."""
+        """Reads the output of `to_json`. Raises `InputError` for anything but an object of plain values."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

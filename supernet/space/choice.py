@@ -11,14 +11,14 @@ from supernet.space.arch import Value
 
 @dataclass(frozen=True)
 class Choice:
-    """One decision.
+    """A decision between several options.
 
     Attributes:
-        name: unique in its space; dots separate levels.
-        options: the values to choose from, in the order that index vectors use; may be a `range`.
+        name: unique in its space, with dots between levels.
+        options: the values to choose from, in the order of index vectors; may be a `range`.
         when: `(parent, values)`: the decision is active only while the earlier decision `parent` is active and has one
-            of `values`. An inactive decision takes its first option, so that equal networks are equal values.
-        ordered: the options form a scale (a width, a depth); its neighbours are the adjacent options only.
+            of `values`. An inactive decision takes its first option, so that equal networks have equal values.
+        ordered: the options form a scale (a width, a depth), so only adjacent options are neighbours.
     """
 
     name: str
@@ -45,24 +45,24 @@ class Choice:
             raise InputError(f"choice {self.name!r} lists an option twice: {self.options}")
 
     def off(self, values: Mapping[str, Value], inactive: Collection[str]) -> bool:
-        """Whether the condition fails, given the values of earlier choices and the names of the inactive ones."""
+        """Returns whether the condition fails, given the values of earlier choices and the names of inactive ones."""
         return self.when is not None and (self.when[0] in inactive or values[self.when[0]] not in self.when[1])
 
     def index(self, value: Value) -> int:
-        """The number of `value` among the options."""
+        """Returns the number of `value` among the options."""
         return self.options.index(value)  # type: ignore[arg-type]
 
     def draw(self, rng: Random) -> Value:
-        """One option, each equally likely."""
+        """Returns a random option, each equally likely."""
         return self.options[rng.randrange(len(self.options))]
 
     def draw_other(self, value: Value, rng: Random) -> Value:
-        """One option other than `value`, each equally likely; needs at least two options."""
+        """Returns a random option other than `value`, each equally likely; there must be at least two options."""
         index = rng.randrange(len(self.options) - 1)
         return self.options[index if index < self.index(value) else index + 1]
 
     def adjacent(self, value: Value) -> tuple[Value, ...]:
-        """The options one move away: all others, or the next smaller and larger one of an ordered choice."""
+        """Returns the options one move away: all others, or those next to `value` if the choice is ordered."""
         if not self.ordered:
             return tuple(option for option in self.options if option != value)
         index = self.index(value)

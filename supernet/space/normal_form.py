@@ -1,4 +1,4 @@
-"""Normal forms by reference: which function picks the representative of a network, and in which version."""
+"""References to normal forms: the function that picks the representative of a network, and its version."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 Form = Callable[["Arch"], "Mapping[str, Value]"]
-"""From an architecture to the values of the one that represents its network."""
+"""Maps an architecture to the values of the one that represents its network."""
 
 
 @dataclass(frozen=True)
 class NormalForm:
-    """A named and versioned map from an architecture to the representative of its network.
+    """A reference to a function that maps an architecture to the representative of its network.
 
     Attributes:
-        function: `"module:name"`, resolved on first use, so that a space restored from JSON finds it again.
+        function: `"module:name"`, imported on first use, so that a space restored from JSON finds it again.
         version: compared with the function's `version` attribute; part of the space's digest.
     """
 
@@ -29,14 +29,14 @@ class NormalForm:
 
     @classmethod
     def of(cls, function: Form) -> "NormalForm":
-        """The reference to a module-level function (its `version` attribute counts, 1 without)."""
+        """Returns the reference to a module-level function, with its `version` attribute or version 1."""
         module, name = function.__module__, getattr(function, "__qualname__", "")
         if "<" in name or "." in name or not name:
             raise InputError(f"a normal form must be a function at the top level of a module, not {name or function!r}")
         return cls(f"{module}:{name}", getattr(function, "version", 1))
 
     def resolve(self) -> Form:
-        """The function itself. Raises `InputError` if it is gone or has another version."""
+        """Imports and returns the function. Raises `InputError` if it is missing or has another version."""
         module, _, name = self.function.partition(":")
         try:
             function: Form = getattr(importlib.import_module(module), name)
@@ -46,6 +46,6 @@ class NormalForm:
         if version != self.version:
             raise InputError(
                 f"normal form {self.function} is at version {version} here, but the space was written with version "
-                f"{self.version}; use the release that wrote it, or build the space anew"
+                f"{self.version}; use the release that wrote it, or build the space again"
             )
         return function

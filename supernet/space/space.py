@@ -1,7 +1,7 @@
-"""Search spaces and architectures as plain data: no torch, no modules, no hidden state.
+"""Search spaces: named decisions that can be drawn, mutated, counted and composed.
 
-A `SearchSpace` is a list of named decisions (`Choice`); an `Arch` is one value per decision. Spaces compose by dotted
-prefix, so a network's space is the union of its steps' spaces, and `arch.sub("stage1.block0")` is what a step sees.
+Spaces compose by dotted prefix, so the space of a network is the union of the spaces of its steps, and a step receives
+`arch.sub("stage1.block0")`.
 """
 
 import hashlib
@@ -22,16 +22,17 @@ MOST_NORMAL_FORMS = 4096  # remembered per space
 
 @dataclass(frozen=True, init=False)
 class SearchSpace:
-    """An ordered list of decisions and, where different values can mean the same network, a normal form.
+    """An ordered list of decisions and, if different values can describe the same network, a normal form.
 
     Args:
         name: shown in messages and part of the digest.
-        choices: the decisions; the parent of a conditional one must come before it.
+        choices: the decisions; the parent of a conditional decision must come before it.
         normal_form: a module-level function from `Arch` to the values of one representative per network. It must be
-            idempotent. May carry a `version` attribute (an integer).
+            idempotent and may have a `version` attribute (an integer).
 
     Raises:
-        InputError: for duplicate names, or a condition on an unknown, later or impossible parent value.
+        InputError: two choices have the same name, or a condition refers to an unknown or later parent or to a value
+            that it does not have.
     """
 
     name: str
@@ -74,7 +75,7 @@ class SearchSpace:
         return {**self.__dict__, "_resolved": None, "_normal_forms": {}}
 
     def __getitem__(self, name: str) -> Choice:
-        """The choice of that name."""
+        """Returns the choice of that name; an `InputError` offers the nearest one."""
         if name not in self._by_name:
             raise InputError(f"space {self.name!r} has no choice {name!r}; {nearest(name, self._by_name)}")
         return self._by_name[name]
@@ -91,7 +92,7 @@ class SearchSpace:
             return False
 
     def _complete(self, pick: Callable[[Choice], Value]) -> Arch:
-        """One value per choice, `pick` asked for the active ones and the first option taken for the others."""
+        """Returns an architecture: `pick` gives the values of active choices, the others take their first option."""
         values: dict[str, Value] = {}
         inactive: set[str] = set()
         for choice in self.choices:
@@ -103,32 +104,32 @@ class SearchSpace:
         return Arch(values)
 
     def active(self, arch: Mapping[str, Value]) -> tuple[Choice, ...]:
-        """The choices whose conditions hold in `arch`, in the order of the space."""
-        found: list[Choice] = []
+        """Returns the choices whose conditions hold in `arch`, in the order of the space."""
+        active: list[Choice] = []
 
-        def note(choice: Choice) -> Value:
-            found.append(choice)
+        def record(choice: Choice) -> Value:
+            active.append(choice)
             return arch[choice.name]
 
-        self._complete(note)
-        return tuple(found)
+        self._complete(record)
+        return tuple(active)
 
     def canonical(self, values: Mapping[str, Value]) -> Arch:
-        """The architecture with these values, checked, its inactive choices at their first option.
+        """Returns the architecture with these values; inactive choices take their first option.
 
         Raises:
-            InputError: a name that the space lacks, a missing active choice, or a value that is no option.
+            InputError: the space has no such name, an active choice is missing, or a value is not an option.
         """
         for name in values:
             self[name]  # names the nearest valid choice if there is none
 
         def checked(choice: Choice) -> Value:
             if choice.name not in values:
-                raise InputError(f"the architecture lacks {choice.name!r}, which space {self.name!r} decides")
+                raise InputError(f"the architecture lacks {choice.name!r}, a decision of space {self.name!r}")
             value = values[choice.name]
             if value not in choice.options:
                 hint = nearest(value, choice.options)
-                raise InputError(f"{value!r} is no option of {choice.name!r} in space {self.name!r}; {hint}")
+                raise InputError(f"{value!r} is not an option of {choice.name!r} in space {self.name!r}; {hint}")
             return choice.options[choice.index(value)]
 
         return self._complete(checked)
@@ -187,11 +188,11 @@ class SearchSpace:
         return values
 
     def to_indices(self, arch: Arch) -> tuple[int, ...]:
-        """The number of each value among its choice's options, in the order of the space."""
+        """Returns the number of each value among the options of its choice, in the order of the space."""
         return tuple(choice.index(arch[choice.name]) for choice in self.choices)
 
     def from_indices(self, indices: Sequence[int]) -> Arch:
-        """The inverse of `to_indices`; every vector within the option counts is legal, inactive entries are ignored."""
+        """Returns the architecture of an index vector; every vector in range is legal, inactive entries are ignored."""
         if len(indices) != len(self.choices):
             raise InputError(f"space {self.name!r} has {len(self.choices)} choices, not {len(indices)} indices")
         for choice, index in zip(self.choices, indices, strict=True):
@@ -201,11 +202,11 @@ class SearchSpace:
         return self._complete(lambda choice: choice.options[indices[position[choice.name]]])
 
     def sample(self, rng: Random) -> Arch:
-        """Every active choice drawn independently and uniformly (SPOS, §3.3)."""
+        """Returns a random architecture: every active choice is drawn independently and uniformly (SPOS, §3.3)."""
         return self._complete(lambda choice: choice.draw(rng))
 
     def mutate(self, arch: Arch, rng: Random, prob: float) -> Arch:
-        """Each active choice re-drawn with probability `prob`, the old value included (DetNAS, SPOS)."""
+        """Redraws each active choice with probability `prob`; the old value may be drawn again (DetNAS, SPOS)."""
         active = {choice.name for choice in self.active(arch)}
 
         def redraw(choice: Choice) -> Value:
@@ -216,7 +217,7 @@ class SearchSpace:
         return self._complete(redraw)
 
     def mutate_one(self, arch: Arch, rng: Random) -> Arch:
-        """Exactly one active choice, drawn uniformly, takes another value; choices that become active are drawn.
+        """Changes exactly one active choice, drawn uniformly; choices that become active are drawn.
 
         Raises:
             InputError: no active choice has a second option.
@@ -224,7 +225,7 @@ class SearchSpace:
         active = self.active(arch)
         movable = [choice for choice in active if len(choice.options) > 1]
         if not movable:
-            raise InputError(f"space {self.name!r} leaves nothing to mutate: every active choice has one option")
+            raise InputError(f"space {self.name!r} leaves nothing to mutate: every active choice has only one option")
         chosen = movable[rng.randrange(len(movable))]
         names = {choice.name for choice in active}
 
@@ -236,7 +237,7 @@ class SearchSpace:
         return self._complete(move)
 
     def crossover(self, first: Arch, second: Arch, rng: Random) -> Arch:
-        """Each active choice from either parent with equal probability; from the one in which it is active, if one."""
+        """Takes each active choice from either parent with equal probability, or from the only one where it is active."""
         active = [{choice.name for choice in self.active(parent)} for parent in (first, second)]
         parents = (first, second)
 
@@ -249,18 +250,21 @@ class SearchSpace:
         return self._complete(inherit)
 
     def neighbors(self, arch: Arch) -> list[Arch]:
-        """All architectures with one active choice at another (ordered: adjacent) option; new ones at their first."""
+        """Returns all architectures that differ in one active choice (ordered: by one step).
+
+        Choices that become active take their first option.
+        """
         active = self.active(arch)
         kept = {choice.name: arch[choice.name] for choice in active}
-        found = []
+        neighbors = []
         for choice in active:
             for value in choice.adjacent(arch[choice.name]):
                 moved = kept | {choice.name: value}
-                found.append(self._complete(lambda c, moved=moved: moved.get(c.name, c.options[0])))  # type: ignore[misc]
-        return found
+                neighbors.append(self._complete(lambda c, moved=moved: moved.get(c.name, c.options[0])))  # type: ignore[misc]
+        return neighbors
 
     def enumerate(self) -> Iterator[Arch]:
-        """Every architecture of the space once, the last choice varying fastest."""
+        """Yields every architecture of the space once; the last choice varies fastest."""
 
         def extend(position: int, values: dict[str, Value], inactive: frozenset[str]) -> Iterator[Arch]:
             if position == len(self.choices):
@@ -275,7 +279,7 @@ class SearchSpace:
         return extend(0, {}, frozenset())
 
     def size(self) -> int:
-        """The exact number of architectures: distinct canonical values, before normal forms."""
+        """Returns the exact number of architectures, without regard to normal forms."""
         children: dict[str, list[Choice]] = {choice.name: [] for choice in self.choices}
         for choice in self.choices:
             if choice.when is not None:
@@ -290,10 +294,10 @@ class SearchSpace:
         return math.prod(count(choice) for choice in self.choices if choice.when is None)
 
     def fix(self, values: Mapping[str, Value]) -> "SearchSpace":
-        """The same space with the named choices held at one value each."""
+        """Returns the same space with the named choices fixed to one value each."""
         for name, value in values.items():
             if value not in self[name].options:
-                raise InputError(f"{value!r} is no option of {name!r}; {nearest(value, self[name].options)}")
+                raise InputError(f"{value!r} is not an option of {name!r}; {nearest(value, self[name].options)}")
         choices = []
         for choice in self.choices:
             options = (values[choice.name],) if choice.name in values else choice.options
@@ -301,14 +305,14 @@ class SearchSpace:
         return SearchSpace._of(self.name, choices, self.forms)
 
     def to_json(self) -> str:
-        """The whole space as JSON; ranges stay ranges, normal forms are named with their version."""
+        """Returns the space as JSON; ranges stay ranges, and normal forms are named with their version."""
         choices = [_choice_to_json(choice) for choice in self.choices]
         forms = [{"prefix": prefix, "function": form.function, "version": form.version} for prefix, form in self.forms]
         return json.dumps({"name": self.name, "choices": choices, "normal_forms": forms}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "SearchSpace":
-        """The inverse of `to_json`. Raises `InputError` for anything else."""
+        """Reads the output of `to_json`. Raises `InputError` for anything else."""
         try:
             document = json.loads(text)
             choices = [_choice_from_json(item) for item in document["choices"]]
@@ -317,20 +321,20 @@ class SearchSpace:
         except InputError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"this is not the JSON of a search space ({error!r})") from error
+            raise InputError(f"the text cannot be read as a search space ({error!r})") from error
 
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over `to_json`: two spaces are interchangeable exactly if these agree."""
+        """Returns 16 hex digits of SHA-256 over `to_json`; they agree exactly if two spaces are interchangeable."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
 def compose(name: str, parts: Mapping[str, SearchSpace], normal_form: Form | None = None) -> SearchSpace:
-    """One space from several, each part's decisions and normal forms below its dotted prefix.
+    """Returns one space from several; the decisions and normal forms of each are below its dotted prefix.
 
     Args:
-        name: of the composed space.
+        name: the name of the composed space.
         parts: prefix to space; a part without choices adds nothing.
-        normal_form: a form over the whole, applied after those of the parts.
+        normal_form: a form over the composed space, applied after those of the parts.
     """
     choices: list[Choice] = []
     forms: list[tuple[str, NormalForm]] = []
@@ -349,7 +353,7 @@ def _check_condition(space: str, choice: Choice, earlier: Mapping[str, Choice]) 
     parent, values = choice.when
     if not values:
         raise InputError(
-            f"choice {choice.name!r} of space {space!r} waits for no value of {parent!r}; name one at least"
+            f"choice {choice.name!r} of space {space!r} does not name a value of {parent!r} on which it depends; give at least one"
         )
     if parent not in earlier:
         raise InputError(
@@ -358,4 +362,6 @@ def _check_condition(space: str, choice: Choice, earlier: Mapping[str, Choice]) 
         )
     wrong = [value for value in values if value not in earlier[parent].options]
     if wrong and len(earlier[parent].options) > 1:
-        raise InputError(f"choice {choice.name!r} waits for {parent!r} = {wrong[0]!r}, which is no option of it")
+        raise InputError(
+            f"choice {choice.name!r} depends on {parent!r} = {wrong[0]!r}, which is not one of its options"
+        )

@@ -121,7 +121,7 @@ def _check_lead(supernet: Chain, lead: Lead, steps: int) -> None:
     """Checks that the lead ends before the training does, and that the other options can start as copies of it."""
     if lead.steps >= steps:
         raise InputError(f"a lead of {lead.steps} steps leaves none of {steps} to the other options; shorten it")
-    meta_copy(supernet).spread(lead.arch)  # fails now instead of after the lead's steps
+    meta_copy(supernet).copy_options(lead.arch)  # fails now instead of after the lead's steps
 
 
 def _run(training: TrainingState, log: Path | None, *, verbose: bool) -> None:
@@ -219,9 +219,9 @@ def _paths(training: TrainingState) -> Sequence[Arch]:
         return training.sampler(training.step)
     if training.step < lead.steps:
         return (lead.arch,)
-    training.chain.spread(lead.arch)
+    training.chain.copy_options(lead.arch)
     if training.ema is not None:
-        training.ema.module.spread(lead.arch)
+        training.ema.module.copy_options(lead.arch)
     return training.sampler(training.step)
 
 

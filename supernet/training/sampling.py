@@ -198,7 +198,7 @@ class Lead:
     Attributes:
         arch: the architecture trained alone in the first steps.
         steps: the number of these steps. Before the next one, every option becomes a copy of the one that `arch`
-            chooses (`Searchable.spread`); larger kernels are padded with zeros.
+            chooses (`Searchable.copy_options`); larger kernels are padded with zeros.
     """
 
     arch: Arch

@@ -211,7 +211,7 @@ def test_pyramids_and_backbones_of_detectors_are_drawn(call: Call, tmp_path: Pat
         ),
         (
             ("nasfpn", "--arch", json.dumps({**values_of(WIRINGS["nasfpn-7"]), "cell2.op": "max"})),
-            r"'max' is no option",
+            r"'max' is not an option",
         ),
     ],
 )

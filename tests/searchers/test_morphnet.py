@@ -368,7 +368,7 @@ def test_invalid_settings_are_refused_before_training() -> None:
         ({"scan": (1.0, 0.0)}, "λ must be above 0"),
         ({"scan": ()}, r"scan=\(\)"),
         ({"share": 0.001}, "below the smallest network of 'plain-small-widths', one channel per group"),
-        ({"start": {**net.seed, "block0.mid": 0}}, r"0 is no option of 'block0\.mid'"),
+        ({"start": {**net.seed, "block0.mid": 0}}, r"0 is not an option of 'block0\.mid'"),
         ({"rounds": 0}, "rounds=0"),
         ({"threshold": "otsu"}, "threshold='otsu'"),
         ({"fill": 1.0}, r"fill=1\.0"),

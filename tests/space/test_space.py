@@ -106,7 +106,10 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "composed": (lambda: compose("s", {"a": made(Choice("b.c", (1,))), "a.b": made(Choice("c", (1,)))}), "two .*a.b.c"),
     "later-parent": (lambda: made(OPENED, DEPTH), "'child' of space 's' depends on 'depth', which is not listed"),
     "misspelt": (lambda: made(DEPTH, Choice("c", (1,), ("dept", (3,)))), "depends on 'dept', .* did you mean 'depth'"),
-    "impossible": (lambda: made(DEPTH, Choice("c", (1,), ("depth", (3, 5)))), "'c' waits for 'depth' = 5, which is no"),
+    "impossible": (
+        lambda: made(DEPTH, Choice("c", (1,), ("depth", (3, 5)))),
+        "'c' depends on 'depth' = 5, which is not",
+    ),
     "no-options": (lambda: Choice("a", ()), "'a' has no options"),
     "twice": (lambda: Choice("a", (1, 2, 1)), r"'a' lists an option twice: \(1, 2, 1\)"),
     "no-name": (lambda: Choice("", (1,)), "needs a name"),
@@ -115,12 +118,15 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "method": (lambda: SearchSpace("s", [], SearchSpace.normal_form), "top level of a module, not 'SearchSpace.norm"),
     "unknown": (lambda: pair().canonical({"lift": "a", "right": "a"}), "no choice 'lift'; did you mean 'left'"),
     "unknown-far": (lambda: pair()["xyzzy"], "no choice 'xyzzy'; choose from: left, right"),
-    "missing": (lambda: pair().canonical({"left": "a"}), "lacks 'right', which space 'pair' decides"),
+    "missing": (lambda: pair().canonical({"left": "a"}), "lacks 'right', a decision of space 'pair'"),
     "missing-opened": (lambda: nested().canonical({"depth": 2, "kernel": 5, "op": "conv"}), "lacks 'dilation'"),
-    "illegal": (lambda: pair().canonical({"left": "a", "right": "z"}), "'z' is no option of 'right' .*: a, b, c"),
-    "illegal-near": (lambda: nested().canonical({"depth": 1, "op": "convs"}), "'convs' is no option .* mean 'conv'"),
+    "illegal": (lambda: pair().canonical({"left": "a", "right": "z"}), "'z' is not an option of 'right' .*: a, b, c"),
+    "illegal-near": (
+        lambda: nested().canonical({"depth": 1, "op": "convs"}),
+        "'convs' is not an option .* mean 'conv'",
+    ),
     "fix-name": (lambda: pair().fix({"lef": "a"}), "no choice 'lef'; did you mean 'left'"),
-    "fix-value": (lambda: pair().fix({"left": "z"}), "'z' is no option of 'left'; choose from: a, b, c"),
+    "fix-value": (lambda: pair().fix({"left": "z"}), "'z' is not an option of 'left'; choose from: a, b, c"),
     "indices-few": (lambda: pair().from_indices((0,)), "has 2 choices, not 1 indices"),
     "indices-many": (lambda: pair().from_indices((0, 0, 0)), "has 2 choices, not 3 indices"),
     "index-high": (lambda: pair().from_indices((0, 3)), r"index 3 of 'right' is outside 0\.\.2"),
@@ -129,8 +135,8 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "arch-garbage": (lambda: Arch.from_json("{left: a}"), "JSON object of decision names and values"),
     "arch-list": (lambda: Arch.from_json('["a", "b"]'), r"plain values, not '\[\"a\", \"b\"\]'"),
     "arch-null": (lambda: Arch.from_json('{"left": null}'), "plain values, not"),
-    "space-empty": (lambda: SearchSpace.from_json("{}"), "not the JSON of a search space .*choices"),
-    "space-choices": (lambda: SearchSpace.from_json(PART % "1"), "not the JSON of a search space"),
+    "space-empty": (lambda: SearchSpace.from_json("{}"), "cannot be read as a search space .*choices"),
+    "space-choices": (lambda: SearchSpace.from_json(PART % "1"), "cannot be read as a search space"),
 }
 
 
@@ -145,7 +151,7 @@ def test_wrong_input_is_named(case: str) -> None:
     "rest", ['"a", "options": {"range": [0, 4, 0]}', '"a", "options": [1], "when": ["b"]', '3, "options": [1]']
 )
 def test_damaged_json_of_a_space_is_an_input_error(rest: str) -> None:
-    with pytest.raises(InputError, match="not the JSON of a search space"):
+    with pytest.raises(InputError, match="cannot be read as a search space"):
         SearchSpace.from_json(PART % f'{{"name": {rest}}}')
 
 
@@ -428,7 +434,7 @@ def test_fix_restricts() -> None:
     assert all(arch in nested() for arch in space.enumerate())
     assert nested().fix({"depth": 1}).size() == 2  # what is below a closed parent disappears from the count
     assert len({nested().digest(), space.digest(), nested().fix({"depth": 2}).digest()}) == 3
-    with pytest.raises(InputError, match="3 is no option of 'depth'"):
+    with pytest.raises(InputError, match="3 is not an option of 'depth'"):
         space.canonical({"depth": 3, "kernel": 5, "dilation": "one", "op": "conv"})
 
 

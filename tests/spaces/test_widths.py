@@ -217,7 +217,7 @@ def test_a_network_without_a_branch_is_exported_and_runs(tmp_path: Path) -> None
 def test_a_width_of_0_where_a_channel_is_needed_is_named() -> None:
     for name, group in (("plain-small-widths", "block0.out"), ("mobilenetv2-widths", "stage2.block0.mid")):
         chain = small(name)
-        with pytest.raises(InputError, match=rf"0 is no option of '{group}'"):
+        with pytest.raises(InputError, match=rf"0 is not an option of '{group}'"):
             chain.subnet({**chain.seed, group: 0})
 
 

@@ -252,7 +252,7 @@ def test_an_impossible_limit_names_the_cheapest(run_folder: Path, call: Call) ->
 
 def test_an_arch_of_another_space_is_refused(run_folder: Path, call: Call, tmp_path: Path) -> None:
     foreign = json.dumps({"stage1.block0.op": "shuffle3"})
-    one_line(call("evaluate", run_folder, "--arch", foreign), "'shuffle3' is no option", "nasbench-macro")
+    one_line(call("evaluate", run_folder, "--arch", foreign), "'shuffle3' is not an option", "nasbench-macro")
     one_line(call("retrain", run_folder, "--arch", "{"), "JSON object")
     one_line(call("retrain", run_folder, "--arch", tmp_path / "arch.json"), "nor a file with one")
     one_line(call("retrain", run_folder, "--search", "never-run"), "no search 'never-run'")

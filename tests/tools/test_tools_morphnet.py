@@ -216,7 +216,7 @@ def test_wrong_input_is_named_before_training(trained: Path, half: float, call: 
         ((*macs, "--settings", "scan=1"), ("scan='1' cannot be read",)),
         ((*macs, "--settings", "metric=acuracy"), ("did you mean 'accuracy'",)),
         ((*macs, "--settings", "threshold=otsu"), ("threshold='otsu' cannot be read",)),
-        ((*macs, "--settings", 'start={"block0.mid": 0}'), ("0 is no option of 'block0.mid'",)),
+        ((*macs, "--settings", 'start={"block0.mid": 0}'), ("0 is not an option of 'block0.mid'",)),
     ]
     for number, (arguments, fragments) in enumerate(wrong):
         one_line(call("morphnet", trained, "--name", f"wrong{number}", *arguments), *fragments)

@@ -15,7 +15,7 @@ from detection.nasfpn.supernet import SearchablePyramid
 from helpers.detector_cases import tiny, tiny_network
 from helpers.scripts import Call, one_line
 from supernet import Chain, create_supernet
-from supernet.blocks.copying import spread_option
+from supernet.blocks.copying import copy_option
 from supernet.blocks.plain import ConvBNAct, ShuffleUnit
 from supernet.config import Data, Train
 from supernet.data.images import Splits
@@ -70,7 +70,7 @@ def test_units_with_larger_kernels_compute_what_the_lead_computes(lead: str, tra
     larger = ["shuffle5", "shuffle7"] if lead == "shuffle3" else ["shuffle7"]
     with torch.no_grad():
         before, own = net(images, every(net, lead)), net(images, every(net, "shuffle7"))
-        net.spread(every(net, lead))
+        net.copy_options(every(net, lead))
         mixed = net.space.canonical({c.name: larger[n % len(larger)] for n, c in enumerate(net.space.choices)})
         after = net(images, mixed)
     assert torch.allclose(after, before, atol=1e-5)
@@ -80,7 +80,7 @@ def test_units_with_larger_kernels_compute_what_the_lead_computes(lead: str, tra
 def test_a_smaller_kernel_is_the_centre_of_the_lead_which_is_unchanged() -> None:
     units = {f"shuffle{k}": ShuffleUnit(8, 16, kernel=k, stride=2) for k in (3, 7)}
     kept = {name: tensor.clone() for name, tensor in units["shuffle7"].state_dict().items()}
-    spread_option(units, "shuffle7")
+    copy_option(units, "shuffle7")
     assert torch.equal(units["shuffle3"].main[1].conv.weight, kept["main.1.conv.weight"][:, :, 2:5, 2:5])
     assert torch.equal(units["shuffle3"].proj[1].conv.weight, kept["proj.1.conv.weight"])
     assert all(torch.equal(tensor, kept[name]) for name, tensor in units["shuffle7"].state_dict().items())
@@ -98,7 +98,7 @@ def test_an_xception_unit_starts_near_the_shuffle_unit(stride: int) -> None:
 
     with torch.no_grad():
         before = correlation()
-        spread_option(units, "s")
+        copy_option(units, "s")
         after = correlation()
     assert abs(before) < 0.3
     assert after > 0.4
@@ -115,7 +115,7 @@ def test_shared_channels_are_spread_too() -> None:
     )
     with torch.no_grad():
         before = net(images, arch)
-        net.spread(arch)
+        net.copy_options(arch)
         assert torch.allclose(net(images, other), before, atol=1e-5)
 
 
@@ -131,25 +131,25 @@ def test_a_detectors_backbone_is_spread() -> None:
         generator=torch.Generator().manual_seed(0),
     )
     lead = create_lead(detector.space, "shuffle3", 1)
-    detector.spread(lead.arch)
+    detector.copy_options(lead.arch)
     options = next(m for n, m in detector.steps if n == "backbone.stage1.block0").block.options
     assert torch.equal(options["shuffle7"].main[0].conv.weight, options["shuffle3"].main[0].conv.weight)
 
 
 def test_options_of_other_form_are_refused() -> None:
     macro = create_supernet("nasbench-macro", input_size=16, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(InputError, match="cannot begin as a copy"):
-        macro.spread(every(macro, str(macro.space.choices[0].options[0])))
+    with pytest.raises(InputError, match="cannot start as a copy"):
+        macro.copy_options(every(macro, str(macro.space.choices[0].options[0])))
     cells = create_supernet("nasbench201", generator=torch.Generator().manual_seed(0))
-    with pytest.raises(InputError, match=r"leave out the lead|cannot begin as a copy"):
-        cells.spread(every(cells, str(cells.space.choices[0].options[-1])))
+    with pytest.raises(InputError, match=r"leave out the lead|cannot start as a copy"):
+        cells.copy_options(every(cells, str(cells.space.choices[0].options[-1])))
     units = {"s": ShuffleUnit(8, 8), "x": ShuffleUnit(8, 8, xception=True)}
-    with pytest.raises(InputError, match="'s' cannot begin as a copy of 'x'"):
-        spread_option(units, "x")
+    with pytest.raises(InputError, match="'s' cannot start as a copy of 'x'"):
+        copy_option(units, "x")
     with pytest.raises(InputError, match="no option 'y'"):
-        spread_option(units, "y")
+        copy_option(units, "y")
     with pytest.raises(InputError, match="'wide' cannot begin"):
-        spread_option({"narrow": ConvBNAct(4, 4), "wide": ConvBNAct(4, 8)}, "narrow")
+        copy_option({"narrow": ConvBNAct(4, 4), "wide": ConvBNAct(4, 8)}, "narrow")
 
 
 def test_cells_of_a_supernet_start_as_identities() -> None:
@@ -252,7 +252,7 @@ def test_an_unsuitable_lead_is_refused_before_any_step(digits: Splits) -> None:
         create_lead(net.space, "shuffle4", 3)
     with pytest.raises(InputError, match="trains for 0 steps"):
         create_lead(net.space, "shuffle3", 0)
-    with pytest.raises(InputError, match="cannot begin as a copy of 'xception'"):
+    with pytest.raises(InputError, match="cannot start as a copy of 'xception'"):
         train_supernet(net, digits, CONFIG, lead=Lead(every(net, "xception"), 3), verbose=False)
     with pytest.raises(InputError, match="a lead of 16 steps leaves none of 16"):
         train_supernet(net, digits, CONFIG, lead=Lead(every(net, "shuffle3"), 16), verbose=False)

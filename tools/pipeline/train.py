@@ -148,7 +148,7 @@ def _lead(config: "Recipe", supernet: Chain, steps_per_epoch: int) -> Lead | Non
     if not config.lead or not config.train.epochs:
         return None
     lead = create_lead(supernet.space, config.lead, round(config.lead_epochs * steps_per_epoch))
-    meta_copy(supernet).spread(lead.arch)  # fails here rather than after the first epochs
+    meta_copy(supernet).copy_options(lead.arch)  # fails here rather than after the first epochs
     return lead
 
 
