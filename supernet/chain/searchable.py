@@ -40,7 +40,7 @@ class Searchable(nn.Module):
         raise NotImplementedError
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """Yields the parameters that `forward` uses under `arch`, with the index of the used elements (`()` for all)."""
+        """Yields the parameters that `forward` uses under `arch`, with the index of the used elements (see `Part`)."""
         raise NotImplementedError
 
     def active_parameters(self, arch: Arch, layout: Layouts) -> Iterator[nn.Parameter]:
