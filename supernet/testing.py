@@ -81,15 +81,15 @@ def check_values(space: SearchSpace, archs: Sequence[Arch]) -> None:
     assert SearchSpace.from_json(space.to_json()) == space, "the space does not survive JSON"
     assert SearchSpace.from_json(space.to_json()).digest() == space.digest(), "the digest changes through JSON"
     for arch in archs:
+        try:
+            space.canonical(space.represent(arch))
+        except InputError as error:
+            raise AssertionError(f"the normal form of {arch} leaves the space: {error}") from error
         normal = space.normal_form(arch)
         assert Arch.from_json(arch.to_json()) == arch, f"{arch} does not survive JSON"
         assert pickle.loads(pickle.dumps(arch)) == arch, f"{arch} does not survive pickle"
         assert space.from_indices(space.to_indices(arch)) == arch, f"{arch} does not survive its index vector"
         assert space.canonical(arch) == arch, f"{arch} is not canonical"
-        try:
-            space.canonical(space.represent(arch))
-        except InputError as error:
-            raise AssertionError(f"the normal form of {arch} leaves the space: {error}") from error
         assert space.normal_form(normal) == normal, f"the normal form of {arch} is not idempotent"
 
 
@@ -172,7 +172,7 @@ def check_layouts(supernet: Chain, arch: Arch, x: Any) -> None:
     subnet = supernet.subnet(arch).eval()
     steps = list(supernet.walk(arch))
     with torch.no_grad():
-        for index, ((step, sub, layout), made) in enumerate(zip(steps, subnet, strict=True)):
+        for index, ((step, sub, layout), made) in enumerate(zip(steps, supernet.steps_in(subnet), strict=True)):
             name = supernet.step_names[index]
             _check_state(shared, layout, x, f"before step {name!r}")
             shared = step(shared, sub) if isinstance(step, Searchable) else step(shared)

@@ -60,7 +60,11 @@ class Chain(Searchable):
     @property
     def step_modules(self) -> list[nn.Module]:
         """The modules of the steps, in order."""
-        return [self.get_submodule(path) for path in self.step_paths]
+        return self.steps_in(self)
+
+    def steps_in(self, network: nn.Module) -> list[nn.Module]:
+        """Returns the modules of the steps in a network of this chain, such as `subnet(arch)`, in order."""
+        return [network.get_submodule(path) for path in self.step_paths]
 
     def step_module(self, number: int) -> nn.Module:
         """The module of one step."""

@@ -237,7 +237,7 @@ class SearchSpace:
         return self._complete(move)
 
     def crossover(self, first: Arch, second: Arch, rng: Random) -> Arch:
-        """Takes each active choice from either parent with equal probability, or from the only one where it is active."""
+        """Takes each active choice from either parent with equal probability, or from the one where it is active."""
         active = [{choice.name for choice in self.active(parent)} for parent in (first, second)]
         parents = (first, second)
 
@@ -353,7 +353,7 @@ def _check_condition(space: str, choice: Choice, earlier: Mapping[str, Choice]) 
     parent, values = choice.when
     if not values:
         raise InputError(
-            f"choice {choice.name!r} of space {space!r} does not name a value of {parent!r} on which it depends; give at least one"
+            f"choice {choice.name!r} of space {space!r} depends on no value of {parent!r}; give at least one"
         )
     if parent not in earlier:
         raise InputError(
@@ -362,6 +362,4 @@ def _check_condition(space: str, choice: Choice, earlier: Mapping[str, Choice]) 
         )
     wrong = [value for value in values if value not in earlier[parent].options]
     if wrong and len(earlier[parent].options) > 1:
-        raise InputError(
-            f"choice {choice.name!r} depends on {parent!r} = {wrong[0]!r}, which is not one of its options"
-        )
+        raise InputError(f"choice {choice.name!r} depends on {parent!r} = {wrong[0]!r}, which is not an option of it")

@@ -175,7 +175,7 @@ GONE: dict[str, dict[str, int]] = {
 def test_a_width_of_0_leaves_the_branch_out(name: str) -> None:
     chain = small(name)
     arch = chain.space.canonical({**chain.seed, **GONE[name]})
-    whole, subnet = chain.subnet(chain.seed), chain.subnet(arch)
+    whole, subnet = (chain.steps_in(chain.subnet(values)) for values in (chain.seed, arch))
     missing = [
         chain.step_names[i] for i, (a, b) in enumerate(zip(whole, subnet, strict=True)) if type(a) is not type(b)
     ]
@@ -192,9 +192,9 @@ def test_a_shortcut_with_a_projection_stays_with_its_activation() -> None:
     chain = small("resnet-20-widths")
     randomize(chain, 0)
     arch = chain.space.canonical({**chain.seed, "stage2.block0.mid": 0})
-    whole = chain.subnet(chain.seed)[3]
+    whole = chain.steps_in(chain.subnet(chain.seed))[3]
     assert isinstance(whole, Residual)
-    left = chain.subnet(arch).eval()[3]
+    left = chain.steps_in(chain.subnet(arch).eval())[3]
     x = images(chain)[:, :1].expand(-1, 4, -1, -1)
     assert torch.equal(left(x), nn.functional.relu(whole.shortcut.eval()(x)))
 

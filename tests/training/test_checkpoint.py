@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from supernet import create_supernet
 from supernet.config import Data, Preprocess, SupernetRun, Train, from_dict
 from supernet.errors import InputError, RunError
 from supernet.files import read_json, replacing, write_json
@@ -103,7 +105,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(marker),)
 
-    torch.save({"format": 1, "payload": Payload()}, path)
+    torch.save({"format": 2, "payload": Payload()}, path)
     with pytest.raises(InputError, match="not a checkpoint of this project"):
         load_state(path)
     assert not marker.exists()
@@ -179,3 +181,16 @@ def test_settings_of_another_release_are_named() -> None:
     with pytest.raises(InputError, match="'input_size' of Preprocess is missing"):
         from_dict(Preprocess, {})
     assert from_dict(Train, {"lr": 0.3}) == Train(lr=0.3)
+
+
+@pytest.mark.parametrize("prefix", ["blocks.", ""])
+def test_files_with_numbered_steps_are_refused_by_name(tmp_path: Path, prefix: str) -> None:
+    chain = create_supernet("shufflenet-small", input_size=16)
+    module: nn.Module = chain if prefix else chain.subnet(chain.space.from_indices([0] * 8))
+    weights = {f"{prefix}{number}.weight": torch.zeros(1) for number in range(10)}
+    save_file(weights, tmp_path / "old.safetensors")
+    with pytest.raises(InputError, match=r"old\.safetensors was written by an older release .*; train again"):
+        load_weights(tmp_path / "old.safetensors", module)
+    torch.save({"format": 1}, tmp_path / "old.pt")
+    with pytest.raises(InputError, match=r"old\.pt was written by an older release .*; train again"):
+        load_state(tmp_path / "old.pt")
