@@ -83,7 +83,7 @@ class SearchableMapStep(Searchable):
         return self.block.active_parts(arch, self._block_layout(layout))
 
     def copy_options(self, arch: Arch) -> None:
-        """Spreads the weights of the block; see `Searchable.copy_options`."""
+        """Copies the chosen option of the block into its others; see `Searchable.copy_options`."""
         self.block.copy_options(arch)
 
     def _block_layout(self, layout: Any) -> Any:
