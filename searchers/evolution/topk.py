@@ -145,10 +145,7 @@ class TopKEvolution:
 
     def _crossed(self, parents: Sequence[Trial]) -> Arch:
         """A crossover of two parents, which may be the same one, as in the released code."""
-        first, second = (
-            self._rng.choice(parents).arch,
-            self._rng.choice(parents).arch,
-        )
+        first, second = self._rng.choice(parents).arch, self._rng.choice(parents).arch
         cross = self.space.crossover if self.crossover == "uniform" else self._one_point
         return cross(first, second, self._rng)
 

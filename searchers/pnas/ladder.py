@@ -118,9 +118,8 @@ def _ladder(space: SearchSpace, choice: Choice) -> Ladder | None:
         if any(longest[: len(decision.options)] != tuple(decision.options) for decision in column):
             return None
     names = {choice.name, *(decision.name for block in blocks for decision in block)}
-    held = {
-        other.name: other.options[0] for other in space.choices if other.name not in names and len(other.options) > 1
-    }
+    others = [other for other in space.choices if other.name not in names and len(other.options) > 1]
+    held = {other.name: other.options[0] for other in others}
     return Ladder(choice, tuple(map(tuple, blocks)), held)
 
 

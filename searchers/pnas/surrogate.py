@@ -180,9 +180,8 @@ class LadderSurrogate:
     def _advance(self, gates: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """One step of the LSTM, given what the decision contributes to the gates."""
         hidden, cell = state
-        input_gate, forget_gate, output_gate, new = torch.baddbmm(gates, hidden, self.weights["recurrent"]).chunk(
-            4, dim=-1
-        )
+        preactivations = torch.baddbmm(gates, hidden, self.weights["recurrent"])
+        input_gate, forget_gate, output_gate, new = preactivations.chunk(4, dim=-1)
         cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * new.tanh()
         return output_gate.sigmoid() * cell.tanh(), cell
 
