@@ -16,7 +16,7 @@ PACKAGES = {"supernet": "supernet", "searchers": "searchers", "detection": "dete
 """Import name to folder."""
 
 ROOMS = [
-    {"supernet.errors", "supernet.seeding", "supernet.progress"},
+    {"supernet.errors", "supernet.seeding", "supernet.generators", "supernet.progress"},
     {"supernet.sqlite"},
     {"supernet.space", "supernet.config", "supernet.memory"},
     {"supernet.files"},

@@ -11,6 +11,7 @@ from torch import nn
 from supernet.chain import Chain
 from supernet.data.batches import Batches, ImageSet, digest, identity
 from supernet.errors import InputError
+from supernet.generators import restored_generators
 from supernet.scoring.batch_norm import (
     BatchNormPolicy,
     BatchStatistics,
@@ -25,7 +26,6 @@ from supernet.scoring.metrics import BatchMetric, Metric, Metrics, classificatio
 from supernet.scoring.prefix import PrefixSharing
 from supernet.scoring.steps import Watch
 from supernet.scoring.trie import Trie
-from supernet.seeding import restored_generators
 from supernet.space import Arch
 from supernet.training.distributed import revert_sync_bn
 

@@ -17,8 +17,9 @@ from supernet.chain import Chain
 from supernet.config import Augment, Train
 from supernet.cost import meta_copy
 from supernet.errors import InputError, RunError
+from supernet.generators import restored_generators
 from supernet.progress import progress
-from supernet.seeding import derive_seed, restored_generators
+from supernet.seeding import derive_seed
 from supernet.space import Arch
 from supernet.training.check import check_training
 from supernet.training.distributed import World, current, reduce_gradients, revert_sync_bn

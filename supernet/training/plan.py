@@ -12,7 +12,7 @@ from torch import Tensor
 
 from supernet.chain import Chain
 from supernet.config import Augment, Train
-from supernet.seeding import restored_generators
+from supernet.generators import restored_generators
 from supernet.training.check import check_training
 from supernet.training.distributed import current
 from supernet.training.loop import book_losses, train_step
