@@ -1,6 +1,5 @@
 """MorphNet: a search that shrinks, expands to its budget, and resumes after SIGKILL."""
 
-import functools
 import math
 import os
 import signal
@@ -16,15 +15,13 @@ import torch
 from torch import Tensor
 
 import searchers
-from searchers import MorphNet, Study, Trial, search
+from helpers.morphnet_cases import CONFIG, Shrinking, digits, searched, searcher, supernet
+from searchers import MorphNet, Study, Trial
 from searchers.morphnet.resources import group_scales
 from supernet import create_supernet
-from supernet.config import Data, Train
+from supernet.config import Train
 from supernet.cost import CostTable, Feasible
-from supernet.data.images import Splits
-from supernet.data.load import load
 from supernet.errors import InputError
-from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch
 from supernet.spaces.widths import WidthChain
 from supernet.testing import randomize
@@ -44,43 +41,6 @@ def _one_thread() -> Iterator[None]:
 
 # -- the search -------------------------------------------------------------------------------------------------------
 
-CONFIG = Train(epochs=4, batch=128, lr=0.1, schedule="constant", warmup_epochs=0.0, save_seconds=0.0)
-SETTINGS: dict[str, Any] = {"input_size": 8, "in_channels": 1, "widths": (4, 33)}
-
-
-@functools.cache
-def digits() -> Splits:
-    return load(Data(size=8))
-
-
-def supernet(**settings: Any) -> WidthChain:
-    """Small, but with more architectures in a step than a cost table lists."""
-    generator = torch.Generator().manual_seed(0)
-    chain = create_supernet("plain-small-widths", generator=generator, **{**SETTINGS, **settings})
-    assert isinstance(chain, WidthChain)
-    return chain
-
-
-class Shrinking:
-    """A training function as a user would write it; on request it kills its process at a given step."""
-
-    def __init__(self, folder: Path | None = None, *, config: Train = CONFIG, kill: tuple[str, int] | None = None):
-        self.folder, self.config, self.kill = folder, config, kill
-        self.history: dict[str, list[dict[str, float]]] = {}
-        self.steps = 0
-
-    def __call__(self, chain: WidthChain, arch: Arch, penalty: Any, run: str) -> None:
-        def sampler(step: int) -> tuple[Arch, ...]:
-            self.steps += 1
-            if (run, step) == self.kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return (arch,)
-
-        state = None if self.folder is None else self.folder / f"{run}.pt"
-        self.history[run] = train_supernet(
-            chain, digits(), self.config, sampler=sampler, penalty=penalty, state=state, verbose=False
-        )
-
 
 def descend(chain: WidthChain, arch: Arch, penalty: Any, run: str) -> None:
     """Ten gradient steps on the regulariser alone, for tests of the steps before and after a training."""
@@ -98,22 +58,6 @@ def varied() -> WidthChain:
     chain = supernet()
     randomize(chain, 0)
     return chain
-
-
-def searcher(train: Any, *, net: WidthChain | None = None, share: float = 0.6, **settings: Any) -> MorphNet:
-    """Two rounds of one λ that shrinks, on a share of the seed's MACs."""
-    net = supernet() if net is None else net
-    table = CostTable(net)
-    feasible = Feasible(table, {"macs": share * table(net.seed)["macs"]})
-    defaults = {"rounds": 2, "scan": (2.0,), "threshold": 0.05, "fill": 0.01, **settings}
-    return MorphNet(net.space, supernet=net, train=train, feasible=feasible, **defaults)
-
-
-def searched(morph: MorphNet, path: Path | None = None, *, trials: int = 10) -> list[Trial]:
-    evaluate = SharedWeights(morph.supernet, digits().calibration, digits().validation)
-    with Study(path, morph.space) as study:
-        search(morph, morph.scored(evaluate), study, trials=trials)
-        return study.trials()
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +211,7 @@ def test_a_restored_search_continues_identically(uninterrupted: Any) -> None:
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from test_morphnet import Shrinking, searched, searcher
+from helpers.morphnet_cases import Shrinking, searched, searcher
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -212,10 +212,10 @@ def test_wrong_input_is_named_before_training(trained: Path, half: float, call: 
         (("--max-macs", 100), ("macs <= 100", "the smallest network")),
         ((*macs, "--rounds", 0), ("rounds=0",)),
         ((*macs, "--epochs", 0), ("epochs=0",)),
-        ((*macs, "--settings", "scans=[1]"), ("no setting of MorphNet 'scans'; did you mean 'scan'",)),
-        ((*macs, "--settings", "scan=1"), ("scan='1' cannot be read",)),
+        ((*macs, "--settings", "scans=[1]"), ("MorphNet has no setting 'scans'; did you mean 'scan'",)),
+        ((*macs, "--settings", "scan=1"), ("scan='1' should be",)),
         ((*macs, "--settings", "metric=acuracy"), ("did you mean 'accuracy'",)),
-        ((*macs, "--settings", "threshold=otsu"), ("threshold='otsu' cannot be read",)),
+        ((*macs, "--settings", "threshold=otsu"), ("threshold='otsu' should be",)),
         ((*macs, "--settings", 'start={"block0.mid": 0}'), ("0 is not an option of 'block0.mid'",)),
     ]
     for number, (arguments, fragments) in enumerate(wrong):
@@ -244,7 +244,7 @@ def test_a_space_without_widths_is_refused(call: Call, tmp_path: Path) -> None:
     flags = (*TINY, "--space", "test_tools_morphnet:fixed", "--out", tmp_path / "run")
     code, _, err = call("train_supernet", "macro-digits", *flags)
     assert code == 0, err
-    one_line(call("morphnet", tmp_path / "run", "--max-macs", 2e6), "'fixed' has no widths to shrink")
+    one_line(call("morphnet", tmp_path / "run", "--max-macs", 2e6), "MorphNet needs a space of widths")
     assert not (tmp_path / "run" / "search").exists()
 
 
