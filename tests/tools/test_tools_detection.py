@@ -364,6 +364,7 @@ def test_a_signal_to_all_processes_ends_after_a_step(pretrained: Path, call: Cal
     assert torch.load(out / "state.pt", weights_only=True)["step"] > 0
 
 
+@pytest.mark.slow  # tests/searchers/test_kill.py kills searches that score with a function
 def test_sigkill_during_a_search_gives_identical_trials(
     run_folder: Path, call: Call, tmp_path: Path, stages: ModuleType
 ) -> None:

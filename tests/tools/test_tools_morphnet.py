@@ -153,6 +153,7 @@ morphnet.main(morphnet.run)
 """
 
 
+@pytest.mark.slow  # the searcher itself is killed in tests/searchers/test_morphnet.py
 def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(
     trained: Path, net: WidthChain, half: float, call: Call
 ) -> None:
