@@ -1,4 +1,4 @@
-"""Detectors by name: the searchable ones and the networks of single architectures."""
+"""Creation of detectors by name: searchable ones, and networks of single architectures."""
 
 import dataclasses
 import inspect
@@ -185,7 +185,7 @@ def create_detector_network(
     """
     detector_builder(kind, neck)
     if arch is not None and _is_fixed(backbone, backbone_arch) and neck not in SEARCHED_NECKS:
-        raise InputError(f"the backbone {_name(backbone)!r} is an architecture already; leave arch out")
+        raise InputError(f"the backbone {_name(backbone)!r} is fixed to one architecture already; leave arch out")
 
     def build_supernet() -> Detector:
         return _build(

@@ -280,7 +280,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "arch": (lambda: tiny_network("retinanet", arch={"stage1.block0.op": "shuffle9"}), "shuffle9"),
     "arch twice": (
         lambda: create_detector_network("retinanet", backbone="detnas-coco-fpn-300m", arch={}),
-        "is an architecture already",
+        "is fixed to one architecture already; leave arch out",
     ),
     "norm": (lambda: tiny("retinanet", norm="layer"), "'none', 'batch' or 'group', not 'layer'"),
     "groups": (lambda: tiny("retinanet", norm="group"), "do not divide 8 channels"),
