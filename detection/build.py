@@ -310,7 +310,5 @@ def _fixed_classifier(
         assert arch is not None
         chain = _classifier(backbone, phase, settings)
         name = f"{chain.space.name}-{Arch(arch).key}"
-    network = chain.subnet(arch)
-    modules = (network.get_submodule(path) for path in chain.step_paths)
-    steps = list(zip(chain.step_names, modules, strict=True))
+    steps = list(zip(chain.step_names, chain.steps_in(chain.subnet(arch)), strict=True))
     return Chain(name, steps, input_shape=chain.input_shape, init=chain.init)

@@ -46,7 +46,7 @@ def run() -> None:
     if missing:
         raise InputError(f"there is no image file {missing[0]!r}")
 
-    from detection.predictions import detect, drawn, read_image
+    from detection.predictions import detect, draw_detections, read_image
 
     exported = (args.model / "preprocess.json").exists()
     if exported and not args.images:
@@ -63,7 +63,7 @@ def run() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name, pixels, truth in images:
         boxes = detect(network, pixels, preprocess)
-        picture, count = drawn(pixels, boxes, preprocess.classes, threshold=args.threshold, truth=truth)
+        picture, count = draw_detections(pixels, boxes, preprocess.classes, threshold=args.threshold, truth=truth)
         file = args.out / f"{name}.png"
         picture.save(file)
         print(f"wrote {file}: {count} of {len(boxes['scores'])} boxes with a score from {args.threshold:g}")

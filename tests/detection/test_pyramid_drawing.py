@@ -207,7 +207,7 @@ def test_pyramids_and_backbones_of_detectors_are_drawn(call: Call, tmp_path: Pat
         (("detnas-300m", "--arch", '{"cell1.inputs": "P3+P4"}'), r"the architecture has no pyramid"),
         (
             ("detnas-300m", "--arch", json.dumps(values_of(WIRINGS["nasfpn-7"]))),
-            r"'detnas-300m' is none; give 'nasfpn'",
+            r"pyramid alone, not of 'detnas-300m'; give the name 'nasfpn'",
         ),
         (
             ("nasfpn", "--arch", json.dumps({**values_of(WIRINGS["nasfpn-7"]), "cell2.op": "max"})),

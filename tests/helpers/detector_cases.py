@@ -41,8 +41,7 @@ def fixed_backbone() -> Chain:
     """The network of one architecture as a chain without choices."""
     classifier = create_supernet("shufflenet-small", **BACKBONE)
     network = classifier.subnet(classifier.space.sample(random.Random(0)))
-    modules = (network.get_submodule(path) for path in classifier.step_paths)
-    steps = list(zip(classifier.step_names, modules, strict=True))
+    steps = list(zip(classifier.step_names, classifier.steps_in(network), strict=True))
     return Chain("fixed", steps, input_shape=classifier.input_shape)
 
 
