@@ -28,20 +28,20 @@ class DetectorCosts(CostTable):
         self, detector: Detector, input_shape: Sequence[int] | None = None, *, backbone_size: int = 224
     ) -> None:
         super().__init__(detector, input_shape)
-        self._start.cost["backbone_macs"] = 0
+        self.start.cost["backbone_macs"] = 0
         backbone = backbone_of(detector)
         self._backbone = CostTable(backbone, (detector.input_shape[0], backbone_size, backbone_size))
         # the entry before every step of the backbone, which is the same for all architectures: `as_backbone` checks it
-        self._before = [self._backbone._start]
+        self._before = [self._backbone.start]
         first = next(iter(backbone.space.enumerate()))
         for index, name in enumerate(backbone.step_names):
-            self._before.append(self._backbone._step(index, first.sub(name), self._before[-1]))
+            self._before.append(self._backbone.step(index, first.sub(name), self._before[-1]))
 
-    def _step(self, index: int, arch: Arch, before: Entry) -> Entry:
-        entry = super()._step(index, arch, before)
+    def step(self, index: int, arch: Arch, before: Entry) -> Entry:
+        entry = super().step(index, arch, before)
         if "backbone_macs" not in entry.cost:
             inside = index < len(self._before) - 1
             entry.cost["backbone_macs"] = (
-                self._backbone._step(index, arch, self._before[index]).cost["macs"] if inside else 0
+                self._backbone.step(index, arch, self._before[index]).cost["macs"] if inside else 0
             )
         return entry

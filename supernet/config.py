@@ -127,7 +127,7 @@ class Window:
     """Restricts sampled architectures to an exact range of a cost; no limits by default."""
 
     cost: str = "macs"
-    """"macs", "params" or "activations"."""
+    """"macs", "params", "activations" or "matmul_macs"."""
     low: float | None = None
     """Smallest cost."""
     high: float | None = None

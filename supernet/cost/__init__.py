@@ -1,7 +1,8 @@
 """What architectures cost: MACs, parameters, activations and measured latency.
 
-`count` traces a module, `table` adds up steps, `window` counts and samples the architectures within limits, `feasible`
-is what searchers ask, `latency` measures. It imports `supernet.chain` and `supernet.files`.
+`count` traces a module, `table` adds up the costs of a chain's steps, `window` counts and samples the architectures
+between two bounds, `feasible` is the constraint that searchers take, and `latency` measures time. The package imports
+`supernet.chain`, `supernet.space`, `supernet.files` and `supernet.errors`.
 """
 
 from supernet.cost.count import count, meta_copy

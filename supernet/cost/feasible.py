@@ -1,32 +1,27 @@
-"""Limits on costs: which architectures keep them, how many do, and draws from those."""
+"""Limits on costs: which architectures are within them, how many there are, and samples of those."""
 
-import importlib
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import cached_property
 from random import Random
-from typing import TYPE_CHECKING
 
+from supernet.cost.table import CostTable
+from supernet.cost.window import CostWindow
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
-if TYPE_CHECKING:
-    from supernet.cost.window import CostWindow
-
-from supernet.cost.table import CostTable
-
-TRIES = 10_000  # draws within one limit before the others are taken to leave nothing
+TRIES = 10_000  # draws within the tightest limit before concluding that the others exclude everything
 
 
 class Feasible:
-    """Whether an architecture is within limits: the one route for constraints in a search.
+    """The predicate "within the limits", through which every search takes its constraints.
 
     Args:
-        cost: gives the costs of an architecture.
-        limits: cost name to the largest allowed value, e.g. `{"macs": 3e8}`.
+        cost: returns the costs of an architecture.
+        limits: the largest allowed value by the name of the cost, e.g. `{"macs": 3e8}`.
 
     Raises:
-        InputError: an unknown cost, or a limit below the cheapest architecture (whose cost is named).
+        InputError: an unknown cost, or a limit below the cheapest architecture; the message names the cheapest cost.
     """
 
     def __init__(self, cost: CostTable, limits: Mapping[str, float]) -> None:
@@ -43,44 +38,42 @@ class Feasible:
                 )
 
     def __call__(self, arch: Arch) -> bool:
-        """True if every limit holds."""
-        if not self.limits:
-            return True
-        return self._keeps(self.cost(arch))
+        """Returns whether the architecture is within every limit."""
+        return not self.limits or self._within(self.cost(arch))
 
     def sample(self, rng: Random) -> Arch:
-        """One architecture, each of those within the limits equally likely.
+        """Draws one of the architectures within the limits, each with the same probability.
 
-        With one limit no draw is rejected. With more, draws within the one that the fewest architectures keep are
-        rejected by the others. A space whose costs can be neither counted nor listed (see `CostWindow`) is drawn from
-        by its own `sample` and rejected by all.
+        With one limit no draw is rejected. With several, draws within the tightest limit, the one that the fewest
+        architectures meet, are rejected until one meets the others too. If the space's costs can be neither counted
+        nor listed (see `CostWindow`), draws of the whole space are rejected until one meets all limits.
 
         Raises:
-            InputError: nothing fits, or none of `TRIES` draws does.
+            InputError: no architecture is within the limits, or none of `TRIES` draws is.
         """
         tightest = min(self._windows, key=lambda window: window.count, default=None)
         for _ in range(TRIES):
             arch = self.cost.space.sample(rng) if tightest is None else tightest.sample(rng)
             if self(arch):
                 return arch
-        drawn = "" if tightest is None else f" with {tightest.cost} <= {tightest.high:,.0f}"
-        raise InputError(f"none of {TRIES:,} architectures{drawn} is within all limits; {self.explain()}")
+        condition = "" if tightest is None else f" with {tightest.cost} <= {tightest.high:,.0f}"
+        raise InputError(f"none of {TRIES:,} architectures{condition} is within all limits; {self.explain()}")
 
     def count(self) -> int | None:
-        """The exact number of architectures within the limits.
+        """Returns the exact number of architectures within the limits.
 
         Returns:
-            None where two or more limits, or costs that cannot be counted, meet a space too large to be listed.
+            None for a space too large to be listed, if there are several limits or its costs cannot be counted.
         """
         if not self.limits:
             return self.cost.space.size()
         if len(self.limits) == 1 and self.cost.edges(next(iter(self.limits))) is not None:
             return self._windows[0].count
         listing = self.cost.listing
-        return None if listing is None else sum(self._keeps(costs) for _, costs in listing)
+        return None if listing is None else sum(self._within(costs) for _, costs in listing)
 
     def explain(self) -> str:
-        """The limits, each cost's range over the space, and for a single limit how many architectures keep it."""
+        """Describes the limits, each cost's range over the space and, for one limit, how many architectures fit."""
         parts = []
         for name, limit in self.limits.items():
             extremes = self.cost.extremes(name)
@@ -91,17 +84,15 @@ class Feasible:
         return "the limits are " + ", ".join(parts) + fit
 
     @cached_property
-    def _windows(self) -> "list[CostWindow]":
+    def _windows(self) -> list[CostWindow]:
         """The architectures within each limit that can be counted."""
-        # By name, as the package's own lazy exports: the windows are built on this module.
-        window = importlib.import_module("supernet.cost.window").CostWindow
         countable = [name for name in self.limits if self.cost.edges(name) is not None or self.cost.listing is not None]
-        return [window(self.cost, name, high=self.limits[name]) for name in countable]
+        return [CostWindow(self.cost, name, high=self.limits[name]) for name in countable]
 
-    def _keeps(self, costs: Mapping[str, float]) -> bool:
+    def _within(self, costs: Mapping[str, float]) -> bool:
         return all(costs[name] <= limit for name, limit in self.limits.items())
 
 
 def _short(number: int) -> str:
-    """`6,561` or `1.1e12`."""
+    """Formats a count as `6,561`, or as `1.1e12` from a million."""
     return f"{number:,}" if number < 10**6 else f"{Decimal(number):.1e}".replace("e+", "e")

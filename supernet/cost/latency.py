@@ -1,4 +1,4 @@
-"""Measured latency as a cost: a table of timed steps, and how far their sum is from timing whole networks."""
+"""Measured latency as a cost: a table of timed steps, and its error against the timing of whole networks."""
 
 import json
 import platform
@@ -21,21 +21,21 @@ from supernet.space import Arch
 
 
 class LatencyTable(CostTable):
-    """A `CostTable` with a further cost, `latency`: microseconds of a forward pass in eval mode, on this machine.
+    """A `CostTable` with one more cost, `latency`: microseconds of a forward pass in eval mode on this machine.
 
-    Every (step, its decisions, its input) is timed once, when it is first needed, and an architecture's latency is the
-    sum over its steps. Where steps do not share decisions the table is finite, and windows and limits on latency are
-    as exact as those on MACs; of what is measured, not of what another run would measure. A space with shared cells
-    times the cells of each architecture on demand. What a table measured stays with it: use one table for a search.
+    Each combination of a step, its decisions and its input is timed once, when it is first needed, and an
+    architecture's latency is the sum over its steps. Where steps do not share decisions the table is finite, and
+    windows and limits on latency are exact with respect to this table; a second measurement would give another one, so
+    use one table for a search. In a space with shared cells the cells of each architecture are timed on demand.
 
     Args:
         supernet: only its shapes are kept.
         input_shape: (C, H, W); the supernet's own by default.
         batch: images per forward pass.
-        device: where it is timed.
-        seconds: of timing per entry.
-        channels_last: memory order of images and weights.
-        file: keeps what was measured, one line of JSON per entry, so that a resumed search meets the same figures.
+        device: the device to time on.
+        seconds: time to spend on each entry.
+        channels_last: whether images and weights are in channels-last memory format.
+        file: keeps the measurements, one line of JSON per entry, so that a resumed search sees the same latencies.
 
     Raises:
         InputError: `file` was measured under other settings or on another machine.
@@ -57,19 +57,19 @@ class LatencyTable(CostTable):
         super().__init__(supernet, input_shape)
         self.batch, self.device, self.seconds, self.file = batch, device, seconds, file
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._start.cost["latency"] = 0
+        self.start.cost["latency"] = 0
         self._timed: dict[str, int] = {}
         if file is not None:
             self._read(file)
 
-    def _step(self, index: int, arch: Arch, before: Entry) -> Entry:
-        entry = super()._step(index, arch, before)
+    def step(self, index: int, arch: Arch, before: Entry) -> Entry:
+        entry = super().step(index, arch, before)
         if "latency" not in entry.cost:
             name = f"{index} {arch.to_json()} {shapes(before.state)} {before.layout}"
             if name not in self._timed:
                 module = materialize(self._chain.step_module(index), arch, before.layout).eval()
                 self._timed[name] = self._time(module, before.state)
-                self._note({"step": name, "microseconds": self._timed[name]})
+                self._append({"step": name, "microseconds": self._timed[name]})
             entry.cost["latency"] = self._timed[name]
         return entry
 
@@ -83,47 +83,47 @@ class LatencyTable(CostTable):
             "channels_last": self.memory_format is torch.channels_last,
         }
         if not file.exists():
-            self._note({"settings": settings})
+            self._append({"settings": settings})
             return
         text = file.read_text(encoding="utf-8")
         if not text.endswith("\n"):
             with file.open("a", encoding="utf-8") as open_file:
-                open_file.write("\n")  # what a killed writer began stays a line of its own
+                open_file.write("\n")  # ends the line that a killed process left unfinished
         lines = text.splitlines()
         try:
-            first, *entries = (json.loads(line) for line in lines if line.endswith("}"))  # a killed writer's is cut
+            first, *entries = (json.loads(line) for line in lines if line.endswith("}"))  # skips unfinished lines
             known = first["settings"]
             self._timed = {entry["step"]: int(entry["microseconds"]) for entry in entries}
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} holds no latencies of this project; delete it to measure anew") from error
+            raise InputError(f"{file} cannot be read as a file of latencies; delete it to measure again") from error
         for name, value in settings.items():
             if known.get(name) != value:
                 raise InputError(
-                    f"{file} was measured with {name} {known.get(name)!r}, and now it is {value!r}; restore that, or "
-                    "delete the file to measure anew"
+                    f"{file} was measured with {name} {known.get(name)!r}, and now it is {value!r}; restore that "
+                    "setting, or delete the file to measure again"
                 )
 
-    def _note(self, line: dict[str, Any]) -> None:
+    def _append(self, line: dict[str, Any]) -> None:
         if self.file is not None:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def end_to_end(self, arch: Arch) -> int:
-        """Microseconds of the whole network, timed anew."""
-        return self._time(self._chain.subnet(arch).eval(), self._start.state)
+        """Times the whole network and returns microseconds."""
+        return self._time(self._chain.subnet(arch).eval(), self.start.state)
 
     def error(self, archs: int = 20, *, seed: int = 0) -> dict[str, float]:
-        """The table against end-to-end timing of random architectures.
+        """Compares the table with end-to-end timing of random architectures.
 
         Returns:
-            `mean` and `worst` relative error; `bias`, the mean ratio of table to timing (above 1 where separate steps
-            miss what runs together saves); `tau`, Kendall's tau-b between the two; `n`.
+            `mean` and `worst` relative error; `bias`, the mean of table / end-to-end time, above 1 where separate
+            timing misses overlap; `tau`, Kendall's tau-b between the two; `n`.
         """
         from scipy.stats import kendalltau
 
         rng = Random(seed)
-        drawn = [self.space.sample(rng) for _ in range(archs)]
-        pairs = [(self(arch)["latency"], self.end_to_end(arch)) for arch in drawn]
+        sampled = [self.space.sample(rng) for _ in range(archs)]
+        pairs = [(self(arch)["latency"], self.end_to_end(arch)) for arch in sampled]
         errors = [abs(table - timed) / timed for table, timed in pairs]
         return {
             "mean": statistics.mean(errors),
@@ -134,25 +134,26 @@ class LatencyTable(CostTable):
         }
 
     def _time(self, module: nn.Module, state: Any) -> int:
-        """Median microseconds of a module that is built on the meta device; values have no influence on the time."""
+        """Returns the median microseconds of a module from the meta device, filled with ones."""
         from torch.utils.benchmark import Timer  # its import warns where there is no CUDA
 
         real = module.to_empty(device=self.device).to(memory_format=self.memory_format)
         with torch.no_grad():
             for tensor in (*real.parameters(), *real.buffers()):
                 tensor.fill_(1)
-        given = tree_map(self._filled, state)
+        inputs = tree_map(self._filled, state)
         with torch.inference_mode():
             timer = Timer(
-                "module(state)", globals={"module": real, "state": given}, num_threads=torch.get_num_threads()
+                "module(state)", globals={"module": real, "state": inputs}, num_threads=torch.get_num_threads()
             )
             measured = timer.blocked_autorange(min_run_time=self.seconds)
         return max(round(measured.median * 1e6), 1)
 
     def _filled(self, leaf: Any) -> Any:
+        """Returns a real tensor for one of a state's meta tensors, for the whole batch."""
         if not isinstance(leaf, Tensor):
             return leaf
-        if not leaf.is_meta:  # values, such as the sizes of images, and no activations
+        if not leaf.is_meta:  # these are values, such as the sizes of images, not activations
             return leaf.repeat(self.batch, *[1] * (leaf.ndim - 1))
         full = torch.rand(leaf.shape[0] * self.batch, *leaf.shape[1:], device=self.device)
         return full.to(memory_format=self.memory_format) if full.ndim == 4 else full

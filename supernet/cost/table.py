@@ -1,35 +1,29 @@
-"""What an architecture costs: MACs, parameters and activations, exactly and fast.
+"""The costs of a supernet's architectures, exactly and fast.
 
-Truth is a trace of the standalone network (`count`). `CostTable` gives the same figures as a sum over the chain's
-steps, each counted once per (step, its decisions, its input) on the meta device.
-
-MACs are the multiply-accumulates of convolutions and linear layers for one input; bias, batch norm, pooling and
-activations count nothing. Parameters are the trainable ones, batch-norm statistics excluded. Activations are the
-output elements of convolutions and linear layers.
+The reference is a trace of the standalone network (`count`). `CostTable` gives the same numbers as a sum over the
+chain's steps. Each step is counted once per (step, its decisions, its input), on the meta device.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from supernet.chain import Chain, Layouts, Searchable, materialize, step_layout
+from supernet.cost.count import COSTS, meta_copy, trace
 from supernet.space import Arch, Value
-
-if TYPE_CHECKING:
-    pass
-
-from supernet.cost.count import COSTS, _run, meta_copy
 
 MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
 MOST_LISTED = 20_000  # architectures of a space whose costs are listed one by one: 6 s at 0.3 ms each
+MOST_ENTRIES = 20_000  # of about 5 KB, so 100 MB; a new architecture of NASNet cells adds six
 
 
 class Entry(NamedTuple):
-    """A step's costs and what it hands on."""
+    """A step's costs, and the state and layout that it hands on."""
 
     cost: dict[str, int]
     state: Any  # meta tensors
@@ -37,7 +31,7 @@ class Entry(NamedTuple):
 
 
 State = tuple[Layouts, Any]
-"""What a step hands on, as far as costs can tell: its layout and the shapes of its tensors."""
+"""What the costs of later steps depend on: the layout that a step hands on and the shapes of its tensors."""
 Edge = tuple[Arch, int, State]
 """One option of a step: its decisions, its cost, and the state it leads to."""
 
@@ -47,14 +41,17 @@ def _state(entry: Entry) -> State:
 
 
 class CostTable:
-    """The costs of a supernet's architectures, `CostTable(supernet)(arch)`; equal to `count(supernet.subnet(arch))`.
+    """The costs of a supernet's architectures: `CostTable(supernet)(arch)` equals `count(supernet.subnet(arch))`.
+
+    A subclass adds a cost by extending `costs` and overriding `step`.
 
     Args:
         supernet: only its shapes are kept.
         input_shape: (C, H, W); the supernet's own by default.
 
     Attributes:
-        costs: their names.
+        costs: the names of the costs.
+        start: the state before the first step, at no cost.
     """
 
     costs: tuple[str, ...] = COSTS
@@ -63,54 +60,66 @@ class CostTable:
         self.space = supernet.space
         self.input_shape = tuple(input_shape or supernet.input_shape)
         self._chain: Chain = meta_copy(supernet).eval()
-        self._start = Entry(
+        self.start = Entry(
             dict.fromkeys(self.costs, 0), torch.empty(1, *self.input_shape, device="meta"), supernet.input_layout
         )
-        self._entries: dict[tuple[Any, ...], Entry] = {}
+        self._entries: OrderedDict[tuple[Any, ...], Entry] = OrderedDict()  # the least recently used first
 
     def __call__(self, arch: Arch) -> dict[str, int]:
-        """`macs`, `params`, `activations` of one architecture."""
-        entry = self._start
+        """Returns every cost of one architecture by name, for one input."""
+        entry = self.start
         total = dict(entry.cost)
         for index, name in enumerate(self._chain.step_names):
-            entry = self._step(index, arch.sub(name), entry)
+            entry = self.step(index, arch.sub(name), entry)
             for cost in self.costs:
                 total[cost] += entry.cost[cost]
         return total
 
-    def _step(self, index: int, arch: Arch, before: Entry) -> Entry:
+    def step(self, index: int, arch: Arch, before: Entry) -> Entry:
+        """Returns the entry of one step.
+
+        Args:
+            index: position of the step in the chain.
+            arch: the decisions of this step.
+            before: the entry of the preceding step, or `start`.
+        """
         key = (index, arch, _state(before))
         entry = self._entries.get(key)
         if entry is None:
             step = self._chain.step_module(index)
-            cost, state = _run(materialize(step, arch, before.layout).eval(), before.state)
+            cost, state = trace(materialize(step, arch, before.layout).eval(), before.state)
             last = index == len(self._chain.step_names) - 1
             entry = Entry(cost, state, None if last else step_layout(step, arch, before.layout))
             self._entries[key] = entry
+            if len(self._entries) > MOST_ENTRIES:
+                self._entries.popitem(last=False)
+        else:
+            self._entries.move_to_end(key)
         return entry
 
     @cached_property
     def _graph(self) -> list[dict[State, list[tuple[Arch, Entry]]]] | None:
-        """Per step and state that can reach it, every option of the step; None if that cannot be enumerated."""
+        """Every option of each step, per state that can reach the step; None if they cannot be enumerated."""
         names = self._chain.step_names
         sizes = [step.space.size() for step in self._chain.step_modules if isinstance(step, Searchable)]
         if len(set(names)) < len(names) or any(size > MOST_OPTIONS for size in sizes):
             return None
-        reached, graph = {_state(self._start): self._start}, []
+        reached, graph = {_state(self.start): self.start}, []
         for index, step in enumerate(self._chain.step_modules):
             archs = list(step.space.enumerate()) if isinstance(step, Searchable) else [Arch()]
             options = {
-                state: [(arch, self._step(index, arch, before)) for arch in archs] for state, before in reached.items()
+                state: [(arch, self.step(index, arch, before)) for arch in archs] for state, before in reached.items()
             }
             reached = {_state(entry): entry for edges in options.values() for _, entry in edges}
             graph.append(options)
         return graph
 
     def edges(self, cost: str) -> list[dict[State, list[Edge]]] | None:
-        """Per step and state that can reach it, per option: `(decisions of the step, cost, state after it)`.
+        """Returns the options of each step as edges between states, per state that can reach the step.
 
         Returns:
-            None where steps share decisions or have more than `MOST_OPTIONS` options.
+            One mapping per step, from state to edges `(decisions of the step, cost, state after it)`; None where steps
+            share decisions or a step has more than `MOST_OPTIONS` options.
         """
         if self._graph is None:
             return None
@@ -125,10 +134,10 @@ class CostTable:
         return [(arch, self(arch)) for arch in self.space.enumerate()] if self.space.size() <= MOST_LISTED else None
 
     def by_indices(self, cost: str) -> Callable[[Sequence[int]], int]:
-        """The cost of the architecture with these indices, as a function.
+        """Returns a function from an architecture's indices to its cost.
 
-        A lookup per step (microseconds) where no step's cost depends on earlier decisions and no choice on another, and
-        the whole table's way otherwise.
+        The function takes a lookup per step (microseconds) where no step's cost depends on earlier decisions and no
+        choice on another. Otherwise it evaluates the table.
         """
         space, steps = self.space, self.edges(cost)
         nested = any(choice.when is not None for choice in space.choices)
@@ -148,28 +157,30 @@ class CostTable:
         return lambda indices: sum(known[tuple([indices[i] for i in at])] for at, known in parts)
 
     def named(self, step: int, arch: Arch) -> dict[str, Value]:
-        """The decisions of a step under their names in the whole space."""
+        """Returns the decisions of a step under their names in the whole space."""
         prefix = self._chain.step_names[step]
         return {f"{prefix}.{name}": value for name, value in arch.items()}
 
     def extremes(self, cost: str) -> tuple[int, int] | None:
-        """The smallest and largest `cost` of any architecture, exactly; None where `edges` has no answer."""
+        """Returns the exact smallest and largest `cost` of any architecture, or None where `edges` returns None."""
         steps = self.edges(cost)
         if steps is None:
             return None
-        bounds: dict[State, tuple[int, int]] = {_state(self._start): (0, 0)}
+        bounds: dict[State, tuple[int, int]] = {_state(self.start): (0, 0)}
         for edges in steps:
-            found: dict[State, list[tuple[int, int]]] = {}
+            sums: dict[State, list[tuple[int, int]]] = {}
             for state, options in edges.items():
+                low, high = bounds[state]
                 for _, spent, after in options:
-                    low, high = bounds[state]
-                    found.setdefault(after, []).append((low + spent, high + spent))
-            bounds = {at: (min(low for low, _ in w), max(high for _, high in w)) for at, w in found.items()}
+                    sums.setdefault(after, []).append((low + spent, high + spent))
+            bounds = {
+                state: (min(low for low, _ in pairs), max(high for _, high in pairs)) for state, pairs in sums.items()
+            }
         return min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
 
 
 def shapes(state: Any) -> Any:
-    """The shapes of a state's tensors, nested as it is."""
+    """Returns the shapes of a state's tensors, in the nesting of the state."""
     if isinstance(state, Tensor):
         return tuple(state.shape)
     if isinstance(state, Mapping):

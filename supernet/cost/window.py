@@ -1,9 +1,9 @@
-"""Cost windows: how many architectures of a space cost between two bounds, and uniform draws from them, exactly.
+"""Cost windows: the exact number of architectures whose cost lies between two bounds, and uniform samples of them.
 
-The cost of a chain is a sum over its steps, so the number of ways to reach each sum follows by dynamic programming from
-both ends; the halves meet in the middle, where the ways of one are matched with the completions of the other. Nothing
-is rounded: counts are exact integers, and every architecture in the window is equally likely to be drawn. Where steps
-share decisions there is no such sum; a space that is small enough is then listed instead.
+The cost of a chain is a sum over its steps, so dynamic programming from both ends gives the number of ways to reach
+each sum. The halves meet in the middle, where the prefixes of one are matched with the completions of the other.
+Nothing is rounded: counts are exact integers, and every architecture in the window has the same probability. Where
+steps share decisions the cost is not such a sum; a space that is small enough is then listed instead.
 """
 
 import bisect
@@ -23,7 +23,7 @@ from supernet.cost.table import MOST_LISTED, MOST_OPTIONS, CostTable, Edge, Stat
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
-INT64 = 2**62  # counts beyond it are kept as Python integers
+INT64 = 2**62  # larger counts are kept as Python integers
 MOST_BINS = 1000
 
 Steps = list[dict[State, list[Edge]]]
@@ -31,13 +31,13 @@ Steps = list[dict[State, list[Edge]]]
 
 @dataclass(frozen=True)
 class _Ways:
-    """How many ways lead to each sum: two arrays of one length, `sums` ascending."""
+    """The number of ways to reach each sum: two arrays of equal length, `sums` ascending."""
 
     sums: NDArray[np.int64]
     counts: NDArray[Any]
 
     def at(self, total: int) -> int:
-        """The number of ways to exactly this sum."""
+        """Returns the number of ways to reach exactly this sum."""
         index = int(np.searchsorted(self.sums, total))
         return int(self.counts[index]) if index < len(self.sums) and self.sums[index] == total else 0
 
@@ -46,7 +46,7 @@ Table = dict[State, _Ways]
 
 
 def _gather(parts: Mapping[State, list[tuple[_Ways, int]]], big: bool) -> Table:
-    """Per state, the union of shifted ways with equal sums added up."""
+    """Merges shifted ways per state, adding up the counts of equal sums."""
     table: Table = {}
     for state, shifted in parts.items():
         sums, inverse = np.unique(np.concatenate([ways.sums + cost for ways, cost in shifted]), return_inverse=True)
@@ -57,6 +57,7 @@ def _gather(parts: Mapping[State, list[tuple[_Ways, int]]], big: bool) -> Table:
 
 
 def _extend(edges: Mapping[State, list[Edge]], table: Table, big: bool, *, forward: bool) -> Table:
+    """Carries the ways of a table over one step, towards the end or towards the start of the chain."""
     parts: dict[State, list[tuple[_Ways, int]]] = {}
     for before, options in edges.items():
         for _, cost, after in options:
@@ -67,11 +68,11 @@ def _extend(edges: Mapping[State, list[Edge]], table: Table, big: bool, *, forwa
 
 
 def _meet(steps: Steps, big: bool) -> tuple[list[Table], list[Table]]:
-    """Ways from the start and to the end, step by step; the smaller table grows until the two meet."""
-    none = _Ways(np.zeros(1, np.int64), np.ones(1, dtype=object if big else np.int64))
+    """Returns the ways from the start and to the end, step by step; the smaller table grows until the two meet."""
+    empty = _Ways(np.zeros(1, np.int64), np.ones(1, dtype=object if big else np.int64))
     ends = {after for options in steps[-1].values() for _, _, after in options}
-    prefixes: list[Table] = [dict.fromkeys(steps[0], none)]
-    suffixes: list[Table] = [dict.fromkeys(ends, none)]
+    prefixes: list[Table] = [dict.fromkeys(steps[0], empty)]
+    suffixes: list[Table] = [dict.fromkeys(ends, empty)]
     while len(prefixes) + len(suffixes) < len(steps) + 2:
         left, right = (sum(len(ways.sums) for ways in side[-1].values()) for side in (prefixes, suffixes))
         if left <= right:
@@ -83,7 +84,7 @@ def _meet(steps: Steps, big: bool) -> tuple[list[Table], list[Table]]:
 
 @dataclass(frozen=True)
 class _Counted:
-    """The architectures of a chain between two costs, by dynamic programming."""
+    """The architectures of a chain between two costs, counted by dynamic programming."""
 
     table: CostTable
     steps: Steps
@@ -101,8 +102,8 @@ class _Counted:
 
     @cached_property
     def _matched(self) -> list[tuple[State, int, int, int, int]]:
-        """Per middle state and left sum with completions: `(state, left sum, first and last right index, ways)`."""
-        found: list[tuple[State, int, int, int, int]] = []
+        """Rows `(middle state, left sum, first and last index of right sums, ways)`, for left sums with completions."""
+        rows: list[tuple[State, int, int, int, int]] = []
         for state, left in self.prefixes[-1].items():
             right = self.suffixes[-1].get(state)
             if right is None:
@@ -110,11 +111,11 @@ class _Counted:
             upto = np.concatenate([np.zeros(1, dtype=right.counts.dtype), np.cumsum(right.counts)])
             first = np.searchsorted(right.sums, self.low - left.sums, side="left")
             last = np.searchsorted(right.sums, self.high - left.sums, side="right")
-            some = np.nonzero(last > first)[0]
-            ways = left.counts[some] * (upto[last[some]] - upto[first[some]])
-            columns = [column.tolist() for column in (left.sums[some], first[some], last[some], ways)]
-            found += [(state, *row) for row in zip(*columns, strict=True)]
-        return found
+            kept = np.nonzero(last > first)[0]
+            ways = left.counts[kept] * (upto[last[kept]] - upto[first[kept]])
+            columns = [column.tolist() for column in (left.sums[kept], first[kept], last[kept], ways)]
+            rows += [(state, *row) for row in zip(*columns, strict=True)]
+        return rows
 
     @cached_property
     def _cumulative(self) -> list[int]:
@@ -142,10 +143,11 @@ class _Counted:
             here, total = self._back(step, here, total, rng, values)
         here = state
         for step in range(middle, len(self.steps)):
-            here, remaining = self._on(step, here, remaining, rng, values)
+            here, remaining = self._forward(step, here, remaining, rng, values)
         return self.table.space.canonical(values)
 
     def _back(self, step: int, state: State, total: int, rng: Random, values: dict[str, Any]) -> tuple[State, int]:
+        """Draws the decisions of a step before the middle; `total` is what was spent up to and including it."""
         options = [
             (before, edge, self.prefixes[step][before].at(total - edge[1]))
             for before, edges in self.steps[step].items()
@@ -156,7 +158,8 @@ class _Counted:
         values.update(self.table.named(step, edge[0]))
         return before, total - edge[1]
 
-    def _on(self, step: int, state: State, total: int, rng: Random, values: dict[str, Any]) -> tuple[State, int]:
+    def _forward(self, step: int, state: State, total: int, rng: Random, values: dict[str, Any]) -> tuple[State, int]:
+        """Draws the decisions of a step after the middle; `total` is what remains to be spent from here on."""
         table = self.suffixes[len(self.steps) - step - 1]
         edges = [edge for edge in self.steps[step][state] if edge[2] in table]
         edge = edges[_pick([table[edge[2]].at(total - edge[1]) for edge in edges], rng)]
@@ -164,21 +167,21 @@ class _Counted:
         return edge[2], total - edge[1]
 
     def nearest(self) -> int:
-        """The cost of some architecture that is closest to the empty window."""
-        found = []
+        """Returns the cost closest to the window, which is empty."""
+        sums = []
         for state, left in self.prefixes[-1].items():
             if state in self.suffixes[-1]:
                 right = self.suffixes[-1][state].sums
                 for bound in (self.low, self.high):
                     above = np.searchsorted(left.sums, bound - right)
-                    found += [left.sums[np.clip(above - k, 0, len(left.sums) - 1)] + right for k in (0, 1)]
-        totals = np.concatenate(found)
+                    sums += [left.sums[np.clip(above - k, 0, len(left.sums) - 1)] + right for k in (0, 1)]
+        totals = np.concatenate(sums)
         return int(totals[np.argmin(np.maximum(self.low - totals, totals - self.high))])
 
 
 @dataclass(frozen=True)
 class _Listed:
-    """The architectures between two costs, from the list of all: those from `first` up to `last`."""
+    """The architectures between two costs, from a list of the whole space."""
 
     archs: list[tuple[int, Arch]]  # by ascending cost
     low: float = 0
@@ -208,7 +211,7 @@ class _Listed:
         return self.archs[self._range[rng.randrange(self.count)]][1]
 
     def nearest(self) -> int:
-        """The cost of some architecture that is closest to the empty window."""
+        """Returns the cost closest to the window, which is empty."""
         return min((cost for cost, _ in self.archs), key=lambda cost: max(self.low - cost, cost - self.high))
 
 
@@ -217,11 +220,11 @@ class CostWindow:
 
     Args:
         table: costs of a supernet's architectures.
-        cost: "macs", "params" or "activations".
+        cost: the name of one of the table's costs.
         low, high: bounds, inclusive.
 
     Raises:
-        InputError: an unknown cost, a window without architectures (the nearest cost that exists is named), or a space
+        InputError: an unknown cost, a window without architectures (the message names the nearest cost), or a space
             that can neither be counted (steps share decisions or have more than `MOST_OPTIONS` options) nor listed
             (more than `MOST_LISTED` architectures).
     """
@@ -240,7 +243,7 @@ class CostWindow:
             )
 
     def _whole(self) -> _Counted | _Listed:
-        """All architectures of the space."""
+        """Returns all architectures of the space, without bounds."""
         steps = self.table.edges(self.cost)
         if steps is not None:
             return _Counted.of(self.table, steps)
@@ -249,7 +252,7 @@ class CostWindow:
         raise InputError(
             f"the steps of {self.table.space.name!r} share decisions or have more than {MOST_OPTIONS:,} options, so "
             f"its costs cannot be counted exactly, and with {self.table.space.size():,} architectures, more than "
-            f"{MOST_LISTED:,}, they are not listed; do without a window of its costs"
+            f"{MOST_LISTED:,}, the space is too large to be listed; leave the cost window out"
         )
 
     @property
@@ -259,46 +262,47 @@ class CostWindow:
 
     @property
     def extremes(self) -> tuple[int, int]:
-        """The smallest and the largest cost that some architecture in the window has."""
+        """The smallest and the largest cost of an architecture in the window."""
         return self._inside.extremes
 
     def __contains__(self, arch: Arch) -> bool:
         return self.low <= self.table(arch)[self.cost] <= self.high
 
     def sample(self, rng: Random) -> Arch:
-        """One architecture, each of the window equally likely; no draw is rejected."""
+        """Draws one of the window's architectures, each with the same probability; no draw is rejected."""
         return self._inside.sample(rng)
 
     def bins(self, width: float) -> list["CostWindow"]:
-        """The window cut into pieces of that width from `low` upwards, without the pieces that hold no architecture.
+        """Cuts the window into bins of this width from `low` upwards and returns those that hold an architecture.
 
-        A cost on the edge of two pieces belongs to the upper one, `high` itself to the last, which may be narrower.
+        A cost on the edge of two bins belongs to the upper one, and `high` to the last bin, which may be narrower.
 
         Raises:
-            InputError: a width that is not positive, a window without an upper bound, or more than `MOST_BINS` pieces.
+            InputError: a width that is not positive, a window without an upper bound, or more than `MOST_BINS` bins.
         """
         if not width > 0:
-            raise InputError(f"the width of a bin is positive, not {width:,}")
+            raise InputError(f"the width of a bin must be positive, not {width:,}")
         if not math.isfinite(self.high):
             raise InputError(f"bins of {width:,} {self.cost} need an upper bound of the window; give one")
-        pieces = max(1, math.ceil((self.high - self.low) / width))
-        if pieces > MOST_BINS:
+        number = max(1, math.ceil((self.high - self.low) / width))
+        if number > MOST_BINS:
             raise InputError(
                 f"bins of {width:,} {self.cost} cut the window from {self.low:,.0f} to {self.high:,.0f} into "
-                f"{pieces:,} pieces; give a width that makes {MOST_BINS:,} at most"
+                f"{number:,} bins; choose a width that gives at most {MOST_BINS:,}"
             )
-        starts = [math.ceil(self.low + piece * width) for piece in range(pieces)]  # costs are integers
+        starts = [math.ceil(self.low + index * width) for index in range(number)]  # costs are integers
         ends = [*(start - 1 for start in starts[1:]), self.high]
-        made = (self._cut(start, end) for start, end in zip(starts, ends, strict=True))
-        return [piece for piece in made if piece.count]
+        bins = (self._between(start, end) for start, end in zip(starts, ends, strict=True))
+        return [window for window in bins if window.count]
 
-    def _cut(self, low: float, high: float) -> "CostWindow":
-        made = copy.copy(self)
-        made.low, made.high, made._inside = low, high, self._inside.within(low, high)
-        return made
+    def _between(self, low: float, high: float) -> "CostWindow":
+        """Returns a narrower window, which may be empty."""
+        window = copy.copy(self)
+        window.low, window.high, window._inside = low, high, self._inside.within(low, high)
+        return window
 
 
 def _pick(weights: list[int], rng: Random) -> int:
-    """An index with probability proportional to its integer weight."""
+    """Draws an index with probability proportional to its integer weight."""
     cumulative = list(itertools.accumulate(weights))
     return bisect.bisect(cumulative, rng.randrange(cumulative[-1]))

@@ -1,4 +1,4 @@
-"""Costs against published tables, hand-computed figures and torch's own counter; limits that name what is possible."""
+"""Costs against published tables, hand-computed numbers and torch's own counter; limits that name what is possible."""
 
 import random
 from collections import defaultdict
@@ -8,12 +8,14 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import shufflenet_v2_x1_0
 
 from helpers.toy_spaces import GROUNDS
 from supernet import Chain, create_supernet
 from supernet.blocks.choice import ChoiceBlock
+from supernet.chain import Layout
 from supernet.cost import CostTable, Feasible, count
 from supernet.cost.count import COSTS
 from supernet.errors import InputError
@@ -59,7 +61,7 @@ def test_one_network_has_one_normal_form_and_one_cost(macro: CostTable) -> None:
     accuracies: dict[str, set[float]] = defaultdict(set)
     for arch, row in table().items():
         accuracies[macro.space.normal_form(arch).key].add(row["accuracy"])
-    assert all(len(found) == 1 for found in accuracies.values())
+    assert all(len(values) == 1 for values in accuracies.values())
 
 
 def test_published_first_row() -> None:
@@ -104,16 +106,97 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], int, int, int]] = {
 @pytest.mark.parametrize("case", LAYERS)
 def test_count_by_hand(case: str) -> None:
     module, shape, macs, params, activations = LAYERS[case]
-    assert count(module, shape) == {"macs": macs, "params": params, "activations": activations}
+    assert count(module, shape) == {"macs": macs, "params": params, "activations": activations, "matmul_macs": 0}
 
 
 def test_a_tied_weight_counts_once_and_runs_twice() -> None:
     layer = nn.Linear(6, 6, bias=False)
-    assert count(nn.Sequential(layer, nn.ReLU(), layer), (6,)) == {"macs": 72, "params": 36, "activations": 12}
+    costs = count(nn.Sequential(layer, nn.ReLU(), layer), (6,))
+    assert costs == {"macs": 72, "params": 36, "activations": 12, "matmul_macs": 0}
+
+
+PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum", "fused")
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map; the products of q, k and v are written in one of `PRODUCTS`."""
+
+    def __init__(self, channels: int, *, products: str = "matmul", heads: int = 1) -> None:
+        super().__init__()
+        self.channels, self.products, self.heads = channels, products, heads
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.project = nn.Linear(channels, channels, bias=False)
+
+    def out_layout(self, layout: Layout) -> Layout:
+        return layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)  # (N, pixels, channels)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.products == "fused":
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        elif self.products == "einsum":
+            scores = torch.einsum("bhnc,bhmc->bhnm", q, k)
+            mixed = torch.einsum("bhnm,bhmc->bhnc", scores.softmax(-1), v)
+        elif self.products == "matmul":
+            mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        else:
+            q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+            if self.products == "bmm":
+                scores = torch.bmm(q, k.transpose(1, 2))
+            else:
+                scores = torch.baddbmm(torch.zeros_like(q[:, :, :1]), q, k.transpose(1, 2))
+            mixed = torch.bmm(scores.softmax(-1), v).unflatten(0, (-1, self.heads))
+        tokens = self.project(mixed.transpose(1, 2).flatten(2))
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_attention_products_are_counted_apart(products: str, heads: int) -> None:
+    """Linear layers count as in papers; the two products add 2 · 196² · 64 to 4 · 196 · 64²."""
+    module = Attention(64, products=products, heads=heads).eval()
+    costs = count(module, (64, 14, 14))
+    assert costs["macs"] == 4 * 196 * 64**2 == 3_211_264
+    assert costs["matmul_macs"] == 2 * 196**2 * 64 == 4_917_248
+    assert costs["activations"] == 4 * 196 * 64
+    # torch's counter has no formula for its fused attention on CPUs
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
+        module(torch.zeros(1, 64, 14, 14))
+    assert flops.get_total_flops() == 2 * (costs["macs"] + costs["matmul_macs"])
+
+
+def test_torchs_own_attention_layers_agree_with_its_counter() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    costs = count(layer, (10, 16))
+    assert costs["macs"] == 10 * (4 * 16**2 + 2 * 16 * 32)
+    assert costs["matmul_macs"] == 2 * 10**2 * 16
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
+        layer(torch.zeros(1, 10, 16))
+    assert flops.get_total_flops() == 2 * (costs["macs"] + costs["matmul_macs"])
+
+
+def attention_chain() -> Chain:
+    """A convolution, and an attention block that may be left out or repeated with other heads."""
+    options = {"none": nn.Identity(), "h1": Attention(8), "h2": Attention(8, products="fused", heads=2)}
+    steps = [("stem", nn.Conv2d(3, 8, 3, stride=2, padding=1)), ("mix", ChoiceBlock(options))]
+    return Chain("attention", [*steps, ("again", ChoiceBlock(options))], input_shape=(3, 16, 16))
+
+
+def test_the_table_carries_attention_products_and_limits_hold_on_them() -> None:
+    chain = attention_chain()
+    table = CostTable(chain)
+    for arch in chain.space.enumerate():
+        assert table(arch) == count(chain.subnet(arch), (3, 16, 16))
+    one_block = 2 * 64**2 * 8
+    assert table.extremes("matmul_macs") == (0, 2 * one_block)
+    feasible = Feasible(table, {"matmul_macs": one_block})
+    assert feasible.count() == 5  # of 9: the four with two attention blocks exceed it
+    assert feasible.explain().startswith("the limits are matmul_macs <= 65,536 (the space spans 0 to 131,072)")
 
 
 class Watched(nn.Module):
-    """Notes its calls and would take 4 TB if it ran."""
+    """Counts its calls and would take 4 TB if it ran."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +240,7 @@ def test_the_table_equals_a_trace_at_any_size(space: str, size: int) -> None:
 
 
 def test_options_of_one_layout_may_round_a_stride_differently() -> None:
-    """33 pixels become 17 or 16; both are at stride 2, and what follows costs by pixels."""
+    """33 pixels become 17 or 16; both are at stride 2, and the next step's cost depends on the pixels."""
     halve = {"up": nn.Conv2d(3, 4, 3, 2, padding=1), "down": nn.Conv2d(3, 4, 2, 2)}
     chain = Chain("c", [("a", ChoiceBlock(halve)), ("b", nn.Conv2d(4, 4, 1))], input_shape=(3, 33, 33))
     costs = CostTable(chain)
@@ -173,10 +256,22 @@ def test_the_table_takes_the_supernets_own_size_and_leaves_it_alone() -> None:
     archs = [supernet.space.sample(rng) for _ in range(5)]
     first = [costs(arch) for arch in archs]
     assert first == [count(supernet.subnet(arch), (3, 24, 24)) for arch in archs]
-    first[0]["macs"] = 0  # what a caller does with the answer stays with the caller
+    first[0]["macs"] = 0  # a caller that changes the answer does not change the table
     assert costs(archs[0])["macs"] > 0
     assert supernet.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
+
+
+def test_entries_are_bounded_and_dropped_ones_are_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every new cell architecture adds an entry per cell, so a long search would fill the memory."""
+    monkeypatch.setattr("supernet.cost.table.MOST_ENTRIES", 8)
+    supernet = GROUNDS["loose"]()
+    table, rng = CostTable(supernet), random.Random(0)
+    archs = [supernet.space.sample(rng) for _ in range(30)]
+    first = [table(arch) for arch in archs]
+    assert len(table._entries) == 8
+    assert [table(arch) for arch in archs] == first
+    assert first[0] == count(supernet.subnet(archs[0]), supernet.input_shape)
 
 
 # -- extremes ---------------------------------------------------------------------------------------------------------

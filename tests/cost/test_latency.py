@@ -1,4 +1,4 @@
-"""Measured latency as a cost: consistent within a table, exact limits over it, far apart for far sizes."""
+"""Measured latency as a cost: consistent within a table, with exact limits over it, and larger for larger networks."""
 
 import random
 from pathlib import Path
@@ -47,22 +47,22 @@ def test_limits_and_windows_on_latency_are_exact(table: LatencyTable) -> None:
         Feasible(CostTable(GROUNDS["chain"]()), {"latency": 1})
 
 
-def test_a_resumed_search_meets_the_measured_figures(tmp_path: Path) -> None:
+def test_a_resumed_search_sees_the_same_latencies(tmp_path: Path) -> None:
     file = tmp_path / "latency.jsonl"
     first = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
     times = {arch: first(arch)["latency"] for arch in first.space.enumerate()}
-    with file.open("a") as torn:
-        torn.write('{"step": "cut off by a kil')
+    with file.open("a") as unfinished:
+        unfinished.write('{"step": "cut off by a kil')
     again = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
     assert {arch: again(arch)["latency"] for arch in again.space.enumerate()} == times
     with pytest.raises(InputError, match="measured with batch 1, and now it is 8"):
         LatencyTable(GROUNDS["chain"](), batch=8, file=file)
     file.write_text("nonsense}\n")
-    with pytest.raises(InputError, match="holds no latencies"):
+    with pytest.raises(InputError, match="cannot be read as a file of latencies"):
         LatencyTable(GROUNDS["chain"](), file=file)
 
 
-def test_small_and_large_networks_are_told_apart_and_the_error_is_reported() -> None:
+def test_large_networks_take_longer_and_the_error_is_reported() -> None:
     table = LatencyTable(create_supernet("nasbench-macro"), seconds=0.005)
     space = table.space
     small, large = space.from_indices([0] * 8), space.from_indices([2] * 8)
@@ -83,17 +83,17 @@ def test_shared_cells_are_timed_on_demand() -> None:
 
 
 def test_a_detector_is_timed_on_images_of_their_sizes() -> None:
-    """The sizes in a detector's state are values: random ones, or those of one image, would be no images' sizes."""
+    """The image sizes in a detector's state are values, which must be repeated for the batch and not be filled."""
     detector = tiny("retinanet", seed=3)
     table, seen = LatencyTable(detector, batch=3, seconds=0.001), list[Tensor]()
     time = table._time
 
-    def noted(module: nn.Module, state: Any) -> int:
+    def recording(module: nn.Module, state: Any) -> int:
         if isinstance(state, tuple):
             seen.append(tree_map(table._filled, state)[1])
         return time(module, state)
 
-    table._time = noted  # type: ignore[method-assign]
+    table._time = recording  # type: ignore[method-assign]
     arch = table.space.sample(random.Random(0))
     costs = table(arch)
     assert costs["latency"] >= len(detector.step_modules)

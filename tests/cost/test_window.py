@@ -123,36 +123,36 @@ def test_shared_decisions_of_a_large_space_are_refused() -> None:
 
 
 @pytest.mark.parametrize("ground", ["sliced", "loose"])
-def test_bins_part_a_window_and_share_nothing(ground: str) -> None:
+def test_bins_partition_a_window(ground: str) -> None:
     table = table_of(ground)
     costs = sorted(table(arch)["macs"] for arch in table.space.enumerate())
     low, high = costs[5], costs[-5]
     width = (high - low) / 6.5
     bins = CostWindow(table, "macs", low, high).bins(width)
     expected = Counter(int((cost - low) // width) for cost in costs if low <= cost <= high)
-    assert [piece.count for piece in bins] == [expected[i] for i in sorted(expected)]
+    assert [window.count for window in bins] == [expected[i] for i in sorted(expected)]
     assert bins[0].extremes[0] == low
     assert bins[-1].extremes[1] == high
-    assert all(one.extremes[1] < two.extremes[0] for one, two in itertools.pairwise(bins))
+    assert all(lower.extremes[1] < upper.extremes[0] for lower, upper in itertools.pairwise(bins))
 
 
 def test_an_edge_belongs_to_the_upper_bin_and_the_last_bin_is_closed(macro: CostTable) -> None:
     costs = sorted({macro(arch)["macs"] for arch in macro.space.enumerate()})
     low, middle = costs[0], costs[50]
-    one, two = CostWindow(macro, "macs", low, 2 * middle - low).bins(middle - low)
-    assert one.extremes == (low, costs[49])
-    assert two.extremes[0] == middle
+    lower, upper = CostWindow(macro, "macs", low, 2 * middle - low).bins(middle - low)
+    assert lower.extremes == (low, costs[49])
+    assert upper.extremes[0] == middle
     (only,) = CostWindow(macro, "macs", low, middle).bins(middle - low)
     assert only.extremes == (low, middle)
-    ends = CostWindow(macro, "macs", low, costs[1]).bins((costs[1] - low) / 7)  # the five bins between hold nothing
-    assert [piece.extremes for piece in ends] == [(cost, cost) for cost in costs[:2]]
+    ends = CostWindow(macro, "macs", low, costs[1]).bins((costs[1] - low) / 7)  # the five bins between are empty
+    assert [window.extremes for window in ends] == [(cost, cost) for cost in costs[:2]]
 
 
 def test_bad_bins_are_named(macro: CostTable) -> None:
     window = CostWindow(macro, "macs", 1e7, 2e7)
-    with pytest.raises(InputError, match="positive, not 0"):
+    with pytest.raises(InputError, match="must be positive, not 0"):
         window.bins(0)
-    with pytest.raises(InputError, match=r"into 10,000 pieces; give a width that makes 1,000 at most"):
+    with pytest.raises(InputError, match=r"into 10,000 bins; choose a width that gives at most 1,000"):
         window.bins(1000)
     with pytest.raises(InputError, match="need an upper bound"):
         CostWindow(macro, "macs").bins(1e6)
