@@ -1,9 +1,9 @@
 """A trained network as a folder that needs only torch: readable source, weights, `torch.export` and ONNX graphs.
 
-Detectors need torchvision too; their graphs end at the raw outputs of the heads, the rest is in the source.
+Detectors need torchvision too. Their graphs end at the raw outputs of the heads; the rest is in the source.
 
-An export is complete or absent: every artefact is loaded back, in a process where this project cannot be imported, and
-compared with the trained network before the folder gets its name.
+An export is complete or absent: before the folder gets its name, every artefact is loaded in a process that cannot
+import this project, and compared with the trained network.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -38,13 +39,14 @@ from supernet.export.parity import (
     outputs_of,
     traced_part,
 )
+from supernet.export.runtime import classify, detect, weights
 from supernet.export.source import Bundle, bundle, check_copyable
 from supernet.space import Arch
 
 __all__ = ["check_parity", "export", "expression", "load_exported"]
 
 FORMAT = 1
-"""Version of the folder, written to parity.json."""
+"""The version of the folder's layout, written to parity.json."""
 
 _FILES = {"model.py", "model.safetensors", "arch.json", "preprocess.json", "model.pt2", "model.onnx", "parity.json"}
 _BATCHES = (2, 1, 3)  # the first is traced: a batch of one would be taken for a constant
@@ -60,27 +62,27 @@ def export(
     onnx: bool = False,
     tolerance: float = 1e-5,
 ) -> dict[str, Any]:
-    """Write a standalone folder: `model.py` with `build()`, `load()` and `predict(images)`, weights and graphs.
+    """Writes a standalone folder: `model.py` with `build()`, `load()` and `predict(images)`, weights and graphs.
 
     Args:
-        network: takes (N, C, input_size, input_size), C the length of `preprocess.mean`; returns a tensor or (nested)
-            tuples, lists or dicts of tensors, logits (N, classes) where `preprocess` names classes. It is not changed:
-            a copy is exported, in eval mode, on the CPU, in float32. An `nn.Sequential` with a module whose attribute
-            `traceable` is false is a detector: it returns per image a dict of `boxes`, `scores` and `labels`, which
-            count from 1, the graphs hold the modules before, and `finish` in model.py makes detections of what they
-            return.
+        network: takes (N, C, input_size, input_size), where C is the length of `preprocess.mean`; returns a tensor or
+            (nested) tuples, lists or dicts of tensors, and logits (N, classes) where `preprocess` names classes. It is
+            not changed: a copy is exported, in eval mode, on the CPU, in float32. An `nn.Sequential` with a module
+            whose attribute `traceable` is false is a detector: it returns per image a dict of `boxes`, `scores` and
+            `labels`, which count from 1. The graphs hold the modules before that one, and `finish` in model.py turns
+            their outputs into detections.
         folder: created, or replaced if it is an export.
-        arch: the architecture, and `space` the name of its space; both are only recorded.
+        arch: the architecture. It is only recorded, like `space`, the name of its space.
         onnx: also write `model.onnx`.
-        tolerance: largest difference of any output of any artefact from the network's own: absolute while outputs are
-            within ±1, relative to the largest of them beyond.
+        tolerance: largest allowed difference of any artefact's output from the network's: absolute while outputs are
+            within ±1, relative to the largest output beyond.
 
     Returns:
         the content of parity.json: differences, inputs, tolerance, parameters, required packages, SHA-256 of the files.
 
     Raises:
         InputError: the network cannot be written, an artefact does not load or differs by more than `tolerance`, or
-            `folder` holds something else. Nothing is left behind then.
+            `folder` holds something else. Nothing is left behind in that case.
     """
     folder = Path(folder).absolute()
     _check_replaceable(folder)
@@ -120,13 +122,13 @@ def export(
 
 
 def check_parity(network: nn.Module, folder: str | Path, *, tolerance: float = 1e-5) -> dict[str, float]:
-    """Measure an export against a network again, on the inputs that the export was measured on. Runs its model.py.
+    """Compares an export with a network again, on the inputs of its first comparison. Runs the folder's model.py.
 
     Returns:
-        per artefact the largest absolute difference of any output.
+        the largest absolute difference of any output, per artefact.
 
     Raises:
-        InputError: `folder` is no export, an artefact does not load, or a difference exceeds `tolerance`.
+        InputError: `folder` is not an export, an artefact does not load, or a difference exceeds `tolerance`.
     """
     folder = Path(folder).absolute()
     shapes = [tuple(shape) for shape in _parity(folder)["inputs"]["shapes"]]
@@ -138,17 +140,17 @@ def check_parity(network: nn.Module, folder: str | Path, *, tolerance: float = 1
 
 
 def load_exported(folder: str | Path) -> nn.Module:
-    """The network of an export, in eval mode on the CPU. Runs the folder's model.py: load only what you trust.
+    """Returns the network of an export, in eval mode on the CPU. Runs its model.py: load only folders that you trust.
 
     Raises:
-        InputError: `folder` is no export, or its source or weights are not those that were written.
+        InputError: `folder` is not an export, or its source or weights have changed since they were written.
     """
     folder = Path(folder).absolute()
     parity = _parity(folder)
     for name in ("model.py", "model.safetensors"):
         if _sha256(folder / name) != parity["sha256"][name]:
             raise InputError(f"{folder / name} has changed since it was exported; export the network again")
-    # compiled from here, the folder stays free of __pycache__; registered, since dataclasses look their module up
+    # compiled here, so that no __pycache__ appears in the folder; registered, since dataclasses look their module up
     module = types.ModuleType(f"exported_{parity['sha256']['model.py'][:16]}")
     module.__file__ = str(folder / "model.py")
     sys.modules[module.__name__] = module
@@ -164,7 +166,7 @@ def load_exported(folder: str | Path) -> nn.Module:
 
 
 def _trained(network: nn.Module) -> nn.Module:
-    """The copy that is exported and compared with. Raises `InputError` for supernets and foreign classes."""
+    """Returns the copy that is exported. Raises `InputError` for supernets and for classes that cannot be copied."""
     for part in network.modules():
         if isinstance(part, Searchable | Bound):
             raise InputError("this is a supernet; export the network of one architecture, supernet.subnet(arch)")
@@ -173,10 +175,10 @@ def _trained(network: nn.Module) -> nn.Module:
 
 
 def _channels(preprocess: Preprocess) -> int:
-    """The number of input channels. Raises `InputError` for settings that contradict each other."""
+    """Returns the number of input channels. Raises `InputError` for settings that contradict each other."""
     if not preprocess.mean or len(preprocess.mean) != len(preprocess.std):
-        found = f"{len(preprocess.mean)} means and {len(preprocess.std)} deviations"
-        raise InputError(f"preprocess has {found}; give one of each per channel")
+        given = f"{len(preprocess.mean)} means and {len(preprocess.std)} deviations"
+        raise InputError(f"preprocess has {given}; give one of each per channel")
     modes = ("bilinear", "bicubic", "area", "nearest", "nearest-exact")
     if preprocess.interpolation not in modes:
         raise InputError(f"interpolation is one of {', '.join(modes)}, not {preprocess.interpolation!r}")
@@ -184,39 +186,42 @@ def _channels(preprocess: Preprocess) -> int:
 
 
 def _check_classes(outputs: Mapping[str, Tensor], preprocess: Preprocess) -> None:
-    found = [tuple(output.shape) for output in outputs.values()]
-    if preprocess.classes and found != [(_BATCHES[0], len(preprocess.classes))]:
+    """Raises `InputError` unless the outputs are one score per class that `preprocess` names."""
+    shapes = [tuple(output.shape) for output in outputs.values()]
+    if preprocess.classes and shapes != [(_BATCHES[0], len(preprocess.classes))]:
         raise InputError(
             f"preprocess names {len(preprocess.classes)} classes, but for {_BATCHES[0]} images the network returns "
-            f"{found}; leave classes empty for a network that does not classify whole images"
+            f"{shapes}; leave classes empty for a network that does not classify whole images"
         )
 
 
 def _weights(trained: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, each with storage of its own."""
+    """Returns parameters and persistent buffers, each with storage of its own."""
     state = trained.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise InputError(f"the state {name!r} is no tensor and cannot be exported")
+            raise InputError(f"the state {name!r} is not a tensor, so it cannot be exported; keep it as a buffer")
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
 def _model_source(
     trained: nn.Module, title: str, *, in_channels: int, size: int, leading: int
 ) -> tuple[str, tuple[str, ...]]:
-    """The text of model.py, and the packages it needs."""
+    """Returns the text of model.py and the packages it needs."""
     call, used = written(trained, indent=4, lead=len("return "))
-    imported = {"functools": functools, "json": json, "Path": Path, "torch": torch, "nn": nn}
-    code: Bundle = bundle(used, imported=imported, defined=_DEFINED)
+    imported = {"functools": functools, "json": json, "Path": Path, "Any": Any, "torch": torch, "nn": nn}
+    runtime = {**_functions(weights), **_functions(detect if leading else classify)}
+    defined = ["build", "finish", *(["LEADING"] if leading else []), *runtime]
+    code: Bundle = bundle(used, imported=imported, defined=defined)
     safe = title.replace("\\", "/").replace('"', "'")
     parts = [
         _HEADER.replace("TITLE", safe).replace("REQUIRES", " and ".join(code.requires)) + code.imports,
         code.definitions,
+        f"LEADING = {leading}  # modules in the graphs; `finish` runs those after them" if leading else "",
         _BUILD.replace("SHAPE", f"(N, {in_channels}, {size}, {size})").replace("CALL", call),
-        _RUNTIME,
-        _DETECT.replace("LEADING", str(leading)) if leading else _CLASSIFY,
+        *runtime.values(),
     ]
-    return "\n\n\n".join(part for part in parts if part), code.requires
+    return "\n\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", code.requires
 
 
 def _save_graphs(trained: nn.Module, folder: Path, shape: Sequence[int], *, onnx: bool) -> None:
@@ -228,7 +233,7 @@ def _save_graphs(trained: nn.Module, folder: Path, shape: Sequence[int], *, onnx
         if onnx:
             path = folder / "model.onnx"
             torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False)
-    except Exception as error:  # whatever the tracer trips over is the network's doing
+    except Exception as error:  # the tracer fails with any kind of error
         raise InputError(f"the network cannot be traced with a dynamic batch: {one_line(error)}") from error
 
 
@@ -236,6 +241,7 @@ def _save_graphs(trained: nn.Module, folder: Path, shape: Sequence[int], *, onnx
 
 
 def _holds_only_ours(folder: Path) -> bool:
+    """Returns whether a folder holds only files that an export writes."""
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= _FILES | {"__pycache__"}
 
 
@@ -247,7 +253,7 @@ def _check_replaceable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder beside the wanted one, which takes its name and place if all goes well and is removed if not."""
+    """Yields a folder beside the wanted one, which replaces it if all goes well and is removed otherwise."""
     partial, replaced = (folder.with_name(folder.name + ending) for ending in (".partial", ".replaced"))
     if replaced.exists() and not folder.exists():  # an earlier run was killed between the two renames below
         replaced.rename(folder)
@@ -271,10 +277,10 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 
 def _parity(folder: Path) -> dict[str, Any]:
-    """The checked parity.json of an export whose files are all there."""
+    """Returns the checked parity.json of an export, all of whose files exist."""
     path = folder / "parity.json"
     if not path.is_file():
-        raise InputError(f"{folder} is no export: it has no parity.json")
+        raise InputError(f"{folder} is not an export: it has no parity.json")
     try:
         parity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, names, shapes = parity["format"], set(parity["sha256"]), parity["inputs"]["shapes"]
@@ -301,11 +307,9 @@ def _sha256(path: Path) -> str:
 
 # -- texts -----------------------------------------------------------------------------------------------------------
 
-_DEFINED = ("build", "load", "predict", "finish", "_tensors", "_loaded", "_scaled")
-
 _HEADER = '''"""TITLE
 
-Needs only REQUIRES. `load()` gives the trained network; `predict(images)` prepares images for it and reads its outputs.
+Needs only REQUIRES. `load()` returns the trained network; `predict(images)` prepares images and runs it.
 """
 
 from __future__ import annotations
@@ -316,115 +320,9 @@ _BUILD = '''def build() -> nn.Module:
     """The network with fresh weights; it takes float32 images SHAPE, normalised as in preprocess.json."""
     return CALL'''
 
-_RUNTIME = '''def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The content of a .safetensors file: the header's length, the header as JSON, raw little-endian data."""
-    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    types |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-    types |= {"BOOL": torch.bool}
-    data = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(data[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(data[8:start]).items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            raw, dtype = data[start + begin : start + end], types[entry["dtype"]]
-            flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-            tensors[name] = flat.reshape(entry["shape"])
-    return tensors
 
-
-def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
-    """The trained network, in eval mode on the CPU, with the weights in the folder's model.safetensors."""
-    with torch.random.fork_rng(devices=[]):  # build() draws weights; the caller's generator stays where it is
-        network = build()
-    network.load_state_dict(_tensors(Path(folder) / "model.safetensors"))
-    return network.eval()
-
-
-@functools.cache
-def _loaded() -> tuple[nn.Module, dict]:
-    return load(), json.loads((Path(__file__).parent / "preprocess.json").read_text(encoding="utf-8"))
-
-
-def _scaled(x: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """Images, (N, C, H, W) from 0 to 255, of this height and width, in whole numbers again."""
-    if x.shape[-2:] == size:
-        return x
-    antialias = mode in ("bilinear", "bicubic")
-    return nn.functional.interpolate(x, size, mode=mode, antialias=antialias).clamp(0, 255).round()
-'''
-
-_CLASSIFY = '''def predict(images: torch.Tensor) -> object:
-    """What the network sees in images.
-
-    Args:
-        images: uint8, (N, C, H, W) or (C, H, W), of any size.
-
-    Returns:
-        per image a list of (class name, probability), the likeliest first; the raw outputs of a network without
-        class names.
-    """
-    network, preprocess = _loaded()
-    mean, std = (torch.tensor(preprocess[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-    if images.dtype is not torch.uint8 or images.dim() not in (3, 4) or images.shape[-3] != mean.numel():
-        raise ValueError(f"images are uint8, (N, {mean.numel()}, H, W), not {images.dtype}, {tuple(images.shape)}")
-    x = images.reshape(-1, *images.shape[-3:]).float()
-    size, mode, sides = preprocess["input_size"], preprocess["interpolation"], x.shape[-2:]
-    if sides != (size, size):  # the shorter side to the size, then the centre, as in training
-        height, width = (size * side // min(sides) for side in sides)
-        x = _scaled(x, (height, width), mode)
-        top, left = round((height - size) / 2), round((width - size) / 2)
-        x = x[..., top : top + size, left : left + size]
-    with torch.no_grad():
-        outputs = network((x / 255 - mean) / std)
-    if not preprocess["classes"]:
-        return outputs
-    names, ranked = preprocess["classes"], outputs.softmax(dim=1).sort(dim=1, descending=True)
-    return [
-        [(names[index], probability) for index, probability in zip(indices, values, strict=True)]
-        for indices, values in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
-    ]
-'''
-
-_DETECT = '''def finish(outputs: object) -> list:
-    """The detections in a batch, of what model.pt2 returns for it."""
-    with torch.no_grad():
-        return _loaded()[0][LEADING:](outputs)
-
-
-def predict(images: torch.Tensor | list[torch.Tensor]) -> list:
-    """What the network finds in images.
-
-    Args:
-        images: uint8, (N, C, H, W) or (C, H, W), or a list of (C, H, W), of any sizes.
-
-    Returns:
-        per image a list of (class name, score, (x1, y1, x2, y2)), the likeliest first, in pixels of the image given;
-        labels in place of names where there are none.
-    """
-    network, preprocess = _loaded()
-    mean, std = (torch.tensor(preprocess[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-    size, longest, inputs, scales = preprocess["input_size"], preprocess.get("longest", 0), [], []
-    for image in images[None] if isinstance(images, torch.Tensor) and images.dim() == 3 else images:
-        if image.dtype is not torch.uint8 or image.dim() != 3 or image.shape[0] != mean.numel():
-            raise ValueError(f"an image is uint8, ({mean.numel()}, H, W), not {image.dtype}, {tuple(image.shape)}")
-        sides, target = image.shape[-2:], (size, size)
-        if longest:  # the shorter side to the size, unless the longer one would exceed this
-            factor = min(size / min(sides), longest / max(sides))
-            target = (max(1, round(sides[0] * factor)), max(1, round(sides[1] * factor)))
-        x = _scaled(image[None].float(), target, preprocess["interpolation"])
-        inputs.append(((x / 255 - mean) / std)[0])
-        scales.append(torch.tensor([sides[1] / target[1], sides[0] / target[0]]).repeat(2))
-    with torch.no_grad():
-        found = network(inputs)
-    names = preprocess["classes"]
-    return [
-        [
-            (names[label - 1] if names else label, score, tuple(box))
-            for label, score, box in zip(
-                each["labels"].tolist(), each["scores"].tolist(), (each["boxes"] * scale).tolist(), strict=True
-            )
-        ]
-        for each, scale in zip(found, scales, strict=True)
-    ]
-'''
+def _functions(module: types.ModuleType) -> dict[str, str]:
+    """Returns the source of the functions that a runtime module defines, in their order; `build` is left out."""
+    functions = (value for value in vars(module).values() if inspect.isroutine(value))
+    own = [function for function in functions if function.__module__ == module.__name__]
+    return {function.__name__: inspect.getsource(function) for function in own if function.__name__ != "build"}

@@ -169,7 +169,7 @@ def test_tampering_is_found(exports: dict[str, Exported], tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"lacks model\.safetensors"):
         load_exported(folder)
     (folder / "parity.json").unlink()
-    with pytest.raises(InputError, match="is no export"):
+    with pytest.raises(InputError, match="is not an export"):
         check_parity(made.network, folder)
 
 
@@ -402,7 +402,7 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         export(nn.Linear(3, 4), tmp_path / "out", **given)
     with pytest.raises(InputError, match="export the network of one architecture"):
         export(create_supernet("nasbench-macro"), tmp_path / "out", **given)
-    with pytest.raises(InputError, match="is no export"):
+    with pytest.raises(InputError, match="is not an export"):
         load_exported(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
