@@ -213,13 +213,13 @@ def show(report: "Report") -> None:
         cells.append(("seed to seed", *(f"{tau:.3f}" for tau in report.ceiling.bands)))
         cells.append(("exact, estimated", *(f"{tau:.3f}" for tau in report.ceiling.exact_bands)))
     print_table("τ-b within bands of MACs, in shares of the largest", ("ranker", *bands), cells)
-    limits = [f"≤ {w.limit:.0%}: {w.n:,}" if w.limit < 9 else f"all: {w.n:,}" for w in report.windows]
+    limits = [f"≤ {w.limit:.0%}: {w.n:,}" if w.limit < 9 else f"all: {w.n:,}" for w in report.limits]
     cells = [
-        (ranker.name, *(f"{w.picks[ranker.name]:.0f} / {w.tens[ranker.name]:.0f}" for w in report.windows))
+        (ranker.name, *(f"{w.picks[ranker.name]:.0f} / {w.tens[ranker.name]:.0f}" for w in report.limits))
         for ranker in report.rankers
     ]
     if first.name == "shared weights":
-        cells.append(("the shared weights win", *("yes" if window.wins else "no" for window in report.windows)))
+        cells.append(("the shared weights win", *("yes" if limit.wins else "no" for limit in report.limits)))
     print_table("Under a MACs limit: true rank of the top 1 / best in the top 10", ("ranker", *limits), cells)
     for key, reason in report.failed.items():
         print(f"failed: {key}, {reason}")

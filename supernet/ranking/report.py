@@ -1,7 +1,8 @@
-"""Can the ranking be trusted? Shared-weight scores against the truth, trivial rankers and the noise of training itself.
+"""Can the ranking be trusted? Compares shared-weight scores with the truth, trivial rankers and training noise.
 
-Kendall's τ with its interval, the top and slices of similar cost apart (a global τ hides failures among the good), and
-all of it beside rankers that need no training (Yu et al., 2020: a search has to be compared with random ones).
+The report gives Kendall's τ with its interval, for all networks, for the top and for bands of similar cost, since a
+global τ hides failures among the good networks. Rankers that need no training stand beside it (Yu et al., 2020: a
+search has to be compared with random ones).
 """
 
 import itertools
@@ -20,7 +21,7 @@ from supernet.ranking.statistics import (
     Floats,
     Interval,
     Top,
-    interval,
+    bootstrap_interval,
     json_safe,
     kendall,
     replicate,
@@ -44,7 +45,7 @@ SIZES = (10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400
 
 @dataclass(frozen=True)
 class Band:
-    """τ among the networks whose MACs lie in a range, given as shares of the largest: above `low`, up to `high`."""
+    """τ among the networks whose MACs, as shares of the largest, are above `low` and at most `high`."""
 
     low: float
     high: float
@@ -57,11 +58,11 @@ class Agreement:
     """How well one ranker agrees with the truth.
 
     Attributes:
-        name: of the ranker.
+        name: the ranker's name.
         tau: Kendall's τ-b.
         rho: Spearman's ρ.
-        ahead: τ of the shared weights less this one's, on the same resamples; NaN for the shared weights themselves.
-        tops: for each k.
+        ahead: τ of the shared weights minus this one's, on the same resamples; NaN for the shared weights themselves.
+        tops: the quality of the top k, for each k.
         bands: τ within bands of MACs.
     """
 
@@ -75,15 +76,15 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What noise allows: agreement between repeated trainings of the same networks.
+    """The noise ceiling: agreement between repeated trainings of the same networks.
 
     Attributes:
         runs: trainings per network.
         n: networks trained in all runs.
         seed_to_seed: mean τ between two runs.
-        seed_to_rest: mean τ between one run and the mean of the others: what one true training would reach as a ranker.
-        exact: τ that networks ranked by their expected accuracy would have with the mean of all runs, if both are
-            jointly normal: by sin(πτ/2) for the correlation and Spearman (1910) and Brown (1910) for its reliability.
+        seed_to_rest: mean τ between one run and the mean of the others: what a single training reaches as a ranker.
+        exact: τ between a ranking by expected accuracy and the mean of all runs, assuming that both are jointly normal:
+            the correlation is sin(πτ/2), its reliability follows Spearman (1910) and Brown (1910).
         bands: seed-to-seed τ within bands of MACs.
         exact_bands: `exact` within them.
     """
@@ -98,13 +99,13 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
-class Worth:
-    """The number of stand-alone trainings after which a ridge on one-hot decisions ranks as well as the shared weights.
+class EqualTrainings:
+    """The number of stand-alone trainings with which a ridge on one-hot decisions ranks as well as the shared weights.
 
     Attributes:
-        trainings: between the sizes tried, interpolated in their logarithm; NaN beyond the largest or below the least.
-        beyond: it takes more than the largest size.
-        curve: per number of labels the mean τ on the networks without label.
+        trainings: interpolated between the sizes tried, in their logarithm; NaN outside their range.
+        beyond: whether more trainings than the largest size are needed.
+        curve: the number of labels with the mean τ on the networks without a label, per size.
         draws: random sets of labels per size.
     """
 
@@ -115,15 +116,15 @@ class Worth:
 
 
 @dataclass(frozen=True)
-class Window:
-    """What each ranker picks from the networks within a limit of MACs, by true rank.
+class Picks:
+    """The true ranks of the networks that each ranker puts first within a limit on MACs.
 
     Attributes:
-        limit: share of the largest MACs.
-        n: networks within it.
-        picks: ranker to true rank of its first.
-        tens: ranker to best true rank among its first ten.
-        wins: the shared weights' pick beats those of MACs, depth then MACs, and random.
+        limit: the limit as a share of the largest MACs.
+        n: the number of networks within it.
+        picks: true rank of the network that a ranker puts first, by ranker.
+        tens: best true rank among the ten networks that a ranker puts first, by ranker.
+        wins: whether the shared weights' pick beats those of MACs, of depth then MACs, and of random.
     """
 
     limit: float
@@ -135,30 +136,30 @@ class Window:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is known of a ranking.
+    """All results about a ranking.
 
     Attributes:
-        n: networks with a score and a truth.
-        failed: key of every network asked for that lacks one of them, with what it lacks.
-        rankers: agreement with the truth; the shared weights first, where there are scores.
-        ceiling: None without repeated trainings.
-        worth: None without scores, or where n is too small to draw labels from.
-        windows: picks within limits of MACs.
-        stability: name of other scores of the same networks (an earlier checkpoint, another seed) to their τ.
-        verdict: in plain words.
+        n: the number of networks with a score and a truth.
+        failed: for every requested network without one of them: what is missing, by the network's key.
+        rankers: each ranker's agreement with the truth; the shared weights come first, where there are scores.
+        ceiling: the noise ceiling; None without repeated trainings.
+        equal_trainings: None without scores, or where n is too small to draw labels from.
+        limits: picks within limits on MACs.
+        stability: τ with other scores of the same networks (an earlier checkpoint, another seed), by their name.
+        verdict: the result in plain words.
     """
 
     n: int
     failed: dict[str, str]
     rankers: tuple[Agreement, ...]
     ceiling: Ceiling | None
-    worth: Worth | None
-    windows: tuple[Window, ...]
+    equal_trainings: EqualTrainings | None
+    limits: tuple[Picks, ...]
     stability: dict[str, float]
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
-        """A document for `json.dump`; what has no value is null."""
+        """Returns a document for `json.dump`; NaN and None become null."""
         document: dict[str, Any] = json_safe({"format": 1, **asdict(self)})
         return document
 
@@ -168,7 +169,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Sample:
-    """The networks that have everything, as arrays."""
+    """The networks with a score and a truth, as arrays."""
 
     space: SearchSpace
     archs: list[Arch]
@@ -193,33 +194,34 @@ def fidelity(
     draws: int = 20,
     seed: int = 0,
 ) -> Report:
-    """Compare shared-weight scores with the truth.
+    """Compares shared-weight scores with the truth.
 
     Args:
-        scores: per network, higher is better; None or NaN where scoring failed. None for no supernet at all: then the
-            trivial rankers and the ceiling are reported.
-        truth: accuracy after a training of its own; may hold more networks than `scores`, which are then not asked for.
-        space: of the networks.
-        costs: `macs` and `params` of each.
-        repeats: accuracies of repeated trainings, for the noise ceiling and as labels of `Worth`.
+        scores: score of each network, higher is better; None or NaN where scoring failed. None in place of the mapping
+            means that there is no supernet: only the trivial rankers and the ceiling are reported.
+        truth: accuracy of each network after stand-alone training. Networks without an entry in `scores` are ignored.
+        space: the networks' search space.
+        costs: `macs` and `params` of each network.
+        repeats: accuracies of repeated trainings, for the noise ceiling and as labels of `EqualTrainings`.
         others: further rankers, e.g. calibrated scores.
         checkpoints: other scores of the same networks, for stability.
-        depth: layers of a network; `layers` by default. A space where all have the same loses the rankers by depth.
-        largest: MACs that bands and limits are shares of; the largest of the networks by default.
+        depth: returns a network's number of layers; `layers` by default. The rankers by depth are left out in a space
+            where all networks are equally deep.
+        largest: the MACs that bands and limits are shares of; the largest of the networks by default.
         ks: sizes of the top.
         times: bootstrap resamples.
-        draws: random label sets per size of `Worth`.
-        seed: of all draws.
+        draws: random label sets per size of `EqualTrainings`.
+        seed: the seed of all draws.
 
     Raises:
-        InputError: two architectures that are one network, or fewer than two networks with score and truth.
+        InputError: two architectures are the same network, or fewer than two networks have a score and a truth.
     """
-    asked = list(truth if scores is None else scores)
-    _check_distinct(asked, space)
-    failed = _failures(asked, scores, truth)
-    archs = [arch for arch in asked if arch.key not in failed]
+    requested = list(truth if scores is None else scores)
+    _check_distinct(requested, space)
+    failed = _failures(requested, scores, truth)
+    archs = [arch for arch in requested if arch.key not in failed]
     if len(archs) < 2:
-        raise InputError(f"{len(archs)} of {len(asked)} networks have a score and a truth; a ranking needs two")
+        raise InputError(f"{len(archs)} of {len(requested)} networks have a score and a truth; a ranking needs two")
     macs = _array(archs, {arch: cost["macs"] for arch, cost in costs.items()})
     sample = _Sample(
         space, archs, _array(archs, truth), macs / (largest or float(macs.max())), _repeated(archs, repeats or {})
@@ -230,17 +232,17 @@ def fidelity(
     rankers |= trivial
     agreements = _agreements(sample, rankers, ks=ks, index=resamples(len(archs), times, seed))
     ceiling = _ceiling(sample)
-    worth = None if scores is None else _worth(sample, agreements[0].tau.value, draws, seed)
+    equal = None if scores is None else _equal_trainings(sample, agreements[0].tau.value, draws, seed)
     stability = {name: _stability(archs, rankers[SHARED], other) for name, other in (checkpoints or {}).items()}
     return Report(
         len(archs),
         failed,
         agreements,
         ceiling,
-        worth,
-        _windows(sample, rankers),
+        equal,
+        _limits(sample, rankers),
         stability,
-        _verdict(len(archs), len(failed), agreements, set(trivial), ceiling, worth),
+        _verdict(len(archs), len(failed), agreements, set(trivial), ceiling, equal),
     )
 
 
@@ -249,12 +251,13 @@ def _check_distinct(archs: Sequence[Arch], space: SearchSpace) -> None:
     for arch in archs:
         twin = forms.setdefault(space.normal_form(arch).key, arch)
         if twin is not arch:
-            raise InputError(f"{arch.to_json()} and {twin.to_json()} are one network; rank distinct networks")
+            raise InputError(f"{arch.to_json()} and {twin.to_json()} are the same network; rank distinct networks")
 
 
-def _failures(asked: Sequence[Arch], scores: Values | None, truth: Values) -> dict[str, str]:
+def _failures(requested: Sequence[Arch], scores: Values | None, truth: Values) -> dict[str, str]:
+    """Returns what is missing for each network that has no finite score or truth, by key."""
     failed = {}
-    for arch in asked:
+    for arch in requested:
         lacks = [
             name
             for name, values in (("score", scores), ("truth", truth))
@@ -266,12 +269,13 @@ def _failures(asked: Sequence[Arch], scores: Values | None, truth: Values) -> di
 
 
 def _array(archs: Sequence[Arch], values: Values) -> Floats:
-    found = (values.get(arch) for arch in archs)
-    return np.array([math.nan if value is None else value for value in found], float)
+    """Returns the networks' values, NaN for those without one."""
+    column = (values.get(arch) for arch in archs)
+    return np.array([math.nan if value is None else value for value in column], float)
 
 
 def _repeated(archs: Sequence[Arch], repeats: Mapping[Arch, Sequence[float]]) -> Floats:
-    """(trainings, networks), NaN for networks that lack a training."""
+    """Returns the accuracies of repeated trainings, (trainings, networks), with NaN for missing ones."""
     runs = max((len(repeats.get(arch, ())) for arch in archs), default=0)
     table = np.full((runs, len(archs)), math.nan)
     for column, arch in enumerate(archs):
@@ -283,20 +287,21 @@ def _repeated(archs: Sequence[Arch], repeats: Mapping[Arch, Sequence[float]]) ->
 def _trivial(
     sample: _Sample, costs: Mapping[Arch, Mapping[str, float]], depth: Callable[[Arch], float], seed: int
 ) -> dict[str, Floats]:
-    """Rankers that need no training. The regression is fitted to the truth itself, which flatters it."""
+    """Returns rankers that need no training. The regression is fitted to the truth itself, which flatters it."""
     archs = sample.archs
     macs = sample.share
     deep = np.array([depth(sample.space.normal_form(arch)) for arch in archs], float)
-    found = {"MACs": macs, "params": _array(archs, {arch: costs[arch]["params"] for arch in archs})}
+    rankers = {"MACs": macs, "params": _array(archs, {arch: costs[arch]["params"] for arch in archs})}
     if len(set(deep.tolist())) > 1:
         columns = np.stack([np.ones(len(archs)), deep, macs], 1)
-        found["depth"] = deep
-        found["depth, then MACs"] = deep + 0.5 * macs / max(float(macs.max()), 1.0)
-        found["depth + MACs, fitted"] = columns @ np.linalg.lstsq(columns, sample.truth, rcond=None)[0]
-    return found | {RANDOM: np.random.default_rng(seed).permutation(len(archs)).astype(float)}
+        rankers["depth"] = deep
+        rankers["depth, then MACs"] = deep + 0.5 * macs / max(float(macs.max()), 1.0)
+        rankers["depth + MACs, fitted"] = columns @ np.linalg.lstsq(columns, sample.truth, rcond=None)[0]
+    return rankers | {RANDOM: np.random.default_rng(seed).permutation(len(archs)).astype(float)}
 
 
 def _bands(share: Floats) -> list[tuple[float, float, Bools]]:
+    """Returns each band's bounds and which networks lie in it."""
     edges = (0.0, *EDGES, math.inf)
     return [(low, high, (share > low) & (share <= high)) for low, high in itertools.pairwise(edges)]
 
@@ -305,7 +310,7 @@ def _agreements(
     sample: _Sample, rankers: Mapping[str, Floats], *, ks: Sequence[int], index: NDArray[np.int64]
 ) -> tuple[Agreement, ...]:
     whole, truth = np.ones(len(sample.archs), bool), sample.truth
-    found: list[Agreement] = []
+    agreements: list[Agreement] = []
     first: Floats | None = None
     for name, scores in rankers.items():
         taus = replicate(kendall, scores, truth, draws=index, within=whole)
@@ -314,17 +319,19 @@ def _agreements(
         if first is None and name == SHARED:
             first = taus
         elif first is not None:
-            ahead = interval(found[0].tau.value - tau, first - taus)
+            ahead = bootstrap_interval(agreements[0].tau.value - tau, first - taus)
         bands = []
         for low, high, inside in _bands(sample.share):
             value = kendall(scores[inside], truth[inside])
             repeated = replicate(kendall, scores, truth, draws=index, within=inside)
-            bands.append(Band(low, high, int(inside.sum()), interval(value, repeated)))
-        rho = interval(spearman(scores, truth), replicate(spearman, scores, truth, draws=index, within=whole))
-        untold = np.zeros(len(scores)) if name == RANDOM else scores  # ties: the mean over all orders
-        tops = tuple(top(untold, truth, k) for k in ks)
-        found.append(Agreement(name, interval(tau, taus), rho, ahead, tops, tuple(bands)))
-    return tuple(found)
+            bands.append(Band(low, high, int(inside.sum()), bootstrap_interval(value, repeated)))
+        rhos = replicate(spearman, scores, truth, draws=index, within=whole)
+        rho = bootstrap_interval(spearman(scores, truth), rhos)
+        # equal scores for all networks give the mean over all random rankings
+        ranked = np.zeros(len(scores)) if name == RANDOM else scores
+        tops = tuple(top(ranked, truth, k) for k in ks)
+        agreements.append(Agreement(name, bootstrap_interval(tau, taus), rho, ahead, tops, tuple(bands)))
+    return tuple(agreements)
 
 
 def _ceiling(sample: _Sample) -> Ceiling | None:
@@ -333,45 +340,46 @@ def _ceiling(sample: _Sample) -> Ceiling | None:
         return None
     runs, count = sample.runs[:, full], len(sample.runs)
 
-    def seeds(inside: Bools) -> float:
+    def seed_to_seed(inside: Bools) -> float:
         pairs = itertools.combinations(runs[:, inside], 2)
-        return float(np.mean([kendall(one, other) for one, other in pairs]))
+        return float(np.mean([kendall(first, second) for first, second in pairs]))
 
     rest = [kendall(run, np.delete(runs, i, 0).mean(0)) for i, run in enumerate(runs)]
-    bands = tuple(seeds(inside) for _, _, inside in _bands(sample.share[full]))
-    whole = seeds(np.ones(runs.shape[1], bool))
+    bands = tuple(seed_to_seed(inside) for _, _, inside in _bands(sample.share[full]))
+    whole = seed_to_seed(np.ones(runs.shape[1], bool))
     exact = tuple(_exact(band, count) for band in bands)
     return Ceiling(count, runs.shape[1], whole, float(np.mean(rest)), _exact(whole, count), bands, exact)
 
 
 def _exact(tau: float, runs: int) -> float:
+    """Returns `Ceiling.exact` for the τ between two runs."""
     single = math.sin(math.pi * max(tau, 0.0) / 2)  # NaN stays NaN
     mean = runs * single / (1 + (runs - 1) * single)
     return 2 / math.pi * math.asin(min(math.sqrt(mean), 1.0))
 
 
-def _worth(sample: _Sample, tau: float, draws: int, seed: int) -> Worth | None:
-    """A label is one training where repeats are known, and whatever the truth is otherwise."""
+def _equal_trainings(sample: _Sample, tau: float, draws: int, seed: int) -> EqualTrainings | None:
+    """Fits ridges to growing sets of labels: a single training where repeats are known, and the truth otherwise."""
     features, rng = one_hot(sample.space, sample.archs), np.random.default_rng(seed)
     labels = np.where(np.isfinite(sample.runs[0]), sample.runs[0], sample.truth) if len(sample.runs) else sample.truth
     n, curve = len(sample.archs), []
     for size in (size for size in SIZES if size <= n // 2):
-        found = []
+        taus = []
         for _ in range(draws):
             order = rng.permutation(n)
-            told, rest = order[:size], order[size:]
-            predicted = fit_ridge(features[told], labels[told])(features[rest])
-            found.append(kendall(predicted, sample.truth[rest]))
-        curve.append((size, float(np.nanmean(found)) if np.isfinite(found).any() else math.nan))
+            labelled, rest = order[:size], order[size:]
+            predicted = fit_ridge(features[labelled], labels[labelled])(features[rest])
+            taus.append(kendall(predicted, sample.truth[rest]))
+        curve.append((size, float(np.nanmean(taus)) if np.isfinite(taus).any() else math.nan))
         if curve[-1][1] >= tau:
             break
     if not curve or not math.isfinite(tau):
         return None
-    return Worth(_crossing(curve, tau), curve[-1][1] < tau, tuple(curve), draws)
+    return EqualTrainings(_crossing(curve, tau), curve[-1][1] < tau, tuple(curve), draws)
 
 
 def _crossing(curve: Sequence[tuple[int, float]], tau: float) -> float:
-    """Where the curve first reaches τ; NaN if it starts there or never does."""
+    """Returns the number of labels at which the curve first reaches τ; NaN if it starts above τ or never reaches it."""
     for (few, low), (many, high) in itertools.pairwise(curve):
         if low < tau <= high:
             part = (tau - low) / (high - low)
@@ -379,8 +387,9 @@ def _crossing(curve: Sequence[tuple[int, float]], tau: float) -> float:
     return math.nan
 
 
-def _windows(sample: _Sample, rankers: Mapping[str, Floats]) -> tuple[Window, ...]:
-    found = []
+def _limits(sample: _Sample, rankers: Mapping[str, Floats]) -> tuple[Picks, ...]:
+    """Returns the rankers' picks within each limit that leaves at least two networks."""
+    limits = []
     for limit in (*EDGES, math.inf):
         inside = sample.share <= limit
         if inside.sum() < 2:
@@ -392,11 +401,12 @@ def _windows(sample: _Sample, rankers: Mapping[str, Floats]) -> tuple[Window, ..
         tens = {name: top(s, truth, 10).rank for name, s in known.items()}
         rivals = [picks[name] for name in ("MACs", "depth, then MACs", RANDOM) if name in picks]
         wins = SHARED in picks and picks[SHARED] < min(rivals)
-        found.append(Window(limit, len(truth), picks, tens, wins))
-    return tuple(found)
+        limits.append(Picks(limit, len(truth), picks, tens, wins))
+    return tuple(limits)
 
 
 def _stability(archs: Sequence[Arch], scores: Floats, other: Values) -> float:
+    """Returns τ between two sets of scores, over the networks that have both."""
     values = _array(archs, other)
     both = np.isfinite(values)
     return kendall(scores[both], values[both])
@@ -406,7 +416,12 @@ def _stability(archs: Sequence[Arch], scores: Floats, other: Values) -> float:
 
 
 def _verdict(
-    n: int, failed: int, rankers: Sequence[Agreement], trivial: set[str], ceiling: Ceiling | None, worth: Worth | None
+    n: int,
+    failed: int,
+    rankers: Sequence[Agreement],
+    trivial: set[str],
+    ceiling: Ceiling | None,
+    equal: EqualTrainings | None,
 ) -> str:
     lost = f" {failed} more failed and are left out." if failed else ""
     noise = f" Two trainings of the same networks agree at {ceiling.seed_to_seed:.3f}." if ceiling else ""
@@ -420,22 +435,24 @@ def _verdict(
     if not math.isfinite(shared.tau.value):
         return f"The scores of {n:,} networks, or their truths, are all the same: there is no ranking." + lost
     if best is None:
-        text += "and no trivial ranker can be compared."
+        text += "and there is no trivial ranker to compare them with."
     elif best.ahead.low > 0:
         text += f"better than every trivial ranker: {best.name}, the best of them, has {best.tau}."
     elif best.ahead.high < 0:
         text += f"worse than {best.name}, which needs no training and has {best.tau}: do not trust them."
     else:
-        text += f"no better than {best.name}, which needs no training and has {best.tau}, as far as {n:,} can tell."
-    if worth is not None:
-        text += " " + _worth_in_words(worth)
+        text += (
+            f"no better than {best.name}, which needs no training and has {best.tau}, as far as {n:,} networks show."
+        )
+    if equal is not None:
+        text += " " + _trainings_in_words(equal)
     return text + noise + lost
 
 
-def _worth_in_words(worth: Worth) -> str:
-    last = worth.curve[-1][0]
-    if worth.beyond:
+def _trainings_in_words(equal: EqualTrainings) -> str:
+    last = equal.curve[-1][0]
+    if equal.beyond:
         return f"More than {last} stand-alone trainings would be needed for a ridge on decisions to rank as well."
-    if not math.isfinite(worth.trainings):
+    if not math.isfinite(equal.trainings):
         return f"{last} stand-alone trainings, or fewer, and a ridge on decisions rank as well."
-    return f"About {worth.trainings:.0f} stand-alone trainings and a ridge on decisions rank as well."
+    return f"About {equal.trainings:.0f} stand-alone trainings and a ridge on decisions rank as well."

@@ -18,8 +18,9 @@ from supernet.ranking.depth import layers
 from supernet.ranking.report import RANDOM, SHARED, Report, fidelity
 from supernet.ranking.statistics import (
     Interval,
-    interval,
+    bootstrap_interval,
     kendall,
+    mean_interval,
     membership,
     paired,
     replicate,
@@ -80,7 +81,7 @@ def test_what_has_no_ranking_has_no_correlation(statistic: Callable[..., float])
     assert math.isnan(statistic([1, 1, 1], [1, 2, 3]))
     assert math.isnan(statistic([1, 2, 3], [7, 7, 7]))
     assert math.isnan(statistic([1], [2]))
-    with pytest.raises(InputError, match="same networks"):
+    with pytest.raises(InputError, match="of the same networks"):
         statistic([1, 2], [1, 2, 3])
 
 
@@ -95,25 +96,27 @@ def test_bootstrap_intervals_follow_the_seed_and_cover_the_truth() -> None:
     for seed in range(40):
         a, noise = rng.normal(size=(2, 120))
         b = rho * a + math.sqrt(1 - rho**2) * noise
-        found = interval(kendall(a, b), replicate(kendall, a, b, draws=resamples(120, 60, seed), within=whole))
+        found = bootstrap_interval(
+            kendall(a, b), replicate(kendall, a, b, draws=resamples(120, 60, seed), within=whole)
+        )
         hits += found.low <= truth <= found.high
     assert hits >= 34
     again = replicate(kendall, a, b, draws=resamples(120, 60, 39), within=whole)
-    assert interval(kendall(a, b), again) == found
+    assert bootstrap_interval(kendall(a, b), again) == found
     other = replicate(kendall, a, b, draws=resamples(120, 60, 40), within=whole)
-    assert interval(kendall(a, b), other) != found
+    assert bootstrap_interval(kendall(a, b), other) != found
 
 
 def test_an_interval_needs_resamples_with_a_value() -> None:
-    found = interval(
+    found = bootstrap_interval(
         1.0,
         replicate(kendall, np.array([1.0, 2]), np.array([1.0, 2]), draws=resamples(2, 50, 0), within=np.ones(2, bool)),
     )
     assert found.value == 1
     assert math.isnan(found.low)
     assert str(found) == "1.000"
-    assert str(interval(0.5, np.linspace(0, 1, 101))) == "0.500 (0.025 to 0.975)"
-    assert math.isnan(interval(math.nan, np.ones(10)).low)
+    assert str(bootstrap_interval(0.5, np.linspace(0, 1, 101))) == "0.500 (0.025 to 0.975)"
+    assert math.isnan(bootstrap_interval(math.nan, np.ones(10)).low)
 
 
 def test_a_band_is_resampled_within() -> None:
@@ -127,6 +130,19 @@ def test_a_band_is_resampled_within() -> None:
     sizes = replicate(note, values, values, draws=resamples(10, 30, 0), within=inside)
     assert set().union(*seen) == {0, 1, 2, 3}
     assert 2 < sizes.mean() < 6
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    """For five values 1.96 standard errors would cover 88 %, not 95 %."""
+    values = [3.0, 5.0, 4.0, 8.0, 6.0]
+    theirs = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    found = mean_interval(values)
+    assert found.value == pytest.approx(5.2)
+    assert (found.low, found.high) == pytest.approx(theirs)
+    assert (found.high - found.low) / 2 > 1.4 * 1.96 * float(stats.sem(values))
+    assert mean_interval([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
+    assert math.isnan(mean_interval([2.0]).low)
+    assert math.isnan(mean_interval([]).value)
 
 
 # -- the top ----------------------------------------------------------------------------------------------------------
@@ -252,12 +268,12 @@ def test_the_exact_ceiling_holds_where_the_expectation_is_known() -> None:
 
 
 def test_picks_within_limits_of_the_table(published: Report) -> None:
-    window = published.windows[1]
+    window = published.limits[1]
     assert (window.limit, window.n) == (0.5, 1505)
     assert window.picks["depth, then MACs"] == 3
     assert window.picks[RANDOM] == pytest.approx(753, abs=1)
     assert not window.wins
-    assert published.windows[-1].n == 3969
+    assert published.limits[-1].n == 3969
 
 
 # -- reports ----------------------------------------------------------------------------------------------------------
@@ -296,18 +312,18 @@ def test_a_good_ranking_is_called_better_than_trivial_ones(sampled: Report) -> N
     assert depth.ahead.low > 0
     assert depth.ahead.high - depth.ahead.low < (shared.tau.high - shared.tau.low) + (depth.tau.high - depth.tau.low)
     assert "better than every trivial ranker: depth" in sampled.verdict
-    assert sampled.windows[1].picks["truth"] == 1
+    assert sampled.limits[1].picks["truth"] == 1
     assert [top.k for top in shared.tops] == [1, 10, 50]
 
 
-def test_the_worth_lies_where_the_curve_crosses(sampled: Report) -> None:
-    worth, tau = sampled.worth, sampled.rankers[0].tau.value
-    assert worth is not None
-    assert not worth.beyond
-    (few, low), (many, high) = worth.curve[-2:]
+def test_equal_trainings_are_where_the_curve_crosses(sampled: Report) -> None:
+    equal, tau = sampled.equal_trainings, sampled.rankers[0].tau.value
+    assert equal is not None
+    assert not equal.beyond
+    (few, low), (many, high) = equal.curve[-2:]
     assert low < tau <= high
-    assert few < worth.trainings <= many
-    assert f"About {worth.trainings:.0f} stand-alone trainings" in sampled.verdict
+    assert few < equal.trainings <= many
+    assert f"About {equal.trainings:.0f} stand-alone trainings" in sampled.verdict
 
 
 def test_stability_is_agreement_between_score_lists(sampled: Report) -> None:
@@ -323,7 +339,7 @@ def test_depth_alone_is_not_called_good() -> None:
     worse = {arch: -value for arch, value in scores.items()}
     report = fidelity(worse, shipped().values, space=MACRO, costs=costs_of(archs), times=20, draws=2)
     assert "worse than depth" in report.verdict
-    assert not any(window.wins for window in report.windows)
+    assert not any(window.wins for window in report.limits)
 
 
 def test_failed_networks_are_named_and_counted() -> None:
@@ -341,11 +357,11 @@ def test_two_networks_and_constant_scores() -> None:
     report = simple([1.0, 2.0], [3.0, 4.0])
     assert report.rankers[0].tau.value == 1
     assert math.isnan(report.rankers[0].tau.low)
-    assert report.worth is None
+    assert report.equal_trainings is None
     constant = simple([5.0] * 30, [float(i % 7) for i in range(30)])
     assert math.isnan(constant.rankers[0].tau.value)
     assert "no ranking" in constant.verdict
-    assert constant.worth is None
+    assert constant.equal_trainings is None
     assert constant.rankers[0].tops[1].precision.value == pytest.approx(1 / 3)
     document = json.loads(json.dumps(constant.to_json(), allow_nan=False))
     assert document["rankers"][0]["tau"]["value"] is None
@@ -355,7 +371,7 @@ def test_two_networks_and_constant_scores() -> None:
 def test_one_network_under_two_names_is_refused() -> None:
     twins = [arch_of("00020000"), arch_of("00002000")]
     values = {arch: 1.0 for arch in twins}
-    with pytest.raises(InputError, match="one network"):
+    with pytest.raises(InputError, match="the same network"):
         fidelity(values, values, space=MACRO, costs=costs_of(twins))
 
 
