@@ -442,7 +442,7 @@ def _verdict(
         text += f"worse than {best.name}, which needs no training and has {best.tau}: do not trust them."
     else:
         text += (
-            f"no better than {best.name}, which needs no training and has {best.tau}, as far as {n:,} networks show."
+            f"no better than {best.name}, which needs no training and has {best.tau}, on these {n:,} networks."
         )
     if equal is not None:
         text += " " + _trainings_in_words(equal)

@@ -107,13 +107,10 @@ def best_after(curve: Sequence[float], evaluations: int) -> float:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean and the half-width of its 95 % interval by Student's t; NaN for fewer than two values."""
-    import numpy as np
-    from scipy import stats
+    from supernet.ranking.statistics import mean_interval
 
-    n = len(values)
-    if n < 2:
-        return (values[0] if n else math.nan), math.nan
-    return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    mean = mean_interval(values)
+    return mean.value, mean.high - mean.value
 
 
 def format_mean(values: Sequence[float], digits: int = 1) -> str:
