@@ -1,13 +1,13 @@
-"""Pictures of architectures: cells laid out as in the papers' figures, chains as a list of steps. No torch.
+"""Pictures of architectures as SVG: cells laid out as in the papers' figures, chains as a list of steps. No torch.
 
-A cell is read from the bottom: its two inputs, above them every block as two operations and what joins them, at the top
-the concatenation. The lines that leave a state have its colour, so that a block's operands can be told at a glance.
+A cell is read from the bottom up: its two inputs, then every block as two operations and the node that joins them, and
+the concatenation on top. All lines from one state have the colour of that state, which shows a block's operands at a
+glance.
 """
 
-import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -27,7 +27,7 @@ BLOCK_WIDTH, BLOCK_HEIGHT = 2 * OP_WIDTH + GAP, 2 * OP_HEIGHT + 16.0
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled rectangle, `framed` with a thick line or a thin one; (x, y) is its upper left corner."""
+    """A labelled rectangle with its upper left corner at (x, y); `framed` draws a thick outline."""
 
     x: float
     y: float
@@ -40,7 +40,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve that leaves and arrives vertically."""
+    """A curve that starts and ends vertically."""
 
     start: Point
     end: Point
@@ -52,7 +52,7 @@ class Route:
     """An arrow along straight lines with rounded corners, from the first point to the last.
 
     Attributes:
-        name: what it connects; a viewer of the SVG shows it.
+        name: the boxes that the arrow connects; SVG viewers show it as a tooltip.
     """
 
     points: tuple[Point, ...]
@@ -74,14 +74,14 @@ Shape = Box | Line | Route | Label
 
 @dataclass
 class Picture:
-    """Shapes on a canvas; later ones lie above."""
+    """Shapes on a canvas; later shapes are drawn over earlier ones."""
 
     width: float = 0.0
     height: float = 0.0
     shapes: list[Shape] = field(default_factory=list)
 
     def beside(self, other: "Picture") -> "Picture":
-        """Both in a row, on one bottom line."""
+        """Returns both pictures side by side, aligned at the bottom."""
         height = max(self.height, other.height)
         joined = Picture(self.width + other.width, height)
         for part, right in ((self, 0.0), (other, self.width)):
@@ -89,20 +89,17 @@ class Picture:
         return joined
 
     def save(self, path: Path) -> None:
-        """Write the picture as `.svg`, or as `.png` at twice its size.
+        """Writes the picture as an SVG file.
 
         Raises:
-            InputError: another kind of file.
+            InputError: the file's name does not end in `.svg`.
         """
-        if path.suffix == ".svg":
-            path.write_text(self.svg(), encoding="utf-8")
-        elif path.suffix == ".png":
-            _save_png(self, path)
-        else:
-            raise InputError(f"pictures are .svg or .png, not {path.name!r}")
+        if path.suffix != ".svg":
+            raise InputError(f"pictures are .svg, not {path.name!r}; browsers and Inkscape convert them")
+        path.write_text(self.svg(), encoding="utf-8")
 
     def svg(self) -> str:
-        """The picture as SVG."""
+        """Returns the picture as SVG."""
         size = f'width="{self.width:.0f}" height="{self.height:.0f}" viewBox="0 0 {self.width:.0f} {self.height:.0f}"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
         background = '<rect width="100%" height="100%" fill="white"/>'
@@ -110,6 +107,8 @@ class Picture:
 
 
 def _moved(shape: Shape, right: float, down: float) -> Shape:
+    """Returns a copy of a shape, moved to the right and down."""
+
     def at(point: Point) -> Point:
         return point[0] + right, point[1] + down
 
@@ -127,7 +126,7 @@ def _moved(shape: Shape, right: float, down: float) -> Shape:
 
 
 def label_of(op: str) -> str:
-    """An operation's name as papers write it: `sep5` is sep 5×5."""
+    """Returns an operation's name as papers write it: `sep5` becomes sep 5×5."""
     match = re.fullmatch(r"(avg|max|sep|dilsep|conv|dil|neckdil|neck)([\dx_]+)", op)
     if match is None:
         return op
@@ -139,10 +138,12 @@ def label_of(op: str) -> str:
 
 
 def draw_cell(graph: CellGraph, *, title: str = "", inputs: Sequence[str] = ("h[i]", "h[i-1]")) -> Picture:
-    """A cell from its inputs at the bottom to the concatenation of its outputs at the top.
+    """Draws a cell from its inputs at the bottom to the concatenation of its outputs at the top.
 
     Args:
-        inputs: what states 0 and 1 are called.
+        graph: the cell's blocks and outputs.
+        title: the text above the cell.
+        inputs: the names of states 0 and 1.
     """
     levels = [0, 0]
     for block in graph.blocks:
@@ -152,7 +153,7 @@ def draw_cell(graph: CellGraph, *, title: str = "", inputs: Sequence[str] = ("h[
     widths = [sum(_width(kind, level) for kind, _ in row) + GAP * (len(row) - 1) for level, row in enumerate(rows)]
     picture = Picture(max([*widths, 240.0, LETTER * len(title)]) + 2 * MARGIN, 0.0)
     picture.height = 2 * MARGIN + 20 + 2 * OP_HEIGHT - BLOCK_HEIGHT + top * (BLOCK_HEIGHT + RISE)
-    columns: list[dict[int, float]] = []  # per level the middle of what carries each state
+    columns: list[dict[int, float]] = []  # per level the centre of each state's node
     for level in range(top):
         columns.append(_placed(rows[level], graph, columns, level, picture.width))
         for kind, state in rows[level]:
@@ -168,7 +169,7 @@ def draw_cell(graph: CellGraph, *, title: str = "", inputs: Sequence[str] = ("h[
 
 
 def _rows(graph: CellGraph, levels: Sequence[int], top: int) -> list[list[tuple[str, int]]]:
-    """Per level the states made there, and lanes of those that are read further up."""
+    """Returns per level the states computed there, and lanes for earlier states that are read further up."""
     rows: list[list[tuple[str, int]]] = [[("input", 1), ("input", 0)], *([] for _ in range(top - 1))]
     for state, level in enumerate(levels):
         readers = [levels[n + 2] for n, block in enumerate(graph.blocks) if state in (block.left, block.right)]
@@ -187,27 +188,27 @@ def _width(kind: str, level: int) -> float:
 def _placed(
     row: list[tuple[str, int]], graph: CellGraph, columns: Sequence[Mapping[int, float]], level: int, width: float
 ) -> dict[int, float]:
-    """The middle of every node of a level, sorted by where its operands come from."""
+    """Sorts the nodes of a level by the positions of their operands and returns the centre of each."""
 
-    def wish(node: tuple[str, int]) -> float:
+    def preferred(node: tuple[str, int]) -> float:
         kind, state = node
         if kind == "lane":
             return columns[level - 1][state]
         block = graph.blocks[state - 2]
         return (columns[level - 1][block.left] + columns[level - 1][block.right]) / 2
 
-    row[:] = sorted(row, key=wish) if level else row
+    row[:] = sorted(row, key=preferred) if level else row
     gap = GAP if level else BLOCK_WIDTH
     x = (width - sum(_width(kind, level) for kind, _ in row) - gap * (len(row) - 1)) / 2
-    found = {}
+    centres = {}
     for kind, state in row:
-        found[state] = x + _width(kind, level) / 2
+        centres[state] = x + _width(kind, level) / 2
         x += _width(kind, level) + gap
-    return found
+    return centres
 
 
 def _floor(picture: Picture, level: int) -> float:
-    """The lower edge of a level."""
+    """Returns the y coordinate of a level's lower edge."""
     raised = level * (BLOCK_HEIGHT + RISE) - (BLOCK_HEIGHT - OP_HEIGHT if level else 0.0)
     return picture.height - MARGIN - raised
 
@@ -251,7 +252,7 @@ def _draw_node(
 
 
 def draw_cells(cells: Mapping[str, CellGraph], *, title: str = "") -> Picture:
-    """All cells of a network side by side."""
+    """Draws all cells of a network side by side."""
     pictures = [draw_cell(graph, title=f"{title} · {name}" if title else name) for name, graph in cells.items()]
     picture = pictures[0]
     for other in pictures[1:]:
@@ -263,13 +264,13 @@ def draw_cells(cells: Mapping[str, CellGraph], *, title: str = "") -> Picture:
 
 
 def draw_chain(arch: Arch, *, title: str = "", rows: int = 12) -> Picture:
-    """The steps that an architecture decides, from top to bottom in columns of `rows`."""
+    """Draws the steps that have decisions from top to bottom, in columns of `rows`."""
     steps: dict[str, list[str]] = {}
     for name, value in arch.items():
         step, _, decision = name.rpartition(".")
         steps.setdefault(step or name, []).append(str(value) if decision == "op" or not step else f"{decision} {value}")
     if not steps:
-        raise InputError("the architecture decides nothing, so there is nothing to draw")
+        raise InputError("the architecture has no decisions, so there is nothing to draw")
     width, height = 220.0, OP_HEIGHT
     pitch, columns = height + 14, -(-len(steps) // rows)
     needed, titled = MARGIN + columns * (width + MARGIN), 2 * MARGIN + LETTER * len(title)
@@ -288,12 +289,13 @@ def draw_chain(arch: Arch, *, title: str = "", rows: int = 12) -> Picture:
 
 
 def draw_widths(widths: Mapping[str, int], seed: Mapping[str, int], *, title: str = "", rows: int = 30) -> Picture:
-    """The width profile: per group a bar, on top of a grey one for the seed; channels are to one scale.
+    """Draws the width profile: a bar per group over a grey bar for the seed network, all to one scale.
 
     Args:
         widths: channels per group, in the order of the network; 0 leaves a branch out.
-        seed: those of the network that the space is named after.
-        rows: of a column.
+        seed: channels per group of the seed network.
+        title: the text above the bars.
+        rows: groups per column.
     """
     label, length, pitch = 190.0, 240.0, OP_HEIGHT + 6
     unit, columns = length / max(*widths.values(), *seed.values()), -(-len(widths) // rows)
@@ -311,7 +313,7 @@ def draw_widths(widths: Mapping[str, int], seed: Mapping[str, int], *, title: st
     return picture
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- SVG ------------------------------------------------------------------------------------------------------------
 
 
 def _svg(shape: Shape) -> str:
@@ -346,100 +348,22 @@ def _svg_route(route: Route) -> str:
 
 
 def _bends(route: Route, radius: float = 5.0) -> list[tuple[Point, Point, Point]]:
-    """At every corner the point where its curve begins, the corner, and the point where the curve ends."""
-    found = []
-    for before, corner, after in zip(route.points, route.points[1:], route.points[2:], strict=False):
-        found.append((_towards(corner, before, radius), corner, _towards(corner, after, radius)))
-    return found
+    """Returns for every corner the point where its curve begins, the corner, and the point where the curve ends."""
+    corners = zip(route.points, route.points[1:], route.points[2:], strict=False)
+    return [(_towards(at, before, radius), at, _towards(at, after, radius)) for before, at, after in corners]
 
 
 def _towards(start: Point, end: Point, distance: float) -> Point:
-    """A point on the way, half of it at most."""
+    """Returns the point at a distance from `start` on the way to `end`, at most half of the way."""
     length = math.dist(start, end)
     share = min(distance / length, 0.5) if length else 0.0
     return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
 
 
 def _head(route: Route, length: float = 8.0, half: float = 3.5) -> tuple[Point, tuple[Point, Point, Point]]:
-    """Where the line ends, and the corners of the arrow's head."""
+    """Returns the point where the line ends and the corners of the arrow's head."""
     tip, before = route.points[-1], route.points[-2]
     whole = math.dist(tip, before) or 1.0
     x, y = (tip[0] - before[0]) / whole, (tip[1] - before[1]) / whole
     base = tip[0] - length * x, tip[1] - length * y
     return base, (tip, (base[0] - half * y, base[1] + half * x), (base[0] + half * y, base[1] - half * x))
-
-
-def _dashes(points: Sequence[Point], on: float = 6.0, off: float = 4.0) -> Iterable[tuple[Point, Point]]:
-    """The pieces of a line that a dashed one shows."""
-    at = 0.0
-    for start, end in itertools.pairwise(points):
-        length, done = math.dist(start, end), 0.0
-        while length - done > 1e-6:
-            place = at % (on + off)
-            step = min(length - done, (on if place < on else on + off) - place)
-            if place < on and length:
-                yield tuple(  # type: ignore[misc]
-                    (start[0] + t * (end[0] - start[0]) / length, start[1] + t * (end[1] - start[1]) / length)
-                    for t in (done, done + step)
-                )
-            done, at = done + step, at + step + 1e-9  # past the border that rounding may leave it before
-
-
-def _bezier(line: Line, steps: int = 24) -> Iterable[Point]:
-    """Points of the curve that `_svg` draws."""
-    (x1, y1), (x2, y2) = line.start, line.end
-    middle = (y1 + y2) / 2
-    steps = steps if abs(x2 - x1) > 1 else 1
-    for step in range(steps + 1):
-        t = step / steps
-        first, second, third, last = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3
-        yield x1 * (first + second) + x2 * (third + last), y1 * first + middle * (second + third) + y2 * last
-
-
-def _quadratic(start: Point, corner: Point, end: Point, steps: int = 6) -> list[Point]:
-    """Points of the curve around a corner."""
-    found = []
-    for step in range(steps + 1):
-        t = step / steps
-        parts = zip(start, corner, end, strict=True)
-        x, y = ((1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c for a, b, c in parts)
-        found.append((x, y))
-    return found
-
-
-def _scaled(points: Iterable[Point], scale: int) -> list[Point]:
-    return [(scale * x, scale * y) for x, y in points]
-
-
-def _save_png(picture: Picture, path: Path, scale: int = 2) -> None:
-    from PIL import Image, ImageDraw, ImageFont
-
-    image = Image.new("RGB", (round(picture.width * scale), round(picture.height * scale)), "white")
-    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(11 * scale)
-    for shape in picture.shapes:
-        if isinstance(shape, Line):
-            points = [(x * scale, y * scale) for x, y in _bezier(shape)]
-            canvas.line(points, fill=shape.colour, width=2 * scale - 1, joint="curve")
-            continue
-        if isinstance(shape, Route):
-            end, head = _head(shape)
-            curves = [_quadratic(*bend) for bend in _bends(shape)]
-            track = [shape.points[0], *(point for curve in curves for point in curve), end]
-            for piece in _dashes(track) if shape.dashed else [track]:
-                canvas.line(_scaled(piece, scale), fill=shape.colour, width=2 * scale - 1, joint="curve")
-            canvas.polygon(_scaled(head, scale), fill=shape.colour)
-            continue
-        if isinstance(shape, Box):
-            corners = (shape.x, shape.y, shape.x + shape.width, shape.y + shape.height)
-            box = tuple(scale * side for side in corners)
-            canvas.rounded_rectangle(
-                box,
-                radius=4 * scale,
-                fill=shape.fill,
-                outline="#000000" if shape.framed else "#555555",
-                width=3 * scale if shape.framed else scale,
-            )  # type: ignore[arg-type]
-        x, y = shape.at if isinstance(shape, Label) else (shape.x + shape.width / 2, shape.y + shape.height / 2)
-        text = shape.text.translate({ord("×"): "x", ord("→"): "->", ord("·"): "-"})  # which its font lacks
-        canvas.text((x * scale, y * scale), text, fill="black", font=font, anchor="mm")
-    image.save(path)

@@ -26,7 +26,7 @@ class Draw:
     arch: str | None = None
     """Architecture of the space: JSON, or a file with it, such as an export's arch.json."""
     out: Path | None = None
-    """File to write; NAME.svg by default."""
+    """File to write; pictures are .svg. NAME.svg by default."""
 
 
 def run() -> None:

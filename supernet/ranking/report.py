@@ -441,9 +441,7 @@ def _verdict(
     elif best.ahead.high < 0:
         text += f"worse than {best.name}, which needs no training and has {best.tau}: do not trust them."
     else:
-        text += (
-            f"no better than {best.name}, which needs no training and has {best.tau}, on these {n:,} networks."
-        )
+        text += f"no better than {best.name}, which needs no training and has {best.tau}, on these {n:,} networks."
     if equal is not None:
         text += " " + _trainings_in_words(equal)
     return text + noise + lost
