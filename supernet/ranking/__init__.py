@@ -1,5 +1,6 @@
-"""Whether a ranking can be trusted: agreement with true accuracies, its intervals, and rankings corrected by labels.
+"""Whether a ranking can be trusted: its agreement with true accuracies, with intervals, and how labels correct it.
 
-`statistics` holds correlations and tests, `report` the comparison of rankers, `truth` true accuracies from tables,
-`paired` tests on the same images. It imports numpy, scipy and `supernet.space`, and no torch.
+`statistics` holds correlations, intervals and tests, `report` compares rankers, `calibrate` corrects shared scores,
+`truth` reads true accuracies from tables, and `paired` compares networks on the same images. The package imports numpy,
+scipy, `supernet.space` and `supernet.errors`, and no torch.
 """

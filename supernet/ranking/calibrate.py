@@ -1,9 +1,9 @@
-"""Calibrated ranking: a few stand-alone trainings from the shared top correct what shared weights get wrong throughout.
+"""Calibrated ranking: a few stand-alone trainings of the top networks correct the bias of shared-weight scores.
 
-Weight sharing is biased and not only noisy: an option that trains slowly inside the supernet, or depth itself, is
-marked down in every architecture that has it. Such errors are nearly additive in the decisions, so that a handful of
-true accuracies shows them: a ridge regression on one-hot decisions with the shared score as its prior (cheap scores as
-input of a model-based predictor: White et al., 2021, §5).
+Weight sharing is biased, not only noisy: an option that trains slowly inside the supernet, or depth itself, lowers the
+score of every architecture that has it. Such errors are nearly additive in the decisions, so a few true accuracies
+reveal them: a ridge regression on one-hot decisions uses the shared score as its prior (cheap scores as input of a
+model-based predictor: White et al., 2021, §5).
 """
 
 import math
@@ -20,13 +20,13 @@ Floats = NDArray[np.float64]
 Label = Callable[[Sequence[Arch]], Sequence[float | None]]
 """Trains architectures on their own and returns their accuracies; None for a training that failed."""
 
-PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, math.inf)  # infinite: no correction at all
-FLOOR = 0.1  # least slope of truth on score, in ratios of their deviations: a few labels must not turn the score round
-FEWEST = 3  # labels, for a slope, an intercept and one degree of freedom
+PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, math.inf)  # an infinite one means no correction at all
+FLOOR = 0.1  # least slope of truth on score, as a ratio of their deviations: few labels must not reverse the score
+FEWEST = 3  # labels: a slope, an intercept and one degree of freedom
 
 
 def one_hot(space: SearchSpace, archs: Sequence[Arch]) -> Floats:
-    """The decisions of the architectures' normal forms, (architectures, options of all choices); 0 where inactive."""
+    """Returns the decisions of the normal forms, one-hot, (architectures, options of all choices); 0 where inactive."""
     starts = np.cumsum([0, *(len(choice.options) for choice in space.choices)])
     place = {choice.name: int(start) for choice, start in zip(space.choices, starts, strict=False)}
     features = np.zeros((len(archs), int(starts[-1])))
@@ -45,7 +45,11 @@ class Ridge:
     """`slope · prior + intercept + weights · (features - center)`.
 
     Attributes:
-        penalty: on the squared weights, in units of the noise's variance; slope and intercept are free.
+        slope: of the truth on the prior.
+        intercept: of the truth.
+        weights: one per feature.
+        center: mean of the features that the weights were fitted to.
+        penalty: on the squared weights, in units of the noise variance; slope and intercept are not penalised.
     """
 
     slope: float
@@ -55,19 +59,19 @@ class Ridge:
     penalty: float
 
     def __call__(self, features: Floats, prior: Floats | None = None) -> Floats:
-        """Predictions, one per row."""
+        """Returns one prediction per row."""
         base = self.intercept + (0.0 if prior is None else self.slope * prior)
         return np.asarray(base + (features - self.center) @ self.weights, float)
 
 
 def fit_ridge(features: Floats, truth: Floats, *, prior: Floats | None = None, penalty: float | None = 1.0) -> Ridge:
-    """Generalised least squares with weights as random effects: `n × n` algebra, whatever the number of features.
+    """Fits a ridge as generalised least squares with random weights: `n × n` algebra for any number of features.
 
     Args:
         features: (n, features).
         truth: (n,).
-        prior: a score that the weights correct, (n,); without one, the features alone predict.
-        penalty: of the weights; None for the one of `PENALTIES` with the least leave-one-out error.
+        prior: a score that the weights correct, (n,); without it, the features alone predict.
+        penalty: on the weights; None chooses the one of `PENALTIES` with the least leave-one-out error.
     """
     if penalty is None:
         errors = [_leave_one_out(features, truth, prior, value) for value in PENALTIES]
@@ -90,7 +94,7 @@ def fit_ridge(features: Floats, truth: Floats, *, prior: Floats | None = None, p
 
 
 def _parts(features: Floats, prior: Floats | None, penalty: float) -> tuple[Floats, Floats]:
-    """The inverse covariance of the labels up to a factor, and the columns that are not penalised."""
+    """Returns the inverse covariance of the labels up to a factor, and the columns that are not penalised."""
     centered = features - features.mean(0)
     covariance = np.eye(len(features)) + (centered @ centered.T / penalty if math.isfinite(penalty) else 0.0)
     ones = np.ones(len(features))
@@ -99,11 +103,11 @@ def _parts(features: Floats, prior: Floats | None, penalty: float) -> tuple[Floa
 
 
 def _leave_one_out(features: Floats, truth: Floats, prior: Floats | None, penalty: float) -> float:
-    """Mean squared error on labels left out one at a time, in closed form (Craven & Wahba, 1979)."""
+    """Returns the mean squared leave-one-out error in closed form (Craven & Wahba, 1979)."""
     inverse, fixed = _parts(features, prior, penalty)
     project = inverse - inverse @ fixed @ np.linalg.pinv(fixed.T @ inverse @ fixed) @ fixed.T @ inverse
     diagonal = np.diag(project)
-    if (diagonal < 1e-9).any():  # a label that alone decides a free coefficient
+    if (diagonal < 1e-9).any():  # one label alone determines a free coefficient
         return math.inf
     return float(np.mean((project @ truth / diagonal) ** 2))
 
@@ -116,17 +120,15 @@ class Calibration:
     """A corrected ranking.
 
     Attributes:
-        scores: what the truth is expected to be, for every candidate with a shared score.
-        labels: the true values that were asked for, in the order they were.
-        failed: candidates whose stand-alone training failed; they used up a label each.
-        unscored: candidates without a finite shared score; they are not ranked.
-        model: None if too few trainings succeeded, and then `scores` are the shared ones.
+        scores: the expected true accuracy of every candidate that has a finite shared score.
+        labels: the true accuracies that were requested, in the order of the requests.
+        failed: candidates whose stand-alone training failed; each used up a label.
+        model: None if too few trainings succeeded; `scores` are the shared ones in that case.
     """
 
     scores: dict[Arch, float]
     labels: dict[Arch, float]
     failed: tuple[Arch, ...]
-    unscored: tuple[Arch, ...]
     model: Ridge | None
 
     @property
@@ -144,20 +146,20 @@ def calibrated_ranking(
     rounds: int = 4,
     penalty: float | None = 1.0,
 ) -> Calibration:
-    """Correct shared scores by true accuracies of the candidates that look best.
+    """Corrects shared scores by the true accuracies of the candidates that look best.
 
-    The budget is spent in rounds. Each labels the best candidates not yet labelled, by the shared score at first and by
-    the corrected one afterwards, so that a bias which fills the first round is seen and left behind. Only what `label`
-    returns for those is used.
+    The budget is spent in rounds. Each round labels the best candidates without a label, by the shared score at first
+    and by the corrected score afterwards, so that the later rounds leave a bias behind that dominated the first. No
+    other accuracies are used than those that `label` returns.
 
     Args:
         scores: shared score of each candidate, higher is better; candidates within a user's limits.
-        label: asked `rounds` times, each candidate at most once.
-        space: of the candidates.
-        labels: stand-alone trainings to spend, at least 3; as many as there are candidates, at most.
+        label: called `rounds` times, with each candidate at most once.
+        space: the candidates' search space.
+        labels: stand-alone trainings to spend, at least 3; never more than there are candidates.
         rounds: at least 1.
-        penalty: see `fit_ridge`. None lets the labels choose, which keeps the ranking far from the top when the scores
-            are hardly biased, and corrects less of the top when they are.
+        penalty: see `fit_ridge`. None lets the labels choose: the ranking far from the top is then preserved when the
+            scores are hardly biased, but the top is corrected less when they are.
 
     Raises:
         InputError: too few labels or rounds, or no candidate with a finite score.
@@ -170,32 +172,32 @@ def calibrated_ranking(
     archs, prior = list(known), np.array(list(known.values()))
     features = one_hot(space, archs)
     current, model = prior, None
-    asked: list[int] = []
-    told: dict[int, float] = {}
+    requested: list[int] = []
+    truth: dict[int, float] = {}
     for size in _sizes(min(labels, len(archs)), rounds):
-        seen = set(asked)
+        seen = set(requested)
         chosen = [int(i) for i in np.argsort(-current, kind="stable") if i not in seen][:size]
-        asked += chosen
+        requested += chosen
         values = label([archs[i] for i in chosen])
         if len(values) != len(chosen):
-            raise InputError(f"{len(chosen)} labels were asked for and {len(values)} came; give None for a failure")
-        told.update({i: float(v) for i, v in zip(chosen, values, strict=True) if v is not None and math.isfinite(v)})
-        if len(told) >= FEWEST:
-            index = np.array(list(told))
-            truth = np.array(list(told.values()))
-            model = fit_ridge(features[index], truth, prior=prior[index], penalty=penalty)
+            raise InputError(
+                f"label returned {len(values)} values for {len(chosen)} candidates; use None for a failure"
+            )
+        truth.update({i: float(v) for i, v in zip(chosen, values, strict=True) if v is not None and math.isfinite(v)})
+        if len(truth) >= FEWEST:
+            index = np.array(list(truth))
+            model = fit_ridge(features[index], np.array(list(truth.values())), prior=prior[index], penalty=penalty)
             current = model(features, prior)
     return Calibration(
         dict(zip(archs, current.tolist(), strict=True)),
-        {archs[i]: value for i, value in told.items()},
-        tuple(archs[i] for i in asked if i not in told),
-        tuple(arch for arch in scores if arch not in known),
+        {archs[i]: value for i, value in truth.items()},
+        tuple(archs[i] for i in requested if i not in truth),
         model,
     )
 
 
 def _sizes(labels: int, rounds: int) -> list[int]:
-    """Labels per round: as even as possible, the first at least `FEWEST`."""
+    """Returns the labels per round: as even as possible, with at least `FEWEST` in the first."""
     first = min(labels, max(FEWEST, -(-labels // rounds)))
     rest, later = labels - first, rounds - 1
     if later == 0:

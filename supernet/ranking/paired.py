@@ -1,4 +1,4 @@
-"""Which networks are statistically tied, by their correct answers on the same images."""
+"""Tests whether networks are statistically tied, from their correct answers on the same images."""
 
 from collections.abc import Mapping
 
@@ -9,30 +9,31 @@ from supernet.errors import InputError
 from supernet.space import Arch
 
 Bits = NDArray[np.bool_]
-"""Per validation image whether it was classified correctly, (N,)."""
+"""Whether each validation image was classified correctly, (N,)."""
 
 
 def tied(correct: Mapping[Arch, Bits], level: float = 0.05) -> list[Arch]:
-    """The architectures that a paired test does not tell from the best one, best first.
+    """Returns the best architecture and those that are statistically tied with it, best first.
 
-    McNemar's exact test (two-sided, binomial) on the images that exactly one of the two gets right, against the one
-    with the most correct images; over all comparisons the level is held by Holm's step-down. The best is chosen on the
-    same images, so the set is a guard against reading rank into noise and no confidence set of the best architecture.
+    McNemar's exact test (two-sided, binomial) compares each architecture with the one that has the most correct images,
+    on the images that exactly one of the two gets right. Holm's step-down procedure controls the level over all
+    comparisons. The best is chosen on the same images, so the set guards against reading a rank into noise; it is not a
+    confidence set for the best architecture.
 
     Args:
-        correct: per architecture, all on the same images.
-        level: chance to tell any of the architectures apart from the best although none differs.
+        correct: the correct images of each architecture, all on the same images.
+        level: probability of separating any architecture from the best although none differs.
 
     Returns:
-        first the best, then by falling number of correct images; of equals, in the order given.
+        the architectures by decreasing number of correct images; ties keep the order given.
 
     Raises:
-        InputError: none given, or not on the same images.
+        InputError: there is no architecture, or they were not scored on the same images.
     """
     from scipy.stats import binom
 
     if not correct or len({len(bits) for bits in correct.values()}) > 1:
-        raise InputError("a paired test needs architectures that were scored on the same images, at least one")
+        raise InputError("a paired test needs at least one architecture, and all scored on the same images")
     ranked = sorted(correct, key=lambda arch: -int(correct[arch].sum()))
     best, *others = ranked
     gained = np.array([np.count_nonzero(correct[best] & ~correct[arch]) for arch in others], dtype=int)

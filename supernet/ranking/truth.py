@@ -1,4 +1,4 @@
-"""True accuracies of architectures from a table: the shipped benchmark, or a CSV file of a user's own."""
+"""True accuracies of architectures from a table: the shipped benchmark, or a user's CSV file."""
 
 import csv
 import math
@@ -12,7 +12,7 @@ from supernet.space import Arch, SearchSpace
 
 
 def finite(value: float | None) -> bool:
-    """Whether there is a value, and a finite one."""
+    """Returns whether the value exists and is finite."""
     return value is not None and math.isfinite(value)
 
 
@@ -22,7 +22,7 @@ class Truth:
 
     Attributes:
         values: mean accuracy; None where the table has none.
-        repeats: accuracies of single trainings.
+        repeats: accuracies of the single trainings, for networks whose trainings are all in the table.
     """
 
     values: dict[Arch, float | None]
@@ -30,7 +30,10 @@ class Truth:
 
 
 def distinct(space: SearchSpace, rows: Mapping[Arch, Mapping[str, float]], column: str = "accuracy") -> Truth:
-    """The truth of a table of architectures: of those that are one network, the row in normal form, else the first."""
+    """Returns the true accuracies in a table, one per network.
+
+    Where several rows describe one network, the row in normal form wins, otherwise the first.
+    """
     chosen: dict[Arch, Mapping[str, float]] = {}
     for arch, row in rows.items():
         form = space.normal_form(arch)
@@ -48,16 +51,16 @@ def distinct(space: SearchSpace, rows: Mapping[Arch, Mapping[str, float]], colum
 
 
 def read_truth(path: Path, space: SearchSpace, *, column: str = "accuracy") -> Truth:
-    """A CSV file with a column `arch` and one of accuracies.
+    """Reads a CSV file with a column `arch` and a column of accuracies.
 
     Args:
-        path: of the file. `arch` is the JSON of an architecture, or the index of each option in the order of the space:
-            digits in a row, or numbers with `-` between them. COLUMN_1, COLUMN_2, … are single trainings.
-        space: of the architectures.
-        column: of the accuracy; higher is better. An empty cell is a training that failed.
+        path: the file. `arch` is the JSON of an architecture, or the index of each option in the order of the space:
+            consecutive digits, or numbers separated by `-`. The columns COLUMN_1, COLUMN_2, … are single trainings.
+        space: the search space of the architectures.
+        column: the name of the accuracy column; higher is better. An empty cell is a failed training.
 
     Raises:
-        InputError: a column or an architecture that is not there, or a cell that is no number.
+        InputError: a column is missing, a row's architecture is not in the space, or a cell is not a number.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -80,6 +83,7 @@ def read_truth(path: Path, space: SearchSpace, *, column: str = "accuracy") -> T
 
 
 def _arch(text: str, space: SearchSpace) -> Arch:
+    """Reads an architecture from a cell; see `read_truth`."""
     if text.startswith("{"):
         return space.canonical(Arch.from_json(text))
     return space.from_indices([int(part) for part in (text.split("-") if "-" in text else text)])

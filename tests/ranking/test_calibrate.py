@@ -1,5 +1,4 @@
-"""Calibrated ranking: ridge against a direct solution, labels only of the chosen, and a better pick where scores are
-biased."""
+"""Calibrated ranking: ridge against a direct solution, labels of chosen networks only, better picks from bias."""
 
 import math
 import statistics
@@ -23,14 +22,14 @@ ARCHS = list(SMALL.enumerate())
 
 @cache
 def half() -> dict[Arch, float]:
-    """True accuracy of the distinct networks up to half of the largest MACs."""
+    """Returns the true accuracy of the distinct networks with up to half of the largest MACs."""
     largest = max(row["macs"] for row in table().values())
     archs = dict.fromkeys(map(MACRO.normal_form, table()))
     return {arch: table()[arch]["accuracy"] for arch in archs if table()[arch]["macs"] <= largest / 2}
 
 
 def biased(seed: int) -> dict[Arch, float]:
-    """Scores that mark down depth and options, as shared weights do, with noise."""
+    """Returns noisy scores with a penalty on depth and options, as shared weights give them."""
     rng = np.random.default_rng(seed)
     decisions = one_hot(MACRO, list(half())) @ rng.normal(0, 0.2, 24)
     noise = rng.normal(0, 0.3, len(half()))
@@ -95,7 +94,7 @@ def test_the_penalty_is_chosen_by_leaving_labels_out() -> None:
     assert fit_ridge(features, unbiased, prior=prior, penalty=None).penalty >= 10
 
 
-def test_a_few_labels_do_not_turn_the_score_round() -> None:
+def test_a_few_labels_do_not_reverse_the_score() -> None:
     features, prior = one_hot(SMALL, ARCHS[:4]), np.array([1.0, 2, 3, 4])
     model = fit_ridge(features, -prior, prior=prior, penalty=math.inf)
     assert model.slope > 0
@@ -109,39 +108,39 @@ def test_twenty_labels_improve_the_pick() -> None:
     seeds = range(9)
     before = statistics.median(rank(max(scores, key=scores.__getitem__)) for scores in map(biased, seeds))
     found = [calibrated(seed, 20) for seed in seeds]
-    after = statistics.median(rank(made.pick) for made in found)
+    after = statistics.median(rank(ranking.pick) for ranking in found)
     assert before > 30
     assert after <= 12
     gains = [
-        kendall(list(made.scores.values()), list(half().values()))
+        kendall(list(ranking.scores.values()), list(half().values()))
         - kendall(list(biased(seed).values()), list(half().values()))
-        for seed, made in zip(seeds, found, strict=True)
+        for seed, ranking in zip(seeds, found, strict=True)
     ]
     assert statistics.median(gains) > 0
 
 
 def test_only_the_chosen_are_labelled() -> None:
     scores = biased(0)
-    asked: list[list[Arch]] = []
+    requests: list[list[Arch]] = []
 
     def label(archs: Sequence[Arch]) -> list[float]:
-        asked.append(list(archs))
+        requests.append(list(archs))
         return [half()[arch] for arch in archs]
 
-    made = calibrated_ranking(scores, label, space=MACRO, labels=20, rounds=4)
-    flat = [arch for archs in asked for arch in archs]
-    assert [len(archs) for archs in asked] == [5, 5, 5, 5]
+    ranking = calibrated_ranking(scores, label, space=MACRO, labels=20, rounds=4)
+    flat = [arch for archs in requests for arch in archs]
+    assert [len(archs) for archs in requests] == [5, 5, 5, 5]
     assert len(set(flat)) == 20
-    assert list(made.labels) == flat
-    assert asked[0] == sorted(scores, key=lambda arch: -scores[arch])[:5]
-    # what was not asked for has no influence
+    assert list(ranking.labels) == flat
+    assert requests[0] == sorted(scores, key=lambda arch: -scores[arch])[:5]
+    # accuracies that were not requested have no influence
     hidden = {arch: half()[arch] for arch in flat}
     again = calibrated_ranking(scores, lambda archs: [hidden[a] for a in archs], space=MACRO, labels=20, rounds=4)
-    assert (again.scores, again.labels, again.pick) == (made.scores, made.labels, made.pick)
+    assert (again.scores, again.labels, again.pick) == (ranking.scores, ranking.labels, ranking.pick)
 
 
 def test_later_rounds_follow_the_corrected_score() -> None:
-    """Option `a` of c0 is overrated, so that it fills the first round, and the later ones leave it."""
+    """Option `a` of c0 is overrated: it fills the first round, and later rounds choose others."""
     order = np.random.default_rng(0).permutation(27)
     true = {arch: float(order[i]) for i, arch in enumerate(ARCHS)}
     scores = {arch: value + 40 * (arch["c0"] == "a") for arch, value in true.items()}
@@ -157,20 +156,19 @@ def test_later_rounds_follow_the_corrected_score() -> None:
     assert shares[-1] < 0.5
 
 
-def test_failures_use_labels_up_and_are_named() -> None:
+def test_failures_use_up_labels_and_are_named() -> None:
     scores: dict[Arch, float | None] = {arch: float(i) for i, arch in enumerate(ARCHS)}
     scores[ARCHS[0]], scores[ARCHS[1]] = None, math.nan
     best = ARCHS[-1]
-    made = calibrated_ranking(
+    ranking = calibrated_ranking(
         scores,
         lambda archs: [None if arch == best else float(ARCHS.index(arch)) for arch in archs],
         space=SMALL,
         labels=8,
     )
-    assert made.failed == (best,)
-    assert len(made.labels) == 7
-    assert made.unscored == (ARCHS[0], ARCHS[1])
-    assert set(made.scores) == set(ARCHS[2:])
+    assert ranking.failed == (best,)
+    assert len(ranking.labels) == 7
+    assert set(ranking.scores) == set(ARCHS[2:])
     nothing = calibrated_ranking(scores, lambda archs: [None] * len(archs), space=SMALL, labels=5)
     assert nothing.model is None
     assert nothing.pick == best
@@ -192,5 +190,5 @@ def test_budgets_are_kept() -> None:
         calibrated_ranking(scores, label, space=SMALL, labels=2)
     with pytest.raises(InputError, match="none of 1"):
         calibrated_ranking({ARCHS[0]: None}, label, space=SMALL)
-    with pytest.raises(InputError, match="4 labels were asked for and 0 came"):
+    with pytest.raises(InputError, match="returned 0 values for 4 candidates"):
         calibrated_ranking(scores, lambda archs: [], space=SMALL, labels=16)
