@@ -1,4 +1,4 @@
-"""The contract of a search space as one call, for the spaces of this project and for users' own."""
+"""The contract of a search space as one call, for this project's spaces and for users' own."""
 
 import copy
 import pickle
@@ -20,30 +20,30 @@ from supernet.training.sparse_step import step_active
 
 
 def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 2, inputs: Any = None) -> None:
-    """Assert everything that the rest of the project takes for granted of a supernet.
+    """Asserts every property that training, scoring, costs and export rely on in a supernet.
 
-    Weights, batch-norm statistics, scale and shift are randomised first, since their defaults hide mistakes. The
-    supernet given is changed by that; it is put into eval mode and onto the CPU.
+    Weights, batch-norm statistics, scale and shift are randomised first, since their defaults hide mistakes. This
+    changes the supernet, which is also moved to the CPU and put into eval mode.
 
     Args:
         supernet: any chain.
-        archs: random architectures to check, drawn without repetition where the space has that many.
-        seed: of architectures, weights and inputs.
+        archs: the number of random architectures to draw; repeated ones are checked once.
+        seed: the seed of architectures, weights and inputs.
         batch: images per check; at least 2, for batch norm in training mode.
-        inputs: what the supernet is given, its first tensor the images; random images of its input shape where None.
+        inputs: the supernet's input, whose first tensor holds the images; None for random images of its input shape.
 
     Raises:
-        AssertionError: names the broken property and the architecture.
+        AssertionError: a property does not hold; the message names the property and the architecture.
     """
     supernet.cpu()
     randomize(supernet, seed)
     space, rng = supernet.space, random.Random(seed)
-    drawn = [space.sample(rng) for _ in range(archs)]
-    check_values(space, drawn)
+    sampled = [space.sample(rng) for _ in range(archs)]
+    check_values(space, sampled)
     shape = (batch, *supernet.input_shape)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) if inputs is None else inputs
     table = CostTable(supernet)
-    for arch in dict.fromkeys(drawn):
+    for arch in dict.fromkeys(sampled):
         try:
             check_states(supernet, arch, x)
             check_outputs(supernet, arch, x)
@@ -57,11 +57,11 @@ def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 
             assert table(arch) == count(subnet, supernet.input_shape), "CostTable differs from a trace of the subnet"
         except AssertionError as error:
             raise AssertionError(f"{space.name}: {error} (architecture {arch.to_json()})") from error
-    check_memory(supernet, drawn, x)
+    check_memory(supernet, sampled, x)
 
 
 def randomize(module: nn.Module, seed: int) -> None:
-    """Random weights, and batch-norm statistics and affine parameters far from their defaults."""
+    """Draws random weights, and batch-norm statistics and affine parameters far from their defaults."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -77,7 +77,7 @@ def randomize(module: nn.Module, seed: int) -> None:
 
 
 def check_values(space: SearchSpace, archs: Sequence[Arch]) -> None:
-    """JSON, pickle and index round trips; canonical and normal form are idempotent and stay in the space."""
+    """Asserts that JSON, pickle and index vectors round-trip, and that canonical and normal forms are idempotent."""
     assert SearchSpace.from_json(space.to_json()) == space, "the space does not survive JSON"
     assert SearchSpace.from_json(space.to_json()).digest() == space.digest(), "the digest changes through JSON"
     for arch in archs:
@@ -94,7 +94,7 @@ def check_values(space: SearchSpace, archs: Sequence[Arch]) -> None:
 
 
 def check_outputs(supernet: Chain, arch: Arch, x: Any) -> None:
-    """Supernet and subnet agree bit for bit in eval mode and share no storage; the normal form computes the same."""
+    """Asserts that supernet and subnet agree bit for bit in eval mode and share no storage; also runs the normal form."""
     supernet.eval()
     subnet = supernet.subnet(arch).eval()
     with torch.no_grad():
@@ -109,17 +109,17 @@ def check_outputs(supernet: Chain, arch: Arch, x: Any) -> None:
 
 
 def check_training(supernet: Chain, arch: Arch, x: Any) -> None:
-    """In training mode supernet and subnet agree bit for bit under one seed, in outputs or losses."""
-    found = []
+    """Asserts that supernet and subnet agree bit for bit in training mode under one seed, in outputs or losses."""
+    outputs = []
     for network in (copy.deepcopy(supernet).bind(arch), supernet.subnet(arch)):
         torch.manual_seed(0)
         with torch.no_grad():
-            found.append(network.train()(x))
-    assert _equal(*found), "in training mode supernet(x, arch) differs from supernet.subnet(arch)(x)"
+            outputs.append(network.train()(x))
+    assert _equal(*outputs), "in training mode supernet(x, arch) differs from supernet.subnet(arch)(x)"
 
 
 def check_states(supernet: Chain, arch: Arch, x: Any) -> None:
-    """Every step of the supernet is given what the layout announces; before anything is cut by it."""
+    """Asserts that the state before every step of the supernet is what the layout announces."""
     supernet.eval()
     state: Any = x
     with torch.no_grad():
@@ -129,10 +129,10 @@ def check_states(supernet: Chain, arch: Arch, x: Any) -> None:
 
 
 def check_elements(supernet: Chain, arch: Arch, x: Any) -> None:
-    """`active_parts` announces no elements that feed nothing.
+    """Asserts that every element that `active_parts` announces influences the output.
 
-    The subnet holds just what is used, so equal counts settle it. Otherwise NaN in the last announced channel of each
-    tensor, which must reach the output, in eval or in training mode, finds the culprit.
+    The subnet holds only elements that are used, so equal counts are sufficient. If the counts differ, each tensor's
+    last announced channel is set to NaN, which must reach the output in eval or in training mode.
     """
     supernet.eval()
     masks: dict[nn.Parameter, Tensor] = {}
@@ -147,43 +147,43 @@ def check_elements(supernet: Chain, arch: Arch, x: Any) -> None:
             kept = used.clone()
             for dim in range(min(used.ndim, 2)):
                 used.select(dim, -1).fill_(float("nan"))
-                reached = _gives_nan(supernet, arch, x)
+                reached = _outputs_nan(supernet, arch, x)
                 used.copy_(kept)
                 assert reached, f"active_parts announces elements of {names[id(parameter)]} that feed nothing"
 
 
-def _gives_nan(supernet: Chain, arch: Arch, x: Any) -> bool:
-    """Whether an output is NaN in eval mode, or in training mode, in which alone an auxiliary head runs."""
+def _outputs_nan(supernet: Chain, arch: Arch, x: Any) -> bool:
+    """Returns whether an output is NaN in eval mode or in training mode; auxiliary heads run in the latter only."""
     if any(bool(leaf.isnan().any()) for leaf in _floats(supernet(x, arch))):
         return True
     buffers = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
-    found = any(bool(leaf.isnan().any()) for leaf in _floats(supernet.train()(x, arch)))
+    reached = any(bool(leaf.isnan().any()) for leaf in _floats(supernet.train()(x, arch)))
     for name, buffer in supernet.named_buffers():
         buffer.copy_(buffers[name])
     supernet.eval()
-    return found
+    return reached
 
 
 def check_layouts(supernet: Chain, arch: Arch, x: Any) -> None:
-    """Every step's state is what its layout announces, in the supernet and in the materialised steps."""
+    """Asserts that each step's state is what its layout announces, in the supernet and in the materialised steps."""
     supernet.eval()
     shared: Any = x
     own: Any = x
     subnet = supernet.subnet(arch).eval()
     steps = list(supernet.walk(arch))
     with torch.no_grad():
-        for index, ((step, sub, layout), made) in enumerate(zip(steps, supernet.steps_in(subnet), strict=True)):
+        for index, ((step, sub, layout), module) in enumerate(zip(steps, supernet.steps_in(subnet), strict=True)):
             name = supernet.step_names[index]
             _check_state(shared, layout, x, f"before step {name!r}")
             shared = step(shared, sub) if isinstance(step, Searchable) else step(shared)
-            own = made(own)
+            own = module(own)
             assert _equal(shared, own), f"step {name!r} differs from its materialised copy"
     last, sub, layout = steps[-1]
     _check_state(shared, step_layout(last, sub, layout), x, "after the last step")
 
 
 def _check_state(state: Any, layout: Layouts, x: Any, where: str) -> None:
-    if layout is None or (state is x and not isinstance(x, Tensor)):  # what is given is the first step's affair
+    if layout is None or (state is x and not isinstance(x, Tensor)):  # the input is up to the first step
         return
     if isinstance(layout, Layout):
         tensor, ids = (state.tensor, state.ids) if isinstance(state, Hidden) else (state, layout.ids)
@@ -207,10 +207,10 @@ def _check_state(state: Any, layout: Layouts, x: Any, where: str) -> None:
 
 
 def check_gradients(supernet: Chain, arch: Arch, x: Any) -> None:
-    """Gradients reach exactly the active parameters; nothing else moves in a step with momentum and decay."""
+    """Asserts that gradients reach exactly the active parameters, and that an optimizer step moves nothing else."""
     trained = copy.deepcopy(supernet).train()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-    for parameter in trained.parameters():  # momentum from an earlier step must not move what is unused now
+    for parameter in trained.parameters():  # momentum from an earlier step must not move unused parameters
         optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
     before = {name: parameter.detach().clone() for name, parameter in trained.named_parameters()}
     _objective(trained(x, arch)).backward()
@@ -235,7 +235,7 @@ def check_gradients(supernet: Chain, arch: Arch, x: Any) -> None:
 
 
 def check_used(subnet: nn.Module, x: Any) -> None:
-    """The subnet holds nothing that its output does not depend on."""
+    """Asserts that the subnet's output depends on each of its parameters."""
     _objective(subnet.train()(x)).backward()
     for name, parameter in subnet.named_parameters():
         assert parameter.grad is not None, f"the subnet holds {name}, which feeds nothing"
@@ -243,7 +243,7 @@ def check_used(subnet: nn.Module, x: Any) -> None:
 
 
 def check_expressions(subnet: nn.Module) -> None:
-    """A module rebuilt from its constructor expression has the same state-dict keys and shapes."""
+    """Asserts that a module rebuilt from its constructor expression has the same state-dict keys and shapes."""
     names = {type(part).__name__: type(part) for part in subnet.modules()}
     rebuilt = eval(expression(subnet), {"nn": nn, "torch": torch, "OrderedDict": OrderedDict, **names})
     shapes = {name: tensor.shape for name, tensor in subnet.state_dict().items()}
@@ -252,19 +252,20 @@ def check_expressions(subnet: nn.Module) -> None:
 
 
 def check_memory(supernet: Chain, archs: Sequence[Arch], x: Any) -> None:
-    """The forward pass remembers no architecture and writes nothing in eval mode."""
+    """Asserts that the forward pass in eval mode depends on no earlier architecture and changes no tensor."""
     supernet.eval()
     before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
     with torch.no_grad():
         first = [supernet(x, arch) for arch in archs]
         again = [supernet(x, arch) for arch in reversed(archs)]
-    for one, other in zip(first, reversed(again), strict=True):
-        assert _equal(one, other), f"{supernet.space.name}: a result depends on what was evaluated before"
+    for earlier, later in zip(first, reversed(again), strict=True):
+        assert _equal(earlier, later), f"{supernet.space.name}: a result depends on what was evaluated before"
     for name, tensor in supernet.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{supernet.space.name}: evaluation changed {name}"
 
 
 def _objective(output: Any) -> Tensor:
+    """Returns a scalar that depends on every floating-point output."""
     return sum((leaf.square().sum() for leaf in _floats(output)), torch.zeros(()))
 
 
@@ -276,11 +277,12 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     yield from (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
-def _equal(one: Any, other: Any) -> bool:
-    first, second = list(_tensors(one)), list(_tensors(other))
-    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+def _equal(first: Any, second: Any) -> bool:
+    """Returns whether two outputs hold the same tensors, bit for bit."""
+    left, right = list(_tensors(first)), list(_tensors(second))
+    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """The name of the first tensor that only one of them has, or that has another shape."""
-    return min(name for name, _ in set(one.items()) ^ set(other.items()))
+def _difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Returns the name of the first tensor that only one of them has, or whose shapes differ."""
+    return min(name for name, _ in set(first.items()) ^ set(second.items()))

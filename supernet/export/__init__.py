@@ -1,7 +1,8 @@
 """Networks as folders that need only torch.
 
-`expression` and `source` write readable code, `folder` writes and checks the folder, `parity` compares each artefact
-with the trained network. It imports `supernet.chain` and `supernet.config`.
+`expression` and `source` write readable code, `runtime` holds the code that every export runs, `folder` writes the
+folder, and `parity` compares each artefact with the trained network. The package imports `supernet.chain`,
+`supernet.space`, `supernet.config` and `supernet.errors`.
 """
 
 from supernet.export.folder import check_parity, export, load_exported

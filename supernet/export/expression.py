@@ -1,4 +1,4 @@
-"""The constructor call of an ordinary module as text, for exports whose source a reader can follow."""
+"""The constructor call of an ordinary module as text, so that the source of an export can be read."""
 
 import builtins
 import inspect
@@ -24,24 +24,25 @@ _SEQUENTIAL, _LIST, _DICT = nn.Sequential.__init__, nn.ModuleList.__init__, nn.M
 
 
 def expression(module: nn.Module) -> str:
-    """The call that builds a module like this one, with fresh weights.
+    """Returns the call that builds a module like this one, with fresh weights.
 
-    Arguments are read from the attributes that have the names of the constructor's parameters; those at their default
-    are left out. torch's layers stand under `nn`, all other classes under their own names.
+    Arguments are read from the attributes named like the constructor's parameters; defaults are left out. torch's
+    layers are written as members of `nn`, all other classes by their own names.
 
     Raises:
         InputError: an argument is not kept as an attribute, or its value is neither a number, a string, a boolean,
-            None, a class, a function, a module, nor a tuple, list or dict of such.
+            None, a class, a function, a module, nor a tuple, list or dict of these.
     """
     return written(module)[0]
 
 
 def written(module: nn.Module, *, indent: int = 0, lead: int = 0) -> tuple[str, list[Named]]:
-    """`expression(module)`, and the classes and functions outside `nn` that it names, each once.
+    """Returns `expression(module)`, and the classes and functions outside `nn` that it names, each once.
 
     Args:
-        indent: spaces before the line that the text is put in.
-        lead: characters between these spaces and the text.
+        module: the module to write.
+        indent: spaces at the start of the line in which the text is placed.
+        lead: characters between those spaces and the text.
     """
     writer = _Writer()
     text = writer.text(module, indent=indent, lead=lead, where=type(module).__name__)
@@ -49,12 +50,12 @@ def written(module: nn.Module, *, indent: int = 0, lead: int = 0) -> tuple[str, 
 
 
 def literal(value: object, *, lead: int = 0) -> str:
-    """The source of a value for which `is_literal` holds, broken into lines where it is long."""
+    """Returns the source of a value for which `is_literal` holds, broken into lines where it is long."""
     return _Writer().text(value, indent=0, lead=lead, where="a constant")
 
 
 def is_literal(value: object) -> bool:
-    """Whether a value is None, a boolean, number or string, or a tuple, list or dict of such, and of no subclass."""
+    """Returns whether a value is None, a bool, int, float or str, or a tuple, list or dict of these; no subclasses."""
     if isinstance(value, tuple | list) and type(value) in (tuple, list):
         return all(is_literal(item) for item in value)
     if isinstance(value, dict) and type(value) is dict:
@@ -64,10 +65,12 @@ def is_literal(value: object) -> bool:
 
 @dataclass
 class _Writer:
+    """Writes values as source and collects the classes and functions that the source names."""
+
     used: list[Named] = field(default_factory=list)
 
     def text(self, value: object, *, indent: int, lead: int, where: str) -> str:
-        """Any value; `where` says whose it is, should it have no source."""
+        """Returns the source of any value; `where` names its owner in the error for a value without source."""
         if isinstance(value, nn.Module):
             return self._call(value, indent, lead)
         if isinstance(value, type | FunctionType):
@@ -116,8 +119,8 @@ class _Writer:
         return _wrap(f"{name}(", items, ")", indent, lead)
 
     def _container(self, module: nn.Module, name: str, indent: int, lead: int) -> str:
-        """The children by position where their names are their numbers, by name otherwise."""
-        children = module._modules  # named_children() would name a module that stands twice only once
+        """Writes the children by position where their names are their numbers, and by name otherwise."""
+        children = module._modules  # named_children() yields a module that occurs twice only once
         kind = type(module).__init__
         if kind is not _DICT and list(children) == [str(i) for i in range(len(children))]:
             items = [self.text(child, indent=indent + 4, lead=0, where=name) for child in children.values()]
@@ -131,7 +134,7 @@ class _Writer:
 
 
 def _wrap(opening: str, items: list[str], closing: str, indent: int, lead: int) -> str:
-    """The items on one line if they fit, otherwise on one line each."""
+    """Puts all items on one line if they fit, otherwise each on its own line."""
     line = opening + ", ".join(items) + closing
     if indent + lead + len(line) < _WIDTH and "\n" not in line:
         return line
@@ -140,24 +143,24 @@ def _wrap(opening: str, items: list[str], closing: str, indent: int, lead: int) 
 
 
 def _arguments(module: nn.Module) -> Iterator[tuple[str, object]]:
-    """`("", value)` for positional and `("name=", value)` for keyword arguments, in the order of the signature."""
+    """Yields `("", value)` for positional and `("name=", value)` for keyword arguments, in the signature's order."""
     if type(module).__init__ in (nn.Module.__init__, nn.Identity.__init__):
-        return  # both take anything and keep nothing
+        return  # both accept any arguments and keep none
     layer = type(module).__module__.startswith("torch.")
     parameters = list(inspect.signature(type(module).__init__).parameters.values())[1:]
-    spread = any(p.kind is p.VAR_POSITIONAL and len(_attribute(module, p.name)) for p in parameters)
+    unpacked = any(p.kind is p.VAR_POSITIONAL and len(_attribute(module, p.name)) for p in parameters)
     for parameter in parameters:
         name, kind = parameter.name, parameter.kind
         if layer and (name in ("device", "dtype") or (parameter.default is None and not hasattr(module, name))):
-            continue  # of the latter kind are torch's deprecated names of other arguments
+            continue  # torch keeps deprecated names of other arguments, with None as their default
         value = _attribute(module, name)
         if kind is parameter.VAR_POSITIONAL:
             yield from (("", item) for item in value)
         elif kind is parameter.VAR_KEYWORD:
             yield from ((f"{key}=", item) for key, item in value.items())
         else:
-            value = _as_given(module, parameter, value, layer)
-            if kind is parameter.POSITIONAL_ONLY or (kind is parameter.POSITIONAL_OR_KEYWORD and spread):
+            value = _constructor_value(module, parameter, value, layer)
+            if kind is parameter.POSITIONAL_ONLY or (kind is parameter.POSITIONAL_OR_KEYWORD and unpacked):
                 yield "", value
             elif parameter.default is parameter.empty:
                 yield f"{name}=" if kind is parameter.KEYWORD_ONLY else "", value
@@ -174,10 +177,10 @@ def _attribute(module: nn.Module, name: str) -> Any:
     return getattr(module, name)
 
 
-def _as_given(module: nn.Module, parameter: inspect.Parameter, value: object, layer: bool) -> object:
-    """What the constructor was given, where torch keeps something else."""
+def _constructor_value(module: nn.Module, parameter: inspect.Parameter, value: object, layer: bool) -> object:
+    """Returns the argument that the constructor received, where torch keeps something else."""
     if parameter.name == "bias" and (isinstance(value, Tensor) or (value is None and parameter.default is True)):
-        # a norm without scale has no bias either; saying so would need a newer torch
+        # a norm without scale has no bias either, and older versions of torch do not know the argument
         return value is not None or getattr(module, "weight", None) is None
     if layer and parameter.name in _WIDENED and isinstance(value, tuple) and len(set(value)) == 1:
         return value[0]

@@ -1,7 +1,8 @@
 """The source that a network needs beyond torch, gathered into one file.
 
-Written code may import the standard library, torch and torchvision. Everything else that it names is copied: classes
-with their bases, helper functions and constants, found by following the free names of each through its module.
+Exported code may import the standard library, torch and torchvision. Everything else that it names is copied: classes
+with their bases, helper functions and constants. They are found by following the free names of each definition through
+its module.
 """
 
 import ast
@@ -22,9 +23,9 @@ from supernet.errors import InputError
 from supernet.export.expression import Named, is_literal, literal
 
 LIBRARIES = ("torch", "torchvision")
-"""What written code may import beside the standard library."""
+"""What exported code may import besides the standard library."""
 
-_OWN = ("supernet", "searchers", "detection")  # copied even where they are installed among the site packages
+_OWN = ("supernet", "searchers", "detection")  # copied even where they are installed in site-packages
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Bundle:
     """The code that expressions need.
 
     Attributes:
-        imports: lines, the standard library first.
+        imports: import lines, the standard library first.
         definitions: source of classes, functions and constants, each after those that it needs; may be empty.
-        requires: the packages imported beside the standard library.
+        requires: the packages imported besides the standard library.
     """
 
     imports: str
@@ -43,19 +44,19 @@ class Bundle:
 
 
 def bundle(used: Iterable[Named], *, imported: Mapping[str, Any], defined: Iterable[str]) -> Bundle:
-    """The source of classes and functions with all that they name.
+    """Returns the source of classes and functions, and of everything that they name.
 
-    Methods called `out_layout` are left out: written code knows no layouts. Annotations are not evaluated, so the
+    Methods called `out_layout` are left out, since exported code has no layouts. Annotations are not evaluated, so the
     surrounding code must begin with `from __future__ import annotations`.
 
     Args:
         used: classes and functions at the top level of their modules.
-        imported: what the surrounding code imports, name to value: modules, or members of library modules.
-        defined: names that the surrounding code defines and the bundle must not.
+        imported: modules, or members of library modules, that the surrounding code imports, by name.
+        defined: names that the surrounding code defines, which the bundle must not define.
 
     Raises:
-        InputError: an import of anything but the standard library, torch and torchvision; two different things of one
-            name; a class or function without source or inside another.
+        InputError: an import of anything but the standard library, torch and torchvision; two different things with
+            the same name; a class or function that has no source or is nested in another.
     """
     bundler = _Bundler(taken=dict.fromkeys(defined, "the rest of the file"))
     for name, value in imported.items():
@@ -67,7 +68,7 @@ def bundle(used: Iterable[Named], *, imported: Mapping[str, Any], defined: Itera
 
 
 def check_copyable(module: str, owner: str) -> None:
-    """Nothing for the library modules and for modules whose code may be copied.
+    """Checks that a module is a library or that its code may be copied.
 
     Raises:
         InputError: `module` belongs to another installed package, which is neither imported nor copied.
@@ -81,7 +82,7 @@ def check_copyable(module: str, owner: str) -> None:
 
 
 def is_library(module: str) -> bool:
-    """Whether a module belongs to the standard library, torch or torchvision."""
+    """Returns whether a module belongs to the standard library, torch or torchvision."""
     root = module.partition(".")[0]
     return root in LIBRARIES or root in sys.stdlib_module_names
 
@@ -96,7 +97,7 @@ def _forbidden(owner: str, module: str) -> InputError:
 
 
 class _Binding(NamedTuple):
-    """A statement that gives a global name its value; `alias` for imports."""
+    """A statement that binds a global name, with its `alias` if it is an import."""
 
     statement: ast.stmt
     alias: ast.alias | None
@@ -104,20 +105,20 @@ class _Binding(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _source(module: ModuleType) -> tuple[list[str], dict[str, list[_Binding]]]:
-    """A module's lines, and the statements that bind each of its global names."""
+    """Returns a module's lines, and the statements that bind each of its global names."""
     try:
         text = inspect.getsource(module)
     except (OSError, TypeError) as error:
-        raise InputError(f"the source of {module.__name__!r} is not at hand, so it cannot be written out") from error
-    found: dict[str, list[_Binding]] = {}
+        raise InputError(f"the source of {module.__name__!r} cannot be read, so it cannot be exported") from error
+    bindings: dict[str, list[_Binding]] = {}
     for statement in _top_level(ast.parse(text)):
         for name, alias in _bound(statement):
-            found.setdefault(name, []).append(_Binding(statement, alias))
-    return text.split("\n"), found
+            bindings.setdefault(name, []).append(_Binding(statement, alias))
+    return text.split("\n"), bindings
 
 
 def _top_level(node: ast.AST) -> Iterator[ast.stmt]:
-    """The statements of a module, those under `if`, `try` and `with` included."""
+    """Yields the statements of a module, including those under `if`, `try` and `with`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If | ast.Try | ast.With | ast.ExceptHandler):
             yield from _top_level(child)
@@ -126,6 +127,7 @@ def _top_level(node: ast.AST) -> Iterator[ast.stmt]:
 
 
 def _bound(statement: ast.stmt) -> Iterator[tuple[str, ast.alias | None]]:
+    """Yields the names that a statement binds, with the alias if it is an import."""
     match statement:
         case ast.Import(names=aliases):
             yield from ((alias.asname or alias.name.partition(".")[0], alias) for alias in aliases)
@@ -138,7 +140,7 @@ def _bound(statement: ast.stmt) -> Iterator[tuple[str, ast.alias | None]]:
 
 
 def _origin(module: ModuleType, name: str, value: object, owner: str) -> tuple[ModuleType, str, list[_Binding]]:
-    """Where a name is really bound: re-exports are followed up to a definition or an import from a library."""
+    """Follows re-exports of a name to its definition or to an import from a library; returns module, name, bindings."""
     while True:
         bindings = _source(module)[1].get(name, [])
         imports = [binding for binding in bindings if binding.alias is not None]
@@ -160,8 +162,8 @@ def _origin(module: ModuleType, name: str, value: object, owner: str) -> tuple[M
 
 
 def _target(module: ModuleType, imports: list[_Binding], value: object) -> tuple[str, str]:
-    """The module that an import reads, and the name there."""
-    if not imports:  # a star import, or a name that the module's __getattr__ serves
+    """Returns the module that an import reads from, and the name there."""
+    if not imports:  # a star import, or a name that the module's __getattr__ provides
         return getattr(value, "__module__", None) or "", getattr(value, "__name__", "")
     statement, alias = imports[0]
     assert alias is not None
@@ -173,27 +175,27 @@ def _absolute(statement: ast.ImportFrom, module: ModuleType) -> str:
 
 
 def _free_names(text: str) -> set[str]:
-    """The global names that code reads."""
-    found: set[str] = set()
+    """Returns the global names that code reads."""
+    names: set[str] = set()
     tables = [symtable.symtable(text, "source", "exec")]
     while tables:
         table = tables.pop()
         top = table.get_type() == "module"
-        found |= {s.get_name() for s in table.get_symbols() if (s.is_referenced() if top else s.is_global())}
+        names |= {s.get_name() for s in table.get_symbols() if (s.is_referenced() if top else s.is_global())}
         tables += table.get_children()
-    return found
+    return names
 
 
 class _AtDefinition(ast.NodeTransformer):
-    """Reduces code to what runs when it is defined: no function bodies, no annotations."""
+    """Reduces code to what is executed at definition: no function bodies, no annotations."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """The decorators and defaults."""
+        """Keeps the decorators and defaults."""
         outside = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
         return ast.Expr(ast.Tuple(outside, ast.Load()))
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        """The value."""
+        """Keeps the value."""
         return ast.Expr(node.value or ast.Constant(None))
 
 
@@ -201,14 +203,14 @@ class _AtDefinition(ast.NodeTransformer):
 
 
 def _definition(module: ModuleType, name: str, bindings: list[_Binding], owner: str) -> str:
-    """The source of a class or function (its last definition), or of the one assignment to a name."""
+    """Returns the source of a class or function (its last definition), or of the only assignment to a name."""
     check_copyable(module.__name__, owner)
     statements = [binding.statement for binding in bindings]
-    made = [statement for statement in statements if isinstance(statement, ast.ClassDef | ast.FunctionDef)]
-    statement = made[-1] if made else statements[0]
-    several = isinstance(statement, ast.Assign) and len(statement.targets) > 1
-    if several or (not made and len(statements) > 1):
-        raise InputError(f"{owner} uses {name!r} of {module.__name__!r}, which has several assignments; give it one")
+    definitions = [statement for statement in statements if isinstance(statement, ast.ClassDef | ast.FunctionDef)]
+    statement = definitions[-1] if definitions else statements[0]
+    chained = isinstance(statement, ast.Assign) and len(statement.targets) > 1
+    if chained or (not definitions and len(statements) > 1):
+        raise InputError(f"{owner} uses {name!r} of {module.__name__!r}, which has several assignments; keep one")
     lines = _source(module)[0][_first_line(statement) - 1 : statement.end_lineno]
     text = "\n".join(lines)
     text = textwrap.dedent(text) if statement.col_offset else text  # dedent would also change blank lines in strings
@@ -221,6 +223,7 @@ def _first_line(statement: ast.stmt) -> int:
 
 
 def _without_layouts(text: str) -> str:
+    """Removes the method `out_layout` from the source of a class."""
     (tree,) = ast.parse(text).body
     assert isinstance(tree, ast.ClassDef)
     lines, kept = text.split("\n"), len(tree.body)
@@ -245,13 +248,15 @@ def _import_of(name: str, value: Any) -> tuple[str, str, str]:
 
 @dataclass
 class _Bundler:
-    """What is written so far.
+    """The code gathered so far.
 
     Attributes:
-        taken: every global name of the written file and what it stands for.
-        imports: `(module, member, name)`; no member for `import module`.
-        texts: the source of each definition, in the order in which they were met.
-        needs: the global names that a definition reads, and `early` those that it reads while it is executed.
+        taken: every global name of the file, with its value.
+        imports: `(module, member, name)`; the member is empty for `import module`.
+        requires: the packages imported besides the standard library.
+        texts: the source of each definition, in the order in which they were found.
+        needs: the global names that each definition reads.
+        early: those of them that are read when the definition is executed.
     """
 
     taken: dict[str, object]
@@ -262,7 +267,7 @@ class _Bundler:
     early: dict[str, set[str]] = field(default_factory=dict)
 
     def add_root(self, named: Named) -> None:
-        """A class or function that an expression names."""
+        """Adds a class or function that an expression names."""
         module = sys.modules.get(named.__module__)
         if module is None or vars(module).get(named.__qualname__) is not named:
             raise InputError(f"{named.__qualname__} is not at the top level of a module; move it there to export it")
@@ -272,27 +277,25 @@ class _Bundler:
             self.add_import(*_import_of(named.__name__, named))
 
     def add_import(self, module: str, member: str, name: str) -> None:
-        """`import module as name`, or `from module import member as name`."""
+        """Adds `import module as name`, or `from module import member as name`."""
         parent, _, last = module.rpartition(".")
         self.imports.add((parent, last, name) if parent and not member and last == name else (module, member, name))
         self.requires |= {module.partition(".")[0]} & set(LIBRARIES)
 
     def _claim(self, name: str, value: object) -> bool:
-        """Whether the name is new. Raises `InputError` if it stands for something else already."""
-        other = self.taken.setdefault(name, value)
-        if other is value:
+        """Returns whether the name is new. Raises `InputError` if the file uses it for something else."""
+        known = self.taken.setdefault(name, value)
+        if known is value:
             return name not in self.texts
-        if is_literal(value) and type(other) is type(value) and other == value:
+        if is_literal(value) and type(known) is type(value) and known == value:
             return False
         first, second = (
-            getattr(it, "__module__", getattr(it, "__name__", "the rest of the file")) for it in (other, value)
+            getattr(it, "__module__", getattr(it, "__name__", "the rest of the file")) for it in (known, value)
         )
-        raise InputError(
-            f"two different things are called {name!r}, of {first} and of {second}; one file holds both, so rename one"
-        )
+        raise InputError(f"two different things are called {name!r}, of {first} and of {second}; rename one of them")
 
     def _add(self, module: ModuleType, name: str, owner: str) -> None:
-        """What a global name of a module stands for, and all that this needs in turn."""
+        """Adds the value of a module's global name, and everything that this needs in turn."""
         value = vars(module)[name]
         if not self._claim(name, value):
             return
@@ -327,17 +330,17 @@ class _Bundler:
                 self.requires |= {target.partition(".")[0]} & set(LIBRARIES)
 
     def text(self) -> str:
-        """All definitions: constants in blocks, classes and functions apart."""
+        """Returns all definitions, with blank lines around classes and functions."""
         order: list[str] = []
         for name in self.texts:
             self._place(name, frozenset(), order)
         blocks = [self.texts[name] for name in order]
         apart = [block.startswith(("class ", "def ", "@")) for block in blocks]
-        gaps = ["\n\n\n" if one or other else "\n" for one, other in itertools.pairwise(apart)]
+        gaps = ["\n\n\n" if above or below else "\n" for above, below in itertools.pairwise(apart)]
         return "".join(block + gap for block, gap in zip(blocks, [*gaps, ""], strict=False))
 
     def _place(self, name: str, placing: frozenset[str], order: list[str]) -> None:
-        """Append a name after what it needs; where needs form a circle, what it reads early comes first."""
+        """Appends a name after the names it needs; in a circle of needs, what it reads early comes first."""
         if name in order or name in placing:
             return
         placing |= {name}
@@ -350,16 +353,16 @@ class _Bundler:
         order.append(name)
 
     def _closure(self, name: str) -> set[str]:
-        """The definitions that must be executed before this one, itself included."""
-        found, waiting = {name}, [name]
+        """Returns the definitions that must be executed before this one, and this one."""
+        closure, waiting = {name}, [name]
         while waiting:
-            new = (self.early[waiting.pop()] & set(self.texts)) - found
-            found |= new
+            new = (self.early[waiting.pop()] & set(self.texts)) - closure
+            closure |= new
             waiting += new
-        return found
+        return closure
 
     def import_lines(self) -> str:
-        """`import` before `from … import`, the standard library before torch."""
+        """Returns the import lines: the standard library before torch, `import` before `from … import`."""
         groups = []
         for wanted in (False, True):
             chosen = [item for item in sorted(self.imports) if (item[0].partition(".")[0] in LIBRARIES) == wanted]
