@@ -94,7 +94,7 @@ def check_values(space: SearchSpace, archs: Sequence[Arch]) -> None:
 
 
 def check_outputs(supernet: Chain, arch: Arch, x: Any) -> None:
-    """Asserts that supernet and subnet agree bit for bit in eval mode and share no storage; also runs the normal form."""
+    """Asserts that supernet and subnet agree bit for bit in eval mode and share no storage."""
     supernet.eval()
     subnet = supernet.subnet(arch).eval()
     with torch.no_grad():
