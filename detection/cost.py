@@ -38,6 +38,7 @@ class DetectorCosts(CostTable):
             self._before.append(self._backbone.step(index, first.sub(name), self._before[-1]))
 
     def step(self, index: int, arch: Arch, before: Entry) -> Entry:
+        """Returns the entry of one step, with its part of `backbone_macs`."""
         entry = super().step(index, arch, before)
         if "backbone_macs" not in entry.cost:
             inside = index < len(self._before) - 1

@@ -63,6 +63,7 @@ class LatencyTable(CostTable):
             self._read(file)
 
     def step(self, index: int, arch: Arch, before: Entry) -> Entry:
+        """Returns the entry of one step, timing it if it is new to the table."""
         entry = super().step(index, arch, before)
         if "latency" not in entry.cost:
             name = f"{index} {arch.to_json()} {shapes(before.state)} {before.layout}"
