@@ -22,7 +22,7 @@ from supernet.errors import InputError
 from supernet.spaces.nasbench_macro import OPTIONS, arch_of, table
 
 SPACES: dict[str, Callable[..., Chain]] = {
-    **{f"ground-{name}": builder for name, builder in GROUNDS.items()},
+    **{f"toy-{name}": builder for name, builder in GROUNDS.items()},
     "shufflenet-small": partial(create_supernet, "shufflenet-small"),
     "shufflenet-small-standalone": partial(create_supernet, "shufflenet-small", phase="standalone"),
     "nasbench-macro": partial(create_supernet, "nasbench-macro"),
@@ -284,9 +284,9 @@ def test_extremes_of_nasbench_macro(macro: CostTable, cost: str) -> None:
 
 
 @pytest.mark.parametrize("cost", COSTS)
-@pytest.mark.parametrize("ground", ["chain", "sliced", "detector"])
-def test_extremes_where_a_step_depends_on_the_one_before(ground: str, cost: str) -> None:
-    costs = CostTable(GROUNDS[ground]())
+@pytest.mark.parametrize("toy", ["chain", "sliced", "detector"])
+def test_extremes_where_a_step_depends_on_the_one_before(toy: str, cost: str) -> None:
+    costs = CostTable(GROUNDS[toy]())
     values = [costs(arch)[cost] for arch in costs.space.enumerate()]
     assert costs.extremes(cost) == (min(values), max(values))
 

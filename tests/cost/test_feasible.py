@@ -1,4 +1,4 @@
-"""Limits: exact counts, uniform draws within them, and searchers that never leave them."""
+"""Limits: exact counts, uniform samples within them, and searchers that never exceed them."""
 
 import functools
 import random
@@ -31,8 +31,8 @@ SEARCHERS: dict[str, Callable[..., Any]] = {
 
 
 @functools.cache
-def table_of(ground: str) -> CostTable:
-    return CostTable(GROUNDS[ground]())
+def table_of(toy: str) -> CostTable:
+    return CostTable(GROUNDS[toy]())
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def detnas() -> CostTable:
 
 
 def shared() -> CostTable:
-    """Steps that share decisions, in a space too large to be listed."""
+    """Returns a table of a space whose steps share decisions and that is too large to be listed."""
     names = [f"b{i % 10}" for i in range(11)]
     blocks = [ChoiceBlock({f"k{kernel}": ConvBNAct(2, 2, kernel=kernel) for kernel in (1, 3, 5)}) for _ in names]
     return CostTable(Chain("twice", list(zip(names, blocks, strict=True)), input_shape=(2, 4, 4)))
@@ -72,10 +72,10 @@ def test_counts_equal_enumeration_under_twenty_limits(macro: CostTable) -> None:
     assert Feasible(macro, {}).count() == 6561
 
 
-@pytest.mark.parametrize("ground", ["chain", "sliced", "loose"])
+@pytest.mark.parametrize("toy", ["chain", "sliced", "loose"])
 @pytest.mark.parametrize("costs", [("macs",), ("params", "macs")], ids=" ".join)
-def test_draws_are_uniform_within_one_and_within_two_limits(ground: str, costs: tuple[str, ...]) -> None:
-    table = table_of(ground)
+def test_draws_are_uniform_within_one_and_within_two_limits(toy: str, costs: tuple[str, ...]) -> None:
+    table = table_of(toy)
     feasible = Feasible(table, {cost: quantile(table, cost, share=0.4) for cost in costs})
     archs = inside(feasible)
     assert feasible.count() == len(archs) < table.space.size()
@@ -92,7 +92,7 @@ def test_without_limits_every_architecture_is_drawn() -> None:
 
 
 def test_one_limit_of_a_large_space_rejects_nothing(detnas: CostTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One architecture in 2.6 million fits; rejection would need as many draws for each."""
+    """One architecture in 2.6 million fits; rejection sampling would need as many draws for each."""
     cheapest, _ = detnas.extremes("macs") or (0, 0)
     feasible, rng = Feasible(detnas, {"macs": 1.02 * cheapest}), random.Random(0)
     assert 0 < (feasible.count() or 0) < 4**20 // 10**6
@@ -142,7 +142,7 @@ def test_limits_that_leave_nothing_name_the_tightest_cost(macro: CostTable) -> N
 
 
 def test_limits_that_leave_nothing_together_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The widest network costs most MACs; the fewest parameters are another's."""
+    """No architecture has the fewest MACs, activations and parameters at once."""
     table = table_of("chain")
     archs = list(table.space.enumerate())
     least = {cost: min(table(arch)[cost] for arch in archs) for cost in ("macs", "activations", "params")}
@@ -156,11 +156,11 @@ def test_limits_that_leave_nothing_together_are_an_error(monkeypatch: pytest.Mon
 # -- searchers within limits ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ground", ["sliced", "loose"])
+@pytest.mark.parametrize("toy", ["sliced", "loose"])
 @pytest.mark.parametrize("name", SEARCHERS)
-def test_searchers_keep_their_contract_under_real_limits(name: str, ground: str) -> None:
+def test_searchers_keep_their_contract_under_real_limits(name: str, toy: str) -> None:
     """`loose` has conditions, `sliced` costs that depend on the step before."""
-    table = table_of(ground)
+    table = table_of(toy)
     check_searcher(
         SEARCHERS[name], table.space, feasible=Feasible(table, {"macs": quantile(table, "macs", share=0.5)}), trials=20
     )
@@ -190,12 +190,13 @@ def proposals_within(make: Callable[..., Any], table: CostTable, *, trials: int)
 
 
 @pytest.mark.parametrize("name", SEARCHERS)
-def test_what_the_limits_leave_is_exhausted_with_a_message(name: str, macro: CostTable) -> None:
+def test_a_search_ends_with_a_message_when_the_limits_leave_nothing_new(name: str, macro: CostTable) -> None:
     feasible = Feasible(macro, {"macs": quantile(macro, "macs", share=0.003)})
     networks = {macro.space.normal_form(arch).key for arch in inside(feasible)}
     assert 10 < len(networks) < 40
     with Study(None, macro.space) as study:
         search(SEARCHERS[name](macro.space, feasible=feasible), evaluate, study, trials=10**6)
-        found = {trial.key for trial in study.trials()}
-        assert found == networks or (name == "aging" and len(found) > 0.8 * len(networks))  # it may converge before
+        evaluated = {trial.key for trial in study.trials()}
+        converged = name == "aging" and len(evaluated) > 0.8 * len(networks)  # aging evolution may end earlier
+        assert evaluated == networks or converged
         assert "nothing new" in study.ended or "no new network" in study.ended

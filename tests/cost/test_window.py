@@ -1,4 +1,4 @@
-"""Cost windows: counts equal enumeration, draws are uniform, and empty windows name what exists."""
+"""Cost windows: counts equal enumeration, samples are uniform, and empty windows name the nearest cost."""
 
 import functools
 import itertools
@@ -19,8 +19,8 @@ from supernet.errors import InputError
 
 
 @functools.cache
-def table_of(ground: str) -> CostTable:
-    return CostTable(GROUNDS[ground]())
+def table_of(toy: str) -> CostTable:
+    return CostTable(GROUNDS[toy]())
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +43,19 @@ def detnas() -> CostTable:
         return CostTable(create_supernet("detnas-300m"))
 
 
-@pytest.mark.parametrize("ground", ["chain", "sliced"])
-def test_layouts_that_depend_on_the_arch_are_counted(ground: str) -> None:
+@pytest.mark.parametrize("toy", ["chain", "sliced"])
+def test_layouts_that_depend_on_the_arch_are_counted(toy: str) -> None:
     """In `sliced`, what a step costs depends on the width of the one before it."""
-    table = table_of(ground)
+    table = table_of(toy)
     costs = sorted(table(arch)["params"] for arch in table.space.enumerate())
     low, high = costs[len(costs) // 4], costs[len(costs) // 2]
     assert CostWindow(table, "params", low, high).count == sum(low <= cost <= high for cost in costs)
 
 
-@pytest.mark.parametrize("ground", ["chain", "sliced", "loose"])
-def test_draws_are_uniform_within_the_window(ground: str) -> None:
-    """Steps of `loose` share decisions: its architectures are listed."""
-    table = table_of(ground)
+@pytest.mark.parametrize("toy", ["chain", "sliced", "loose"])
+def test_draws_are_uniform_within_the_window(toy: str) -> None:
+    """The steps of `loose` share decisions, so its architectures are listed."""
+    table = table_of(toy)
     costs = {arch: table(arch)["macs"] for arch in table.space.enumerate()}
     ordered = sorted(costs.values())
     window = CostWindow(table, "macs", ordered[len(ordered) // 5], ordered[len(ordered) * 3 // 5])
@@ -67,9 +67,9 @@ def test_draws_are_uniform_within_the_window(ground: str) -> None:
     assert stats.chisquare([drawn[arch] for arch in inside]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("ground", ["chain", "sliced", "loose"])
-def test_extremes_within_a_window_exist_and_nothing_lies_outside(ground: str) -> None:
-    table = table_of(ground)
+@pytest.mark.parametrize("toy", ["chain", "sliced", "loose"])
+def test_extremes_within_a_window_exist_and_nothing_lies_outside(toy: str) -> None:
+    table = table_of(toy)
     costs = sorted(table(arch)["macs"] for arch in table.space.enumerate())
     rng = random.Random(2)
     for low, high in [(0, float("inf")), *(sorted(rng.choices(costs, k=2)) for _ in range(20))]:
@@ -122,9 +122,9 @@ def test_shared_decisions_of_a_large_space_are_refused() -> None:
         CostWindow(table, "macs")
 
 
-@pytest.mark.parametrize("ground", ["sliced", "loose"])
-def test_bins_partition_a_window(ground: str) -> None:
-    table = table_of(ground)
+@pytest.mark.parametrize("toy", ["sliced", "loose"])
+def test_bins_partition_a_window(toy: str) -> None:
+    table = table_of(toy)
     costs = sorted(table(arch)["macs"] for arch in table.space.enumerate())
     low, high = costs[5], costs[-5]
     width = (high - low) / 6.5
@@ -158,9 +158,9 @@ def test_bad_bins_are_named(macro: CostTable) -> None:
         CostWindow(macro, "macs").bins(1e6)
 
 
-@pytest.mark.parametrize("ground", GROUNDS)
-def test_costs_by_index_are_those_of_the_table(ground: str) -> None:
-    table = table_of(ground)
+@pytest.mark.parametrize("toy", GROUNDS)
+def test_costs_by_index_are_those_of_the_table(toy: str) -> None:
+    table = table_of(toy)
     price = table.by_indices("params")
     rng = random.Random(3)
     for arch in (table.space.sample(rng) for _ in range(30)):

@@ -1,4 +1,4 @@
-"""Exports hold what was trained, run without this project, and refuse what they cannot hold."""
+"""Exports equal the trained network, run without this project, and refuse networks that cannot be exported."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ SPACES: dict[str, dict[str, object]] = {"nasbench-macro": {}}
 
 
 def randomize(network: nn.Module) -> nn.Module:
-    """Batch-norm statistics and affine far from their defaults, which would hide mistakes."""
+    """Draws batch-norm statistics and affine parameters far from their defaults, which would hide mistakes."""
     generator = torch.Generator().manual_seed(5)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -56,7 +56,7 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
-    made = {}
+    exported = {}
     for space, settings in SPACES.items():
         chain = create_supernet(space, phase="standalone", generator=torch.Generator().manual_seed(1), **settings)
         arch = chain.space.sample(random.Random(3))
@@ -66,33 +66,33 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
         result = export(network, folder, arch=arch, space=space, preprocess=PREPROCESS)
         assert network.training
         assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-        made[space] = Exported(network.eval(), folder, dict(arch), result)
-    return made
+        exported[space] = Exported(network.eval(), folder, dict(arch), result)
+    return exported
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_export_is_complete_and_equal(exports: dict[str, Exported], space: str) -> None:
-    made = exports[space]
-    names = {path.name for path in made.folder.iterdir()}
+    exported = exports[space]
+    names = {path.name for path in exported.folder.iterdir()}
     assert names == {"model.py", "model.safetensors", "arch.json", "preprocess.json", "model.pt2", "parity.json"}
-    assert [path.name for path in made.folder.parent.iterdir()] == [space]
-    assert json.loads((made.folder / "parity.json").read_text()) == made.result
-    assert made.result["differences"].keys() == {"model.py", "model.pt2"}
-    assert all(0 <= difference <= 1e-5 for difference in made.result["differences"].values())
-    assert made.result["parameters"] == sum(p.numel() for p in made.network.parameters())
-    assert made.result["requires"] == ["torch"]
-    batches = [shape[0] for shape in made.result["inputs"]["shapes"]]
-    assert made.result["inputs"]["traced_batch"] in batches
+    assert [path.name for path in exported.folder.parent.iterdir()] == [space]
+    assert json.loads((exported.folder / "parity.json").read_text()) == exported.result
+    assert exported.result["differences"].keys() == {"model.py", "model.pt2"}
+    assert all(0 <= difference <= 1e-5 for difference in exported.result["differences"].values())
+    assert exported.result["parameters"] == sum(p.numel() for p in exported.network.parameters())
+    assert exported.result["requires"] == ["torch"]
+    batches = [shape[0] for shape in exported.result["inputs"]["shapes"]]
+    assert exported.result["inputs"]["traced_batch"] in batches
     assert len(set(batches)) > 1
-    assert json.loads((made.folder / "arch.json").read_text())["values"] == made.arch
+    assert json.loads((exported.folder / "arch.json").read_text())["values"] == exported.arch
 
     x = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(9))
     state = torch.random.get_rng_state()
-    loaded = load_exported(made.folder)
+    loaded = load_exported(exported.folder)
     assert torch.equal(torch.random.get_rng_state(), state)
-    graph = torch.export.load(made.folder / "model.pt2").module()
+    graph = torch.export.load(exported.folder / "model.pt2").module()
     with torch.no_grad():
-        expected = made.network(x)
+        expected = exported.network(x)
         assert expected.std() > 0.1
         torch.testing.assert_close(loaded(x), expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(graph(x), expected, rtol=0, atol=1e-5)
@@ -120,23 +120,23 @@ print(json.dumps(answers))
 def test_model_py_runs_alone_and_predicts(exports: dict[str, Exported], tmp_path: Path) -> None:
     images = torch.randint(0, 256, (3, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     torch.save(images, tmp_path / "images.pt")
-    folders = [str(made.folder) for made in exports.values()]
+    folders = [str(exported.folder) for exported in exports.values()]
     command = [sys.executable, "-I", "-B", "-c", APART, str(tmp_path / "images.pt"), *folders]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
-    # as a folder of images is decoded for training: the shorter side to the size, then the centre
+    # as images in folders are decoded for training: the shorter side is resized, then the centre is cropped
     decoded = center_crop(resize(images, [32], antialias=True), [32, 32])
     resized = center_crop(resize(images.float(), [32], antialias=True).round(), [32, 32])
     assert (decoded.float() - resized).abs().max() <= 1  # torchvision rounds bytes on its way, by a level at most
     x = (resized / 255 - torch.tensor(PREPROCESS.mean).view(3, 1, 1)) / torch.tensor(PREPROCESS.std).view(3, 1, 1)
-    for made in exports.values():
-        answer = answers[str(made.folder)]
+    for exported in exports.values():
+        answer = answers[str(exported.folder)]
         with torch.no_grad():
             torch.testing.assert_close(
-                torch.tensor(answer["logits"]), made.network(images[:, :, :32, :32] / 255), rtol=0, atol=1e-5
+                torch.tensor(answer["logits"]), exported.network(images[:, :, :32, :32] / 255), rtol=0, atol=1e-5
             )
-            expected = made.network(x).softmax(dim=1)
+            expected = exported.network(x).softmax(dim=1)
         assert len(answer["one"]) == 1
         assert [name for name, _ in answer["one"][0]] == [name for name, _ in answer["many"][0]]
         for row, ranking in zip(expected, answer["many"], strict=True):
@@ -146,10 +146,10 @@ def test_model_py_runs_alone_and_predicts(exports: dict[str, Exported], tmp_path
                 assert probability == pytest.approx(row[CLASSES.index(name)].item(), abs=1e-5)
 
 
-def test_tampering_is_found(exports: dict[str, Exported], tmp_path: Path) -> None:
-    made = exports["nasbench-macro"]
+def test_changed_files_are_detected(exports: dict[str, Exported], tmp_path: Path) -> None:
+    exported = exports["nasbench-macro"]
     folder = tmp_path / "copy"
-    shutil.copytree(made.folder, folder)
+    shutil.copytree(exported.folder, folder)
     weights = bytearray((folder / "model.safetensors").read_bytes())
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     place = 8 + int.from_bytes(weights[:8], "little") + header["head.fc.bias"]["data_offsets"][0]
@@ -158,8 +158,8 @@ def test_tampering_is_found(exports: dict[str, Exported], tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"model\.safetensors has changed"):
         load_exported(folder)
     with pytest.raises(InputError, match=r"model\.py differs from the trained network by 0\.01"):
-        check_parity(made.network, folder)
-    shutil.copy(made.folder / "model.safetensors", folder)
+        check_parity(exported.network, folder)
+    shutil.copy(exported.folder / "model.safetensors", folder)
     load_exported(folder)
     with (folder / "model.py").open("a") as file:
         file.write("\n")
@@ -170,7 +170,7 @@ def test_tampering_is_found(exports: dict[str, Exported], tmp_path: Path) -> Non
         load_exported(folder)
     (folder / "parity.json").unlink()
     with pytest.raises(InputError, match="is not an export"):
-        check_parity(made.network, folder)
+        check_parity(exported.network, folder)
 
 
 # -- networks of users -----------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Base(nn.Module):
 
 @pytest.fixture
 def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Writes modules and imports them from a folder that no exported code could reach."""
+    """Returns a function that writes modules and imports them from a folder that exported code cannot reach."""
     folder = tmp_path / "user"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -325,7 +325,7 @@ def test_foreign_imports_are_refused(user: Write, tmp_path: Path, imports: str, 
         source_of(module.Block)
 
 
-def test_nothing_is_left_of_a_refused_export(user: Write, tmp_path: Path) -> None:
+def test_a_refused_export_leaves_nothing_behind(user: Write, tmp_path: Path) -> None:
     body = 'return rearrange(x, "n c h w -> n (c h w)")'
     module = user("user_block", BLOCK.format(imports="from einops import rearrange", body=body))
     with pytest.raises(InputError, match="Block needs 'einops'"):
@@ -349,7 +349,7 @@ def test_two_classes_of_one_name_and_hidden_classes(user: Write) -> None:
         source_of(Hidden)
 
 
-def test_circles_and_aliases_are_put_in_an_order_that_runs(user: Write) -> None:
+def test_circular_needs_and_aliases_are_written_in_an_order_that_runs(user: Write) -> None:
     user(
         "user_parts", "class Bottom:\n    def grow(self):\n        return Top()\n\n\nclass Top(Bottom):\n    size = 3\n"
     )
@@ -363,13 +363,13 @@ def test_circles_and_aliases_are_put_in_an_order_that_runs(user: Write) -> None:
 
 def test_torchvision_is_recorded(user: Write) -> None:
     module = user("user_block", BLOCK.format(imports="from torchvision.ops import nms", body="return nms(x, x, 0.5)"))
-    found = bundle([module.Block], imported={"nn": nn}, defined=())
-    assert found.requires == ("torch", "torchvision")
-    assert "from torchvision.ops import nms" in found.imports.splitlines()
+    code = bundle([module.Block], imported={"nn": nn}, defined=())
+    assert code.requires == ("torch", "torchvision")
+    assert "from torchvision.ops import nms" in code.imports.splitlines()
 
 
 class Shifted(nn.Module):
-    """What `shift` is set to after construction is in no constructor argument and in no weight."""
+    """Its `shift`, set after construction, is neither a constructor argument nor a weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -388,20 +388,20 @@ def test_export_fails_if_parity_fails(tmp_path: Path) -> None:
 
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
-    given = {"arch": {}, "space": "mine", "preprocess": RAW}
+    arguments = {"arch": {}, "space": "mine", "preprocess": RAW}
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="other than an export"):
-        export(Shifted(), tmp_path, **given)
+        export(Shifted(), tmp_path, **arguments)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    uneven = {**given, "preprocess": Preprocess(8, (0.5, 0.5), (0.25,), ())}
+    uneven = {**arguments, "preprocess": Preprocess(8, (0.5, 0.5), (0.25,), ())}
     with pytest.raises(InputError, match="2 means and 1 deviations"):
         export(Shifted(), tmp_path / "out", **uneven)
     with pytest.raises(InputError, match="names 10 classes"):
-        export(Shifted(), tmp_path / "out", **{**given, "preprocess": PREPROCESS})
+        export(Shifted(), tmp_path / "out", **{**arguments, "preprocess": PREPROCESS})
     with pytest.raises(InputError, match="fails on images"):
-        export(nn.Linear(3, 4), tmp_path / "out", **given)
+        export(nn.Linear(3, 4), tmp_path / "out", **arguments)
     with pytest.raises(InputError, match="export the network of one architecture"):
-        export(create_supernet("nasbench-macro"), tmp_path / "out", **given)
+        export(create_supernet("nasbench-macro"), tmp_path / "out", **arguments)
     with pytest.raises(InputError, match="is not an export"):
         load_exported(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
@@ -422,7 +422,7 @@ def test_onnx_and_check_parity(user: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_imports_that_no_source_shows_are_found_when_loading(user: Write, tmp_path: Path) -> None:
+def test_imports_hidden_from_the_source_are_detected_when_loading(user: Write, tmp_path: Path) -> None:
     body = 'return importlib.import_module("einops").rearrange(x, "n c h w -> n (c h w)")'
     module = user("user_block", BLOCK.format(imports="import importlib", body=body))
     with pytest.raises(InputError, match=r"model\.py: ModuleNotFoundError: exported code must not import 'einops'"):

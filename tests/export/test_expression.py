@@ -1,4 +1,4 @@
-"""A module's constructor expression builds the same module again."""
+"""A module's constructor expression builds an equal module."""
 
 import inspect
 
@@ -103,13 +103,13 @@ LAYERS = [
 
 
 def test_every_plain_class_is_covered() -> None:
-    found = {cls for cls in vars(supernet.blocks.plain).values() if inspect.isclass(cls)}
-    own = {cls for cls in found if cls.__module__ == "supernet.blocks.plain"}
+    classes = {cls for cls in vars(supernet.blocks.plain).values() if inspect.isclass(cls)}
+    own = {cls for cls in classes if cls.__module__ == "supernet.blocks.plain"}
     assert own == {type(module) for module in PLAIN}
-    found = {
+    classes = {
         cls for cls in vars(supernet.blocks.cells.plain).values() if inspect.isclass(cls) and issubclass(cls, nn.Module)
     }
-    own = {cls for cls in found if cls.__module__ == "supernet.blocks.cells.plain"}
+    own = {cls for cls in classes if cls.__module__ == "supernet.blocks.cells.plain"}
     assert own == {type(module) for module in CELLS}
 
 

@@ -1,4 +1,4 @@
-"""The code that exports run: real modules, copied as they stand, that import torch and nothing of this project."""
+"""The code of every export: real modules that are copied unchanged and import torch but not this project."""
 
 import ast
 import inspect
@@ -32,7 +32,7 @@ def test_the_modules_import_only_torch_and_each_other() -> None:
                 assert known or name.startswith("supernet.export.runtime."), f"{module.__name__} imports {name}"
 
 
-def test_model_py_holds_the_functions_as_they_stand(tmp_path: Path) -> None:
+def test_model_py_holds_the_functions_unchanged(tmp_path: Path) -> None:
     supernet = GROUNDS["chain"]()
     arch = supernet.space.sample(random.Random(0))
     settings = Preprocess(supernet.input_shape[-1], (0.5,) * 3, (0.25,) * 3, tuple("abcde"))
@@ -82,7 +82,7 @@ def test_images_of_a_detector_keep_their_proportions_within_a_longest_side() -> 
 
 def test_a_detector_predicts_and_finishes_in_pixels_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     class Whole(nn.Module):
-        """One box over the whole image, of the second class."""
+        """Detects one box over the whole image, of the second class."""
 
         def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
             boxes = [torch.tensor([[0.0, 0.0, x.shape[2], x.shape[1]]]) for x in images]
@@ -91,9 +91,9 @@ def test_a_detector_predicts_and_finishes_in_pixels_of_the_image(monkeypatch: py
     network = nn.Sequential(nn.Identity(), Whole())
     monkeypatch.setattr(detect, "_loaded", lambda: (network, SETTINGS))
     images = [torch.zeros(1, 20, 40, dtype=torch.uint8), torch.zeros(1, 8, 16, dtype=torch.uint8)]
-    found = detect.predict(images)
-    assert found == [[("b", 0.5, (0.0, 0.0, 40.0, 20.0))], [("b", 0.5, (0.0, 0.0, 16.0, 8.0))]]
-    assert detect.predict(images[0]) == detect.predict(images[0][None]) == found[:1]
+    detections = detect.predict(images)
+    assert detections == [[("b", 0.5, (0.0, 0.0, 40.0, 20.0))], [("b", 0.5, (0.0, 0.0, 16.0, 8.0))]]
+    assert detect.predict(images[0]) == detect.predict(images[0][None]) == detections[:1]
     assert detect.finish([torch.zeros(1, 3, 4)])[0]["boxes"].tolist() == [[0.0, 0.0, 4.0, 3.0]]
     monkeypatch.setattr(detect, "_loaded", lambda: (network, {**SETTINGS, "classes": []}))
     assert detect.predict(images[0])[0][0][0] == 2

@@ -107,14 +107,14 @@ def test_a_few_labels_do_not_reverse_the_score() -> None:
 def test_twenty_labels_improve_the_pick() -> None:
     seeds = range(9)
     before = statistics.median(rank(max(scores, key=scores.__getitem__)) for scores in map(biased, seeds))
-    found = [calibrated(seed, 20) for seed in seeds]
-    after = statistics.median(rank(ranking.pick) for ranking in found)
+    rankings = [calibrated(seed, 20) for seed in seeds]
+    after = statistics.median(rank(ranking.pick) for ranking in rankings)
     assert before > 30
     assert after <= 12
     gains = [
         kendall(list(ranking.scores.values()), list(half().values()))
         - kendall(list(biased(seed).values()), list(half().values()))
-        for seed, ranking in zip(seeds, found, strict=True)
+        for seed, ranking in zip(seeds, rankings, strict=True)
     ]
     assert statistics.median(gains) > 0
 

@@ -1,4 +1,4 @@
-"""Statistics of rankings against scipy and by hand, and what the shipped table is known to say."""
+"""Statistics of rankings against scipy and by hand, and known properties of the shipped table."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def four(n: int) -> list[Arch]:
 
 
 def simple(scores: list[float | None], truth: list[float | None], **options: object) -> Report:
-    """A report over the first architectures of a small space, cheaper ones first."""
+    """Returns a report over the first architectures of a small space, cheaper ones first."""
     archs = four(len(scores))
     costs = {arch: {"macs": 1.0 + i, "params": 1.0} for i, arch in enumerate(archs)}
     pairs = dict(zip(archs, scores, strict=True)), dict(zip(archs, truth, strict=True))
@@ -77,7 +77,7 @@ def test_correlations_agree_with_scipy_where_values_tie() -> None:
 
 
 @pytest.mark.parametrize("statistic", [kendall, spearman])
-def test_what_has_no_ranking_has_no_correlation(statistic: Callable[..., float]) -> None:
+def test_correlations_are_nan_where_there_is_no_ranking(statistic: Callable[..., float]) -> None:
     assert math.isnan(statistic([1, 1, 1], [1, 2, 3]))
     assert math.isnan(statistic([1, 2, 3], [7, 7, 7]))
     assert math.isnan(statistic([1], [2]))
@@ -96,25 +96,25 @@ def test_bootstrap_intervals_follow_the_seed_and_cover_the_truth() -> None:
     for seed in range(40):
         a, noise = rng.normal(size=(2, 120))
         b = rho * a + math.sqrt(1 - rho**2) * noise
-        found = bootstrap_interval(
+        result = bootstrap_interval(
             kendall(a, b), replicate(kendall, a, b, draws=resamples(120, 60, seed), within=whole)
         )
-        hits += found.low <= truth <= found.high
+        hits += result.low <= truth <= result.high
     assert hits >= 34
     again = replicate(kendall, a, b, draws=resamples(120, 60, 39), within=whole)
-    assert bootstrap_interval(kendall(a, b), again) == found
+    assert bootstrap_interval(kendall(a, b), again) == result
     other = replicate(kendall, a, b, draws=resamples(120, 60, 40), within=whole)
-    assert bootstrap_interval(kendall(a, b), other) != found
+    assert bootstrap_interval(kendall(a, b), other) != result
 
 
 def test_an_interval_needs_resamples_with_a_value() -> None:
-    found = bootstrap_interval(
+    result = bootstrap_interval(
         1.0,
         replicate(kendall, np.array([1.0, 2]), np.array([1.0, 2]), draws=resamples(2, 50, 0), within=np.ones(2, bool)),
     )
-    assert found.value == 1
-    assert math.isnan(found.low)
-    assert str(found) == "1.000"
+    assert result.value == 1
+    assert math.isnan(result.low)
+    assert str(result) == "1.000"
     assert str(bootstrap_interval(0.5, np.linspace(0, 1, 101))) == "0.500 (0.025 to 0.975)"
     assert math.isnan(bootstrap_interval(math.nan, np.ones(10)).low)
 
@@ -136,10 +136,10 @@ def test_the_interval_of_a_mean_is_students() -> None:
     """For five values 1.96 standard errors would cover 88 %, not 95 %."""
     values = [3.0, 5.0, 4.0, 8.0, 6.0]
     theirs = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    found = mean_interval(values)
-    assert found.value == pytest.approx(5.2)
-    assert (found.low, found.high) == pytest.approx(theirs)
-    assert (found.high - found.low) / 2 > 1.4 * 1.96 * float(stats.sem(values))
+    result = mean_interval(values)
+    assert result.value == pytest.approx(5.2)
+    assert (result.low, result.high) == pytest.approx(theirs)
+    assert (result.high - result.low) / 2 > 1.4 * 1.96 * float(stats.sem(values))
     assert mean_interval([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
     assert math.isnan(mean_interval([2.0]).low)
     assert math.isnan(mean_interval([]).value)
@@ -149,13 +149,13 @@ def test_the_interval_of_a_mean_is_students() -> None:
 
 
 def test_the_top_by_hand() -> None:
-    found = top([9, 8, 7, 1], [0.7, 0.9, 0.1, 0.8], 2)
-    assert found.precision.value == 0.5  # of the true top {1, 3} it has 1
-    assert (found.precision.low, found.precision.high) == pytest.approx(
+    result = top([9, 8, 7, 1], [0.7, 0.9, 0.1, 0.8], 2)
+    assert result.precision.value == 0.5  # of the true top {1, 3} it has 1
+    assert (result.precision.low, result.precision.high) == pytest.approx(
         stats.binomtest(1, 2).proportion_ci(0.95, "wilson")
     )
-    assert found.regret == 0
-    assert found.rank == 1
+    assert result.regret == 0
+    assert result.rank == 1
     assert top([9, 8, 7, 1], [0.7, 0.9, 0.1, 0.8], 1).rank == 3
     assert top([9, 8, 7, 1], [0.7, 0.9, 0.1, 0.8], 1).regret == pytest.approx(0.2)
     assert top([1, 2], [1, 2], 50).precision.value == 1
@@ -173,16 +173,16 @@ def test_ties_at_the_edge_count_at_their_mean_over_all_orders(k: int) -> None:
         overlaps.append(len(set(chosen) & set(best[:k])) / k)
         regrets.append(0.9 - max(truth[i] for i in chosen))
         ranks.append(1 + min(best.index(i) for i in chosen))
-    found = top(scores, truth, k)
-    assert found.precision.value == pytest.approx(np.mean(overlaps))
-    assert found.regret == pytest.approx(np.mean(regrets))
-    assert found.rank == pytest.approx(np.mean(ranks))
+    result = top(scores, truth, k)
+    assert result.precision.value == pytest.approx(np.mean(overlaps))
+    assert result.regret == pytest.approx(np.mean(regrets))
+    assert result.rank == pytest.approx(np.mean(ranks))
 
 
 def test_constant_scores_are_a_random_draw() -> None:
-    found = top([0.0] * 100, np.arange(100.0), 10)
-    assert found.precision.value == pytest.approx(0.1)
-    assert found.rank == pytest.approx(101 / 11)  # the mean of the least of 10 out of 100
+    result = top([0.0] * 100, np.arange(100.0), 10)
+    assert result.precision.value == pytest.approx(0.1)
+    assert result.rank == pytest.approx(101 / 11)  # the mean of the least of 10 out of 100
     assert membership(np.zeros(4), 1) == pytest.approx([0.25] * 4)
 
 
@@ -192,13 +192,13 @@ def test_constant_scores_are_a_random_draw() -> None:
 def test_groups_are_compared_as_scipy_does() -> None:
     a, b = [0.91, 0.92, 0.95], [0.90, 0.88, 0.89, 0.93]
     theirs = stats.ttest_ind(a, b, equal_var=False)
-    found = welch(a, b)
-    assert found.p == pytest.approx(theirs.pvalue)
-    assert (found.mean.low, found.mean.high) == pytest.approx(theirs.confidence_interval(0.95))
+    result = welch(a, b)
+    assert result.p == pytest.approx(theirs.pvalue)
+    assert (result.mean.low, result.mean.high) == pytest.approx(theirs.confidence_interval(0.95))
     theirs = stats.ttest_rel(a, b[:3])
-    found = paired(a, b[:3])
-    assert found.p == pytest.approx(theirs.pvalue)
-    assert (found.mean.low, found.mean.high) == pytest.approx(theirs.confidence_interval(0.95))
+    result = paired(a, b[:3])
+    assert result.p == pytest.approx(theirs.pvalue)
+    assert (result.mean.low, result.mean.high) == pytest.approx(theirs.confidence_interval(0.95))
 
 
 def test_the_detectable_difference_is_found_with_power_0_8() -> None:
@@ -206,8 +206,8 @@ def test_the_detectable_difference_is_found_with_power_0_8() -> None:
     base = stats.norm.ppf((np.arange(8) + 0.5) / 8)
     base /= base.std(ddof=1)
     shift = welch(base.tolist(), base.tolist()).detectable
-    found = [welch((rng.normal(size=8) + shift).tolist(), rng.normal(size=8).tolist()).p < 0.05 for _ in range(2000)]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    result = [welch((rng.normal(size=8) + shift).tolist(), rng.normal(size=8).tolist()).p < 0.05 for _ in range(2000)]
+    assert np.mean(result) == pytest.approx(0.8, abs=0.03)
 
 
 def test_groups_without_spread() -> None:
@@ -227,11 +227,13 @@ def test_groups_without_spread() -> None:
 
 @pytest.fixture(scope="module")
 def published() -> Report:
-    found = shipped()
-    return fidelity(None, found.values, space=MACRO, costs=costs_of(list(found.values)), repeats=found.repeats, times=5)
+    result = shipped()
+    return fidelity(
+        None, result.values, space=MACRO, costs=costs_of(list(result.values)), repeats=result.repeats, times=5
+    )
 
 
-def test_what_trivial_rankers_reach_on_the_table(published: Report) -> None:
+def test_agreement_of_trivial_rankers_with_the_table(published: Report) -> None:
     taus = {ranker.name: ranker.tau.value for ranker in published.rankers}
     assert published.n == 3969
     assert taus["depth"] == pytest.approx(0.679, abs=5e-4)
@@ -281,7 +283,7 @@ def test_picks_within_limits_of_the_table(published: Report) -> None:
 
 @pytest.fixture(scope="module")
 def sampled() -> Report:
-    """Scores as shared weights give them: the truth, less a penalty on depth, and noise."""
+    """A report on simulated shared-weight scores: the truth minus a penalty on depth, plus noise."""
     rng = np.random.default_rng(0)
     archs = random.Random(0).sample(list(shipped().values), 400)
     values = {arch: shipped().values[arch] or 0.0 for arch in archs}
@@ -301,7 +303,7 @@ def sampled() -> Report:
     )
 
 
-def test_a_good_ranking_is_called_better_than_trivial_ones(sampled: Report) -> None:
+def test_the_verdict_calls_a_good_ranking_better_than_trivial_ones(sampled: Report) -> None:
     shared, exact = sampled.rankers[:2]
     assert shared.name == SHARED
     assert exact.tau.value == pytest.approx(1)
@@ -331,7 +333,7 @@ def test_stability_is_agreement_between_score_lists(sampled: Report) -> None:
     assert 0.6 < sampled.stability["earlier"] < 0.98
 
 
-def test_depth_alone_is_not_called_good() -> None:
+def test_the_verdict_does_not_call_depth_alone_good() -> None:
     archs = random.Random(1).sample(list(shipped().values), 200)
     scores = {arch: layers(arch) for arch in archs}
     report = fidelity(scores, shipped().values, space=MACRO, costs=costs_of(archs), times=20, draws=2)
@@ -384,24 +386,24 @@ def test_rankers_by_depth_need_depths() -> None:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_csv_names_architectures_by_digits_numbers_or_json(tmp_path: Path) -> None:
+def test_a_csv_file_may_write_architectures_as_digits_numbers_or_json(tmp_path: Path) -> None:
     path = tmp_path / "truth.csv"
     json_arch = arch_of("00000001").to_json().replace('"', '""')
     path.write_text(
         f'arch,accuracy,accuracy_1,accuracy_2\n20000000,0.5,0.4,0.6\n1-0-0-0-0-0-0-0,0.7,0.7,\n"{json_arch}",,,\n'
     )
-    found = read_truth(path, MACRO)
+    result = read_truth(path, MACRO)
     last = MACRO.normal_form(arch_of("00000001"))
-    assert found.values == {arch_of("20000000"): 0.5, arch_of("10000000"): 0.7, last: None}
-    assert found.repeats == {arch_of("20000000"): (0.4, 0.6)}
+    assert result.values == {arch_of("20000000"): 0.5, arch_of("10000000"): 0.7, last: None}
+    assert result.repeats == {arch_of("20000000"): (0.4, 0.6)}
 
 
 def test_a_table_is_read_by_distinct_networks() -> None:
-    found = shipped()
-    assert len(found.values) == len(found.repeats) == 3969
+    result = shipped()
+    assert len(result.values) == len(result.repeats) == 3969
     arch = arch_of("00020000")
-    assert found.values[arch] == table()[arch]["accuracy"]
-    assert arch_of("00002000") not in found.values
+    assert result.values[arch] == table()[arch]["accuracy"]
+    assert arch_of("00002000") not in result.values
 
 
 @pytest.mark.parametrize(
@@ -415,7 +417,7 @@ def test_a_table_is_read_by_distinct_networks() -> None:
         ("", "no column 'arch'"),
     ],
 )
-def test_a_wrong_table_names_the_place(text: str, message: str, tmp_path: Path) -> None:
+def test_errors_in_a_table_name_the_line(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "truth.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
