@@ -46,8 +46,8 @@ class DetectionData:
     std: tuple[float, ...] = ()
     """As `mean`; set both or neither."""
     cache: str = "auto"
-    """Where the decoded images of files are kept, so that later commands start at once: "auto" is beside the run, "off"
-    nowhere, anything else a folder. It has no influence on results."""
+    """Where the decoded images of files are kept, so that later commands start at once: "auto" is the run's folder,
+    "off" nowhere, anything else another folder. It has no influence on results."""
     compose: tuple[int, int, int] = (800, 200, 200)
     """Number of images of "digits" for training, search validation and test."""
     calibration: int = 200

@@ -47,8 +47,8 @@ class Data:
     skip_unreadable: bool = False
     """Leave out images that cannot be decoded, with a warning that names and counts them, instead of stopping."""
     cache: str = "auto"
-    """Where the decoded images of a folder are kept, so that later commands start at once: "auto" is beside the run,
-    "off" nowhere, anything else a folder. It has no influence on results."""
+    """Where the decoded images of a folder are kept, so that later commands start at once: "auto" is the run's folder,
+    "off" nowhere, anything else another folder. It has no influence on results."""
     size: int = 32
     """Height and width in pixels; images of another size are resized when they are decoded."""
     calibration: int = 640
