@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -20,6 +19,8 @@ from supernet import Chain
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.config import Data
 from supernet.testing import check_space
+from supernet_tools.pipeline.command_line import parse, parse_recipe
+from supernet_tools.pipeline.settings import pairs
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "tools"
@@ -128,38 +129,24 @@ def test_python_compiles_and_imports_what_exists(page: Path) -> None:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every `python tools/SCRIPT …` of the pages as the script's name and its arguments."""
+    """Every `python tools/SCRIPT …` of the pages as the script's module and its arguments."""
     for page in PAGES:
         lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
         for line in lines + spans(page):
             words = shlex.split(line, comments=True)
             at = next((i for i, word in enumerate(words) if word.startswith("tools/")), 0)
             if at and words[at - 1] == "python":
-                yield Path(words[at]).stem, words[at + 1 :]
-
-
-def script(name: str) -> ModuleType:
-    """A script of `tools/`, imported under a name of its own."""
-    spec = importlib.util.spec_from_file_location(f"documented_{name}", TOOLS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+                yield ".".join(Path(words[at]).with_suffix("").parts[1:]), words[at + 1 :]
 
 
 @pytest.mark.parametrize(("name", "args"), commands(), ids=lambda value: value if isinstance(value, str) else "-")
 def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    module = script(name)
+    module = importlib.import_module(f"supernet_tools.{name}")
     if "--help" in args or (name == "train_supernet" and not args):
         return  # what they print is tested with the scripts
     if name == "train_supernet":
         monkeypatch.setattr(sys, "argv", [name, *args])
-        config, out, _ = importlib.import_module("supernet_tools.pipeline.command_line").parse_recipe(
-            module.RECIPES, ""
-        )
+        config, out, _ = parse_recipe(module.RECIPES, "")
         assert out.parts[0] == "runs"
         assert dataclasses.is_dataclass(config)
         return
@@ -168,15 +155,14 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
         for kind in vars(module).values()
         if getattr(kind, "__module__", "") == module.__name__ and dataclasses.is_dataclass(kind)
     ]
-    parsed = module.parse(settings, None, args)
+    parsed = parse(settings, None, args)
     if name == "search":
-        stages = importlib.import_module("supernet_tools.pipeline.stages")
-        assert set(stages.pairs(parsed.settings)) <= set(searcher_settings(parsed.searcher))
+        assert set(pairs(parsed.settings)) <= set(searcher_settings(parsed.searcher))
 
 
 def test_commands_are_found() -> None:
     scripts = {"train_supernet", "search", "morphnet", "retrain", "export", "evaluate", "fidelity", "draw", "predict"}
-    assert {name for name, _ in commands()} == {*scripts, "benchmark_widths", "benchmark_detectors"}
+    assert {name for name, _ in commands()} == {*scripts, "benchmarks.widths", "benchmarks.detectors"}
 
 
 def test_make_targets_exist() -> None:

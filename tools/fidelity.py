@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -35,8 +35,9 @@ class Fidelity:
     """Column of the CSV file."""
     n: int = 1000
     """Distinct networks, drawn at random; 0 for all of a table. With "retrain" each of them is trained."""
-    score: Literal["", "accuracy", "loss", "map", "map50"] = ""
-    """What the shared weights rank by; accuracy, or a detector's map, by default. Another metric stands beside it."""
+    score: str = ""
+    """What the shared weights rank by: accuracy or loss, for a detector map or map50; accuracy or map by default. A
+    second metric is reported beside it."""
     labels: int = 0
     """Also report a ranking calibrated with this many true accuracies from the top of the shared ranking."""
     checkpoints: tuple[Path, ...] = ()

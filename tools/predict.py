@@ -84,6 +84,7 @@ def from_export(folder: Path) -> "tuple[nn.Module, DetectorPreprocess, None]":
 
 def from_run(args: Predict) -> "tuple[nn.Module, DetectorPreprocess, Run]":
     """The retrained network of a run, what it expects of images, and the run."""
+    from detection.config import DetectorPreprocess
     from supernet_tools.pipeline.architectures import arch_of
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
@@ -93,7 +94,8 @@ def from_run(args: Predict) -> "tuple[nn.Module, DetectorPreprocess, Run]":
     if opened.kind.metric != "map":
         raise InputError(f"{args.model} holds a classifier's run; give one of a detector, or an exported detector")
     arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
-    preprocess: DetectorPreprocess = opened.kind.preprocess(opened.summary)
+    preprocess = opened.kind.preprocess(opened.summary)
+    assert isinstance(preprocess, DetectorPreprocess)
     return trained_network(opened, arch, args.seed), preprocess, opened
 
 

@@ -11,9 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -21,15 +19,21 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from detection import wiring_arch
-from detection.config import DetectorRun
 from detection.data.crops import digit_crops
 from detection.data.images import DetectionSet
 from helpers.coco import make_coco
 from helpers.scripts import Call, one_line, run_script
 from searchers import Study, list_searchers
-from supernet.config import Data
+from supernet.config import Data, DataSummary
 from supernet.data.images import Splits
 from supernet.training.checkpoint import load_weights
+from supernet_tools.pipeline.config import DetectorRun
+from supernet_tools.pipeline.recipes import RECIPES
+from supernet_tools.pipeline.retrain import fresh_network, retrain_folder
+from supernet_tools.pipeline.run import NETWORK, torch_generator
+from supernet_tools.pipeline.runs import kind_of, open_run
+from supernet_tools.pipeline.search import create_searcher
+from supernet_tools.pipeline.tables import _cell
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
@@ -106,12 +110,6 @@ def run_folder(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-@pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return import_module("supernet_tools.pipeline.stages")
-
-
 def killed(done: Callable[[], bool], name: str, *arguments: object) -> None:
     """Runs a script in a process of its own and kills it as soon as `done()` holds."""
     command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)]
@@ -126,11 +124,9 @@ def killed(done: Callable[[], bool], name: str, *arguments: object) -> None:
 # -- the stages -------------------------------------------------------------------------------------------------------
 
 
-def test_search_retrain_export_evaluate_predict(
-    pretrained: Path, run_folder: Path, call: Call, tmp_path: Path, stages: ModuleType
-) -> None:
+def test_search_retrain_export_evaluate_predict(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
     """The three stages of DetNAS; the backbone of the winner is pre-trained on classification first."""
-    limit = stages.open_stage(run_folder).cost.extremes("backbone_macs")[0] * 1.2
+    limit = open_run(run_folder).cost.extremes("backbone_macs")[0] * 1.2
     flags = ("--searcher", "detnas", "--trials", 5, "--batch", 3, "--max-backbone-macs", limit, *FEW)
     code, out, err = call("search", run_folder, *flags)
     assert code == 0, err
@@ -167,27 +163,26 @@ def test_search_retrain_export_evaluate_predict(
 
 def shown(value: float) -> str:
     """Returns a number as tables show it."""
-    text: str = sys.modules["common"]._cell(value)
-    return text
+    return _cell(value)
 
 
-def test_every_searcher_maximises_map(run_folder: Path, stages: ModuleType) -> None:
-    searching, opened = import_module("supernet_tools.pipeline.search"), stages.open_stage(run_folder)
-    free = stages.limits_of(opened, {})
+def test_every_searcher_maximises_map(run_folder: Path) -> None:
+    opened = open_run(run_folder)
+    free = opened.limits({})
     for name in list_searchers():
         if name not in ("optuna", "pnas"):  # an extra package; a space with a ladder
-            searcher = searching.create_searcher(name, opened, free, 0, {})
+            searcher = create_searcher(name, opened, free, 0, ())
             assert searcher.metric == "map", name
-    assert searching.create_searcher("nsga2", opened, free, 0, {}).objectives == ("map", "-macs")
-    given = searching.create_searcher("random", opened, free, 0, {"metric": "map50"})
+    assert create_searcher("nsga2", opened, free, 0, ()).objectives == ("map", "-macs")
+    given = create_searcher("random", opened, free, 0, ("metric=map50",))
     assert given.metric == "map50"
 
 
-def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Path, stages: ModuleType) -> None:
+def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Path) -> None:
     """A supernet starts from the supernet's weights; a retraining from those, from its own pre-training or fresh."""
-    opened, backbone = stages.open_stage(run_folder), stages.open_stage(pretrained)
-    arch = opened.supernet.space.normal_form(opened.supernet.space.from_indices([1, 2, 3]))
-    fresh = opened.kind.supernet(opened.data, stages.torch_generator(0, "supernet"))
+    opened, backbone = open_run(run_folder), open_run(pretrained)
+    arch = opened.space.normal_form(opened.space.from_indices([1, 2, 3]))
+    fresh = opened.kind.supernet(opened.summary, torch_generator(0, "supernet"))
     opened.kind.begin(fresh)
     before = load_file(pretrained / "supernet.safetensors")
     stem = "stem.conv.weight"
@@ -198,12 +193,12 @@ def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Pa
         assert all(torch.equal(value, before[f"{path}.{name}"]) for name, value in mine.items())
     drawn = {}
     for start in ("scratch", "supernet", "classification"):
-        kind = stages.kind_of(dataclasses.replace(opened.config, start=start))
-        network = kind.network(opened.data, arch, stages.torch_generator(0, "network"))
+        kind = kind_of(dataclasses.replace(opened.config, start=start))
+        network = kind.network(opened.summary, arch, torch_generator(0, "network"))
         kind.prepare(network, arch, 0)
         drawn[start] = network.state_dict()["backbone.stem.block.conv.weight"]
-    alone = stages.fresh_network(backbone, arch.sub("backbone"), 0)
-    file = stages.retrain_folder(backbone, arch.sub("backbone"), 0) / stages.NETWORK
+    alone = fresh_network(backbone, arch.sub("backbone"), 0)
+    file = retrain_folder(backbone, arch.sub("backbone"), 0) / NETWORK
     load_weights(file, alone)
     assert torch.equal(drawn["classification"], alone.state_dict()["stem.conv.weight"])
     assert torch.equal(drawn["supernet"], before[stem])
@@ -261,9 +256,7 @@ def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) 
     assert {"stage3.block0", "c5 ="} <= set(re.findall(r"stage\d\.block\d|c\d =", (tmp_path / "both.svg").read_text()))
 
 
-def test_images_left_on_disk_are_scored_from_there(
-    call: Call, tmp_path: Path, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_left_on_disk_are_scored_from_there(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A set larger than `data.memory` is read batch by batch, and scores are the same."""
     annotations = make_coco(tmp_path, images=24, size=(64, 64))
     found = []
@@ -295,7 +288,7 @@ def test_images_left_on_disk_are_scored_from_there(
         assert code == 0, err
         code, _, err = call("search", out, "--searcher", "random", "--trials", 3, *FEW)
         assert code == 0, err
-        space = stages.open_stage(out).supernet.space
+        space = open_run(out).space
         with Study(out / "search" / "random" / "study.db", space) as study:
             found.append([(trial.key, dict(trial.metrics)) for trial in study.trials()])
         monkeypatch.setattr(DetectionSet, "images", refuse_to_load)
@@ -303,25 +296,30 @@ def test_images_left_on_disk_are_scored_from_there(
     assert found[0] == found[1]
 
 
+def summary_of(*classes: str) -> DataSummary:
+    """The facts about a data set of which only the classes matter."""
+    return DataSummary(classes, 3, 64, (0.5,) * 3, (0.5,) * 3, 1, 1, 1, 1, "")
+
+
 def refuse_to_load(images: DetectionSet) -> None:
     raise AssertionError(f"{len(images)} images were loaded into memory")
 
 
-def test_every_recipe_builds_its_detector(stages: ModuleType) -> None:
+def test_every_recipe_builds_its_detector() -> None:
     """Spaces of paper scale too: weights are on the meta device, and the data consist of class names only."""
     sizes = {}
-    for name, make in import_module("supernet_tools.pipeline.recipes").RECIPES.items():
+    for name, make in RECIPES.items():
         if isinstance(make(), DetectorRun):
-            kind = stages.kind_of(stages.kind_of(dataclasses.replace(make(), start="scratch")).resolved())
+            kind = kind_of(kind_of(dataclasses.replace(make(), start="scratch")).resolved())
             with torch.device("meta"):
-                sizes[name] = kind.supernet(SimpleNamespace(classes=("cat", "dog"))).space.size()
+                sizes[name] = kind.supernet(summary_of("cat", "dog")).space.size()
     assert len(sizes) == 10
     assert sizes["detnas-coco-fpn"] == sizes["detnas-voc-retinanet"] == 4**20
     assert round(sizes["nasfpn-coco"] / 1e15, 1) == 3.0
-    recipe = import_module("supernet_tools.pipeline.recipes").RECIPES["nasfpn-coco-final"]()
-    final = stages.kind_of(dataclasses.replace(recipe, start="scratch"))
+    recipe = RECIPES["nasfpn-coco-final"]()
+    final = kind_of(dataclasses.replace(recipe, start="scratch"))
     with torch.device("meta"):
-        supernet = final.supernet(SimpleNamespace(classes=range(91)))
+        supernet = final.supernet(summary_of(*map(str, range(91))))
         published = supernet.subnet(wiring_arch("nasfpn-7", supernet.space, prefix="neck"))
     assert supernet.input_shape == (3, 640, 640)
     assert round(sum(p.numel() for p in published.parameters()) / 1e6, 1) == 60.1
@@ -365,9 +363,7 @@ def test_a_signal_to_all_processes_ends_after_a_step(pretrained: Path, call: Cal
 
 
 @pytest.mark.slow  # tests/searchers/test_kill.py kills searches that score with a function
-def test_sigkill_during_a_search_gives_identical_trials(
-    run_folder: Path, call: Call, tmp_path: Path, stages: ModuleType
-) -> None:
+def test_sigkill_during_a_search_gives_identical_trials(run_folder: Path, call: Call, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run_folder, copy, ignore=shutil.ignore_patterns("search", "scores.db*"))
     file = copy / "search" / "cut" / "study.db"
@@ -386,7 +382,7 @@ def test_sigkill_during_a_search_gives_identical_trials(
     for folder, name in ((copy, "cut"), (run_folder, "whole")):
         code, _, err = call("search", folder, "--name", name, *flags)
         assert code == 0, err
-    space = stages.open_stage(copy).supernet.space
+    space = open_run(copy).space
     found = []
     for path in (file, run_folder / "search" / "whole" / "study.db"):
         with Study(path, space) as study:

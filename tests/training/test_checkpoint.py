@@ -1,7 +1,6 @@
-"""Files: atomic replacement, strict loading, one writer per run, and settings recorded with a run."""
+"""Files are replaced atomically and loaded strictly."""
 
 import contextlib
-import dataclasses
 import os
 import subprocess
 import sys
@@ -14,11 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from supernet import create_supernet
-from supernet.config import Data, Preprocess, SupernetRun, Train, from_dict
+from supernet.config import Preprocess, Train, from_dict
 from supernet.errors import InputError, RunError
-from supernet.files import read_json, replacing, write_json
+from supernet.files import replacing, write_json
 from supernet.training.checkpoint import load_state, load_weights, save_state, save_weights
-from supernet_tools.pipeline.folder import check_run, open_run
 
 
 @contextlib.contextmanager
@@ -62,18 +60,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         fail()
     assert load_state(path)["step"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
-
-
-def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.touch()
-    with pytest.raises(InputError, match=r"file cannot be written to; give another folder"):
-        check_run(blocked / "run", "supernet", SupernetRun())
-    folder = tmp_path / "readonly"
-    folder.mkdir(mode=0o500)
-    if not os.access(folder, os.W_OK):  # the superuser writes anywhere
-        with pytest.raises(InputError, match=r"readonly cannot be written to"):
-            check_run(folder / "run", "supernet", SupernetRun())
 
 
 def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
@@ -125,54 +111,6 @@ def test_weights_are_loaded_strictly(tmp_path: Path) -> None:
         load_weights(path, other)
     with pytest.raises(InputError, match="has the training finished"):
         load_weights(tmp_path / "missing.safetensors", other)
-
-
-def test_a_run_folder_records_its_settings(tmp_path: Path) -> None:
-    config = SupernetRun(data=Data(size=16), train=Train(epochs=3))
-    folder = tmp_path / "run"
-    with open_run(folder, "supernet", config):
-        pass
-    assert from_dict(SupernetRun, read_json(folder / "run.json")["config"]) == config
-    with open_run(folder, "supernet", dataclasses.replace(config, train=Train(epochs=3, save_seconds=1.0))):
-        pass
-    document = read_json(folder / "run.json")  # as an earlier release would have written it
-    del document["config"]["largest_epochs"], document["config"]["train"]["ema"], document["config"]["window"]
-    write_json(folder / "run.json", document)
-    assert from_dict(SupernetRun, read_json(folder / "run.json")["config"]) == config
-    with open_run(folder, "supernet", config):
-        pass
-    changed = dataclasses.replace(config, train=Train(epochs=4))
-    with (
-        pytest.raises(InputError, match=r"another run: train\.epochs is 3 there and 4 here"),
-        open_run(folder, "supernet", changed),
-    ):
-        pass
-    with (
-        pytest.raises(InputError, match="holds a supernet run, not a retrain run"),
-        open_run(folder, "retrain", config),
-    ):
-        pass
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "thesis.tex").touch()
-    with pytest.raises(InputError, match="holds no run"), open_run(foreign, "supernet", config):
-        pass
-    (folder / "run.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"), open_run(folder, "supernet", config):
-        pass
-
-
-def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from supernet_tools.pipeline.folder import open_run\n"
-        "from supernet.config import Train\n"
-        "try:\n    open_run(Path(sys.argv[1]), 'x', Train()).__enter__()\n"
-        "except ValueError as error:\n    print(error); sys.exit(3)"
-    )
-    with open_run(tmp_path / "run", "x", Train()):
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
-    assert done.returncode == 3
-    assert "another process is writing" in done.stdout
 
 
 def test_settings_of_another_release_are_named() -> None:

@@ -84,3 +84,6 @@ class DetectorRun(Sampling):
     weights trained on classification alone by the `retrain` recipe of the pre-training (as in the paper)."""
     scoring_batch: int = 16
     """Images per forward pass when networks are scored, and per calibration batch."""
+
+
+Recipe = SupernetRun | DetectorRun

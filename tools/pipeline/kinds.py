@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from supernet_tools.pipeline.config import DetectorRun, SupernetRun
-
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -17,8 +15,6 @@ if TYPE_CHECKING:
     from supernet.scoring.shared_weights import SharedWeights
     from supernet.space import Arch
     from supernet.training.task import Task, TrainingData
-
-Recipe = SupernetRun | DetectorRun
 
 
 class RunData(Protocol):
@@ -48,20 +44,27 @@ Data = TypeVar("Data", bound=RunData)
 
 
 class Kind(Protocol[Data]):
-    """A recipe's data, networks and scores.
+    """A recipe's data, networks and scores."""
 
-    Attributes:
-        name: what `run.json` calls this kind.
-        metric: what searches maximise; `metrics` lists everything that scoring returns.
-        truth: the entry of a retraining's result that rankings are compared with.
-        probes: random networks that are scored after a training.
-    """
+    @property
+    def name(self) -> str:
+        """What `run.json` calls this kind."""
 
-    name: str
-    metric: str
-    metrics: tuple[str, ...]
-    truth: str
-    probes: int
+    @property
+    def metric(self) -> str:
+        """What searches maximise."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Everything that scoring returns, costs aside."""
+
+    @property
+    def truth(self) -> str:
+        """The entry of a retraining's result that rankings are compared with."""
+
+    @property
+    def probes(self) -> int:
+        """Number of random networks that are scored after a training."""
 
     @property
     def config(self) -> Any:

@@ -54,13 +54,9 @@ def _classifier(folder: Path) -> ClassifierKind:
     return ClassifierKind(from_dict(SupernetRun, document["config"]))
 
 
-def _open(folder: Path) -> Run:
-    return Run(folder, _classifier(folder), read_summary(folder))
-
-
 def classified(folder: Path, arch: Arch, seed: int) -> Path:
     """Weights of an architecture trained on classification by the recipe of its run; trains it if needed."""
-    run = _open(folder)
+    run = Run(folder, _classifier(folder), read_summary(folder))
     form = run.space.normal_form(run.space.canonical(arch))
     weights = retrain_folder(run, form, seed) / NETWORK
     if not weights.exists():
@@ -70,9 +66,9 @@ def classified(folder: Path, arch: Arch, seed: int) -> Path:
 
 def inherited(folder: Path, arch: Arch) -> Mapping[str, torch.Tensor]:
     """The state dict of an architecture in a pre-trained supernet, with recalibrated batch norm."""
-    run = _open(folder)
-    shared = run.shared_weights().subnet(arch)
-    network = create_network(run.config.space, arch=arch, **run.kind.builder_arguments(run.summary))
+    kind, summary = _classifier(folder), read_summary(folder)
+    shared = Run(folder, kind, summary).shared_weights().subnet(arch)
+    network = create_network(kind.space, arch=arch, **kind.builder_arguments(summary))
     extra = network.load_state_dict(shared.state_dict(), strict=False).unexpected_keys
     assert not extra, f"the standalone network lacks {extra}"
     return network.state_dict()

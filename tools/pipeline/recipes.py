@@ -1,10 +1,11 @@
 """Recipes: functions that return a complete configuration. No torch here, so that `--help` is instant."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from detection.config import DetectionAugment, DetectionData
 from supernet.config import Augment, Data, Train, Window
-from supernet_tools.pipeline.config import DetectorRun, SupernetRun
+from supernet_tools.pipeline.config import DetectorRun, Recipe, SupernetRun
 
 CIFAR = Augment(shift=4, flip=True)
 IMAGENET = Augment(scale=0.08, flip=True, color_jitter=0.4)
@@ -359,7 +360,7 @@ def nasfpn_coco_final() -> DetectorRun:
     )
 
 
-RECIPES = {
+RECIPES: dict[str, Callable[[], Recipe]] = {
     "quickstart": quickstart,
     "nasnet-digits": nasnet_digits,
     "nasnet-cifar10": nasnet_cifar10,

@@ -9,7 +9,8 @@ from supernet_tools.pipeline.config import DetectorRun, SupernetRun
 from supernet_tools.pipeline.folder import read_run
 
 if TYPE_CHECKING:
-    from supernet_tools.pipeline.kinds import Kind, Recipe
+    from supernet_tools.pipeline.config import Recipe
+    from supernet_tools.pipeline.kinds import Kind
     from supernet_tools.pipeline.run import Run
 
 CONFIGS: dict[str, "type[SupernetRun | DetectorRun]"] = {"supernet": SupernetRun, "detector": DetectorRun}

@@ -72,7 +72,7 @@ def parse_settings(
 
 def signature_types(target: Callable[..., Any]) -> dict[str, Any]:
     """Parameter name to annotated type, `Any` where there is none; `"**"` stands for a `**settings` parameter."""
-    function = target.__init__ if isinstance(target, type) else target
+    function = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
     try:
         hints = get_type_hints(function)
     except NameError:  # names that are imported for type checkers only

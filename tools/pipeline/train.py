@@ -23,7 +23,8 @@ from supernet_tools.pipeline.run import WEIGHTS, Run, read_summary, torch_genera
 from supernet_tools.pipeline.runs import kind_of
 
 if TYPE_CHECKING:
-    from supernet_tools.pipeline.kinds import Kind, Recipe
+    from supernet_tools.pipeline.config import Recipe
+    from supernet_tools.pipeline.kinds import Kind
 
 
 @dataclass(frozen=True)
