@@ -353,7 +353,7 @@ class MorphNet:
         self._arch = best[1].arch
         self._round += 1
         if self._round < self.rounds:
-            self.supernet.renew(best[1].alive)
+            self.supernet.reset_scales(best[1].alive)
         self._tried, self._best, self._before = [], None, {}
 
     def _weights(self) -> "dict[str, Tensor]":

@@ -1,7 +1,7 @@
-"""Widths, kernels and depths cut from one set of weights: leading channels, central taps, first blocks.
+"""Widths, kernels and depths sliced from one set of weights: leading channels, central taps, first blocks.
 
-Every layer has one slicing, `sliced(tensor, cut)`, which the forward pass, the materialised layer and the announced
-parts share; so they cannot differ.
+The forward pass, the materialised layer and the active parts all use one slicing function, `sliced(tensor, cut)`, so
+they cannot differ.
 """
 
 import copy
@@ -24,9 +24,9 @@ from supernet.space import Arch, Choice, SearchSpace, Value, compose
 
 
 class ElasticShuffle(Searchable):
-    """Several shuffle units, each at its widest; `op` names one, `scale` how many middle channels it uses.
+    """Several shuffle units at their largest width; `op` selects one, `scale` the number of its middle channels.
 
-    Channels are taken from the front, so a narrow architecture's weights are part of a wide one's.
+    The leading channels are used, so the weights of a narrow architecture are part of those of a wide one.
 
     Args:
         operations: name to `kernel` and `xception` of its unit, in the order of index vectors.
@@ -102,12 +102,12 @@ class ElasticShuffle(Searchable):
             yield from parameters_of([unit.proj])
 
     def copy_options(self, arch: Arch) -> None:
-        """See `supernet.blocks.copying.copy_option`; all channels of the chosen unit."""
+        """Copies all channels of the chosen unit into the others (see `supernet.blocks.copying.copy_option`)."""
         copy_option(dict(self.units.items()), str(arch["op"]))
 
 
 def _cuts(unit: ShuffleUnit, mid: int) -> Iterator[tuple[ConvBNAct, Cut]]:
-    """The main branch's layers in order, with what `mid` middle channels use of each: the one place that says so."""
+    """Yields the layers of the main branch in order, each with its slice for `mid` middle channels."""
     for layer, (before, after) in zip(unit.main, pairwise(unit.main_widths(mid)), strict=True):
         assert isinstance(layer, ConvBNAct)
         yield layer, (slice(after), slice(before if layer.groups == 1 else 1))
@@ -115,19 +115,19 @@ def _cuts(unit: ShuffleUnit, mid: int) -> Iterator[tuple[ConvBNAct, Cut]]:
 
 # -- steps whose channel counts are decisions -------------------------------------------------------------------------
 
-INCOMING = ""
-"""In the place of a decision: the channels that a step is given, however many these are."""
+AS_GIVEN = ""
+"""Instead of the name of a decision: as many channels as the step receives."""
 
 
-class Wire(NamedTuple):
-    """A layer of an elastic step, and the decisions on the channels that it joins.
+class ElasticLayer(NamedTuple):
+    """A layer of an elastic step and the decisions on the numbers of its input and output channels.
 
     Attributes:
-        layer: at its widest.
-        reads, makes: the decisions on the number of its input and output channels; `INCOMING` for those that the step
-            is given, and None for a fixed number.
+        layer: the layer at its largest width.
+        reads, makes: the decisions on the number of its input and output channels; `AS_GIVEN` for as many as the step
+            receives, and None for a fixed number.
         stride: pixels of the step's input per pixel of the layer's output; 0 after global pooling.
-        branch: decisions none of which may be 0 for the layer to exist.
+        branch: decisions; the layer exists only if none of them is 0.
     """
 
     layer: ConvBNAct | nn.Linear
@@ -138,36 +138,36 @@ class Wire(NamedTuple):
 
 
 class Elastic(Searchable):
-    """A step that says how its layers join channels: layers that meet in a sum or a depthwise convolution share one."""
+    """A step that lists the width decisions of its layers; layers that meet in a sum or a depthwise layer share one."""
 
-    def wires(self) -> list[Wire]:
-        """All layers, each after those that it reads."""
+    def elastic_layers(self) -> list[ElasticLayer]:
+        """Returns all layers, each after those whose output it reads."""
         raise NotImplementedError
 
 
 def whole_branches(arch: Arch) -> dict[str, Value]:
-    """A branch with one width of 0 is not there, whatever its other widths are: all of them become 0."""
+    """Sets all widths of a branch to 0 if one of them is, since the branch is then left out."""
     gone = any(name.startswith("mid") and value == 0 for name, value in arch.items())
     return {name: 0 if gone and name.startswith("mid") else value for name, value in arch.items()}
 
 
 class ElasticBlock(Elastic):
-    """Convolutions in a row, with or without a shortcut around them; how many channels each makes is a decision.
+    """A sequence of convolutions with searched output channels, with or without a shortcut around it.
 
-    Architectures use the leading channels. Beside a shortcut the widths within the row may be 0: the row is then left
-    out, and what remains is the shortcut. Any other width is at least 1.
+    Architectures use the leading channels. If there is a shortcut, the inner widths may be 0: the convolutions are then
+    left out and only the shortcut remains. Any other width is at least 1.
 
     Args:
-        body: the layers at their widest, dense or depthwise.
-        makes: per layer the decision on its output channels; `INCOMING` for as many as the step is given. A depthwise
-            layer makes what it reads, and a row beside `nn.Identity` ends with `INCOMING`. Beside a shortcut the
-            decisions within the row have names that begin with `mid`.
+        body: the layers at their largest width, dense or depthwise.
+        makes: per layer the decision on its output channels; `AS_GIVEN` for as many as the step receives. A depthwise
+            layer has the same decision as its input, and the last layer before the sum with `nn.Identity` has
+            `AS_GIVEN`. With a shortcut, the names of the inner decisions begin with `mid`.
         shortcut: `nn.Identity`, a projection without activation, or None.
-        act: ReLU after the sum. What the step is given must then have gone through one, if the shortcut is an identity.
-        tail: a module without weights that follows, such as pooling.
-        tail_stride: of `tail`.
-        kernels: sizes to choose from for all layers whose kernel is the largest of them (decision `kernel`); the others
-            take the central taps.
+        act: whether a ReLU follows the sum; if the shortcut is an identity, the input must be the output of a ReLU.
+        tail: a module without weights behind the block, such as pooling.
+        tail_stride: the stride of `tail`.
+        kernels: sizes to choose from (decision `kernel`) for all layers whose kernel is the largest of them; smaller
+            kernels use the central taps.
 
     Raises:
         InputError: `makes` breaks one of these rules.
@@ -187,11 +187,11 @@ class ElasticBlock(Elastic):
         super().__init__()
         self.body, self.shortcut, self.tail = nn.ModuleList(body), shortcut, tail
         self.makes, self.act, self.tail_stride, self.kernels = tuple(makes), act, tail_stride, tuple(kernels)
-        inner = set(makes[:-1]) - {makes[-1], INCOMING} if shortcut is not None else set()
+        inner = set(makes[:-1]) - {makes[-1], AS_GIVEN} if shortcut is not None else set()
         self.branch = tuple(name for name in dict.fromkeys(makes) if name in inner)
         self._check()
         choices = []
-        for name in dict.fromkeys(name for name in makes if name != INCOMING):
+        for name in dict.fromkeys(name for name in makes if name != AS_GIVEN):
             widest = body[makes.index(name)].out_channels
             choices.append(Choice(name, range(0 if name in inner else 1, widest + 1), ordered=True))
         if self.kernels:
@@ -200,9 +200,9 @@ class ElasticBlock(Elastic):
 
     @property
     def _row(self) -> list[tuple[ConvBNAct, str, str]]:
-        """Per layer of the body what it reads and makes."""
+        """Per layer of the body the decisions on its input and output channels."""
         layers = cast("Iterable[ConvBNAct]", self.body)
-        return list(zip(layers, (INCOMING, *self.makes), self.makes, strict=False))
+        return list(zip(layers, (AS_GIVEN, *self.makes), self.makes, strict=False))
 
     def _check(self) -> None:
         makes = self.makes
@@ -210,30 +210,30 @@ class ElasticBlock(Elastic):
             if layer.groups not in (1, layer.out_channels) or (layer.groups > 1 and reads != made):
                 raise InputError(
                     f"a layer of {layer.groups} groups reads {reads!r} and makes {made!r}; give a dense layer, or a "
-                    "depthwise one that makes what it reads"
+                    "depthwise one with the same decision for both"
                 )
-        if len(makes) != len(self.body) or (isinstance(self.shortcut, nn.Identity) and makes[-1] != INCOMING):
-            raise InputError(f"makes={makes} needs a name per layer, and ends with {INCOMING!r} beside an identity")
+        if len(makes) != len(self.body) or (isinstance(self.shortcut, nn.Identity) and makes[-1] != AS_GIVEN):
+            raise InputError(f"makes={makes} needs a name per layer, and ends with {AS_GIVEN!r} beside an identity")
         if any(not name.startswith("mid") for name in self.branch):
             raise InputError(f"the widths within a branch are {self.branch}; give them names that begin with 'mid'")
 
-    def wires(self) -> list[Wire]:
-        """The layers of the row, then the projection."""
+    def elastic_layers(self) -> list[ElasticLayer]:
+        """Returns the layers of the body, then the projection."""
         found, stride = [], 1
         for layer, reads, made in self._row:
             stride *= layer.stride
-            found.append(Wire(layer, reads, made, stride, self.branch))
+            found.append(ElasticLayer(layer, reads, made, stride, self.branch))
         if isinstance(self.shortcut, ConvBNAct):
-            found.append(Wire(self.shortcut, INCOMING, self.makes[-1], stride))
+            found.append(ElasticLayer(self.shortcut, AS_GIVEN, self.makes[-1], stride))
         return found
 
     def _cuts(self, arch: Arch, before: int) -> tuple[list[tuple[ConvBNAct, Cut]], list[tuple[ConvBNAct, Cut]]]:
-        """The layers of the row (none if it is left out) and of the shortcut, with what they use: said here alone."""
+        """Returns the layers of the body (none if it is left out) and of the shortcut, each with its slice."""
         widths: dict[str | None, int] = {name: int(value) for name, value in arch.items()}
-        widths[INCOMING] = before
+        widths[AS_GIVEN] = before
         largest, kernel = max(self.kernels, default=0), widths.get("kernel", 0)
         found: tuple[list[tuple[ConvBNAct, Cut]], list[tuple[ConvBNAct, Cut]]] = ([], [])
-        for layer, reads, makes, _, branch in self.wires():
+        for layer, reads, makes, _, branch in self.elastic_layers():
             if all(widths[name] for name in branch):
                 assert isinstance(layer, ConvBNAct)
                 taps = {"kernel": kernel, "largest": largest} if kernel and layer.kernel == largest else {}
@@ -254,7 +254,7 @@ class ElasticBlock(Elastic):
         return x if self.tail is None else self.tail(x)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `Residual`, or what is left of it without shortcut or without body; the tail behind it."""
+        """Returns a `Residual`, or only its body or its shortcut, followed by the tail."""
         assert isinstance(layout, Layout)
         body, beside = self._cuts(arch, layout.channels)
         row = [cut_layer(layer, cut) for layer, cut in body]
@@ -266,13 +266,13 @@ class ElasticBlock(Elastic):
         return made if self.tail is None else nn.Sequential(made, copy.deepcopy(self.tail))
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
-        """The width of the last layer."""
+        """Returns the layout with the width of the last layer."""
         assert isinstance(layout, Layout)
-        last, stride = self.makes[-1], self.wires()[len(self.body) - 1].stride * self.tail_stride
-        return Layout(layout.channels if last == INCOMING else int(arch[last]), layout.stride * stride)
+        last, stride = self.makes[-1], self.elastic_layers()[len(self.body) - 1].stride * self.tail_stride
+        return Layout(layout.channels if last == AS_GIVEN else int(arch[last]), layout.stride * stride)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """The leading channels and central taps of the layers that are there."""
+        """Yields the leading channels and central taps of the layers in use."""
         assert isinstance(layout, Layout)
         body, beside = self._cuts(arch, layout.channels)
         for layer, cut in body + beside:
@@ -280,12 +280,12 @@ class ElasticBlock(Elastic):
 
 
 class ElasticHead(Elastic):
-    """Global average pooling, dropout and a linear layer that reads as many channels as the step is given.
+    """Global average pooling, dropout and a linear layer that reads as many channels as the step receives.
 
     Args:
-        in_channels: at most.
+        in_channels: the largest number.
         classes: number of logits.
-        dropout: probability, before the linear layer.
+        dropout: probability of the dropout before the linear layer.
     """
 
     def __init__(self, in_channels: int, classes: int, *, dropout: float = 0.0) -> None:
@@ -293,9 +293,9 @@ class ElasticHead(Elastic):
         self.full = PooledClassifier(in_channels, classes, dropout=dropout)
         self.space = SearchSpace("elastic-head")
 
-    def wires(self) -> list[Wire]:
-        """The linear layer."""
-        return [Wire(self.full.fc, INCOMING, None, 0)]
+    def elastic_layers(self) -> list[ElasticLayer]:
+        """Returns the linear layer."""
+        return [ElasticLayer(self.full.fc, AS_GIVEN, None, 0)]
 
     def _cut(self, before: int) -> Cut:
         return leading(self.full.classes, before)
@@ -309,7 +309,7 @@ class ElasticHead(Elastic):
         return Layout(self.full.classes, 0)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `PooledClassifier` of the channels that it is given."""
+        """Returns a `PooledClassifier` for the channels that it receives."""
         assert isinstance(layout, Layout)
         with torch.device("meta"):
             made = PooledClassifier(layout.channels, self.full.classes, dropout=self.full.dropout)
@@ -317,18 +317,18 @@ class ElasticHead(Elastic):
         return made
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """The leading columns, and the bias."""
+        """Yields the leading columns and the bias."""
         assert isinstance(layout, Layout)
         return sliced_parts(self.full.fc, self._cut(layout.channels))
 
 
 class ElasticDepth(Searchable):
-    """The first `depth` of several steps in a row; the others are not touched (once-for-all: Cai et al., 2020).
+    """The first `depth` of several consecutive steps (once-for-all, Cai et al., 2020).
 
     The decisions of step i have the prefix `block{i}.` and are active while it is used.
 
     Args:
-        blocks: steps, searchable or ordinary; each must take what any earlier one hands on.
+        blocks: steps, searchable or ordinary; each must accept the output of any earlier one.
         depths: numbers to choose from, ascending.
 
     Raises:
@@ -338,7 +338,7 @@ class ElasticDepth(Searchable):
     def __init__(self, blocks: Sequence[nn.Module], depths: Sequence[int]) -> None:
         super().__init__()
         if not depths or not 0 <= min(depths) <= max(depths) <= len(blocks):
-            raise InputError(f"depths={tuple(depths)} are to be chosen from 0 to {len(blocks)}, the number of blocks")
+            raise InputError(f"depths={tuple(depths)} must lie between 0 and {len(blocks)}, the number of blocks")
         self.blocks = nn.ModuleList(blocks)
         choices = [Choice("depth", tuple(depths), ordered=True)]
         for index, block in enumerate(blocks):

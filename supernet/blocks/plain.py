@@ -1,7 +1,7 @@
-"""Ordinary modules, needing only torch: what subnets are made of and what an export writes out as source.
+"""Ordinary modules that only need torch, of which subnets consist; an export writes them out as source.
 
-Every class keeps its constructor arguments as attributes of the same names, so that its constructor expression can be
-written down; see `supernet.export.expression`. `out_channels` and `stride` are read by `supernet.chain.searchable`.
+Every class keeps its constructor arguments as attributes of the same names, so that its constructor call can be
+written; see `supernet.export.expression`. `out_channels` and `stride` are read by `supernet.chain.searchable`.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class ConvBNAct(nn.Sequential):
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: 1×1 expansion, depthwise k×k, linear 1×1 projection; residual where the shape is kept.
+    """MobileNetV2's block: 1×1 expansion, depthwise k×k, linear 1×1 projection; residual if the shape is kept.
 
     ReLU after the first two convolutions, as NAS-Bench-Macro trains it (Su et al., 2021).
     """
@@ -64,8 +64,8 @@ class InvertedResidual(nn.Module):
 class ShuffleUnit(nn.Module):
     """ShuffleNetV2 unit with a k×k ShuffleNet or a 3×3 Xception main branch (DetNAS and SPOS, Figure 3 of both).
 
-    At stride 1 the channels are shuffled and halved first: one half passes, the other goes through the main branch. At
-    stride 2 both branches see the whole input; the projection keeps `in_channels`, the main branch gives the rest.
+    At stride 1 the channels are shuffled and split into halves: one is passed on, the other goes through the main branch.
+    At stride 2 both branches read the whole input; the projection has `in_channels` outputs, the main branch the rest.
 
     Args:
         kernel: of the depthwise convolutions; 3 for Xception.
@@ -74,7 +74,7 @@ class ShuffleUnit(nn.Module):
         shuffle: `"parity"` (even channels pass, odd ones are transformed: the released SPOS weights) or
             `"interleave"` (torchvision's two-group shuffle, then halves: the DetNAS search). Weights trained with one
             are meaningless under the other.
-        affine: of the batch norms; SPOS trains its supernet without.
+        affine: whether batch norms have scale and shift; SPOS trains its supernet without.
     """
 
     def __init__(
@@ -122,13 +122,13 @@ class ShuffleUnit(nn.Module):
             self.proj = nn.Sequential(depthwise(in_channels, 2), conv(in_channels, in_channels))
 
     def main_widths(self, mid: int) -> tuple[int, ...]:
-        """Channels before each layer of the main branch and after the last."""
+        """Returns the channels before each layer of the main branch and after the last."""
         seen = self.in_channels if self.stride == 2 else self.in_channels // 2
         made = self.out_channels - seen
         return (seen, seen, mid, mid, mid, mid, made) if self.xception else (seen, mid, mid, made)
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands beside the main branch's output, and what the main branch is given."""
+        """Returns the tensor beside the output of the main branch, and the input of the main branch."""
         if self.stride == 2:
             return self.proj(x), x
         n, c, h, w = x.shape
@@ -162,7 +162,7 @@ class ClassifierHead(nn.Module):
         self.fc = nn.Linear(hidden, classes, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits, (N, classes)."""
+        """Returns the logits, (N, classes)."""
         pooled = self.conv(x).mean(dim=(2, 3))
         logits: Tensor = self.fc(self.drop(pooled))
         return logits
@@ -223,19 +223,19 @@ class NormClassifier(nn.Module):
         self.fc = nn.Linear(in_channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits, (N, classes)."""
+        """Returns the logits, (N, classes)."""
         logits: Tensor = self.fc(nn.functional.relu(self.bn(x)).mean(dim=(2, 3)))
         return logits
 
 
 def sum_nodes(x: Tensor, edges: Iterable[tuple[int, int, nn.Module]], last: int) -> Tensor:
-    """The value of node `last` of a graph in which node 0 is `x` and every other node the sum of its edges.
+    """Returns the value of node `last` of a graph: node 0 is `x`, every other node the sum of its edges.
 
     Args:
         edges: `(source, target, module)`, sorted by target, then source; every source but 0 is the target of one.
 
     Returns:
-        zeros where no edge leads to `last`. They are `x` times zero, so that gradients exist and are zero.
+        The value; zeros if no edge leads to `last`. They are `x` times zero, so that gradients exist and are zero.
     """
     values = {0: x}
     for source, target, module in edges:
@@ -258,7 +258,7 @@ class GraphCell(nn.Module):
         self.ops, self.edges, self.last = ops, edges, last
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape; zeros where no edge leads to the output."""
+        """(N, C, H, W) to the same shape; zeros if no edge leads to the output."""
         edges = [(source, target, op) for (source, target), op in zip(self.edges, self.ops, strict=True)]
         return sum_nodes(x, edges, self.last)
 
@@ -283,10 +283,10 @@ class ConvBNReLU6(ConvBNAct):
 
 
 class Residual(nn.Module):
-    """The sum of what two modules make of the input, then ReLU unless `act` is off (He et al., 2016).
+    """The sum of the outputs of two modules, then ReLU unless `act` is off (He et al., 2016).
 
     Args:
-        body, shortcut: hand on the same shape; neither may write into its input.
+        body, shortcut: modules with outputs of the same shape; neither may write into its input.
     """
 
     def __init__(self, body: nn.Module, shortcut: nn.Module, *, act: bool = True) -> None:
@@ -294,7 +294,7 @@ class Residual(nn.Module):
         self.body, self.shortcut, self.act = body, shortcut, act
 
     def forward(self, x: Tensor) -> Tensor:
-        """What body and shortcut hand on, summed."""
+        """Returns the sum of both outputs."""
         out: Tensor = self.body(x) + self.shortcut(x)
         return nn.functional.relu(out) if self.act else out
 
@@ -315,6 +315,6 @@ class PooledClassifier(nn.Module):
         self.fc = nn.Linear(in_channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits, (N, classes)."""
+        """Returns the logits, (N, classes)."""
         logits: Tensor = self.fc(self.drop(x.mean(dim=(2, 3))))
         return logits

@@ -1,4 +1,4 @@
-"""Slices of convolutions, batch norms and linear layers: one function for the supernet and for the cut network."""
+"""Slices of convolutions, batch norms and linear layers: one function for the supernet and for its subnets."""
 
 from collections.abc import Iterator
 
@@ -10,18 +10,18 @@ from supernet.blocks.plain import ConvBNAct
 from supernet.chain import Part
 
 Cut = tuple[slice, ...]
-"""The used output channels, input channels, kernel rows and kernel columns of a layer, as far as they are given.
-Tensors with fewer dimensions take the leading entries: batch norm and bias are cut by the output channels."""
+"""Slices of the output channels, input channels, kernel rows and kernel columns of a layer, or of the first of these.
+Tensors with fewer dimensions use the leading entries: batch norm and bias are sliced by output channels."""
 
 
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
 def leading(out: int, before: int, *, kernel: int = 0, largest: int = 0) -> Cut:
-    """The leading channels of a layer and, if `kernel` is given, the central taps of its `largest` kernel.
+    """Returns the slice of the leading channels and, if `kernel` is given, of the central taps of a `largest` kernel.
 
     Args:
-        out, before: channels made and read; a depthwise weight reads 1.
+        out, before: output and input channels; a depthwise weight has 1 input channel.
         kernel, largest: both odd, or both even.
     """
     start = (largest - kernel) // 2
@@ -30,10 +30,10 @@ def leading(out: int, before: int, *, kernel: int = 0, largest: int = 0) -> Cut:
 
 
 def sliced(tensor: Tensor, cut: Cut) -> Tensor:
-    """The used elements of one of a layer's parameters or buffers, as a view.
+    """Returns the elements at `cut` of a parameter or buffer of a layer, as a view.
 
-    One view over all dimensions has one backward, which fills a gradient in the tensor's own memory order; a slice per
-    dimension fills one each, in another order, and they are copied again.
+    One view over all dimensions has one backward, which fills a gradient in the tensor's own memory order. A slice per
+    dimension would fill several, in another order, which are then copied.
     """
     size, stride, offset = list(tensor.shape), tensor.stride(), tensor.storage_offset()
     for number, part in enumerate(cut[: tensor.ndim]):
@@ -44,11 +44,11 @@ def sliced(tensor: Tensor, cut: Cut) -> Tensor:
 
 
 def run_conv(conv: nn.Conv2d, cut: Cut, x: Tensor) -> Tensor:
-    """A convolution with the weights at `cut`; a smaller kernel is padded by as much less, so that it sees the same.
+    """Applies a convolution with the weights at `cut`; the padding shrinks with the kernel, so sizes stay the same.
 
     Args:
         conv: dense or depthwise, with zero padding.
-        x: (N, channels that `cut` leaves to read, H, W).
+        x: (N, input channels in `cut`, H, W).
     """
     weight, padding = sliced(conv.weight, cut), conv.padding
     lost = [whole - used for whole, used in zip(conv.kernel_size, weight.shape[2:], strict=True)]
@@ -61,7 +61,7 @@ def run_conv(conv: nn.Conv2d, cut: Cut, x: Tensor) -> Tensor:
 
 
 def run_norm(bn: nn.BatchNorm2d, cut: Cut, x: Tensor) -> Tensor:
-    """Batch norm of the leading channels; in training their running statistics move and no others."""
+    """Applies batch norm to the leading channels; in training only their running statistics are updated."""
     scale, shift = (None, None) if bn.weight is None else (sliced(bn.weight, cut), sliced(bn.bias, cut))
     assert bn.running_mean is not None
     assert bn.running_var is not None
@@ -71,35 +71,35 @@ def run_norm(bn: nn.BatchNorm2d, cut: Cut, x: Tensor) -> Tensor:
 
 
 def run_linear(linear: nn.Linear, cut: Cut, x: Tensor) -> Tensor:
-    """A linear layer with the weights at `cut`; `x` is (N, features that `cut` leaves to read)."""
+    """Applies a linear layer with the weights at `cut`; `x` is (N, input features in `cut`)."""
     bias = None if linear.bias is None else sliced(linear.bias, cut)
     return functional.linear(x, sliced(linear.weight, cut), bias)
 
 
 def run_sliced(layer: ConvBNAct, cut: Cut, x: Tensor) -> Tensor:
-    """A `ConvBNAct` with the weights at `cut` alone; in training the running statistics of these channels move.
+    """Applies a `ConvBNAct` with the weights at `cut`; in training it updates the statistics of these channels.
 
     Args:
-        x: (N, channels that `cut` leaves to read, H, W).
+        x: (N, input channels in `cut`, H, W).
     """
     x = run_norm(layer.bn, cut, run_conv(layer.conv, cut, x))
     return layer.relu(x) if layer.act else x
 
 
 def sliced_state(layer: nn.Module, cut: Cut) -> dict[str, Tensor]:
-    """Copies of what the layer reads at `cut`, named as in its state dict."""
+    """Returns copies of the tensors of a layer at `cut`, named as in its state dict."""
     return {name: sliced(tensor, cut).clone() for name, tensor in layer.state_dict().items()}
 
 
 def sliced_parts(layer: nn.Module, cut: Cut) -> Iterator[Part]:
-    """The parameters that the layer reads at `cut`, with the index of the used elements."""
+    """Yields the parameters of a layer, each with the index of its elements at `cut`."""
     for parameter in layer.parameters():
         index = cut[: parameter.ndim]
         yield parameter, () if sliced(parameter, cut).shape == parameter.shape else index
 
 
 def cut_layer(layer: ConvBNAct, cut: Cut, *, act: bool | None = None) -> ConvBNAct:
-    """An ordinary layer with its own copy of the weights at `cut`.
+    """Returns an ordinary layer with its own copy of the weights at `cut`.
 
     Args:
         act: whether an activation follows; as in `layer` if None.

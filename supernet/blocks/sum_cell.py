@@ -14,17 +14,17 @@ Edge = tuple[int, int]
 
 
 def edges(nodes: int) -> list[Edge]:
-    """Every pair of an earlier and a later node, sorted by target, then source."""
+    """Returns every pair of an earlier and a later node, sorted by target, then source."""
     return [(source, target) for target in range(1, nodes) for source in range(target)]
 
 
 def decision(edge: Edge) -> str:
-    """The name of an edge's decision, such as `node2.from0`."""
+    """Returns the name of the decision on an edge, such as `node2.from0`."""
     return f"node{edge[1]}.from{edge[0]}"
 
 
 def live(present: list[Edge], last: int) -> list[Edge]:
-    """The edges that lie on a path from node 0 to node `last`; the others feed nothing or carry nothing.
+    """Returns the edges on a path from node 0 to node `last`; the others have no input or no consumer.
 
     Args:
         present: sorted by target, then source.
@@ -42,12 +42,12 @@ def live(present: list[Edge], last: int) -> list[Edge]:
 class SumCell(Searchable):
     """A complete graph of `nodes` nodes: node 0 is the input, every other the sum of its edges, the last the output.
 
-    Every edge decides for one of `options` and owns their weights. Only edges on a path from the input to the output
+    Every edge chooses one of `options` and has its own weights for each. Only edges on a path from the input to the output
     are run, trained and materialised; a cell without such a path gives zeros.
 
     Args:
-        options: name to what makes the operation, in the order of index vectors; None stands for no edge. All keep the
-            shape.
+        options: name to a function that builds the operation, in the order of index vectors; None stands for no edge.
+            All operations keep the shape.
     """
 
     def __init__(self, options: Mapping[str, Callable[[], nn.Module] | None], *, nodes: int = 4) -> None:
@@ -61,7 +61,7 @@ class SumCell(Searchable):
         self.space = SearchSpace("sum-cell", [Choice(decision(edge), tuple(options)) for edge in self.edges])
 
     def _live(self, arch: Arch) -> list[tuple[int, int, nn.Module]]:
-        """`(source, target, module)` of the edges that count."""
+        """Returns `(source, target, module)` of the edges on a path."""
         chosen = {edge: str(arch[decision(edge)]) for edge in self.edges}
         present = [edge for edge, name in chosen.items() if name not in self.absent]
         return [(*edge, self.ops[_key(edge, chosen[edge])]) for edge in live(present, self.last)]
@@ -71,18 +71,18 @@ class SumCell(Searchable):
         return sum_nodes(state, self._live(arch), self.last)
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
-        """The layout of the input, without ids."""
+        """Returns the layout of the input, without ids."""
         assert isinstance(layout, Layout)
         return Layout(layout.channels, layout.stride)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `GraphCell` of copies of the live edges' operations."""
-        found = self._live(arch)
-        ops = nn.ModuleList(copy.deepcopy(op) for _, _, op in found)
-        return GraphCell(ops, tuple((source, target) for source, target, _ in found), last=self.last)
+        """Returns a `GraphCell` of copies of the operations on live edges."""
+        edges = self._live(arch)
+        ops = nn.ModuleList(copy.deepcopy(op) for _, _, op in edges)
+        return GraphCell(ops, tuple((source, target) for source, target, _ in edges), last=self.last)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """All parameters of the live edges' operations."""
+        """Yields all parameters of the operations on live edges."""
         return parameters_of(op for _, _, op in self._live(arch))
 
 

@@ -1,8 +1,8 @@
-"""Known networks whose channel counts are decisions, one per group of layers that must agree (Gordon et al., 2018).
+"""Published networks with searched channel counts, one decision per group of layers that must agree.
 
-Channels that meet in a sum, a depthwise convolution or a batch norm share one decision (MorphNet, §4.2). Every builder
-takes `headroom`: the largest width of a group over that of the network it is named after, whose widths are
-`WidthChain.seed`. Options go down to single channels; 0 leaves out a residual branch.
+Channels that meet in a sum, a depthwise convolution or a batch norm share one decision (MorphNet, Gordon et al., 2018,
+§4.2). Every builder takes `headroom`, the ratio of the largest width of a group to its width in the published network;
+`WidthChain.seed` has the published widths. The smallest option is one channel, or 0 to leave out a residual branch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.blocks.elastic import INCOMING, Elastic, ElasticBlock, ElasticHead, Wire
+from supernet.blocks.elastic import AS_GIVEN, Elastic, ElasticBlock, ElasticHead, ElasticLayer
 from supernet.blocks.plain import ConvBNAct, ConvBNReLU6
 from supernet.chain import Chain, Layout
 from supernet.errors import InputError
@@ -21,17 +21,17 @@ from supernet.space import Arch
 
 @dataclass(frozen=True, kw_only=True)
 class WidthLayer:
-    """A convolution or linear layer in terms of width groups; costs are functions of the widths.
+    """A convolution or linear layer described by width groups; its costs are functions of the widths.
 
     Attributes:
         name: step and number.
-        reads: groups whose channels it reads, concatenated; empty for the image.
-        makes: group of its output channels; empty for a fixed number.
-        inputs, outputs: channels where there is no group.
+        reads: groups whose concatenated channels are its input; empty for the image.
+        makes: group of its output channels; empty if their number is fixed.
+        inputs, outputs: numbers of channels that belong to no group.
         positions: output pixels.
         taps: kernel height times width.
         depthwise: every channel has its own kernel.
-        branch: groups none of which may be 0 for the layer to exist.
+        branch: groups; the layer exists only if none of them is 0.
         extra: parameters per output channel beside the weights: scale and shift, or a bias.
     """
 
@@ -47,37 +47,37 @@ class WidthLayer:
     extra: int = 0
 
     def ends(self, widths: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Channels read and made: sums of whatever `widths` holds per group (numbers, counts as tensors)."""
+        """Returns the input and output channels: sums of the entries of `widths`, numbers or tensors."""
         read = sum((widths[name] for name in self.reads), 0) if self.reads else self.inputs
         return read, widths[self.makes] if self.makes else self.outputs
 
     def weights(self, widths: Mapping[str, int]) -> int:
-        """Elements of the weight."""
+        """Returns the number of elements of the weight."""
         if not all(widths[name] for name in self.branch):
             return 0
         read, made = self.ends(widths)
         return int(self.taps * made * (1 if self.depthwise else read))
 
     def macs(self, widths: Mapping[str, int]) -> int:
-        """Multiply-accumulates for one image."""
+        """Returns the multiply-accumulates for one image."""
         return self.positions * self.weights(widths)
 
     def params(self, widths: Mapping[str, int]) -> int:
-        """Trainable parameters, batch norm and bias included."""
+        """Returns the number of trainable parameters, including batch norm and bias."""
         there = all(widths[name] for name in self.branch)
         return self.weights(widths) + self.extra * int(self.ends(widths)[1]) * there
 
 
 class WidthChain(Chain):
-    """A supernet all of whose decisions are widths.
+    """A supernet in which every decision is a width.
 
     Args:
-        name, input_shape: as of a `Chain`.
-        steps: elastic ones.
-        seed: the widths of the network that the space is named after.
+        name, input_shape: see `Chain`.
+        steps: `(name, module)` in order; every module is `Elastic`.
+        seed: the widths of the published network.
 
     Raises:
-        InputError: a step that is not elastic, or a decision that is no width; `seed` outside the space.
+        InputError: a step is not elastic, a decision is not a width, or `seed` lies outside the space.
     """
 
     def __init__(
@@ -89,41 +89,41 @@ class WidthChain(Chain):
         input_shape: tuple[int, int, int],
     ) -> None:
         super().__init__(name, steps, input_shape=input_shape)
-        groups = {wire.makes for _, wire, _ in self.wires()}
+        groups = {entry.makes for _, entry, _ in self.elastic_layers()}
         other = [choice.name for choice in self.space.choices if choice.name not in groups]
         if other:
-            raise InputError(f"the decision {other[0]!r} of {name!r} is no width; fix it, or use a Chain")
+            raise InputError(f"the decision {other[0]!r} of {name!r} is not a width; fix it, or use a Chain")
         self.seed = self.space.canonical(seed)
 
-    def wires(self) -> Iterator[tuple[str, Wire, int]]:
-        """`(name, wire, stride of its step's input)` of every layer, its groups named as in the space.
+    def elastic_layers(self) -> Iterator[tuple[str, ElasticLayer, int]]:
+        """Yields `(name, layer, stride of its step's input)` for every layer, with groups named as in the space.
 
-        `INCOMING` stands for the channels of the image.
+        `AS_GIVEN` stands for the channels of the image.
         """
-        incoming, stride = INCOMING, 1
+        incoming, stride = AS_GIVEN, 1
         for step_name, step in self.steps:
             if not isinstance(step, Elastic):
                 raise InputError(
                     f"step {step_name!r} is a {type(step).__name__}; the steps of a WidthChain are Elastic"
                 )
             made: str | None = incoming
-            wires = step.wires()
-            for number, wire in enumerate(wires):
-                reads = incoming if wire.reads == INCOMING else f"{step_name}.{wire.reads}"
-                made = wire.makes and f"{step_name}.{wire.makes}"
-                made = incoming if made == INCOMING else made
-                branch = tuple(f"{step_name}.{name}" for name in wire.branch)
-                yield f"{step_name}.{number}", Wire(wire.layer, reads, made, wire.stride, branch), stride
-            incoming = made or INCOMING
+            entries = step.elastic_layers()
+            for number, entry in enumerate(entries):
+                reads = incoming if entry.reads == AS_GIVEN else f"{step_name}.{entry.reads}"
+                made = entry.makes and f"{step_name}.{entry.makes}"
+                made = incoming if made == AS_GIVEN else made
+                branch = tuple(f"{step_name}.{name}" for name in entry.branch)
+                yield f"{step_name}.{number}", ElasticLayer(entry.layer, reads, made, entry.stride, branch), stride
+            incoming = made or AS_GIVEN
             out = step.out_layout(Arch({c.name: c.options[-1] for c in step.space.choices}), Layout(1, stride))
             assert isinstance(out, Layout)
             stride = out.stride
 
     def layers(self) -> tuple[WidthLayer, ...]:
-        """All layers in order; their costs sum up to those of `CostTable` for a normal form."""
+        """Returns all layers in order; for a normal form, their costs sum up to those of `CostTable`."""
         found = []
-        for name, wire, before in self.wires():
-            layer, stride = wire.layer, before * wire.stride
+        for name, entry, before in self.elastic_layers():
+            layer, stride = entry.layer, before * entry.stride
             if isinstance(layer, ConvBNAct):
                 inputs, outputs, depthwise = layer.in_channels, layer.out_channels, layer.groups > 1
                 taps, extra = layer.kernel**2, 2 if layer.affine else 0
@@ -133,61 +133,61 @@ class WidthChain(Chain):
             found.append(
                 WidthLayer(
                     name=name,
-                    reads=(wire.reads,) if wire.reads != INCOMING else (),
-                    makes=wire.makes or "",
+                    reads=(entry.reads,) if entry.reads != AS_GIVEN else (),
+                    makes=entry.makes or "",
                     inputs=inputs,
                     outputs=outputs,
                     positions=height * width,
                     taps=taps,
                     depthwise=depthwise,
-                    branch=wire.branch,
+                    branch=entry.branch,
                     extra=extra,
                 )
             )
         return tuple(found)
 
     def scales(self, arch: Arch) -> dict[str, list[Tensor]]:
-        """Per group the batch-norm scales of the layers of `arch` that make its channels, (width,) each.
+        """Returns, per group, the batch-norm scales of the layers of `arch` that produce its channels, (width,) each.
 
-        Empty where no such layer has a batch norm with scale, or the group's width is 0.
+        The list is empty if no such layer has a batch norm with scale, or if the width of the group is 0.
         """
         found: dict[str, list[Tensor]] = {choice.name: [] for choice in self.space.choices}
-        for _, wire, _ in self.wires():
-            layer, there = wire.layer, all(arch[name] for name in wire.branch)
-            if wire.makes and there and isinstance(layer, ConvBNAct) and layer.affine:
-                found[wire.makes].append(layer.bn.weight[: int(arch[wire.makes])])
+        for _, entry, _ in self.elastic_layers():
+            layer, there = entry.layer, all(arch[name] for name in entry.branch)
+            if entry.makes and there and isinstance(layer, ConvBNAct) and layer.affine:
+                found[entry.makes].append(layer.bn.weight[: int(arch[entry.makes])])
         return found
 
     @torch.no_grad()
     def permute(self, orders: Mapping[str, Tensor]) -> None:
-        """Reorder the leading channels of groups in place; an architecture that uses all of them computes the same.
+        """Reorders the leading channels of groups in place; architectures that use all of them compute the same.
 
         Args:
-            orders: per group a permutation of 0 to n - 1, (n,): channel i becomes what channel `order[i]` was.
+            orders: per group a permutation of 0 to n - 1, (n,); channel i becomes the former channel `order[i]`.
         """
-        for _, wire, _ in self.wires():
-            layer = wire.layer
-            if wire.makes is not None and wire.makes in orders:
+        for _, entry, _ in self.elastic_layers():
+            layer = entry.layer
+            if entry.makes is not None and entry.makes in orders:
                 for tensor in layer.state_dict().values():
                     if tensor.ndim:
-                        _reorder(tensor, orders[wire.makes])
+                        _reorder(tensor, orders[entry.makes])
             depthwise = isinstance(layer, ConvBNAct) and layer.groups > 1
-            if wire.reads in orders and not depthwise:
+            if entry.reads in orders and not depthwise:
                 weight = layer.conv.weight if isinstance(layer, ConvBNAct) else layer.weight
-                _reorder(weight.transpose(0, 1), orders[wire.reads])
+                _reorder(weight.transpose(0, 1), orders[entry.reads])
 
     @torch.no_grad()
-    def renew(self, first: Mapping[str, int]) -> None:
-        """Give the channels of each group from `first` on the initial scale 1 and shift 0 of a batch norm, in place."""
-        for _, wire, _ in self.wires():
-            layer, start = wire.layer, first.get(wire.makes or INCOMING)
+    def reset_scales(self, first: Mapping[str, int]) -> None:
+        """Resets batch norm to scale 1 and shift 0 for the channels of each group from `first` on, in place."""
+        for _, entry, _ in self.elastic_layers():
+            layer, start = entry.layer, first.get(entry.makes or AS_GIVEN)
             if start is not None and isinstance(layer, ConvBNAct) and layer.affine:
                 layer.bn.weight[start:] = 1.0
                 layer.bn.bias[start:] = 0.0
 
 
 def _reorder(tensor: Tensor, order: Tensor) -> None:
-    """Permute the leading rows in place."""
+    """Permutes the leading rows in place."""
     tensor[: len(order)] = tensor[order]
 
 
@@ -195,25 +195,26 @@ def _reorder(tensor: Tensor, order: Tensor) -> None:
 
 
 Row = tuple[str, int, dict[str, Any]]
-"""A layer: the decision on its output channels, how many the seed has, and the layer's settings."""
+"""A layer: the decision on its output channels, their published number, and the settings of the layer."""
 
 
 class _Builder:
-    """The steps of a chain with the widths of the seed, made at `headroom` times these."""
+    """Collects the steps of a chain, built at `headroom` times the published widths."""
 
     def __init__(self, in_channels: int, *, headroom: float, affine: bool, layer: type[ConvBNAct] = ConvBNAct) -> None:
         if headroom < 1:
-            raise InputError(f"headroom={headroom} leaves no room for the seed; give at least 1")
+            raise InputError(f"headroom={headroom} is below the published widths; give at least 1")
         self.headroom, self.affine, self.layer = headroom, affine, layer
         self.steps: list[tuple[str, nn.Module]] = []
         self.seed: dict[str, int] = {}
         self.width = self.widest = in_channels
 
     def add(self, name: str, rows: Sequence[Row], *, shortcut: bool = False, **settings: Any) -> None:
-        """A block of layers, depthwise where the settings hold `depthwise`.
+        """Adds a block of layers; a layer with the setting `depthwise` is depthwise.
 
         Args:
-            shortcut: an identity where the shape is kept; settings hold `project` to have a projection elsewhere.
+            shortcut: whether an identity skips the block if the shape is kept; with the setting `project`, a projection
+                does so otherwise.
         """
         project = settings.pop("project", False)
         stride, out, before, body, makes = 1, rows[-1][1], self.widest, [], []
@@ -222,14 +223,14 @@ class _Builder:
         keeps = shortcut and stride == 1 and out == self.width
         for number, (decision, width, options) in enumerate(rows):
             last = keeps and number == len(rows) - 1
-            made = INCOMING if last else decision
-            widest = self.widest if made == INCOMING else max(width, int(width * self.headroom))
+            made = AS_GIVEN if last else decision
+            widest = self.widest if made == AS_GIVEN else max(width, int(width * self.headroom))
             given = {key: value for key, value in options.items() if key != "depthwise"}
             groups = widest if options.get("depthwise") else 1
             body.append(self.layer(before, widest, groups=groups, affine=self.affine, **given))
             makes.append(made)
             before = widest
-            if made != INCOMING:
+            if made != AS_GIVEN:
                 self.seed[f"{name}.{decision}"] = width
         beside: nn.Module | None = nn.Identity() if keeps else None
         if shortcut and project and not keeps:
@@ -238,7 +239,7 @@ class _Builder:
         self.width, self.widest = out, before
 
     def chain(self, name: str, *, classes: int, input_shape: tuple[int, int, int], dropout: float = 0.0) -> WidthChain:
-        """The steps with a classifier behind them."""
+        """Returns the chain of the steps, followed by a classifier."""
         steps = [*self.steps, ("head", ElasticHead(self.widest, classes, dropout=dropout))]
         return WidthChain(name, steps, seed=self.seed, input_shape=input_shape)
 
@@ -367,7 +368,7 @@ def mobilenetv2_widths(
         for block in range(depth):
             middle: dict[str, Any] = {"kernel": 3, "stride": first if block == 0 else 1, "depthwise": True}
             mid = net.width * expansion
-            expand = [("mid", mid, {}), ("mid", mid, middle)] if expansion > 1 else [(INCOMING, mid, middle)]
+            expand = [("mid", mid, {}), ("mid", mid, middle)] if expansion > 1 else [(AS_GIVEN, mid, middle)]
             net.add(f"stage{stage}.block{block}", [*expand, ("out", width, {"act": False})], shortcut=True)
     net.add("last", [("width", last, {})])
     shape = (in_channels, input_size, input_size)

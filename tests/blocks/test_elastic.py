@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from supernet.blocks.elastic import INCOMING, ElasticBlock, ElasticDepth, ElasticHead
+from supernet.blocks.elastic import AS_GIVEN, ElasticBlock, ElasticDepth, ElasticHead
 from supernet.blocks.plain import ConvBNAct, ConvBNReLU6
 from supernet.blocks.slicing import (
     cut_layer,
@@ -117,7 +117,7 @@ def test_parts_and_state_name_what_is_read() -> None:
 
 def block(*, identity: bool, kernels: tuple[int, ...] = (3, 5)) -> ElasticBlock:
     """An inverted residual with elastic widths and kernel, with an identity or without a shortcut."""
-    last = INCOMING if identity else "out"
+    last = AS_GIVEN if identity else "out"
     body = [ConvBNAct(8, 12), ConvBNAct(12, 12, kernel=5, groups=12), ConvBNAct(12, 8, act=False)]
     shortcut = nn.Identity() if identity else None
     return ElasticBlock(body, ["mid", "mid", last], shortcut=shortcut, kernels=kernels)
@@ -131,7 +131,7 @@ def once_for_all() -> Chain:
         block(identity=True),
         ElasticBlock(
             [ConvBNAct(8, 6), ConvBNAct(6, 6, kernel=3), ConvBNAct(6, 8, act=False)],
-            ["mid1", "mid2", INCOMING],
+            ["mid1", "mid2", AS_GIVEN],
             shortcut=nn.Identity(),
         ),
     ]
@@ -229,6 +229,6 @@ def test_wrong_wiring_is_named() -> None:
     with pytest.raises(InputError, match="a name per layer"):
         ElasticBlock([dense, dense], ["out"])
     with pytest.raises(InputError, match="begin with 'mid'"):
-        ElasticBlock([dense, dense], ["hidden", INCOMING], shortcut=nn.Identity())
-    with pytest.raises(InputError, match="from 0 to 1, the number of blocks"):
+        ElasticBlock([dense, dense], ["hidden", AS_GIVEN], shortcut=nn.Identity())
+    with pytest.raises(InputError, match="between 0 and 1, the number of blocks"):
         ElasticDepth([dense], (1, 2))

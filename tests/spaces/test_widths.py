@@ -77,7 +77,7 @@ def test_resnet_20_has_a_group_per_sum_and_one_per_branch() -> None:
     assert chain.space["stage3.block2.mid"].options == range(129)
     assert chain.space["stage3.block0.out"].options == range(1, 129)
     assert chain.space.size() == 32 * 64 * 128 * 33**3 * 65**3 * 129**3
-    makers = [name for name, wire, _ in chain.wires() if wire.makes == "stem.width"]
+    makers = [name for name, entry, _ in chain.elastic_layers() if entry.makes == "stem.width"]
     assert makers == ["stem.0", "stage1.block0.1", "stage1.block1.1", "stage1.block2.1"]
     seed = {"stem.width": 16, "stage2.block0.mid": 32, "stage2.block0.out": 32, "stage3.block0.out": 64}
     assert seed.items() <= dict(chain.seed).items()
@@ -85,7 +85,7 @@ def test_resnet_20_has_a_group_per_sum_and_one_per_branch() -> None:
 
 def test_depthwise_convolutions_join_what_they_read_and_make() -> None:
     chain = meta(mobilenetv2_widths)
-    groups = {name: (wire.reads, wire.makes) for name, wire, _ in chain.wires()}
+    groups = {name: (entry.reads, entry.makes) for name, entry, _ in chain.elastic_layers()}
     assert groups["stage1.block0.0"] == ("stem.width", "stem.width")
     assert groups["stage2.block0.1"] == ("stage2.block0.mid", "stage2.block0.mid")
     assert groups["stage2.block1.2"] == ("stage2.block1.mid", "stage2.block0.out")
@@ -259,7 +259,7 @@ def test_renewed_channels_start_as_new_ones() -> None:
     chain = small("mobilenetv2-widths")
     randomize(chain, 0)
     before = copy.deepcopy(chain.state_dict())
-    chain.renew({"stage2.block0.mid": 5})
+    chain.reset_scales({"stage2.block0.mid": 5})
     changed = {name for name, tensor in chain.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {f"stage2.block0.body.{layer}.bn.{part}" for layer in (0, 1) for part in ("weight", "bias")}
     for layer in (0, 1):
@@ -277,7 +277,7 @@ def test_a_width_chain_takes_widths_alone() -> None:
     with pytest.raises(InputError, match="step 'stem' is a ConvBNAct"):
         WidthChain("x", [("stem", ConvBNAct(3, 4)), head], seed={}, input_shape=(3, 8, 8))
     kernels = ElasticBlock([ConvBNAct(3, 4, kernel=3)], ["width"], kernels=(1, 3))
-    with pytest.raises(InputError, match=r"'stem\.kernel' of 'x' is no width"):
+    with pytest.raises(InputError, match=r"'stem\.kernel' of 'x' is not a width"):
         WidthChain("x", [("stem", kernels), head], seed={"stem.width": 2}, input_shape=(3, 8, 8))
     with pytest.raises(InputError, match=r"headroom=0\.5"):
         create_supernet("resnet-20-widths", headroom=0.5)

@@ -16,7 +16,7 @@ Pair = int | tuple[int, int]
 
 
 class Output(NamedTuple):
-    """What a classifier with an auxiliary head returns in training."""
+    """The output of a classifier with an auxiliary head in training."""
 
     logits: Tensor  # (N, classes)
     aux: Tensor  # (N, classes)
@@ -26,10 +26,10 @@ class DropPath(nn.Module):
     """Zeroes whole examples in training and scales the others up (scheduled drop path, Zoph et al., 2018).
 
     Args:
-        keep: probability of an example to stay at the end of training; it falls from 1 in proportion to the progress.
+        keep: probability at the end of training that an example is kept; it falls linearly from 1.
 
     Attributes:
-        progress: of the training; 1 until `set_progress` says otherwise.
+        progress: how much of the training is over, set by `set_progress`; 1 at first.
     """
 
     def __init__(self, keep: float) -> None:
@@ -38,11 +38,11 @@ class DropPath(nn.Module):
         self.progress = 1.0
 
     def set_progress(self, t: float) -> None:
-        """The part of the training that is over."""
+        """Sets how much of the training is over, from 0 to 1."""
         self.progress = min(max(t, 0.0), 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Returns a tensor of the same shape."""
         keep = 1.0 - self.progress * (1.0 - self.keep)
         if not self.training or keep == 1.0:
             return x
@@ -51,13 +51,13 @@ class DropPath(nn.Module):
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """The rows that SAME padding adds before and after `size` rows."""
+    """Returns how many rows SAME padding adds before and after `size` rows."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 class SamePad2d(nn.Module):
-    """Zeros around the input, as many as a window of this kernel and stride needs: (height, width) each."""
+    """Pads with as many zeros as windows of this kernel and stride need; both are (height, width)."""
 
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
         super().__init__()
@@ -75,17 +75,20 @@ def _pair(value: Pair) -> tuple[int, int]:
 
 
 def _padded(kernel: Pair, stride: Pair, dilation: int = 1) -> tuple[nn.Module | None, tuple[int, int]]:
-    """What comes before a convolution, and its own padding: at stride 1 SAME padding is symmetric for odd kernels."""
-    spread = [(side - 1) * dilation + 1 for side in _pair(kernel)]
-    if not all(side % 2 for side in spread):
+    """Returns a padding module, if needed, and the padding of the convolution.
+
+    At stride 1, SAME padding is symmetric for odd kernels, so that the convolution itself can pad.
+    """
+    extent = [(side - 1) * dilation + 1 for side in _pair(kernel)]
+    if not all(side % 2 for side in extent):
         raise ValueError(f"convolutions have odd kernels, not {kernel}")
     if _pair(stride) == (1, 1):
-        return None, (spread[0] // 2, spread[1] // 2)
-    return (SamePad2d((spread[0], spread[1]), _pair(stride)) if max(spread) > 1 else None), (0, 0)
+        return None, (extent[0] // 2, extent[1] // 2)
+    return (SamePad2d((extent[0], extent[1]), _pair(stride)) if max(extent) > 1 else None), (0, 0)
 
 
 class ConvNorm(nn.Sequential):
-    """ReLU unless it is off, convolution, batch norm; SAME padding.
+    """ReLU (unless `relu` is off), convolution with SAME padding, batch norm.
 
     Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
@@ -119,8 +122,8 @@ class ConvNorm(nn.Sequential):
 class Separable(nn.Sequential):
     """A depthwise-separable convolution applied twice: ReLU, depthwise k×k, pointwise, batch norm, and again.
 
-    Nothing stands between depthwise and pointwise. The stride is the first depthwise convolution's, the change of
-    channels the first pointwise one's (Zoph et al., 2018, appendix A.4).
+    There is nothing between depthwise and pointwise. The first depthwise convolution has the stride, the first
+    pointwise convolution changes the channels (Zoph et al., 2018, appendix A.4).
 
     Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
@@ -158,7 +161,7 @@ class Separable(nn.Sequential):
 
 
 class SamePool2d(nn.Module):
-    """Pooling with SAME padding: averages leave the padding out of the divisor, maxima never see it.
+    """Pooling with SAME padding: averages exclude the padding from the divisor, maxima ignore it.
 
     Args:
         kind: `"avg"` (odd kernels only) or `"max"`.
@@ -174,7 +177,7 @@ class SamePool2d(nn.Module):
         self.kind, self.kernel, self.stride, self.count_padding = kind, kernel, stride, count_padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """The pooled map."""
+        """Returns the pooled map."""
         k, s = self.kernel, self.stride
         top, bottom = same_padding(x.shape[2], k, s)
         left, right = same_padding(x.shape[3], k, s)
@@ -190,14 +193,14 @@ class SamePool2d(nn.Module):
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Every second pixel of every second row, from the first and from the second on; zeros where there is none left."""
+    """Returns every second pixel of every second row, from the first and from the second on, padded with zeros."""
     return x[:, :, ::2, ::2], functional.pad(x, (-1, 1, -1, 1))[:, :, ::2, ::2]
 
 
 class FactorizedReduction(nn.Module):
     """Halves the resolution: two 1×1 convolutions on half of the rows and columns each, one batch norm over both.
 
-    An odd number of filters leaves the larger half to the second.
+    If the number of filters is odd, the second convolution has the larger half.
 
     Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / 2), ceil(W / 2)).
     """
@@ -216,7 +219,7 @@ class FactorizedReduction(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The halved map."""
+        """Returns the map at half the resolution."""
         even, odd = halves(functional.relu(x) if self.relu else x)
         out: Tensor = self.bn(torch.cat([self.conv1(even), self.conv2(odd)], dim=1))
         return out
@@ -225,13 +228,13 @@ class FactorizedReduction(nn.Module):
 # -- cells ------------------------------------------------------------------------------------------------------------
 
 Operand = tuple[int, nn.Module, bool]
-"""The state that an operation reads, the operation, and whether drop path may fall on it."""
+"""The state that an operation reads, the operation, and whether drop path applies to it."""
 
 
 def run_blocks(
     states: list[Tensor], operands: Sequence[Operand], joins: Iterable[nn.Module | None], drop: nn.Module
 ) -> None:
-    """Append one state per block: the sum of two operands, or what `joins` has for it makes of their concatenation.
+    """Appends one state per block: the sum of two operands, or its entry of `joins` applied to their concatenation.
 
     Args:
         states: the two inputs, (N, C, H, W).
@@ -248,7 +251,7 @@ def run_blocks(
 
 
 def split_state(state: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-    """The outputs of the last cell but one (None before the first cell) and of the last, and what else travels."""
+    """Returns the outputs of the last but one cell (None before the first) and of the last, and the rest of the state."""
     if type(state) is not tuple:  # a tensor, or one with its ids
         return None, state, ()
     previous, current, *rest = state
@@ -256,19 +259,19 @@ def split_state(state: Any) -> tuple[Any, Any, tuple[Any, ...]]:
 
 
 class BlockCell(nn.Module):
-    """A cell of blocks; it turns the outputs of two cells into those of the next two.
+    """A cell of blocks that maps the outputs of two cells to those of the next two.
 
     Args:
-        squeeze: makes state 0 of the last cell's output.
-        fit: makes state 1 of the output before it, or of the last cell's where there is none.
+        squeeze: computes state 0 from the output of the last cell.
+        fit: computes state 1 from the output before it, or from that of the last cell if there is none.
         ops: left and right operation of each block in turn; both may be the same.
         inputs: the state that each reads.
         outputs: the states that are concatenated.
-        joins: by block number, what follows the concatenation of its operands; a block that has none adds them.
-        output_fits: by state number, what brings an output to the shape of the others.
-        keep_previous: hand on the older input again in place of the newer one (the input that skips a reduction).
-        keep: probability of an example to pass an operation at the end of training; `DropPath`.
-        undropped: the positions in `ops` that drop path spares: identities, even where they are strided.
+        joins: by block number, the module behind the concatenation of its operands; other blocks add them.
+        output_fits: by state number, the module that brings an output to the shape of the others.
+        keep_previous: whether the older input is returned instead of the newer one (it skips a reduction).
+        keep: probability at the end of training that an example passes an operation; see `DropPath`.
+        undropped: the positions in `ops` without drop path: identities, even strided ones.
     """
 
     def __init__(
@@ -292,7 +295,7 @@ class BlockCell(nn.Module):
         self.drop = DropPath(keep)
 
     def set_progress(self, t: float) -> None:
-        """The part of the training that is over."""
+        """Sets how much of the training is over, from 0 to 1."""
         self.drop.set_progress(t)
 
     def forward(self, state: Any) -> tuple[Any, ...]:
@@ -338,20 +341,20 @@ class CellClassifier(nn.Module):
         self.fc = nn.Linear(in_channels, classes)
 
     def forward(self, state: Any) -> Tensor | Output:
-        """The logits, (N, classes); with those of the auxiliary head where they are in the state."""
+        """Returns the logits, (N, classes), with those of the auxiliary head if the state has them."""
         _, current, rest = split_state(state)
         logits: Tensor = self.fc(self.drop(functional.relu(current).mean(dim=(2, 3))))
         return Output(logits, rest[0]) if rest else logits
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier within the network, which runs in training only: its logits join the state.
+    """A second classifier inside the network, which only runs in training; its logits are appended to the state.
 
     ReLU, 5×5 average pooling at stride 3, 1×1 convolution to `hidden[0]`, batch norm, ReLU, a convolution over the
     whole remaining map to `hidden[1]`, batch norm, ReLU, linear layer.
 
     Args:
-        size: (height, width) of the map that it reads.
+        size: (height, width) of the input map.
     """
 
     def __init__(
@@ -380,7 +383,7 @@ class AuxiliaryHead(nn.Module):
         )
 
     def forward(self, state: Any) -> Any:
-        """The state; in training with the logits, (N, classes), behind it."""
+        """Returns the state; in training with the logits, (N, classes), appended."""
         if not self.training:
             return state
         x = functional.avg_pool2d(functional.relu(state[1]), 5, 3)

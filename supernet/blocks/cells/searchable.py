@@ -1,7 +1,8 @@
-"""Searchable cells with loose ends, and their consumers: the number of channels between cells depends on the cell.
+"""Searchable cells with loose ends and their consumers; the number of channels between cells depends on the cell.
 
-A consumer holds one parameter per state that its producer may hand on and concatenates those of the states that are
-there (`Layout.ids`), which gives the very weight that its materialised copy has.
+A loose end is a hidden state that no block of its cell reads; the output of a cell is the concatenation of its loose
+ends, as in ENAS and NASNet. A consumer has one parameter per state that a cell may output and concatenates those of the
+states that are present (`Layout.ids`), which gives exactly the weight of its materialised copy.
 """
 
 import copy
@@ -31,17 +32,17 @@ from supernet.chain import Hidden, Layout, Layouts, Part, Searchable, parameters
 from supernet.space import Arch, SearchSpace
 
 MakeOp = Callable[[str, int, int], nn.Module]
-"""(name, in_channels, stride) to an operation."""
+"""Builds an operation from (name, in_channels, stride)."""
 _NOTHING = Arch()
 
 
 class Source(NamedTuple):
-    """What a consumer must be ready to read.
+    """The input that a consumer must support.
 
     Attributes:
         width: channels of one state.
         stride: input pixels per pixel.
-        ids: the states that may be there; none for a tensor that is always the same.
+        ids: the states that may be present; none for a tensor that is always the same.
     """
 
     width: int
@@ -50,12 +51,12 @@ class Source(NamedTuple):
 
 
 def hidden(state: Any) -> Hidden:
-    """A tensor with the ids of its states, none for a plain one."""
+    """Returns a tensor with the ids of its states; a plain tensor has none."""
     return state if isinstance(state, Hidden) else Hidden(state, ())
 
 
-class Bank(nn.Module):
-    """The weights of a 1×1 convolution or linear layer without bias, one layer per state that may be there."""
+class StateWeights(nn.Module):
+    """The weights of a 1×1 convolution or linear layer without bias, one layer per state that may be present."""
 
     def __init__(self, source: Source, out: int, *, linear: bool = False) -> None:
         super().__init__()
@@ -65,28 +66,28 @@ class Bank(nn.Module):
             made = nn.Linear(source.width, out, bias=False) if linear else nn.Conv2d(source.width, out, 1, bias=False)
             self.layers[str(state)] = made
 
-    def _present(self, ids: Sequence[int]) -> list[Tensor]:
+    def _chosen_weights(self, ids: Sequence[int]) -> list[Tensor]:
         return [self.layers[str(i)].get_parameter("weight") for i in ids or (0,)]
 
     def weight(self, ids: Sequence[int]) -> Tensor:
-        """(out, channels of the states, …)."""
-        found = self._present(ids)
+        """Returns the weight for these states, (out, channels of the states, …)."""
+        found = self._chosen_weights(ids)
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def copied(self, ids: Sequence[int]) -> nn.Parameter:
-        """The weight as a parameter of its own."""
+        """Returns a copy of the weight as a new parameter."""
         return nn.Parameter(self.weight(ids).detach().clone())
 
     def parts(self, ids: Sequence[int]) -> Iterator[Part]:
-        """The parameters of the states."""
+        """Yields the parameters of these states."""
         return ((self.layers[str(i)].get_parameter("weight"), ()) for i in ids or (0,))
 
 
 class LooseConv(Searchable):
-    """ReLU, 1×1 convolution over the states that are there, batch norm; to `out` channels.
+    """ReLU, 1×1 convolution over the states that are present, batch norm; to `out` channels.
 
     Args:
-        passing: where the input has `out` channels already, it is handed on untouched.
+        passing: whether an input that already has `out` channels is returned unchanged.
     """
 
     def __init__(self, source: Source, out: int, *, passing: bool = False, **norm: Any) -> None:
@@ -94,7 +95,7 @@ class LooseConv(Searchable):
         self.out, self.passing, self.norm = out, passing, norm
         self.space = SearchSpace("loose-conv")
         if not self._passes(source.width if not source.ids else 0):
-            self.bank = Bank(source, out)
+            self.state_weights = StateWeights(source, out)
             self.bn = nn.BatchNorm2d(out, **norm)
 
     def _passes(self, channels: int) -> bool:
@@ -105,91 +106,92 @@ class LooseConv(Searchable):
         tensor, ids = hidden(state)
         if self._passes(tensor.shape[1]):
             return tensor
-        out: Tensor = self.bn(functional.conv2d(functional.relu(tensor), self.bank.weight(ids)))
+        out: Tensor = self.bn(functional.conv2d(functional.relu(tensor), self.state_weights.weight(ids)))
         return out
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
-        """The same for every input."""
+        """Returns the same layout for every input."""
         assert isinstance(layout, Layout)
         return Layout(self.out, layout.stride)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `ConvNorm`, or an identity."""
+        """Returns a `ConvNorm` or an identity."""
         assert isinstance(layout, Layout)
         if self._passes(layout.channels):
             return nn.Identity()
         with torch.device("meta"):
             made = ConvNorm(layout.channels, self.out, **self.norm)
-        made.conv.weight, made.bn = self.bank.copied(layout.ids), copy.deepcopy(self.bn)
+        made.conv.weight, made.bn = self.state_weights.copied(layout.ids), copy.deepcopy(self.bn)
         return made
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """The weights of the states that are there, and the batch norm's."""
+        """Yields the weights of the states that are present, and those of the batch norm."""
         assert isinstance(layout, Layout)
         if not self._passes(layout.channels):
-            yield from self.bank.parts(layout.ids)
+            yield from self.state_weights.parts(layout.ids)
             yield from parameters_of([self.bn])
 
 
 class LooseReduction(Searchable):
-    """A `FactorizedReduction` behind a ReLU over the states that are there; to `out` channels at half the size."""
+    """A ReLU and a `FactorizedReduction` over the states that are present; to `out` channels at half the size."""
 
     def __init__(self, source: Source, out: int, **norm: Any) -> None:
         super().__init__()
         self.out, self.norm = out, norm
         self.space = SearchSpace("loose-reduction")
-        self.bank1 = Bank(source, out // 2)
-        self.bank2 = Bank(source, out - out // 2)
+        self.even_weights = StateWeights(source, out // 2)
+        self.odd_weights = StateWeights(source, out - out // 2)
         self.bn = nn.BatchNorm2d(out, **norm)
 
     def forward(self, state: Any, arch: Arch = _NOTHING) -> Tensor:
         """(N, channels of the states, H, W) to (N, out, ceil(H / 2), ceil(W / 2))."""
         tensor, ids = hidden(state)
         even, odd = halves(functional.relu(tensor))
-        made = [functional.conv2d(even, self.bank1.weight(ids)), functional.conv2d(odd, self.bank2.weight(ids))]
-        out: Tensor = self.bn(torch.cat(made, dim=1))
+        first = functional.conv2d(even, self.even_weights.weight(ids))
+        second = functional.conv2d(odd, self.odd_weights.weight(ids))
+        out: Tensor = self.bn(torch.cat([first, second], dim=1))
         return out
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
-        """The same for every input."""
+        """Returns the same layout for every input."""
         assert isinstance(layout, Layout)
         return Layout(self.out, layout.stride * 2)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `FactorizedReduction`."""
+        """Returns a `FactorizedReduction`."""
         assert isinstance(layout, Layout)
         with torch.device("meta"):
             made = FactorizedReduction(layout.channels, self.out, **self.norm)
-        made.conv1.weight, made.conv2.weight = self.bank1.copied(layout.ids), self.bank2.copied(layout.ids)
+        made.conv1.weight, made.conv2.weight = self.even_weights.copied(layout.ids), self.odd_weights.copied(layout.ids)
         made.bn = copy.deepcopy(self.bn)
         return made
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """The weights of the states that are there, and the batch norm's."""
+        """Yields the weights of the states that are present, and those of the batch norm."""
         assert isinstance(layout, Layout)
-        yield from self.bank1.parts(layout.ids)
-        yield from self.bank2.parts(layout.ids)
+        yield from self.even_weights.parts(layout.ids)
+        yield from self.odd_weights.parts(layout.ids)
         yield from parameters_of([self.bn])
 
 
 class LooseCell(Searchable):
-    """A cell of blocks whose loose ends, and other states if they are chosen, are its output.
+    """A cell of blocks; its output concatenates the loose ends and any other states that are chosen.
 
-    Weights belong to (block, input, operation), whichever side of the block it stands on. A block that applies one
-    operation to one input on both sides runs it twice; its materialised copy has two, which training can tell apart.
+    Weights belong to (block, input, operation), for both sides of the block. A block that applies the same operation to
+    the same input on both sides runs it twice; its materialised copy has two, which training can make different.
 
     The state is the pair of the last two cells' outputs, `(previous, current)`, or the stem's output alone; then that
     is state 1 as it is (Zoph et al., 2018; TensorFlow's released code).
 
     Args:
-        current, previous: what the two inputs may be; no `previous` directly behind the stem.
-        space: of `cell_space`.
+        current, previous: the possible inputs; no `previous` directly behind the stem.
+        space: made by `cell_space`.
         filters: channels of every state.
-        stride: of the operations that read one of the two inputs.
-        op: makes the operations.
+        stride: the stride of operations that read one of the two inputs.
+        op: builds the operations.
         keep_previous, keep: see `BlockCell`.
-        lazy: make the operations on the meta device, when an architecture first uses them: a single network of
-            hundreds of candidates needs few.
+        lazy: whether operations are built when an architecture first uses them, on the meta device; a single network
+            needs few of the hundreds.
         norm: `eps` and `momentum` of the batch norms.
     """
 
@@ -244,7 +246,7 @@ class LooseCell(Searchable):
         self.source = Source(filters, current.stride * stride, tuple(range(last + 1)))
 
     def set_progress(self, t: float) -> None:
-        """The part of the training that is over."""
+        """Sets how much of the training is over, from 0 to 1."""
         self.drop.set_progress(t)
 
     def _made(self, op: MakeOp, source: int, name: str) -> nn.Module:
@@ -280,14 +282,14 @@ class LooseCell(Searchable):
         return (previous if self.keep_previous else current, made, *rest)
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
-        """The kept input's layout and that of the output, with the ids of its states."""
+        """Returns the layouts of the kept input and of the output, with the ids of its states."""
         previous, current = _two(layout)
         outputs = graph_of(arch).outputs
         made = Layout(self.filters * len(outputs), current.stride * self.stride, outputs)
         return (previous if self.keep_previous else current, made)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `BlockCell`."""
+        """Returns a `BlockCell`."""
         previous, current = _two(layout)
         graph = graph_of(arch)
         operands, joins = self._chosen(graph)
@@ -310,7 +312,7 @@ class LooseCell(Searchable):
         return made
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """What fits the inputs, the chosen operations and joins, and what fits the outputs."""
+        """Yields the parameters that fit the inputs, of the chosen operations and joins, and that fit the outputs."""
         previous, current = _two(layout)
         graph = graph_of(arch)
         operands, joins = self._chosen(graph)
@@ -323,7 +325,7 @@ class LooseCell(Searchable):
 
 
 def _options(space: SearchSpace, block: str) -> list[tuple[int, str]]:
-    """`(state, operation)`: what may stand on either side of a block."""
+    """Returns all `(state, operation)` that either side of a block may use."""
     names = dict.fromkeys([*space[f"{block}.left_op"].options, *space[f"{block}.right_op"].options])
     sources = dict.fromkeys([*space[f"{block}.left"].options, *space[f"{block}.right"].options])
     return [(int(source), str(name)) for source in sources for name in names]
@@ -334,7 +336,7 @@ def _key(block: int, source: int, name: str) -> str:
 
 
 def _two(layout: Layouts) -> tuple[Layout, Layout]:
-    """The layouts of the previous and the current output; behind the stem both are the stem's."""
+    """Returns the layouts of the previous and the current output; behind the stem, both are that of the stem."""
     previous, current = (layout, layout) if isinstance(layout, Layout) else layout or (None, None)
     assert isinstance(previous, Layout)
     assert isinstance(current, Layout)
@@ -342,14 +344,14 @@ def _two(layout: Layouts) -> tuple[Layout, Layout]:
 
 
 class LooseClassifier(Searchable):
-    """ReLU, global average pooling, dropout, linear layer over the states of the last cell that are there."""
+    """ReLU, global average pooling, dropout, linear layer over the states of the last cell that are present."""
 
     def __init__(self, source: Source, classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.classes = classes
         self.space = SearchSpace("loose-classifier")
         self.drop = nn.Dropout(dropout)
-        self.bank = Bank(source, classes, linear=True)
+        self.state_weights = StateWeights(source, classes, linear=True)
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def forward(self, state: Any, arch: Arch) -> Tensor | Output:
@@ -357,31 +359,31 @@ class LooseClassifier(Searchable):
         _, current, rest = split_state(state)
         tensor, ids = hidden(current)
         pooled = functional.relu(tensor).mean(dim=(2, 3))
-        logits = functional.linear(self.drop(pooled), self.bank.weight(ids), self.bias)
+        logits = functional.linear(self.drop(pooled), self.state_weights.weight(ids), self.bias)
         return Output(logits, rest[0]) if rest else logits
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
-        """Logits."""
+        """Returns the layout of the logits."""
         return Layout(self.classes, 0)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """A `CellClassifier`."""
+        """Returns a `CellClassifier`."""
         _, current = _two(layout)
         with torch.device("meta"):
             made = CellClassifier(current.channels, self.classes, dropout=self.drop.p)
-        made.fc.weight = self.bank.copied(current.ids)
+        made.fc.weight = self.state_weights.copied(current.ids)
         made.fc.bias = nn.Parameter(self.bias.detach().clone())
         return made
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """The weights of the states that are there, and the bias."""
+        """Yields the weights of the states that are present, and the bias."""
         _, current = _two(layout)
-        yield from self.bank.parts(current.ids)
+        yield from self.state_weights.parts(current.ids)
         yield self.bias, ()
 
 
 class LooseAuxiliary(Searchable):
-    """An `AuxiliaryHead` over the states of the last cell that are there; leaves the state alone outside training."""
+    """An `AuxiliaryHead` over the states of the last cell that are present; the identity outside training."""
 
     def __init__(
         self, source: Source, classes: int, *, size: tuple[int, int], hidden: tuple[int, int] = (128, 768), **norm: Any
@@ -389,7 +391,7 @@ class LooseAuxiliary(Searchable):
         super().__init__()
         self.norm = norm
         self.space = SearchSpace("loose-auxiliary")
-        self.bank = Bank(source, hidden[0])
+        self.state_weights = StateWeights(source, hidden[0])
         self.classes, self.size, self.hidden = classes, size, hidden
         self.tail = AuxiliaryHead(1, classes, size=size, hidden=hidden, **norm).tail
 
@@ -399,22 +401,22 @@ class LooseAuxiliary(Searchable):
             return state
         tensor, ids = hidden(state[1])
         x = functional.avg_pool2d(functional.relu(tensor), 5, 3)
-        return (*state, self.tail(functional.conv2d(x, self.bank.weight(ids))))
+        return (*state, self.tail(functional.conv2d(x, self.state_weights.weight(ids))))
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
-        """That of the input: no step is given the logits but the last."""
+        """Returns the layout of the input, since only the last step receives the logits."""
         return layout
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        """An `AuxiliaryHead`."""
+        """Returns an `AuxiliaryHead`."""
         _, current = _two(layout)
         with torch.device("meta"):
             made = AuxiliaryHead(current.channels, self.classes, size=self.size, hidden=self.hidden, **self.norm)
-        made.conv.weight, made.tail = self.bank.copied(current.ids), copy.deepcopy(self.tail)
+        made.conv.weight, made.tail = self.state_weights.copied(current.ids), copy.deepcopy(self.tail)
         return made
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
-        """The weights of the states that are there, and all behind them."""
+        """Yields the weights of the states that are present, and those of all layers behind them."""
         _, current = _two(layout)
-        yield from self.bank.parts(current.ids)
+        yield from self.state_weights.parts(current.ids)
         yield from parameters_of([self.tail])
