@@ -64,7 +64,7 @@ class InvertedResidual(nn.Module):
 class ShuffleUnit(nn.Module):
     """ShuffleNetV2 unit with a k×k ShuffleNet or a 3×3 Xception main branch (DetNAS and SPOS, Figure 3 of both).
 
-    At stride 1 the channels are shuffled and split into halves: one is passed on, the other goes through the main branch.
+    At stride 1 the channels are shuffled and split into halves: one passes, the other goes through the main branch.
     At stride 2 both branches read the whole input; the projection has `in_channels` outputs, the main branch the rest.
 
     Args:

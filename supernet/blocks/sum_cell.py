@@ -42,8 +42,8 @@ def live(present: list[Edge], last: int) -> list[Edge]:
 class SumCell(Searchable):
     """A complete graph of `nodes` nodes: node 0 is the input, every other the sum of its edges, the last the output.
 
-    Every edge chooses one of `options` and has its own weights for each. Only edges on a path from the input to the output
-    are run, trained and materialised; a cell without such a path gives zeros.
+    Every edge chooses one of `options` and has its own weights for each. Only edges on a path from the input to the
+    output are run, trained and materialised; a cell without such a path returns zeros.
 
     Args:
         options: name to a function that builds the operation, in the order of index vectors; None stands for no edge.

@@ -251,7 +251,7 @@ def run_blocks(
 
 
 def split_state(state: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-    """Returns the outputs of the last but one cell (None before the first) and of the last, and the rest of the state."""
+    """Returns the outputs of the last but one cell (None before the first) and of the last, and any further states."""
     if type(state) is not tuple:  # a tensor, or one with its ids
         return None, state, ()
     previous, current, *rest = state
