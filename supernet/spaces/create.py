@@ -1,4 +1,4 @@
-"""The published spaces by name, and the two functions that build networks from them. Importing this loads no torch."""
+"""The published spaces by name, and the two functions that build networks from them; importing it loads no torch."""
 
 import fnmatch
 import importlib
@@ -41,7 +41,7 @@ SPACES: dict[str, str] = {
     "resnet-50-widths": "supernet.spaces.widths:resnet_50_widths",
     "mobilenetv2-widths": "supernet.spaces.widths:mobilenetv2_widths",
 }
-"""Name to builder. A space from outside is named the same way, `"package.module:builder"`."""
+"""Name to builder. A space outside this project is named in the same way, `"package.module:builder"`."""
 
 
 def list_spaces(pattern: str = "*") -> list[str]:
@@ -58,10 +58,13 @@ def list_networks(pattern: str = "*") -> list[str]:
 
 
 def builder(space: str) -> "Callable[..., Chain]":
-    """The function that builds a space's supernet, from a name in `SPACES` or a `"package.module:function"`.
+    """Returns the function that builds the supernet of a space.
+
+    Args:
+        space: a name in `SPACES`, or `"package.module:function"`.
 
     Raises:
-        InputError: no such space (the nearest name is offered), or the function cannot be imported.
+        InputError: there is no such space (the nearest name is offered), or the function cannot be imported.
     """
     if space not in SPACES and (":" not in space or space[0] in ":."):
         raise InputError(f"there is no space {space!r}; {nearest(space, SPACES)}")
@@ -74,7 +77,7 @@ def builder(space: str) -> "Callable[..., Chain]":
 
 
 def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
-    """A space's supernet as its builder leaves it; settings that are None are the builder's own.
+    """Returns the supernet of a space before initialisation; settings that are None keep the default of the builder.
 
     Raises:
         InputError: see `builder`; or a setting that the builder does not take (the nearest one is offered), or a value
@@ -115,14 +118,17 @@ def create_supernet(
     generator: "torch.Generator | None" = None,
     **settings: Any,
 ) -> "Chain":
-    """A supernet with fresh weights.
+    """Returns a supernet with fresh weights.
 
     Args:
-        space: a name in `SPACES`, or `"package.module:builder"` for one's own.
-        num_classes, input_size (pixels), in_channels: the builder's published values where None.
-        phase: `"supernet"` for training with shared weights, `"standalone"` for the final network's layers.
-        generator: of the initial weights; torch's global generator if None, so `torch.manual_seed` reproduces them.
-        settings: further arguments of the builder.
+        space: a name in `SPACES`, or `"package.module:builder"` for your own.
+        num_classes, input_size (pixels), in_channels: the published values if None.
+        phase: `"supernet"` for the layers trained with shared weights, `"standalone"` for those of the final network.
+        generator: draws the initial weights; torch's global generator if None, so `torch.manual_seed` reproduces them.
+        settings: settings of the builder; `help(builder(space))` lists them.
+
+    Raises:
+        InputError: see `build`.
     """
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     chain = build(space, phase, given)
@@ -140,17 +146,18 @@ def create_network(
     generator: "torch.Generator | None" = None,
     **settings: Any,
 ) -> "nn.Sequential":
-    """The standalone network of one architecture with fresh weights, ready to be trained from scratch.
+    """Returns the standalone network of one architecture with fresh weights, to be trained from scratch.
 
-    The supernet it is cut from exists on the meta device only, so its size costs no memory.
+    Its supernet only exists on the meta device and therefore takes no memory.
 
     Args:
         space: as in `create_supernet`, or without `arch` the name of a published network in `GENOTYPES` or `NETWORKS`.
-        arch: decision names and values; others as in `create_supernet`, those of a published network where None.
+        arch: decision names and values. Other arguments are as in `create_supernet`; None stands for the values of the
+            published network.
 
     Raises:
-        InputError: no such space or published network, `arch` is no architecture of the space, or the space's `init`
-            leaves a tensor unset.
+        InputError: there is no such space or published network, `arch` is not an architecture of the space, or the
+            `init` of the space leaves a tensor unset.
     """
     import torch
 
@@ -164,7 +171,7 @@ def create_network(
 
 
 def _published(name: str, given: Mapping[str, Any]) -> "tuple[Chain, Mapping[str, Any]]":
-    """The chain that a published network is cut from, and its architecture there."""
+    """Returns the supernet and the architecture of a published network."""
     if name in NETWORKS:
         from supernet.spaces.published_cells import CELLS, arch_of
 

@@ -1,4 +1,4 @@
-"""Published architectures by name: the space they are points of, and one option number per decision."""
+"""Published architectures by name, each with its space and one option number per decision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ class Genotype:
     Attributes:
         space: name in `SPACES`.
         indices: option numbers in the order of the space's decisions, as `SearchSpace.from_indices` reads them.
-        source: where the numbers stand.
+        source: where the numbers were published.
     """
 
     space: str
@@ -22,12 +22,12 @@ class Genotype:
 
 @dataclass(frozen=True)
 class Network:
-    """A published network of cells.
+    """A published network made of cells.
 
     Attributes:
         space: name in `SPACES`.
         cells: name in `supernet.spaces.published_cells.CELLS`.
-        settings: of the space's builder, where they differ from its own.
+        settings: settings of the builder that differ from its defaults.
     """
 
     space: str
@@ -40,7 +40,7 @@ def _tokens(text: str) -> tuple[int, ...]:
 
 
 def _pairs(first: str, second: str) -> tuple[int, ...]:
-    """Two decisions per block, written in two lists."""
+    """Interleaves two lists: two decisions per block."""
     return tuple(token for pair in zip(_tokens(first), _tokens(second), strict=True) for token in pair)
 
 
@@ -107,4 +107,4 @@ NETWORKS: dict[str, Network] = {
     "amoebanet-d-256": Network("amoebanet-imagenet", "amoebanet-d", {"filters": 256, "repeats": 6}),
     "enas-micro-cifar": Network("nasnet-cifar", "enas-micro", {"filters": 36, "repeats": 5}),  # on NASNet's skeleton
 }
-"""The published networks of cells; each builds as `create_network(name)`."""
+"""The published networks of cells; `create_network(name)` builds each of them."""

@@ -31,26 +31,26 @@ def nasbench201(
 ) -> Chain:
     """3×3 stem to 16 channels; three stages of five equal cells, 16, 32, 64 channels; batch norm, ReLU, linear layer.
 
-    Between stages stands a residual block that halves the resolution. All cells share one set of six decisions, not
-    their weights. Index vectors list the edges by target, then source, as the benchmark's strings do: 0→1, 0→2, 1→2,
+    A residual block between stages halves the resolution. All cells share one set of six decisions, but not their
+    weights. Index vectors list the edges by target, then source, as the benchmark's strings do: 0→1, 0→2, 1→2,
     0→3, 1→3, 2→3 (`cell.node1.from0` … `cell.node3.from2`). Options in index order: `none` (no edge), `skip_connect`,
     `nor_conv_1x1` and `nor_conv_3x3` (ReLU, convolution, batch norm), `avg_pool_3x3` (padding is not counted).
     15,625 architectures.
 
-    Only edges on a path from a cell's input to its output exist; without one the cell gives zeros. Two figures of the
-    benchmark differ for that reason where an architecture has other edges: its parameters and FLOPs count their
-    weights too, and there a convolution behind a node without input adds its batch norm's shift, a constant.
+    Only edges on a path from the input of a cell to its output exist; a cell without such a path returns zeros. For
+    architectures with other edges, the benchmark differs in two respects: its parameters and FLOPs count their weights
+    too, and a convolution behind a node without input adds the shift of its batch norm, a constant.
 
     5,260 distinct networks (see `one_per_network`). The benchmark counts 6,466: it identifies one convolution
     read twice with two convolutions of one input, and distinguishes networks that differ in absent edges only.
 
-    As in the released weight-sharing searches, the cells of the supernet phase carry batch norm without scale and
+    As in the released weight-sharing searches, the cells of the supernet phase have batch norm without scale and
     shift.
 
     Args:
         input_size: pixels, a multiple of 4.
-        channels: of the first stage; doubled at each further one.
-        cells: per stage.
+        channels: channels of the first stage, doubled at each further one.
+        cells: number per stage.
     """
     if input_size % 4:
         raise InputError(f"input_size={input_size} must be a multiple of 4, so that it can be halved twice")
@@ -77,10 +77,10 @@ def _operations(width: int, affine: bool) -> dict[str, Callable[[], nn.Module] |
 
 
 def one_per_network(arch: Arch) -> dict[str, Value]:
-    """The architecture with the smallest index vector among those that describe the same network.
+    """Returns the architecture with the smallest index vector of all that describe the same network.
 
-    Edges off every path are `none` in it. The others may have moved: skip connections make different graphs equal, and
-    a sum has no order. Convolutions keep their number; which edge's shared weights serve them may change.
+    Edges that lie on no path become `none`. The others may move, since skip connections make different graphs equal and
+    sums have no order. The number of convolutions stays, but the edge whose shared weights they use may change.
     """
     indices = tuple(OPTIONS.index(str(arch[name])) for name in NAMES)
     return dict(zip(NAMES, (OPTIONS[index] for index in _representatives()[indices]), strict=True))
@@ -88,34 +88,34 @@ def one_per_network(arch: Arch) -> dict[str, Value]:
 
 @functools.cache
 def _representatives() -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Index vector to the smallest one of the same network, for all 15,625; 0.2 s."""
+    """Maps each of the 15,625 index vectors to the smallest one of the same network, in 0.2 s."""
     first: dict[str, tuple[int, ...]] = {}
     vectors = itertools.product(range(len(OPTIONS)), repeat=len(EDGES))  # in ascending order
     return {vector: first.setdefault(_signature(vector), vector) for vector in vectors}
 
 
 def _signature(indices: tuple[int, ...]) -> str:
-    """The output as an expression in which every convolution has a number; equal for equal networks only.
+    """Returns the output as an expression with numbered convolutions, which is equal only for equal networks.
 
-    Convolutions that apply one operation to equal inputs can be told apart only by who reads them, so all their
-    numberings are tried and the first expression in alphabetical order is taken.
+    Convolutions that apply the same operation to equal inputs differ only in their consumers, so all their numberings
+    are tried and the first expression in alphabetical order is returned.
     """
     ops = {edge: OPTIONS[index] for edge, index in zip(EDGES, indices, strict=True) if index}
     graph = {edge: ops[edge] for edge in live(list(ops), NODES - 1)}
     output, terms = _expressions(graph, {})
-    alike: dict[str, list[Edge]] = defaultdict(list)
+    equal_terms: dict[str, list[Edge]] = defaultdict(list)
     for edge, term in terms.items():
         if "conv" in graph[edge]:
-            alike[term].append(edge)
-    if all(len(group) == 1 for group in alike.values()):
+            equal_terms[term].append(edge)
+    if all(len(group) == 1 for group in equal_terms.values()):
         return output
-    orders = itertools.product(*(itertools.permutations(group) for group in alike.values()))
+    orders = itertools.product(*(itertools.permutations(group) for group in equal_terms.values()))
     numberings = ({edge: str(n) for group in order for n, edge in enumerate(group)} for order in orders)
     return min(_expressions(graph, numbers)[0] for numbers in numberings)
 
 
 def _expressions(graph: Mapping[Edge, str], numbers: Mapping[Edge, str]) -> tuple[str, dict[Edge, str]]:
-    """The last node, and the operation on each edge that has one, written out down to the cell's input."""
+    """Returns the last node and the operation on each edge, as expressions of the input of the cell."""
     nodes: dict[int, list[str]] = {0: ["x"]}
     terms: dict[Edge, str] = {}
     for (source, target), op in graph.items():

@@ -20,7 +20,7 @@ WIDTHS = (64, 128, 256)
 
 
 def identities_last(arch: Arch) -> dict[str, Value]:
-    """In each stage the stride-1 identities move to the end: where they stand makes no difference to the network."""
+    """Moves the stride-1 identities of each stage to its end, since their position does not change the network."""
     values: dict[str, Value] = {}
     for stage, depth in enumerate(DEPTHS, start=1):
         names = [f"stage{stage}.block{block}.op" for block in range(1, depth)]
@@ -47,10 +47,10 @@ def nasbench_macro(*, num_classes: int = 10, input_size: int = 32, in_channels: 
 
 
 def initialize_residual(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """He initialisation, and every residual block starts as the identity: its last batch norm scales by zero.
+    """Applies He initialisation and sets the last batch-norm scale of every residual block to zero.
 
-    A path then starts as shallow as one of identities, whatever it holds (Goyal et al., 2017, section 5.1). Without it
-    the first steps of uniform paths leap, and weights that leapt learn slowly ever after.
+    Residual blocks then start as identities, so that all paths start equally shallow (Goyal et al., 2017, section 5.1).
+    Otherwise the first steps of uniform paths are too large, and the weights learn slowly from then on.
     """
     initialize(module, generator)
     for part in module.modules():
@@ -72,17 +72,17 @@ def _layer(in_channels: int, out_channels: int, *, stride: int) -> ChoiceBlock:
 
 
 def arch_of(digits: str) -> Arch:
-    """The architecture that the table writes as eight digits, one option number per layer."""
+    """Returns the architecture that the table writes as eight digits, one option number per layer."""
     names = [f"stage{stage}.block{block}.op" for stage, depth in enumerate(DEPTHS, 1) for block in range(depth)]
     return Arch(dict(zip(names, (OPTIONS[int(digit)] for digit in digits), strict=True)))
 
 
 @functools.cache
 def table() -> dict[Arch, dict[str, float]]:
-    """The published results of all 6,561 architectures.
+    """Returns the published results of all 6,561 architectures.
 
     Returns:
-        per architecture `accuracy` (mean test accuracy in % of three trainings), `accuracy_1` … `accuracy_3`,
+        Per architecture, `accuracy` (mean test accuracy in % of three trainings), `accuracy_1` … `accuracy_3`,
         `params` and `macs` (convolutions and linear layer, at 32×32).
     """
     packed = resources.files("supernet").joinpath("spaces/tables/nasbench_macro.csv.xz").read_bytes()

@@ -29,27 +29,27 @@ from supernet.spaces.create import Phase
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """What a network is made of beside its cells; the settings of every builder here.
+    """Everything in a network beside its cells; these are the settings of every builder in this module.
 
     Attributes:
-        num_classes, input_size, in_channels, phase: as everywhere.
-        imagenet: which of the two skeletons.
-        filters: of the first normal cells.
+        num_classes, input_size, in_channels, phase: see `create_supernet`.
+        imagenet: whether to use the skeleton for ImageNet or that for small images.
+        filters: channels of the first normal cells.
         repeats: normal cells per group (N); a group of PNASNet has its reduction among them.
         stem: channels of the first convolution.
-        blocks: per cell.
+        blocks: number per cell, or the largest number in PNASNet.
         ops: names of operations, see `cell_op`.
         combiners: `"add"`, or with `"concat"` a choice per block.
-        chosen: whether consumed states may be chosen as outputs of a cell, as in the published ones.
+        chosen: whether states that are already read may also be outputs of a cell, as in the published cells.
         skip_reduction: the cell behind a reduction reads the cell two before the reduction, not the one before it
             (NASNet-A large; PNASNet has no such cell).
-        keep: probability of an example to pass an operation at the end of training (scheduled drop path); 1 in the
+        keep: probability at the end of training that an example passes an operation (scheduled drop path); 1 in the
             supernet phase.
-        keep_by_depth: drop less in early cells.
-        auxiliary: with an auxiliary head at two thirds of the depth, which trains alongside (`Output`).
-        auxiliary_channels: of its two convolutions.
-        dropout: before the linear layer; 0 in the supernet phase.
-        eps, momentum: of batch norm.
+        keep_by_depth: whether early cells drop less.
+        auxiliary: whether an auxiliary head at two thirds of the depth is trained too (`Output`).
+        auxiliary_channels: channels of its two convolutions.
+        dropout: probability of dropout before the linear layer; 0 in the supernet phase.
+        eps, momentum: settings of batch norm.
         count_padding: see `SamePool2d`.
     """
 
@@ -76,7 +76,7 @@ class Skeleton:
     count_padding: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what no network can be made of."""
+        """Refuses settings with which no network can be built."""
         least = 8 if self.imagenet else 2
         for name, value, smallest in (
             ("filters", self.filters, least),
@@ -102,7 +102,7 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class _Place:
-    """One cell: its step's name, filters, stride, and whether it hands on its older input again."""
+    """One cell: the name of its step, filters, stride, and whether it returns its older input again."""
 
     name: str
     filters: int
@@ -111,7 +111,7 @@ class _Place:
 
 
 def _places(s: Skeleton, *, single: bool) -> list[_Place]:
-    """The cells in order; `single`: one cell at both strides, the first of a group reduces (PNASNet)."""
+    """Returns the cells in order; `single`: one cell has both strides, and the first of a group reduces (PNASNet)."""
     normal, reduce = ("cell", "cell") if single else ("normal", "reduce")
     places = [_Place(reduce, s.filters // 4, 2), _Place(reduce, s.filters // 2, 2)] if s.imagenet else []
     for group in range(3):
@@ -124,11 +124,11 @@ def _places(s: Skeleton, *, single: bool) -> list[_Place]:
 
 
 Op = Callable[[int, str, int, int], nn.Module]
-"""(filters, name, in_channels, stride) to an operation."""
+"""Builds an operation from (filters, name, in_channels, stride)."""
 
 
 def _chain(name: str, s: Skeleton, spaces: dict[str, SearchSpace]) -> Chain:
-    """The supernet, after a look at the memory that it needs."""
+    """Returns the supernet, after checking that its weights fit into memory."""
     meta = torch.get_default_device().type == "meta"
     if not meta:
         check_fits(name, supernet_parameters(s, spaces))
@@ -138,12 +138,12 @@ def _chain(name: str, s: Skeleton, spaces: dict[str, SearchSpace]) -> Chain:
 
 
 def initialize_passing(module: nn.Module, generator: torch.Generator | None = None, *, noise: float = 0.1) -> None:
-    """He initialisation times `noise`, and every convolution starts by passing its input on.
+    """Applies He initialisation times `noise` and lets every convolution start as an identity.
 
-    Output channel c copies input channel c; where there are more of one than of the other, they are taken in turn
-    (Dirac kernels, Zagoruyko & Komodakis, 2017). All operations of a block, all states and all paths then start with
-    nearly the same features. With He initialisation alone a supernet of cells hardly learns: each path gives its
-    consumers other random features.
+    Output channel c copies input channel c; if the numbers differ, the smaller range is repeated (Dirac kernels,
+    Zagoruyko & Komodakis, 2017). All operations of a block, all states and all paths then start with nearly the same
+    features. With He initialisation alone a supernet of cells hardly learns, since each path feeds its consumers
+    different random features.
     """
     initialize(module, generator)
     for part in module.modules():
@@ -153,7 +153,7 @@ def initialize_passing(module: nn.Module, generator: torch.Generator | None = No
 
 
 def _passing(conv: nn.Conv2d) -> torch.Tensor:
-    """A kernel of a 1 in the middle per pair of channels, in the shape of the convolution's weight."""
+    """Returns a kernel with a central 1 per pair of channels, in the shape of the weight of a convolution."""
     out, per_group, height, width = conv.weight.shape
     kernel = torch.zeros_like(conv.weight)
     for channel in range(max(out, per_group)):
@@ -162,7 +162,7 @@ def _passing(conv: nn.Conv2d) -> torch.Tensor:
 
 
 def supernet_parameters(s: Skeleton, spaces: dict[str, SearchSpace]) -> int:
-    """The exact number of a supernet's parameters, without building it."""
+    """Returns the exact number of parameters of a supernet without building it."""
     total = 0
 
     @functools.cache
@@ -218,7 +218,7 @@ def _auxiliary(s: Skeleton, source: Source, side: int) -> LooseAuxiliary:
     if side < 5:
         raise InputError(
             f"the auxiliary head pools over 5×5 pixels, but reads a map of {side}×{side} at input_size={s.input_size}; "
-            "leave it out, or give larger images"
+            "leave it out or use larger images"
         )
     hidden = s.auxiliary_channels
     return LooseAuxiliary(source, s.num_classes, size=(side, side), hidden=hidden, **s.norm)

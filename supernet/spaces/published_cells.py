@@ -16,10 +16,10 @@ _BLOCK = re.compile(r"\s*(\w+)\((-?\d+)\)\s*([+|])\s*(\w+)\((-?\d+)\)\s*")
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a network by the names of their steps: `normal` and `reduce`, or `cell` where one serves as both.
+    """The cells of a network by the names of their steps: `normal` and `reduce`, or `cell` if one has both roles.
 
     Raises:
-        InputError: a state that is not made yet, or no output; names cell, block and field.
+        InputError: a block reads a later state, or there is no output; the message names cell, block and field.
     """
 
     cells: dict[str, CellGraph]
@@ -38,7 +38,7 @@ def _check(name: str, graph: CellGraph) -> None:
             state = getattr(block, field)
             if not 0 <= state < number + 2:
                 raise InputError(
-                    f"block {number} of cell {name!r}: {field} reads state {state}, but only 0..{number + 1} are there"
+                    f"block {number} of cell {name!r}: {field} reads state {state}, but only 0..{number + 1} exist"
                 )
     if not graph.outputs:
         raise InputError(f"cell {name!r}: outputs is empty; name at least state {len(graph.blocks) + 1}")
@@ -50,11 +50,11 @@ def _check(name: str, graph: CellGraph) -> None:
 
 
 def cell(text: str, outputs: str | None = None) -> CellGraph:
-    """A cell from its text.
+    """Reads a cell from its text.
 
     Args:
-        text: see the module.
-        outputs: the states that are its output; its loose ends if None.
+        text: blocks as described in the module.
+        outputs: the numbers of the output states; the loose ends if None.
 
     Raises:
         InputError: a block that cannot be read.
@@ -72,19 +72,19 @@ def cell(text: str, outputs: str | None = None) -> CellGraph:
 
 
 def cells_of(arch: Arch, space: SearchSpace) -> Cells:
-    """The cells that an architecture of a cell space describes."""
+    """Returns the cells that an architecture of a cell space describes."""
     names = dict.fromkeys(choice.name.partition(".")[0] for choice in space.choices)
     found = {name: graph_of(arch.sub(name)) for name in names if f"{name}.block0.left" in arch}
     if not found:
-        raise InputError(f"the architecture has no cells; space {space.name!r} is none of cells")
+        raise InputError(f"the architecture has no cells; space {space.name!r} is not a space of cells")
     return Cells(found)
 
 
 def arch_of(cells: Cells, space: SearchSpace) -> Arch:
-    """The architecture of a space that describes these cells.
+    """Returns the architecture of a space that describes these cells.
 
     Raises:
-        InputError: they are no point of the space: names cell, block and field, and what the space has instead.
+        InputError: the space does not contain them; the message names cell, block and field, and the alternatives.
     """
     prefixes = {choice.name.partition(".")[0] for choice in space.choices}
     if set(cells.cells) != prefixes:
@@ -98,12 +98,12 @@ def arch_of(cells: Cells, space: SearchSpace) -> Arch:
 
 
 def _values(name: str, graph: CellGraph, space: SearchSpace) -> dict[str, Value]:
-    """The decisions of one cell under their names in the space."""
+    """Returns the decisions of one cell under their names in the space."""
     choices = {c.name.removeprefix(f"{name}."): c for c in space.choices if c.name.startswith(f"{name}.")}
     lost = set(loose_ends(graph.blocks)) - set(graph.outputs)
     if lost:
         raise InputError(
-            f"cell {name!r}: outputs leave out state {min(lost)}, which no block reads; space {space.name!r} hands on "
+            f"cell {name!r}: outputs leave out state {min(lost)}, which no block reads; space {space.name!r} outputs "
             "every such state"
         )
     values = values_of(graph)
@@ -118,7 +118,7 @@ def _values(name: str, graph: CellGraph, space: SearchSpace) -> dict[str, Value]
             count = sum(key.endswith(".left") for key in choices)
             raise InputError(f"block {number} of cell {name!r}: cells of space {space.name!r} have {count} blocks")
         if missing:
-            raise InputError(f"{where} is {value!r}, which space {space.name!r} has no choice of")
+            raise InputError(f"{where} is {value!r}, for which space {space.name!r} has no choice")
     known = sum(key.endswith(".left") for key in choices)
     if "blocks" not in choices and known != len(graph.blocks):
         raise InputError(f"cell {name!r} has {len(graph.blocks)} blocks, cells of space {space.name!r} have {known}")
@@ -126,9 +126,9 @@ def _values(name: str, graph: CellGraph, space: SearchSpace) -> dict[str, Value]
 
 
 def enas_cell(tokens: str) -> CellGraph:
-    """A cell from ENAS's tokens, four per block: state, operation, state, operation; its loose ends are its output.
+    """Reads a cell from the tokens of ENAS, four per block: state, operation, state, operation.
 
-    ENAS numbers the two inputs the other way round, the older one 0.
+    The output consists of the loose ends. ENAS numbers the two inputs in the opposite order, the older one 0.
     """
     ops = ("sep3", "sep5", "avg3", "max3", "identity")
     numbers = [int(token) for token in tokens.split()]

@@ -263,7 +263,7 @@ GOOD = "sep3(0)+sep5(1); identity(2)+max3(0)"
             "sep3(0)+sep5(1); identity(2)|max3(0)",
             None,
             {"combiners": ("add",)},
-            r"block 1 of cell 'normal': combine is 'concat', which space 'nasnet-small' has no choice of",
+            r"block 1 of cell 'normal': combine is 'concat', for which space 'nasnet-small' has no choice",
         ),
         (
             GOOD + "; sep3(0)+sep3(1)",
@@ -293,7 +293,7 @@ def test_cells_that_are_no_point_of_a_space(
 def test_cells_of_another_kind_are_no_point() -> None:
     with pytest.raises(InputError, match=r"has the cells \['cell'\], space 'nasnet-cifar' has \['normal', 'reduce'\]"):
         arch_of(CELLS["pnasnet-5"], space_of("nasnet-cifar"))
-    with pytest.raises(InputError, match="space 'chain' is none of cells"):
+    with pytest.raises(InputError, match="space 'chain' is not a space of cells"):
         cells_of(Arch({"a": 1}), SearchSpace("chain"))
 
 
