@@ -115,9 +115,7 @@ def _write(path: Path, key: str, entry: Entry) -> None:
         else:
             with replacing(path) as temporary:
                 notes = json.dumps({"key": key, "problems": entry.problems})
-                safetensors.torch.save_file(
-                    entry.tensors, temporary, {METADATA: notes}
-                )  # one key: order is fixed
+                safetensors.torch.save_file(entry.tensors, temporary, {METADATA: notes})  # one key: order is fixed
     except OSError as error:
         reason = str(error)
     except RunError as error:
