@@ -23,7 +23,7 @@ MOST_ENTRIES = 20_000  # of about 5 KB, so 100 MB; a new architecture of NASNet 
 
 
 class Entry(NamedTuple):
-    """A step's costs, and the state and layout that it hands on."""
+    """A step's costs, and the state and layout that it passes on."""
 
     cost: dict[str, int]
     state: Any  # meta tensors
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 State = tuple[Layouts, Any]
-"""What the costs of later steps depend on: the layout that a step hands on and the shapes of its tensors."""
+"""What the costs of later steps depend on: the layout that a step passes on and the shapes of its tensors."""
 Edge = tuple[Arch, int, State]
 """One option of a step: its decisions, its cost, and the state it leads to."""
 

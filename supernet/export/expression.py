@@ -90,7 +90,7 @@ class _Writer:
             return _wrap("{", self._entries(value, indent + 4, where), "}", indent, lead)
         raise InputError(
             f"{where} is of type {type(value).__name__}, which cannot be written as source; keep the plain value or "
-            "module that the constructor was given"
+            "module that was passed to the constructor"
         )
 
     def _entries(self, values: Mapping[Any, object], indent: int, where: str) -> list[str]:

@@ -43,14 +43,14 @@ def test_every_operand_comes_from_its_state() -> None:
         by_text = {box.text.partition(":")[0]: box for box in boxes(picture) if ":" in box.text}
         assert sorted(by_text) == [str(state) for state in range(7)]
         for number, block in enumerate(graph.blocks):
-            made = by_text[str(number + 2)]
-            assert made.text.endswith(block.combine)
+            join = by_text[str(number + 2)]
+            assert join.text.endswith(block.combine)
             below = [
                 box
                 for box in boxes(picture)
-                if made.y < box.y < made.y + 80
-                and abs(box.x + box.width / 2 - made.x - made.width / 2) < made.width
-                and box is not made
+                if join.y < box.y < join.y + 80
+                and abs(box.x + box.width / 2 - join.x - join.width / 2) < join.width
+                and box is not join
                 and ":" not in box.text
             ]
             seen = Counter((box.text, source_of(picture, box).partition(":")[0]) for box in below)
