@@ -1,9 +1,9 @@
-"""Cells of blocks as graphs: their decisions, what an architecture says, one representative per graph. No torch.
+"""Cells of blocks as graphs: their decisions, and one representative per graph. It loads no torch.
 
-State 0 is the output of the preceding cell, state 1 that of the cell before it; block b makes state 2 + b out of two
-earlier states, an operation on each. A state that no block reads is a loose end. The loose ends, concatenated, are the
-output of the cell; those among the two inputs included, so that every cell reads both and no part of a network feeds
-nothing.
+State 0 is the output of the preceding cell, state 1 that of the cell before it; block b computes state 2 + b from two
+earlier states, with one operation on each. A state that no block reads is a loose end (ENAS, NASNet). The output of the
+cell is the concatenation of its loose ends, including unread inputs, so every cell uses both inputs and every part of a
+network contributes to its output.
 """
 
 import functools
@@ -44,7 +44,7 @@ class CellGraph(NamedTuple):
 
 
 def loose_ends(blocks: Sequence[Block]) -> tuple[int, ...]:
-    """The states that no block reads, ascending."""
+    """Returns the states that no block reads, ascending."""
     read = {state for block in blocks for state in (block.left, block.right)}
     return tuple(state for state in range(len(blocks) + 2) if state not in read)
 
@@ -57,7 +57,7 @@ def cell_space(
     combiners: Sequence[str] = (ADD,),
     chosen: bool = True,
 ) -> SearchSpace:
-    """The decisions of one cell.
+    """Returns the space of one cell.
 
     In order: `blocks` (with `fewer`); per block `block{b}.left` and `.right` (a state's number), `.left_op`,
     `.right_op`, and `.combine` where there are several combiners; with `chosen`, `outputs` and `output{s}` for every
@@ -66,16 +66,16 @@ def cell_space(
     Args:
         ops: names of the operations.
         blocks: their number, or the largest one.
-        fewer: their number is decided too, from 1 on.
-        combiners: of `"add"` and `"concat"`; adding is understood where there is no choice.
-        chosen: `outputs` may be `"chosen"`: beside the loose ends, the states for which `output{s}` is true are
-            concatenated, as in most published cells. Otherwise, and where it is `"loose"`, the loose ends alone are.
+        fewer: whether the number of blocks is a decision too, from 1 on.
+        combiners: `"add"`, or `"add"` and `"concat"`; with `"add"` alone there is no decision.
+        chosen: whether `outputs` is a decision. If it is `"chosen"`, the output also contains the states for which
+            `output{s}` is true, as in most published cells; if it is `"loose"`, only the loose ends.
 
     Raises:
-        InputError: no block, no operation, or an unknown combiner.
+        InputError: there is no block or no operation, or a combiner is unknown.
     """
     if not combiners or set(combiners) - {ADD, CONCAT}:
-        raise InputError(f"combiners are some of {ADD!r} and {CONCAT!r}, not {tuple(combiners)!r}")
+        raise InputError(f"combiners must be {ADD!r}, or {ADD!r} and {CONCAT!r}, not {tuple(combiners)!r}")
     if tuple(combiners) == (CONCAT,):
         raise InputError("a space of concatenation alone is not supported; let it choose between 'add' and 'concat'")
     if blocks < 1 or not ops:
@@ -96,7 +96,7 @@ def cell_space(
 
 @functools.lru_cache(maxsize=4096)
 def graph_of(arch: Arch) -> CellGraph:
-    """What the decisions of `cell_space` describe."""
+    """Returns the graph that the decisions of `cell_space` describe."""
     listed = sum(name.endswith(".left") for name in arch)
     blocks = tuple(
         Block(
@@ -115,7 +115,7 @@ def graph_of(arch: Arch) -> CellGraph:
 
 
 def values_of(graph: CellGraph) -> dict[str, Value]:
-    """The decisions of `cell_space` that describe a graph whose outputs hold its loose ends, those of all variants."""
+    """Returns the decisions of all variants of `cell_space` that describe a graph; its outputs include its loose ends."""
     values: dict[str, Value] = {"blocks": len(graph.blocks)}
     for number, block in enumerate(graph.blocks):
         values |= {f"block{number}.{field}": value for field, value in block._asdict().items()}
@@ -125,28 +125,28 @@ def values_of(graph: CellGraph) -> dict[str, Value]:
 
 
 def one_per_graph(arch: Arch) -> dict[str, Value]:
-    """The representative of all cells of one graph: blocks in the order of the smallest description, operands sorted.
+    """Returns the representative of all cells of one graph: blocks in the smallest order, operands sorted.
 
-    Operands of an addition commute. So do those of a concatenation, as the convolution behind it has weights for each;
-    blocks may stand in any order in which each reads earlier ones. Equal graphs are equal networks, of which other
-    shared weights may serve the same part. An output that is chosen although it is loose is not chosen.
+    Operands of an addition commute. So do those of a concatenation, since the convolution behind it has weights for
+    each. Blocks may have any order in which each reads earlier ones. Equal graphs are equal networks, although they may
+    use different shared weights. An output that is both chosen and loose is not listed as chosen.
     """
     values = values_of(canonical_graph(graph_of(arch)))
     return {name: values.get(name, value) for name, value in arch.items()}
 
 
 def canonical_graph(graph: CellGraph) -> CellGraph:
-    """The smallest of the descriptions of a graph, as a tuple of blocks, then outputs.
+    """Returns the smallest description of a graph, compared as a tuple of blocks, then outputs.
 
-    Block after block, the one with the smallest description of those whose operands are there already comes next; where
-    several have the same, each is tried.
+    The next block is always the one with the smallest description among those whose operands already exist; if several
+    have the same description, each is tried.
     """
-    found: list[CellGraph] = []
+    descriptions: list[CellGraph] = []
 
     def place(labels: dict[int, int], made: tuple[Block, ...]) -> None:
         waiting = [number for number in range(len(graph.blocks)) if number + 2 not in labels]
         if not waiting:
-            found.append(CellGraph(made, tuple(sorted(labels[state] for state in graph.outputs))))
+            descriptions.append(CellGraph(made, tuple(sorted(labels[state] for state in graph.outputs))))
             return
         ready = {n: written for n in waiting if (written := _relabelled(graph.blocks[n], labels)) is not None}
         smallest = min(ready.values())
@@ -155,11 +155,11 @@ def canonical_graph(graph: CellGraph) -> CellGraph:
                 place({**labels, number + 2: len(made) + 2}, (*made, smallest))
 
     place({0: 0, 1: 1}, ())
-    return min(found)
+    return min(descriptions)
 
 
 def _relabelled(block: Block, labels: dict[int, int]) -> Block | None:
-    """A block with its operands sorted under new numbers; None if one has no number yet."""
+    """Returns a block with renumbered, sorted operands; None if one has no new number yet."""
     if block.left not in labels or block.right not in labels:
         return None
     (left, left_op), (right, right_op) = sorted(

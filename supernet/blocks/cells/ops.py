@@ -1,4 +1,4 @@
-"""The operations of the cells of NASNet, PNASNet, AmoebaNet and ENAS by name, each to a given number of filters."""
+"""The operations of the cells of NASNet, PNASNet, AmoebaNet and ENAS by name, each with a given number of filters."""
 
 from typing import Any
 
@@ -24,16 +24,16 @@ NASNET_OPS = (
     "sep5",
     "sep7",
 )
-"""Of Zoph et al. (2018, §3.1), in the paper's order."""
+"""The operations of Zoph et al. (2018, §3.1), in the order of the paper."""
 
 PNASNET_OPS = ("sep3", "sep5", "sep7", "conv1x7_7x1", IDENTITY, "avg3", "max3", "dil3")
-"""Of Liu et al. (2018), in the paper's order."""
+"""The operations of Liu et al. (2018), in the order of the paper."""
 
 AMOEBANET_OPS = (IDENTITY, "sep3", "sep5", "sep7", "avg3", "max3", "dilsep3", "neck1x7_7x1")
-"""Of Real et al. (2019, search space), in the paper's order."""
+"""The operations of Real et al. (2019, search space), in the order of the paper."""
 
 AMOEBANET_RELEASED = (*AMOEBANET_OPS, "conv1", "neck3", "max2")
-"""And what the released AmoebaNet-B and -D have besides."""
+"""These and the further operations of the released AmoebaNet-B and -D."""
 
 
 def cell_op(
@@ -46,7 +46,7 @@ def cell_op(
     momentum: float = 0.1,
     count_padding: bool = False,
 ) -> nn.Module:
-    """One operation, which gives `filters` channels.
+    """Returns an operation with `filters` output channels.
 
     `identity` (a strided or widening one is ReLU, 1×1 convolution, batch norm); `avgK`, `maxK`: pooling, and 1×1
     convolution and batch norm where the channels change; `sepK`, `dilsepK`: separable convolutions applied twice, the
@@ -55,7 +55,7 @@ def cell_op(
     eighths for 1×3), with dilation R.
 
     Raises:
-        InputError: no such operation.
+        InputError: there is no such operation.
     """
     norm: dict[str, Any] = {"eps": eps, "momentum": momentum}
     if name == IDENTITY:
@@ -94,7 +94,7 @@ _CONVS: dict[str, tuple[tuple[tuple[int, int], ...], int, float]] = {
     "neck1x7_7x1": (((1, 7), (7, 1)), 1, 1 / 4),
 }
 OPS = (IDENTITY, *_POOLS, *_SEPARABLE, *_CONVS)
-"""All names."""
+"""The names of all operations."""
 
 
 def _convolutions(
@@ -106,7 +106,7 @@ def _convolutions(
     hidden: int,
     norm: dict[str, Any],
 ) -> nn.Module:
-    """ReLU-convolution-BN once per kernel, between two of kernel 1 where there are hidden channels."""
+    """Returns ReLU-convolution-BN once per kernel, between two of kernel 1 if there are hidden channels."""
     before, after = (hidden, hidden) if hidden else (in_channels, filters)
     core = []
     for kernel in kernels:  # each strides along the side on which it is wide
