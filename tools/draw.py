@@ -122,8 +122,8 @@ def of_space(
     if any(choice.endswith(".block0.left") for choice in arch):
         return draw_cells(cells_of(arch, chain.space).cells, title=title)
     if isinstance(chain, WidthChain):
-        widths = {group: int(arch[group]) for group in chain.seed}
-        return draw_widths(widths, chain.seed, title=title)
+        widths, seed = ({group: int(of[group]) for group in chain.seed} for of in (arch, chain.seed))
+        return draw_widths(widths, seed, title=title)
     return draw_chain(arch, title=title)
 
 
