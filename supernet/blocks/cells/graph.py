@@ -115,7 +115,7 @@ def graph_of(arch: Arch) -> CellGraph:
 
 
 def values_of(graph: CellGraph) -> dict[str, Value]:
-    """Returns the decisions of all variants of `cell_space` that describe a graph; its outputs include its loose ends."""
+    """Returns the decisions of all variants of `cell_space` that describe a graph; outputs include its loose ends."""
     values: dict[str, Value] = {"blocks": len(graph.blocks)}
     for number, block in enumerate(graph.blocks):
         values |= {f"block{number}.{field}": value for field, value in block._asdict().items()}
