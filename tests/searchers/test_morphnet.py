@@ -221,7 +221,7 @@ searched(searcher(Shrinking(folder, kill=("round1-0", 20))), folder / "study.db"
 
 def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(tmp_path: Path, uninterrupted: Any) -> None:
     morph, whole, trials, _ = uninterrupted
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))}
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     with Study(tmp_path / "study.db", morph.space) as study:
