@@ -1,0 +1,107 @@
+"""NAME=VALUE settings have the types of the signature that they configure; nothing is rounded or guessed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from helpers.scripts import Call, one_line
+from supernet.errors import InputError
+from supernet_tools.pipeline.settings import pairs, parse_settings
+
+
+def configured(
+    space: object,
+    *,
+    size: int = 3,
+    rate: float = 0.5,
+    name: str = "x",
+    on: bool = False,
+    ops: Sequence[str] = ("a",),
+    scan: tuple[float, ...] = (),
+    method: Literal["ei", "ucb"] = "ei",
+    bound: float | Literal["gap"] = 0.1,
+    ladder: str | None = None,
+    anything=None,
+) -> None:
+    """Every kind of parameter that searchers and builders have."""
+
+
+def parsed(*texts: str) -> dict[str, Any]:
+    return parse_settings(configured, texts, owner="the thing", reserved=("space",))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("size=4", 4),
+        ("rate=2", 2.0),
+        ("rate=1e-3", 0.001),
+        ("name=ei", "ei"),
+        ("name=7", "7"),
+        ('name="a b"', "a b"),
+        ("on=true", True),
+        ('ops=["conv", "pool"]', ("conv", "pool")),
+        ("scan=[1, 10]", (1.0, 10.0)),
+        ("method=ucb", "ucb"),
+        ("bound=gap", "gap"),
+        ("bound=0.25", 0.25),
+        ("ladder=null", None),
+        ("ladder=blocks", "blocks"),
+        ("anything=[1, [2]]", (1, (2,))),
+        ("anything=text", "text"),
+    ],
+)
+def test_values_have_the_declared_type(text: str, value: object) -> None:
+    (result,) = parsed(text).values()
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("size=2.9", "size='2.9' should be a valid integer"),
+        ("size=true", "size='true' should be a valid integer"),
+        ("size=", "size='' should be a valid integer"),
+        ("rate=nan", "rate='nan' should be a valid number"),
+        ("rate=NaN", "rate='NaN' should be a finite number"),
+        ("rate=1e999", "rate='1e999' should be a finite number"),
+        ("on=1", "on='1' should be a valid boolean"),
+        ("ops=conv", "ops='conv' should be .*; a list is written as"),
+        ("method=gp", "method='gp' should be 'ei' or 'ucb'"),
+        ("bound=gop", "bound='gop' should be a valid number or 'gap'"),
+        ("sizes=3", "the thing has no setting 'sizes'; did you mean 'size'"),
+        ("space=3", "the thing cannot take space"),
+        ("size", "NAME=VALUE, not 'size'"),
+    ],
+)
+def test_anything_else_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parsed(text)
+
+
+def test_a_setting_is_given_once() -> None:
+    assert pairs(["a=1", "b=c=d"]) == {"a": "1", "b": "c=d"}
+    with pytest.raises(InputError, match="'a' is given twice: '1' and '2'"):
+        pairs(["a=1", "a=2"])
+
+
+def test_converters_and_open_signatures() -> None:
+    def builder(**settings: object) -> None:
+        """Takes anything."""
+
+    assert parse_settings(builder, ["a=1", "b=x"], owner="it") == {"a": 1, "b": "x"}
+    values = parse_settings(configured, ["size=12"], owner="it", converters={"size": lambda text: len(text)})
+    assert values == {"size": 2}
+    with pytest.raises(InputError, match=r"size='x': invalid literal"):
+        parse_settings(configured, ["size=x"], owner="it", converters={"size": int})
+
+
+def test_recipes_are_checked_before_images_are_read(call: Call, tmp_path: Path) -> None:
+    recipe = ("spos-images", "--data.source", tmp_path / "missing", "--out", tmp_path / "run", "--space-settings")
+    one_line(call("train_supernet", *recipe, "stem=2.5"), "stem='2.5' should be a valid integer")
+    one_line(call("train_supernet", *recipe, "stems=2"), "the space 'shufflenet-small' has no setting 'stems'")
+    one_line(call("train_supernet", *recipe, "num_classes=2"), "cannot take num_classes")
+    assert not (tmp_path / "run").exists()
