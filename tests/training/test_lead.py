@@ -148,7 +148,7 @@ def test_options_of_other_form_are_refused() -> None:
         copy_option(units, "x")
     with pytest.raises(InputError, match="no option 'y'"):
         copy_option(units, "y")
-    with pytest.raises(InputError, match="'wide' cannot begin"):
+    with pytest.raises(InputError, match="'wide' cannot start"):
         copy_option({"narrow": ConvBNAct(4, 4), "wide": ConvBNAct(4, 8)}, "narrow")
 
 
