@@ -168,9 +168,11 @@ def test_a_searched_pyramid_is_retrained_at_another_size(call: Call, tmp_path: P
     one_line(call("retrain", run, "--arch", arch, "--init", "shared"), "train.epochs=0")
     one_line(call("export", run, "--arch", arch, "--inherit"), "train.epochs=0")
     one_line(call("train_supernet", *SMALL, *FINAL, *pretrained, "--plan"), "nothing to plan")
-    digests = json.loads((run / "digests.json").read_text())
-    (run / "digests.json").write_text(json.dumps({**digests, "data_digest": "other"}))
-    one_line(call("retrain", run, "--arch", arch), "another set of images")
+    document = json.loads((run / "run.json").read_text())
+    document["data"]["digest"] = "other"
+    (run / "run.json").write_text(json.dumps(document))
+    predict = ("predict", run, "--arch", arch, "--test", 1, "--out", tmp_path / "other")
+    one_line(call(*predict), "another set of images")
 
 
 def test_published_weights_are_checked_before_images_are_read(call: Call, tmp_path: Path) -> None:
