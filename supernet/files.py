@@ -1,9 +1,13 @@
-"""Files that survive a kill at any moment: written under another name, synced, renamed; read without running code."""
+"""Files that survive a kill at any moment: written under another name, synced, renamed; read without running code.
+
+Nothing here writes through a link or outside the folder that is meant, whatever a received folder holds.
+"""
 
 import contextlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +18,10 @@ import safetensors.torch
 import torch
 
 from supernet.errors import InputError, RunError
+from supernet.paths import check_inside as check_inside
+from supernet.paths import inside as inside
+from supernet.paths import lock_file as lock_file
+from supernet.paths import no_follow as no_follow
 
 FORMAT = 2  # 1 named the steps of a network by their numbers
 
@@ -22,14 +30,21 @@ FORMAT = 2  # 1 named the steps of a network by their numbers
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; the file written there replaces `path` completely or not at all.
 
+    The temporary file is new and has a random name, so that nobody can have put a link in its place; a link at `path`
+    is replaced, and what it leads to stays as it is. The mode is that of any new file, whatever the writer chooses.
+
     Raises:
         RunError: it cannot be written, e.g. because the disk is full; the previous file at `path` is intact.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        created = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        mode = os.fstat(created).st_mode & 0o777
+        os.close(created)
         yield temporary
         with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), mode)  # safetensors writes a file of its own, which nobody else can read
             os.fsync(file.fileno())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -39,8 +54,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(folder)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors raise their own
         before = "what was saved there before is intact" if path.exists() else "nothing was there before"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"{path} cannot be written ({str(error).splitlines()[0]}); {before}. Make room or give another folder; "
+            f"{path} cannot be written ({reason}); {before}. Make room or give another folder; "
             "the same command then goes on"
         ) from error
     finally:

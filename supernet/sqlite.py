@@ -9,6 +9,7 @@ from pathlib import Path
 import filelock
 
 from supernet.errors import InputError, RunError
+from supernet.paths import lock_file
 
 PAGE = 4096  # bytes; SQLite reads a truncated last page as if zeros followed, so the length is checked here
 
@@ -47,11 +48,17 @@ class FileKind:
 
 
 def check_place(path: Path, kind: FileKind) -> None:
-    """Raises `InputError` unless `path` can be a file: its folder exists, and it is not a folder itself."""
+    """Raises `InputError` unless `path` can be a file: its folder exists, and it is neither a folder nor a link.
+
+    SQLite follows links, and would write to whatever a link in a received folder leads to.
+    """
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for the {kind.noun} {path.name}; create it first")
     if path.is_dir():
         raise InputError(f"{path} is a folder, but {kind.name} is a file; give a name within it")
+    for file in (path, *(path.with_name(f"{path.name}-{ending}") for ending in ("wal", "shm", "journal"))):
+        if file.is_symlink():
+            raise InputError(f"{file} is a link, and {kind.name} is never opened through one; remove the link")
 
 
 def only_writer(path: Path, kind: FileKind) -> filelock.BaseFileLock:
@@ -61,9 +68,9 @@ def only_writer(path: Path, kind: FileKind) -> filelock.BaseFileLock:
         InputError: the file is open elsewhere, cannot be locked, or has no folder.
     """
     check_place(path, kind)
-    lock = filelock.FileLock(f"{path}.lock")
+    lock = lock_file(Path(f"{path}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire()
     except filelock.Timeout as error:
         raise InputError(
             f"{kind.noun} {path} is open in another process or {kind.noun} object; wait for it, or use another "

@@ -17,6 +17,7 @@ PACKAGES = {"supernet": "supernet", "searchers": "searchers", "detection": "dete
 
 ROOMS = [
     {"supernet.errors", "supernet.seeding", "supernet.generators", "supernet.progress"},
+    {"supernet.paths"},
     {"supernet.sqlite"},
     {"supernet.space", "supernet.config", "supernet.memory"},
     {"supernet.files"},
@@ -29,7 +30,7 @@ ROOMS = [
 """The floors of `supernet`, lowest first: a module imports from its own room and from the floors below."""
 
 PURE = ("supernet.space", "supernet.config", "supernet.errors", "supernet.seeding", "detection.config")
-FOR_SEARCHERS = ("supernet.space", "supernet.errors", "supernet.seeding", "supernet.sqlite")
+FOR_SEARCHERS = ("supernet.space", "supernet.errors", "supernet.seeding", "supernet.sqlite", "supernet.paths")
 HEAVY = {"torch", "torchvision", "timm"}  # 3 to 6 s of import
 HELP_SECONDS = 1.0
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import filelock
 import numpy as np
 
 from supernet import sqlite
 from supernet.errors import InputError
+from supernet.paths import lock_file
 from supernet.ranking.paired import Bits, tied
 from supernet.space import Arch
 
@@ -62,7 +62,7 @@ class ScoreCache:
         sqlite.check_place(self.path, CACHE)
         self._contexts: dict[str, int] = {}
         self._db: sqlite3.Connection | None = None
-        creating = filelock.FileLock(f"{self.path}.lock", timeout=WAIT)  # only one of several processes creates it
+        creating = lock_file(Path(f"{self.path}.lock"), timeout=WAIT)  # only one of several processes creates it
         with sqlite.reported(self.path, CACHE, malformed=sqlite.MALFORMED), creating:
             self._db = sqlite.opened(self.path, CACHE, wait=WAIT)
 

@@ -13,7 +13,7 @@ import filelock
 
 from supernet.config import from_dict
 from supernet.errors import InputError
-from supernet.files import commit, flatten, read_json, write_json
+from supernet.files import commit, flatten, lock_file, read_json, write_json
 
 RUN_FORMAT = 2
 """Of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
@@ -40,7 +40,7 @@ def claim_run(folder: Path, kind: str, config: Any, **facts: Any) -> Iterator[Pa
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be created ({error.strerror}); give another folder") from error
-    lock = filelock.FileLock(folder / LOCK, blocking=False)
+    lock = lock_file(folder / LOCK)
     try:
         lock.acquire()
     except filelock.Timeout:

@@ -1,0 +1,65 @@
+"""Paths that stay in their folder, and files that are never opened through a link; importing this loads no torch."""
+
+import os
+from pathlib import Path, PurePath
+
+import filelock
+
+from supernet.errors import InputError
+
+
+def inside(folder: Path, *names: str, what: str = "the name", follow: bool = False) -> Path:
+    """Returns the path `folder/names[0]/names[1]/…`, which lies in the folder.
+
+    Args:
+        folder: may be a link itself, since whoever named it meant what it leads to.
+        names: relative paths, for instance from a file or the command line.
+        what: how a message calls the last name.
+        follow: allow links below the folder to lead out of it, for files that are only read; the file system is not
+            looked at then.
+
+    Raises:
+        InputError: a name is empty, absolute or leads out of the folder, by `..` or through a link.
+    """
+    for name in names:
+        parts = PurePath(name).parts
+        if not parts or PurePath(name).is_absolute() or ".." in parts or "\0" in name:
+            raise InputError(f"{what} {name!r} leads out of {folder}; give a name within that folder")
+    path = folder.joinpath(*names)
+    if not follow:
+        check_inside(folder, path)
+    return path
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Raises `InputError` if a link on the way from a folder to a path below it leads out of the folder."""
+    if path.resolve().is_relative_to(folder.resolve()):
+        return
+    at = folder
+    for part in path.relative_to(folder).parts:
+        at = at / part
+        if at.is_symlink() and not at.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{at} is a link that leads out of {folder}, and nothing is written there; remove the link"
+            )
+    raise InputError(f"{path} leads out of {folder}, and nothing is written there; give a name within that folder")
+
+
+def no_follow(path: str, flags: int) -> int:
+    """Opens a file unless it is a link: the argument `opener` of `open` for files that are appended to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def lock_file(path: Path, *, timeout: float = 0.0) -> filelock.BaseFileLock:
+    """Returns the lock in a file, not yet acquired; the file is created, and never opened through a link.
+
+    Args:
+        path: of the lock.
+        timeout: seconds that `acquire` waits for another process; then it raises `filelock.Timeout`.
+
+    Raises:
+        InputError: `path` is a link, or something other than a file.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InputError(f"{path} is not a file of this project but a link, a folder or a device; remove it")
+    return filelock.FileLock(path, timeout=timeout)
