@@ -1,6 +1,7 @@
 """Mean average precision as COCO defines it, computed by faster-coco-eval from boxes in memory."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -93,6 +94,8 @@ class GroundTruth:
             every: whether to compute all of `FIGURES` instead of `map`, `map50` and `map75` alone, which take 70 to
                 85 % of the time.
         """
+        if not rows.isfinite().all():  # of a diverged network; the library would refuse them
+            return dict.fromkeys(FIGURES if every else FIGURES[:3], math.nan)
         if not self.labels:
             return dict.fromkeys(FIGURES if every else FIGURES[:3], -1.0)
         _, COCOeval = _library()
@@ -126,11 +129,8 @@ def _annotations(rows: Tensor) -> Iterator[dict[str, Any]]:
 
 
 def _rows(detections: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Returns detections as rows of `GroundTruth.figures` in double precision, since half cannot count the images.
-
-    NaN scores of a diverged network become 0: the library refuses them, and one failed candidate must not end a search.
-    """
-    labels, scores = detections["labels"][:, None], detections["scores"].nan_to_num(0)[:, None]
+    """Returns detections as rows of `GroundTruth.figures` in double precision, since half cannot count the images."""
+    labels, scores = detections["labels"][:, None], detections["scores"][:, None]
     columns = [images[:, None], labels, scores, detections["boxes"]]
     return torch.cat([column.double() for column in columns], 1)
 

@@ -182,7 +182,7 @@ class RetinaBoxes(nn.Module):
         for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
             classes = level_logits.shape[1]
             all_scores = level_logits.sigmoid().flatten()
-            likely = torch.where(all_scores > self.score_threshold)[0]
+            likely = torch.where(~(all_scores <= self.score_threshold))[0]  # NaN too: such a network has no score
             scores, order = all_scores[likely].topk(min(self.candidates, len(likely)))
             likely = likely[order]
             at = likely // classes

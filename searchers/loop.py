@@ -104,8 +104,8 @@ def search(
     An interrupted search continues when this is called again with a fresh searcher and the same study. Its trials are
     then those of an uninterrupted run, except for `seconds`. The study keeps a snapshot of a `Restorable` searcher.
 
-    An architecture whose evaluation raises, or returns None or no finite value of the metric, becomes a failed trial
-    with its reason; the search continues and does not evaluate it again. If evaluating a batch raises, its members are
+    An architecture whose evaluation raises, or returns None or a metric that is not finite, becomes a failed trial with
+    its reason; the search continues and does not evaluate it again. If evaluating a batch raises, its members are
     evaluated one by one.
 
     Args:
@@ -323,10 +323,9 @@ class _Scorer:
             metrics = {name: float(value) for name, value in result.items()}
         except (TypeError, ValueError) as error:
             raise InputError(f"architecture {arch.key} was scored {dict(result)}; metrics must be numbers") from error
-        value = _searched(arch.key, metrics, self._metric)
-        if not math.isfinite(value):
-            return {}, f"evaluate returned {self._metric.removeprefix('-')}={value}"
-        return metrics, ""
+        _searched(arch.key, metrics, self._metric)
+        bad = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
+        return ({}, f"evaluate returned {', '.join(bad)}") if bad else (metrics, "")
 
     def _count(self, outcomes: Sequence[Outcome], archs: Sequence[Arch], *, cause: Exception | None) -> None:
         for arch, (_, reason) in zip(archs, outcomes, strict=True):

@@ -23,7 +23,7 @@ from supernet.paths import inside as inside
 from supernet.paths import lock_file as lock_file
 from supernet.paths import no_follow as no_follow
 
-FORMAT = 2  # 1 named the steps of a network by their numbers
+FORMAT = 3  # of tensor files: 1 named the steps of a network by their numbers, 3 added checksums
 
 
 @contextlib.contextmanager

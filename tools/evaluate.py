@@ -30,6 +30,7 @@ def run() -> None:
     args = parse(Evaluate, __doc__)
 
     from supernet.export import load_exported
+    from supernet.scoring.metrics import check_finite
     from supernet_tools.pipeline.architectures import arch_of
     from supernet_tools.pipeline.runs import open_run
     from supernet_tools.pipeline.search import best_arch
@@ -38,10 +39,12 @@ def run() -> None:
     if args.exported is not None:
         network = load_exported(args.exported)
         metrics = opened.kind.scores(network, opened.data.test)
+        check_finite(metrics, f"the network of {args.exported}")
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
         return
     arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
     scores = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
+    check_finite(scores, f"architecture {arch.key}")
     print_table("shared weights, search-validation split", ("what", "value"), list(scores.items()))
 
 

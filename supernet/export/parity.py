@@ -51,15 +51,22 @@ def outputs_of(trained: nn.Module, shapes: Sequence[Sequence[int]]) -> dict[str,
     outputs are compared in model.py too, since a detector may find nothing in random inputs.
 
     Raises:
-        InputError: the network fails on these inputs.
+        InputError: the network fails on these inputs, or an output is not finite.
     """
     leading, traced = leading_part(trained), traced_part(trained)
     try:
         whole = [runner.outputs(trained, images, leading) for images in _inputs(shapes)]
         graph = [runner.outputs(traced, images) for images in _inputs(shapes)] if leading else whole
-        return {"model.py": whole, "model.pt2": graph, "model.onnx": graph}
     except Exception as error:  # the user's forward may raise anything
         raise InputError(f"the network fails on images of shape {tuple(shapes[0])}: {one_line(error)}") from error
+    for leaves in (*whole, *graph):
+        for path, tensor in leaves.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise InputError(
+                    f"the {path} of the network is not finite on images of shape {tuple(shapes[0])}, so nothing can be "
+                    "compared; train it again"
+                )
+    return {"model.py": whole, "model.pt2": graph, "model.onnx": graph}
 
 
 def measure(

@@ -1,5 +1,6 @@
 """Metrics of a network on a set of images."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.data.batches import ImageSet
+from supernet.errors import RunError
 from supernet.ranking.paired import Bits
 
 Metrics = dict[str, float]
@@ -63,19 +65,35 @@ class ClassificationMetric(BatchMetric):
     name = "classification"
 
     def of_batch(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns which images are classified correctly, (N,), and the summed cross-entropy."""
-        return outputs.argmax(1) == labels, nn.functional.cross_entropy(outputs, labels, reduction="sum")
+        """Returns which images are classified correctly, (N,), and the summed cross-entropy.
+
+        The cross-entropy is NaN if a logit is not finite, even where that of the label is.
+        """
+        loss = nn.functional.cross_entropy(outputs, labels, reduction="sum")
+        loss = torch.where(outputs.isfinite().all(), loss, math.nan)  # decided on the device, without waiting for it
+        return outputs.argmax(1) == labels, loss
 
     def combine(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
-        """Returns the means over all images."""
+        """Returns the means over all images; both are NaN if a logit or a loss is not finite.
+
+        The largest of logits that are NaN is the first, so such a network would score the share of the first class.
+        """
         images = sum(len(correct) for correct, _ in parts)
-        right, loss = sum(int(correct.sum()) for correct, _ in parts), sum(float(loss) for _, loss in parts)
+        right, loss = sum(int(correct.sum()) for correct, _ in parts), _loss(parts)
+        if not math.isfinite(loss):
+            return {"accuracy": math.nan, "loss": math.nan}
         return {"accuracy": right / images, "loss": loss / images}
 
-    def correct(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Bits:
-        """Returns for each image whether the largest logit is that of its label, (N,)."""
+    def correct(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Bits | None:
+        """Returns for each image whether the largest logit is that of its label, (N,); None if some are not finite."""
+        if not math.isfinite(_loss(parts)):
+            return None
         bits: Bits = torch.cat([correct for correct, _ in parts]).cpu().numpy()
         return bits
+
+
+def _loss(parts: Sequence[tuple[Tensor, Tensor]]) -> float:
+    return sum(float(loss) for _, loss in parts)
 
 
 classification = ClassificationMetric()
@@ -84,7 +102,22 @@ classification = ClassificationMetric()
 Metric = Callable[[nn.Module, Any, int], Mapping[str, float]]
 
 
+def check_finite(metrics: Mapping[str, float], network: str) -> None:
+    """Checks that metrics are numbers that mean something.
+
+    Args:
+        metrics: by name.
+        network: what was scored, for the message.
+
+    Raises:
+        RunError: a metric is NaN or infinite, as those of a network with such outputs are.
+    """
+    bad = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise RunError(f"{network} scores {', '.join(bad)}: its outputs are not finite, so it has no score")
+
+
 def accuracy(network: nn.Module, images: ImageSet, batch: int = 256) -> float:
-    """Returns the share of images that a classifier in eval mode gets right, 0..1."""
+    """Returns the share of images that a classifier in eval mode gets right, 0..1; NaN if an output is not finite."""
     network.eval()
     return classification(network, images, batch)["accuracy"]

@@ -1,9 +1,15 @@
-"""Weights and training states on disk, loaded without unpickling code."""
+"""Weights and training states on disk, loaded without unpickling code and only as they were written.
 
+Every file holds the SHA-256 of its own bytes, so that one that has changed since is refused instead of loading as other
+weights: a state as the comment of its zip archive, weights in their metadata.
+"""
+
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -15,27 +21,44 @@ from supernet.errors import InputError
 from supernet.files import FORMAT, replacing
 
 METADATA = "supernet"
+_DIGITS = 64  # of a SHA-256
+_UNKNOWN = "0" * _DIGITS  # stands for the digest while it is computed
+_CHECKED = 3  # the first format with digests
+_READABLE = (2, FORMAT)
+_END = b"PK\x05\x06"  # of a zip archive: a record of 22 bytes whose last two are the length of the comment
+_END_SIZE = 22
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Writes tensors, numbers and strings to a checkpoint of the current format, atomically."""
     with replacing(path) as temporary:
         torch.save({"format": FORMAT, **state}, temporary)
+        with temporary.open("rb+") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
+            file.seek(-2, io.SEEK_END)
+            file.write(_DIGITS.to_bytes(2, "little") + digest)
 
 
-def load_state(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
+def load_state(path: Path, content: bytes | None = None) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU.
 
     Args:
         path: the checkpoint; messages name it.
-        file: is read instead of `path` if given.
+        content: of the file, where it has been read already.
 
     Raises:
-        InputError: the file is truncated, was not written by this project, comes from an older release, or has
-            another format.
+        InputError: the file is truncated, has changed since it was written, was not written by this project, comes from
+            an older release, or has another format.
     """
     try:
-        state = torch.load(file or path, map_location="cpu", weights_only=True)
+        content = path.read_bytes() if content is None else content
+    except OSError as error:
+        raise InputError(f"the checkpoint {path} cannot be read ({error.strerror})") from error
+    digest, archive = _without_comment(content)
+    if digest is not None and digest != hashlib.sha256(archive).hexdigest().encode():
+        raise _changed(path)
+    try:
+        state = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise InputError(
             f"the checkpoint {path} is truncated or not a checkpoint of this project ({type(error).__name__}); "
@@ -45,32 +68,50 @@ def load_state(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
         raise InputError(f"the checkpoint {path} was not written by this project; give another output folder")
     if state["format"] == 1:
         raise InputError(f"{path} was written by an older release (numbered steps); train again")
-    if state["format"] != FORMAT:
+    if state["format"] not in _READABLE:
         raise InputError(f"the checkpoint {path} has format {state['format']}; this release reads format {FORMAT}")
+    if state["format"] >= _CHECKED and digest is None:
+        raise _changed(path)
     return state
+
+
+def _without_comment(content: bytes) -> tuple[bytes | None, bytes]:
+    """Returns the digest at the end of a zip archive, None if there is none, and the archive without it."""
+    end = len(content) - _END_SIZE - _DIGITS
+    if end < 0 or content[end : end + 4] != _END or content[-_DIGITS - 2 : -_DIGITS] != _DIGITS.to_bytes(2, "little"):
+        return None, content
+    return content[-_DIGITS:], content[: -_DIGITS - 2] + b"\0\0"
 
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
     """Writes a module's parameters and buffers as safetensors, atomically; equal weights give equal files."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     with replacing(path) as temporary:
-        packed = json.dumps({"format_version": str(FORMAT), **metadata}, sort_keys=True)
+        packed = json.dumps({"format_version": str(FORMAT), **metadata, "sha256": _UNKNOWN}, sort_keys=True)
         safetensors.torch.save_file(tensors, temporary, {METADATA: packed})  # with several keys their order would vary
+        with temporary.open("rb+") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
+            file.seek(0)
+            file.seek(_header(file.read(8), file).index(_UNKNOWN.encode()) + 8)
+            file.write(digest)
 
 
 def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     """Loads safetensors into a module, strictly, and returns the file's metadata.
 
     Raises:
-        InputError: the file is missing, damaged, from an older release, or belongs to another network (the message
-            names the first tensor that differs).
+        InputError: the file is missing, damaged, from an older release, has changed since it was written, belongs to
+            another network (the message names the first tensor that differs), or holds values that are not finite.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            notes = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        metadata = _checked(path, notes)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; has the training finished?") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({error})") from error
     own = module.state_dict()
@@ -79,5 +120,45 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     for name in sorted(own.keys() | tensors.keys()):
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
             raise InputError(f"{path} belongs to another network: tensor {name!r} is missing or has another shape")
+        if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
+            raise InputError(f"{path} holds values that are not finite, the first in tensor {name!r}; train again")
     module.load_state_dict(tensors)
     return metadata
+
+
+def _checked(path: Path, notes: Mapping[str, str]) -> dict[str, str]:
+    """Returns the metadata of a file of weights. Raises `InputError` if the file is not as it was written."""
+    if METADATA not in notes and any("sha256" in note for note in notes.values()):
+        raise _changed(path)
+    try:
+        metadata = json.loads(notes.get(METADATA, "{}"))
+        digest = metadata.pop("sha256", None)
+        version = int(metadata.get("format_version", 0))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _changed(path) from error
+    if digest is None and version < _CHECKED:  # of an older release, or of another program
+        return dict(metadata)
+    if not isinstance(digest, str) or len(digest) != _DIGITS:
+        raise _changed(path)
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = _header(length, file)
+        sha = hashlib.sha256(length + header.replace(digest.encode(), _UNKNOWN.encode(), 1))
+        for block in iter(lambda: file.read(2**20), b""):
+            sha.update(block)
+    if sha.hexdigest() != digest:
+        raise _changed(path)
+    return dict(metadata)
+
+
+def _header(length: bytes, file: Any) -> bytes:
+    """Returns the header of a safetensors file that is read up to it."""
+    header: bytes = file.read(int.from_bytes(length, "little"))
+    return header
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(
+        f"{path} is damaged: its contents are not those that were written (SHA-256); restore it from a copy, or delete "
+        "it to train again"
+    )

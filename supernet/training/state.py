@@ -1,6 +1,6 @@
 """The state of a running training, and how it is saved to a checkpoint and restored from it."""
 
-import io
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +118,8 @@ class TrainingState:
         content = self.world.from_main(content)
         if not content or path is None:
             return
-        state = load_state(path, io.BytesIO(content))
+        state = load_state(path, content)
+        _check_content(path, state)
         if state.get("data") != self.data.digest:
             raise InputError(f"{path} was trained on other images; restore the data or give another folder")
         self._warn_of_changes(path, state["environment"])
@@ -159,6 +160,19 @@ class TrainingState:
         if changed and self.world.main:
             message = f"resuming from {path} under {', '.join(changed)}: results will not be bit-identical"
             warnings.warn(message, stacklevel=5)  # names the caller of `train_supernet`
+
+
+def _check_content(path: Path, state: Mapping[str, Any]) -> None:
+    """Checks the types of what a checkpoint holds. Raises `InputError` with the name of the first wrong entry."""
+    types = {"step": int, "history": list, "sums": dict, "environment": dict, "model": dict, "optimizer": dict}
+    wrong = [name for name, kind in types.items() if not isinstance(state.get(name), kind)]
+    recent = state.get("recent")
+    if recent is not None and not (isinstance(recent, float) and math.isfinite(recent)):
+        wrong.append("recent")
+    if not wrong and state["step"] < 0:
+        wrong = ["step"]
+    if wrong:
+        raise InputError(f"the checkpoint {path} is damaged: its {wrong[0]!r} cannot be used; delete it to train again")
 
 
 def steps_per_epoch(data: TrainingData, config: Train) -> int:

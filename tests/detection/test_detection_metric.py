@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import io
 import itertools
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -172,17 +173,17 @@ def test_object_sizes_are_measured_in_the_stored_images(tmp_path: Path) -> None:
     assert 0.5 < expected["map"] < 1
 
 
-def test_nan_scores_and_boxes_count_as_wrong_detections(splits: DetectionSplits) -> None:
+def test_detections_that_are_not_finite_are_no_score(splits: DetectionSplits) -> None:
     data = splits.validation
     metric = DetectionMetric(data)
     detections = perfect_detections([data.annotations.target(i) for i in range(len(data))])
-    for image in detections:
-        image["boxes"], image["scores"] = image["boxes"].clone(), torch.full_like(image["scores"], float("nan"))
-        image["boxes"][0, 2] = float("nan")
-    assert 0 < metric.combine([metric.of_batch(detections, torch.arange(len(data)))])["map"] < 1
-    for image in detections:
-        image["boxes"][:] = float("nan")
-    assert metric.combine([metric.of_batch(detections, torch.arange(len(data)))])["map"] == 0
+    assert metric.combine([metric.of_batch(detections, torch.arange(len(data)))])["map"] == 1
+    for name in ("scores", "boxes"):
+        broken = [{**image, name: image[name].clone()} for image in detections]
+        broken[-1][name][0] = float("nan")
+        metrics = metric.combine([metric.of_batch(broken, torch.arange(len(data)))])
+        assert len(metrics) == 3
+        assert all(math.isnan(value) for value in metrics.values())
 
 
 def test_boxes_are_clipped_to_the_stored_image(splits: DetectionSplits) -> None:

@@ -75,7 +75,7 @@ save_weights(Path(sys.argv[1]), torch.nn.BatchNorm2d(2), {"space": "x", "a": "1"
         subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=Path(__file__).parents[2])
     assert len({path.read_bytes() for path in paths}) == 1
     assert load_weights(paths[0], nn.BatchNorm2d(2)) == {
-        "format_version": "2",
+        "format_version": "3",
         "space": "x",
         "a": "1",
         "b": "2",

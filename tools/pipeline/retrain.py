@@ -14,6 +14,7 @@ from supernet.config import Train
 from supernet.errors import RunError
 from supernet.files import read_json, write_json
 from supernet.progress import progress
+from supernet.scoring.metrics import check_finite
 from supernet.space import Arch
 from supernet.train import check_training, train_standalone
 from supernet.training.checkpoint import load_weights, save_weights
@@ -63,6 +64,8 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
         if not world.main:
             world.barrier()  # until rank 0 has written the result
             return read_json(result)
+        figures = kind.figures(network, run.data, train.device)
+        check_finite(figures, f"the retrained network {arch.key}")
         save_weights(folder / NETWORK, network, {"space": kind.space, "arch": arch.to_json()})
         document = {
             "format": 1,
@@ -70,7 +73,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             "key": arch.key,
             "seed": train.seed,
             "init": "shared" if shared else kind.start,
-            **kind.figures(network, run.data, train.device),
+            **figures,
             **run.cost(arch),
             "seconds": time.monotonic() - began,
         }

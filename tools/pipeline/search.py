@@ -16,6 +16,7 @@ from supernet.errors import InputError, nearest
 from supernet.files import read_json, write_json
 from supernet.progress import progress
 from supernet.scoring.cache import tied_with_best
+from supernet.scoring.metrics import check_finite
 from supernet.scoring.parallel import ParallelEvaluator
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch
@@ -277,5 +278,7 @@ def shared_scores(
         for start in range(0, len(archs), 64):
             group = archs[start : start + 64]
             scores |= zip(group, evaluate(group), strict=True)
+            for arch in group:
+                check_finite(scores[arch], f"architecture {arch.key}")
             update(len(scores), f"{evaluate.hits} from the cache")
     return scores

@@ -12,6 +12,7 @@ from supernet.chain import Chain
 from supernet.cost import meta_copy
 from supernet.errors import InputError
 from supernet.files import write_json
+from supernet.scoring.metrics import check_finite
 from supernet.seeding import generator
 from supernet.train import check_training, plan_training, train_supernet
 from supernet.training.checkpoint import save_weights
@@ -174,5 +175,8 @@ def supernet_accuracy(run: Run, archs: int | None = None) -> dict[str, float]:
     """Mean and deviation of the metric of random architectures with shared weights, on the search-validation split."""
     rng, count = generator(run.config.train.seed, "probe"), archs or run.kind.probes
     sampled = [run.space.sample(rng) for _ in range(count)]
-    scores = [metrics[run.kind.metric] for metrics in run.shared_weights()(sampled)]
+    metrics = run.shared_weights()(sampled)
+    for arch, scored in zip(sampled, metrics, strict=True):
+        check_finite(scored, f"architecture {arch.key}")
+    scores = [scored[run.kind.metric] for scored in metrics]
     return {"mean": statistics.mean(scores), "deviation": statistics.stdev(scores), "n": count}
