@@ -12,6 +12,7 @@ from detection.config import DetectorPreprocess
 from detection.data.augment import Resize
 from detection.inputs import Target
 from supernet.data.decode import UNREADABLE
+from supernet.data.opening import open_image
 from supernet.errors import InputError
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
@@ -20,14 +21,13 @@ MIN_SIDE = 480
 
 
 def read_image(path: Path) -> Tensor:
-    """Returns the RGB image in a file as uint8, (3, H, W).
+    """Returns the image in a file as a viewer shows it, uint8, (3, H, W).
 
     Raises:
         InputError: the file cannot be read as an image.
     """
     try:
-        with Image.open(path) as file:
-            pixels: Tensor = pil_to_tensor(file.convert("RGB"))
+        pixels: Tensor = pil_to_tensor(open_image(path))
     except UNREADABLE as error:
         raise InputError(f"the image {path} cannot be read ({error}); repair it or leave it out") from error
     return pixels

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -19,6 +18,7 @@ from supernet.data.batches import digest
 from supernet.data.cache import Entry, cache_key, cached
 from supernet.data.decode import UNREADABLE
 from supernet.data.images import Images
+from supernet.data.opening import open_image
 from supernet.errors import InputError
 from supernet.memory import free_memory
 
@@ -85,7 +85,7 @@ class DetectionSet:
         ]
 
     def image(self, index: int) -> Tensor:
-        """Returns one image as stored, uint8, (3, H, W).
+        """Returns one image as a viewer shows it, which is what its boxes refer to, uint8, (3, H, W).
 
         Raises:
             InputError: the file cannot be read, or its size differs from the one in the annotation file.
@@ -96,15 +96,19 @@ class DetectionSet:
         path = self.root / self.annotations.name(index)
         what = f"the image {path} (id {int(self.annotations.ids[index])})"
         try:
-            with Image.open(path) as file:
-                pixels: Tensor = pil_to_tensor(file.convert("RGB"))
+            pixels: Tensor = pil_to_tensor(open_image(path))
         except UNREADABLE as error:
             raise InputError(f"{what} cannot be read ({error}); repair it, or remove it and its annotations") from error
         if list(pixels.shape[-2:]) != self.annotations.sizes[index].tolist():
             height, width = self.annotations.sizes[index].tolist()
+            turned = (
+                " (the sides are exchanged: images are turned as their EXIF data say)"
+                if list(pixels.shape[:-3:-1]) == [height, width]
+                else ""
+            )
             raise InputError(
                 f"{what} has {pixels.shape[-1]}×{pixels.shape[-2]} pixels, but {width}×{height} in its annotation "
-                "file, so its boxes would be wrong; repair either"
+                f"file, so its boxes would be wrong; repair either{turned}"
             )
         return pixels
 

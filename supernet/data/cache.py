@@ -17,7 +17,7 @@ from torch import Tensor
 from supernet.errors import InputError, RunError
 from supernet.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the layout of the file or the way images are decoded, resized or cropped changes."""
 METADATA = "supernet"
 """Where safetensors keeps the key and the problems."""
@@ -34,10 +34,12 @@ class Entry:
     Attributes:
         tensors: decoded images and masks by name. Those read from a file are mapped, not copied.
         problems: name and reason of each image that was left out because it could not be read.
+        animated: names of the images with several frames, of which the first is used.
     """
 
     tensors: dict[str, Tensor]
     problems: list[tuple[str, str]] = field(default_factory=list)
+    animated: list[str] = field(default_factory=list)
 
 
 def cache_folder(setting: str, run: Path | None) -> Path | None:
@@ -114,7 +116,7 @@ def _write(path: Path, key: str, entry: Entry) -> None:
             reason = f"they take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
         else:
             with replacing(path) as temporary:
-                notes = json.dumps({"key": key, "problems": entry.problems})
+                notes = json.dumps({"key": key, "problems": entry.problems, "animated": entry.animated})
                 safetensors.torch.save_file(entry.tensors, temporary, {METADATA: notes})  # one key: order is fixed
     except OSError as error:
         reason = str(error)
@@ -136,6 +138,6 @@ def _read(path: Path, key: str) -> Entry | None:
             if notes["key"] != key:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Entry(tensors, [(name, why) for name, why in notes["problems"]])
+            return Entry(tensors, [(name, why) for name, why in notes["problems"]], list(notes["animated"]))
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
         return None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from supernet.config import Data
+from supernet.data.opening import FRAMES
 from supernet.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.err
 
 Labelled = tuple[Tensor, Tensor]
 """Pixels, uint8, (N, C, H, W), and labels, int64, (N,)."""
+ELONGATED = 16
+"""From this ratio of its sides on, the ends of an image are cut off before it is resized. They would be cut off
+afterwards, but could need gigabytes until then."""
 Problem = tuple[str, str]
 """Name of an image that cannot be read, and the reason."""
 
@@ -69,11 +73,13 @@ class Decoded:
         pixels: those that could be read, uint8, (M, 3, size, size).
         readable: which of the requested images these are, bool, (N,).
         problems: name and reason of each of the others.
+        animated: names of those that have several frames, of which the first is used.
     """
 
     pixels: Tensor
     readable: Tensor
     problems: list[Problem]
+    animated: list[str]
 
 
 def fit(image: "Image.Image", size: int) -> Tensor:
@@ -83,6 +89,10 @@ def fit(image: "Image.Image", size: int) -> Tensor:
     """
     from torchvision.transforms.v2 import functional as transforms
 
+    shorter = min(image.size)
+    if max(image.size) > ELONGATED * shorter:
+        middle = [(side - min(side, ELONGATED // 2 * shorter)) // 2 for side in image.size]
+        image = image.crop((*middle, image.width - middle[0], image.height - middle[1]))
     pixels: Tensor = transforms.pil_to_tensor(image)
     if pixels.shape[-2:] != (size, size):
         pixels = transforms.center_crop(transforms.resize(pixels, [size], antialias=True), [size, size])
@@ -106,6 +116,7 @@ def decode(source: Source, index: Tensor, config: Data) -> Labelled:
     decoded = read_images(source, index, config)
     if decoded.problems:
         report_unreadable(decoded.problems, skip=True)
+    report_animated(decoded.animated)
     return decoded.pixels, source.labels[index][decoded.readable]
 
 
@@ -114,12 +125,16 @@ def read_images(source: Source, index: Tensor, config: Data) -> Decoded:
     pixels = torch.empty(len(index), 3, config.size, config.size, dtype=torch.uint8)
     readable = torch.ones(len(index), dtype=torch.bool)
     positions = index.tolist()
+    animated: list[int] = []
 
     def read(start: int) -> list[Problem]:
         problems = []
         for row in range(start, min(start + 64, len(positions))):
             try:
-                pixels[row] = fit(source[positions[row]][0], config.size)
+                image = source[positions[row]][0]
+                pixels[row] = fit(image, config.size)
+                if FRAMES in image.info:
+                    animated.append(row)
             except UNREADABLE as error:
                 readable[row] = False
                 problems.append(problem(source, positions[row], error))
@@ -130,13 +145,21 @@ def read_images(source: Source, index: Tensor, config: Data) -> Decoded:
     problems = [problem for chunk in chunks for problem in chunk]
     if problems and not config.skip_unreadable:
         report_unreadable(problems, skip=False)
-    return Decoded(pixels[readable] if problems else pixels, readable, problems)
+    names = [source.name(positions[row]) for row in sorted(animated)]
+    return Decoded(pixels[readable] if problems else pixels, readable, problems, names)
 
 
 def problem(source: Source, index: int, error: Exception) -> Problem:
     """Returns the name of an image that cannot be read, and the reason."""
     name = source.name(index)
     return name, str(error).replace(f" {name!r}", "")  # Pillow names the file again
+
+
+def report_animated(names: Sequence[str]) -> None:
+    """Warns of images with several frames or pages; the warning counts all and names the first."""
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        warnings.warn(f"only the first frame of {len(names)} images with several is used: {shown}", stacklevel=3)
 
 
 def report_unreadable(problems: Sequence[Problem], *, skip: bool) -> None:

@@ -1,6 +1,7 @@
 """Splits a data set by seed, in memory or with the training images left on disk."""
 
 import hashlib
+import warnings
 from typing import Any
 
 import torch
@@ -19,7 +20,13 @@ HISTOGRAM_FROM = 2**28
 
 
 def split(
-    config: Data, pixels: Tensor, labels: Tensor, classes: tuple[str, ...], test: Labelled | None = None
+    config: Data,
+    pixels: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    test: Labelled | None = None,
+    *,
+    validation: Labelled | None = None,
 ) -> Splits:
     """Splits images in memory by seed, for every source and for a user's own function.
 
@@ -28,13 +35,13 @@ def split(
         pixels: uint8, (N, C, H, W), square.
         labels: int64, (N,), from 0.
         classes: names in the order of labels.
-        test: pixels and labels of the source's own test split; without it a share of the images is held out.
+        test, validation: pixels and labels of the source's own splits; without them a share of the images is held out.
 
     Raises:
         InputError: images and labels that do not fit together, an empty split, or a class that `train` lacks and
             another split has.
     """
-    for images, numbers in [(pixels, labels), *([test] if test is not None else [])]:
+    for images, numbers in [(pixels, labels), *(part for part in (test, validation) if part is not None)]:
         if images.dtype is not torch.uint8 or images.dim() != 4 or images.shape[-1] != images.shape[-2]:
             raise InputError(f"images are uint8, (N, C, size, size), not {images.dtype}, {tuple(images.shape)}")
         if numbers.shape != images.shape[:1] or numbers.dtype is not torch.int64:
@@ -45,13 +52,14 @@ def split(
             raise InputError(
                 f"labels are from {int(numbers.min())} to {int(numbers.max())}, and there are {len(classes)} classes"
             )
-    index = _split_index(config, labels, classes, None if test is None else test[1])
+    index = _split_index(config, labels, classes, *(None if part is None else part[1] for part in (test, validation)))
     mean, std = _statistics(pixels, index["train"])
+    warn_if_constant(pixels, index["train"])
     everything = Images(pixels, labels, mean, std)
     parts = {
         "train": everything.subset(index["train"]),
         "calibration": everything.subset(index["train"][: config.calibration]),
-        "validation": everything.subset(index["validation"]),
+        "validation": everything.subset(index["validation"]) if validation is None else Images(*validation, mean, std),
         "test": everything.subset(index["test"]) if test is None else Images(*test, mean, std),
     }
     sha = hashlib.sha256()
@@ -140,7 +148,18 @@ def assemble_stream(
         skip_unreadable=config.skip_unreadable,
     )
     parts = {name: Images(*part, mean, std) for name, part in decoded.items()}
+    if len(parts["calibration"]):
+        warn_if_constant(parts["calibration"].pixels, torch.arange(len(parts["calibration"])))
     return Splits(stream, **parts, classes=classes, digest=digest)
+
+
+def warn_if_constant(pixels: Tensor, index: Tensor) -> None:
+    """Warns if the images at these positions are all the same, so that there is nothing to learn from them."""
+    first = pixels[index[0]]
+    if len(index) > 1 and all(torch.equal(pixels[i], first) for i in index.tolist()):
+        warnings.warn(
+            f"all {len(index)} training images are the same after decoding: there is nothing to learn", stacklevel=3
+        )
 
 
 def relabel(source: Source, classes: tuple[str, ...], *, where: tuple[str, str]) -> Tensor:
@@ -181,6 +200,8 @@ def _split_index(
     n_test = 0 if test is not None else round(config.test * len(order))
     n_validation = 0 if validation is not None else round(config.validation * (len(order) - n_test))
     index = dict(zip(("test", "validation", "train"), order.tensor_split([n_test, n_test + n_validation]), strict=True))
+    if len(index["train"]):
+        _spread_classes(labels, index)
     held_out = {
         "validation": labels[index["validation"]] if validation is None else validation,
         "test": labels[index["test"]] if test is None else test,
@@ -199,6 +220,31 @@ def _split_index(
                 f"more classes in {name} than in train; add images of it, or try another data.seed"
             )
     return index
+
+
+def _spread_classes(labels: Tensor, index: dict[str, Tensor]) -> None:
+    """Exchanges images between the splits in place, until every class is in each split as far as its images suffice.
+
+    A class with a single image belongs to the training split, one with two also to the validation split. The sizes of
+    the splits stay, and nothing changes where the draw has given every split every class.
+    """
+    splits = [name for name in ("train", "validation", "test") if len(index[name])]
+    counts = {name: torch.bincount(labels[index[name]], minlength=int(labels.max()) + 1) for name in splits}
+    total = torch.stack(list(counts.values())).sum(0)
+    for rank, name in enumerate(splits):
+        for label in ((counts[name] == 0) & (total > rank)).nonzero().flatten().tolist():
+            common = int(counts[name].argmax())
+            if counts[name][common] < 2:
+                break  # the split is too small for all classes
+            # A split may give its only image of a class to one that comes before it.
+            givers = [other for other in splits if counts[other][label] > (splits.index(other) < rank)]
+            giver = max(givers, key=lambda other: int(counts[other][label]))
+            given = int((labels[index[giver]] == label).nonzero()[0])
+            taken = int((labels[index[name]] == common).nonzero()[0])
+            index[giver][given], index[name][taken] = index[name][taken].clone(), index[giver][given].clone()
+            for number, there, back in ((label, name, giver), (common, giver, name)):
+                counts[there][number] += 1
+                counts[back][number] -= 1
 
 
 def _statistics(pixels: Tensor, index: Tensor, *, histogram_from: int = HISTOGRAM_FROM) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from supernet.config import Augment
 from supernet.data.augment import augment as vary
 from supernet.data.augment import crop_boxes
 from supernet.data.decode import UNREADABLE, Problem, Source, fit, problem, report_unreadable
+from supernet.data.opening import as_rgb
 from supernet.data.steps import Step, StepDataset, torch_generator, worker_loader
 from supernet.errors import InputError
 from supernet.seeding import derive_seed
@@ -204,7 +205,7 @@ class _Shard(IterableDataset[Piece]):
         while number > before:
             before = number
             for image, label in itertools.islice(iter(self.dataset), first, None, stride):
-                images.append(share.varied(image.convert("RGB"), self.epoch, first, number))
+                images.append(share.varied(as_rgb(image), self.epoch, first, number))
                 labels.append(int(label))
                 number += 1
                 if len(images) == local:

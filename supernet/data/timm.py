@@ -17,6 +17,7 @@ from torch import Tensor
 from supernet.config import Data
 from supernet.data.decode import Labelled, fit
 from supernet.data.images import Splits
+from supernet.data.opening import as_rgb, open_image
 from supernet.data.split import assemble_stream, relabel, split_streamed
 from supernet.errors import InputError
 from supernet.memory import check_memory
@@ -48,13 +49,11 @@ class Reader:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> "tuple[Image.Image, int]":
-        from PIL import Image
-
         reader = getattr(self.dataset, "reader", None)
         if reader is None:  # a data set of torchvision, which decodes by itself
-            return self.dataset[index][0].convert("RGB"), int(self.labels[index])
-        with reader[index][0] as file, Image.open(file) as image:  # timm's own __getitem__ silently takes the next one
-            return image.convert("RGB"), int(self.labels[index])
+            return as_rgb(self.dataset[index][0]), int(self.labels[index])
+        with reader[index][0] as file:  # timm's own __getitem__ silently takes the next one
+            return open_image(file), int(self.labels[index])
 
     def name(self, index: int) -> str:
         """Returns the reader's name of an image if it has one, its number otherwise."""
@@ -144,6 +143,8 @@ def open_timm(config: Data, split: str, **options: Any) -> Any:
     from timm.data import create_dataset
 
     name = config.source.removeprefix("timm:")
+    if name.startswith(("wds/", "hfids/")):
+        options["input_img_mode"] = ""  # images as they are stored, for `as_rgb`; by default timm converts them
     if "/" not in name and not Path(config.root).exists():  # timm would fail with an empty assertion
         raise InputError(f"{config.source!r} reads files below data.root, and there is no {config.root!r}")
     try:
@@ -225,7 +226,7 @@ def decode_iterable(dataset: Any, config: Data, *, most: int | None) -> Labelled
     """
     count = images_in(dataset) if most is None else most
     check_memory(count, config.size, remedy="lower data.size, or give a smaller split")
-    pairs = [(fit(image.convert("RGB"), config.size), int(label)) for image, label in itertools.islice(dataset, most)]
+    pairs = [(fit(as_rgb(image), config.size), int(label)) for image, label in itertools.islice(dataset, most)]
     if not pairs:
         raise InputError(f"{config.source!r} yields no images for a split of {count}; is data.root complete?")
     return torch.stack([pixels for pixels, _ in pairs]), torch.tensor([label for _, label in pairs])

@@ -162,15 +162,8 @@ def test_a_class_missing_from_training_is_named() -> None:
     pixels = torch.zeros(40, 1, 2, 2, dtype=torch.uint8)
     labels = torch.zeros(40, dtype=torch.int64)
     labels[7] = 1  # a single image, either in training or held out
-    outcomes = set()
-    for seed in range(12):
-        try:
-            data = split(Data(seed=seed), pixels, labels, ("many", "one"))
-            outcomes.add("held out" if 1 not in data.train.labels.tolist() else "trained")
-        except InputError as error:
-            assert "of the class 'one' and the training split has none" in str(error)  # noqa: PT017
-            outcomes.add("refused")
-    assert outcomes == {"trained", "refused"}
+    for seed in range(12):  # a single image is trained on, wherever the draw puts it
+        assert 1 in split(Data(seed=seed), pixels, labels, ("many", "one")).train.labels.tolist()
     alone = (pixels[:2], torch.tensor([0, 1]))
     with pytest.raises(InputError, match="test split has images of the class 'one'"):
         split(Data(), pixels, torch.zeros(40, dtype=torch.int64), ("many", "one"), alone)
