@@ -91,8 +91,8 @@ def fit(image: "Image.Image", size: int) -> Tensor:
 
     shorter = min(image.size)
     if max(image.size) > ELONGATED * shorter:
-        middle = [(side - min(side, ELONGATED // 2 * shorter)) // 2 for side in image.size]
-        image = image.crop((*middle, image.width - middle[0], image.height - middle[1]))
+        left, top = ((side - min(side, ELONGATED // 2 * shorter)) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     pixels: Tensor = transforms.pil_to_tensor(image)
     if pixels.shape[-2:] != (size, size):
         pixels = transforms.center_crop(transforms.resize(pixels, [size], antialias=True), [size, size])

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy
 import torch
@@ -76,7 +76,7 @@ def folder(root: Path, *, fewest: int = 2) -> Files:
     """
     passed = Passed(root)
     classes = []
-    for item in sorted(os.scandir(root), key=lambda item: item.name):
+    for item in sorted(_scan(root), key=lambda item: item.name):
         if item.is_dir() and not item.name.startswith("."):
             classes.append(item.name)
         else:
@@ -155,10 +155,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """
     above: dict[Path, set[tuple[int, int]]] = {}  # folders on the way to each one, as device and inode
 
-    def refuse(error: OSError) -> None:
-        raise InputError(f"the folder {shown_name(str(error.filename))} cannot be read ({error.strerror})") from error
-
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         path = Path(place)
         state = os.stat(path)
         identity, way = (state.st_dev, state.st_ino), above.pop(path, set())
@@ -173,18 +170,27 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         yield path, names + hidden
 
 
-def _folders(root: Path) -> list[str]:
-    """Returns the names of the visible folders in a folder, sorted; none if it cannot be read."""
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"the folder {shown_name(str(error.filename))} cannot be read ({error.strerror})") from error
+
+
+def _scan(folder: Path) -> "list[os.DirEntry[str]]":
+    """Returns what a folder holds. Raises `InputError` if it cannot be read."""
     try:
-        return sorted(item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith("."))
-    except OSError:
-        return []
+        with os.scandir(folder) as items:
+            return list(items)
+    except OSError as error:
+        _refuse(error)
+
+
+def _folders(root: Path) -> list[str]:
+    """Returns the names of the visible folders in a folder, sorted."""
+    return sorted(item.name for item in _scan(root) if item.is_dir() and not item.name.startswith("."))
 
 
 def _holds_images(root: Path) -> bool:
     """Returns whether images lie directly in a folder."""
-    with os.scandir(root) as items:
-        return any(item.name.lower().endswith(EXTENSIONS) and not item.name.startswith(".") for item in items)
+    return any(item.name.lower().endswith(EXTENSIONS) and not item.name.startswith(".") for item in _scan(root))
 
 
 def _level_below(root: Path) -> Path | None:
