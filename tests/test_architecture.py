@@ -17,7 +17,7 @@ PACKAGES = {"supernet": "supernet", "searchers": "searchers", "detection": "dete
 
 ROOMS = [
     {"supernet.errors", "supernet.seeding", "supernet.generators", "supernet.progress"},
-    {"supernet.paths"},
+    {"supernet.paths", "supernet.user_code"},
     {"supernet.sqlite"},
     {"supernet.space", "supernet.config", "supernet.memory"},
     {"supernet.files"},

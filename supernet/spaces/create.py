@@ -1,7 +1,7 @@
 """The published spaces by name, and the two functions that build networks from them; importing it loads no torch."""
 
+import contextlib
 import fnmatch
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from supernet.errors import InputError, nearest
 from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
 from supernet.spaces.genotypes import NETWORKS as NETWORKS
+from supernet.user_code import calling, import_function
 
 if TYPE_CHECKING:
     import torch
@@ -68,11 +69,11 @@ def builder(space: str) -> "Callable[..., Chain]":
     """
     if space not in SPACES and (":" not in space or space[0] in ":."):
         raise InputError(f"there is no space {space!r}; {nearest(space, SPACES)}")
-    module, _, name = SPACES.get(space, space).partition(":")
+    function: Callable[..., Chain] = import_function(SPACES.get(space, space), f"the space {space!r}")
     try:
-        function: Callable[..., Chain] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"the space {space!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+        inspect.signature(function)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the space {space!r} is no function whose arguments can be listed: {error}") from error
     return function
 
 
@@ -81,8 +82,10 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
 
     Raises:
         InputError: see `builder`; or a setting that the builder does not take (the nearest one is offered), or a value
-            that its blocks refuse.
+            that its blocks refuse. Whatever a user's own builder raises instead is one line that names it.
     """
+    from supernet.chain import Chain
+
     make = builder(space)
     arguments = {name: value for name, value in settings.items() if value is not None}
     signature = inspect.signature(make)
@@ -99,13 +102,22 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
         signature.bind(**phases, **arguments)
     except TypeError as error:
         raise InputError(f"the builder of the space {space!r} cannot be called: {error}") from error
-    try:
-        return make(**phases, **arguments)
-    except InputError:
-        raise
-    except ValueError as error:
-        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise InputError(f"the space {space!r} cannot be built with {shown or 'its defaults'}: {error}") from error
+    with _naming(space):
+        try:
+            chain = make(**phases, **arguments)
+        except InputError:
+            raise
+        except ValueError as error:
+            shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise InputError(f"the space {space!r} cannot be built with {shown or 'its defaults'}: {error}") from error
+    if not isinstance(chain, Chain):
+        raise InputError(f"the builder of the space {space!r} returned {type(chain).__name__}, not a Chain")
+    return chain
+
+
+def _naming(space: str) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which what a user's own builder raises becomes one line that names the space."""
+    return contextlib.nullcontext() if space in SPACES else calling(f"the builder of the space {space!r}")
 
 
 def create_supernet(
@@ -132,7 +144,8 @@ def create_supernet(
     """
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     chain = build(space, phase, given)
-    chain.init(chain, generator)
+    with _naming(space):
+        chain.init(chain, generator)
     return chain
 
 
