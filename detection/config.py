@@ -1,23 +1,33 @@
 """Configurations of detectors and their data as frozen dataclasses, free of torch, so that `--help` is instant."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge, Le
+
+from supernet.checked import Checked, Count, Natural, Pixels, Positive, Seed, Share, Text
 from supernet.config import Preprocess
 
 
 @dataclass(frozen=True)
-class DetectionAugment:
+class DetectionAugment(Checked):
     """How each training image is varied with its boxes; not at all by default."""
 
     flip: bool = False
     """Mirror half of the images."""
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
     """Range of a random zoom: above 1, a random part of the image is enlarged to its size; below 1, the image is shrunk
     and placed at random on a border (large-scale jitter, Ghiasi et al., 2021: 0.1 to 2)."""
 
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A range with its bounds swapped."""
+        if self.scale[0] > self.scale[1]:
+            yield "scale", "should have the smaller factor first"
+
 
 @dataclass(frozen=True)
-class DetectionData:
+class DetectionData(Checked):
     """Where images with boxes come from and how they are split. Splits depend on the seed alone."""
 
     source: str = "digits"
@@ -33,43 +43,52 @@ class DetectionData:
     """Annotation file of the images for the final report; if empty, the share `test` of the training images."""
     test_images: str = ""
     """Folder of the images of `test_source`; if empty, `images`."""
-    size: int = 96
+    size: Pixels = 96
     """Height and width that images are resized to, in pixels; with `longest`, their shorter side."""
-    longest: int = 0
+    longest: Annotated[int, Ge(0), Le(2**14)] = 0
     """Keep the aspect ratio: the shorter side gets `size` pixels unless the longer one would exceed this many (800 and
     1333 for COCO); 0 stretches every image to a square."""
-    min_side: int = 32
+    min_side: Pixels = 32
     """Pixels that both sides of every stored image must have: at least the largest stride of the backbone."""
     mean: tuple[float, ...] = ()
     """Per channel on the scale 0..1: the normalisation that the backbone was trained with; if empty, it is measured on
     the calibration images."""
-    std: tuple[float, ...] = ()
+    std: tuple[Positive, ...] = ()
     """As `mean`; set both or neither."""
-    cache: str = "auto"
+    cache: Text = "auto"
     """Where the decoded images of files are kept, so that later commands start at once: "auto" is the run's folder,
     "off" nowhere, anything else another folder. It has no influence on results."""
-    compose: tuple[int, int, int] = (800, 200, 200)
+    compose: tuple[Count, Count, Count] = (800, 200, 200)
     """Number of images of "digits" for training, search validation and test."""
-    calibration: int = 200
+    calibration: Count = 200
     """Images of the training split that recalibrate batch norm before an evaluation."""
-    validation: float = 0.2
+    validation: Share = 0.2
     """Share of the training images held out to score architectures, without a `validation_source`."""
-    test: float = 0.2
+    test: Share = 0.2
     """Share held out for the final report, without a `test_source`."""
-    memory: int = 2**31
+    memory: Natural = 2**31
     """Bytes of decoded images to keep in memory; the images of an annotation file that do not fit are read from disk
     when they are used."""
-    workers: int = 4
+    workers: Annotated[int, Ge(0), Le(1024)] = 4
     """Processes that prepare training batches; 0 for the training process itself."""
     augment: DetectionAugment = field(default_factory=DetectionAugment)
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the splits and of composed images."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Sizes that contradict each other, and half a normalisation."""
+        if self.size < self.min_side:
+            yield "size", f"should be at least min_side={self.min_side}"
+        if 0 < self.longest < self.size:
+            yield "longest", f"should be 0 or at least size={self.size}"
+        if {len(self.mean), len(self.std)} not in ({0}, {3}):
+            yield "mean", f"and std={self.std} should have three values each, or none"
 
 
 @dataclass(frozen=True)
 class DetectorPreprocess(Preprocess):
     """What an exported detector expects of its input; `classes` are the names of labels 1, 2 and so on."""
 
-    longest: int = 0
+    longest: Annotated[int, Ge(0), Le(2**14)] = 0
     """The shorter side gets `input_size` pixels unless the longer one would exceed this many; 0 stretches every image
     to a square of `input_size`, which is what model.pt2 takes in either case."""

@@ -1,35 +1,58 @@
 """Configurations as frozen dataclasses: complete, typed, comparable, and free of torch, so that `--help` is instant."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from annotated_types import Ge, Gt, Le
+
+from supernet.checked import (
+    Checked,
+    Count,
+    Device,
+    Natural,
+    NonNegative,
+    Pixels,
+    Positive,
+    Rule,
+    Seed,
+    Share,
+    Text,
+    check,
+    fields_of,
+    shown,
+    unchecked,
+)
 from supernet.errors import InputError, nearest
 
 T = TypeVar("T")
 
 
+def _ascending(shares: tuple[float, ...]) -> bool:
+    return list(shares) == sorted(share for share in shares if 0 < share < 1)
+
+
 @dataclass(frozen=True)
-class Augment:
+class Augment(Checked):
     """How each training image is varied; not at all by default."""
 
-    shift: int = 0
+    shift: Natural = 0
     """Random translation by up to this many pixels; the uncovered border is black."""
     flip: bool = False
     """Mirror half of the images."""
-    scale: float = 1.0
+    scale: Annotated[float, Gt(0), Le(1)] = 1.0
     """Smallest share of an image's area that a random resized crop keeps (0.08 for ImageNet); 1 for no crop."""
-    color_jitter: float = 0.0
+    color_jitter: Annotated[float, Ge(0), Le(1)] = 0.0
     """Brightness, contrast and saturation are scaled by factors within 1 ± this (0.4 in SPOS and DetNAS)."""
-    mixup: float = 0.0
+    mixup: NonNegative = 0.0
     """Alpha of mixup; 0 for none."""
-    cutmix: float = 0.0
+    cutmix: NonNegative = 0.0
     """Alpha of cutmix; 0 for none. With both, each batch uses one of them at random."""
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Checked):
     """Where images come from and how they are split. Splits depend on the seed alone."""
 
     source: str = "digits"
@@ -42,20 +65,20 @@ class Data:
     """Download "cifar10" or "cifar100" into `root` if they are missing."""
     stream: bool = False
     """Read the training images of a folder from disk while training, for sets that do not fit in memory."""
-    workers: int = 4
+    workers: Annotated[int, Ge(0), Le(1024)] = 4
     """Processes that decode a stream."""
     skip_unreadable: bool = False
     """Leave out images that cannot be decoded, with a warning that names and counts them, instead of stopping."""
-    cache: str = "auto"
+    cache: Text = "auto"
     """Where the decoded images of a folder are kept, so that later commands start at once: "auto" is the run's folder,
     "off" nowhere, anything else another folder. It has no influence on results."""
-    size: int = 32
+    size: Pixels = 32
     """Height and width in pixels; images of another size are resized when they are decoded."""
-    calibration: int = 640
+    calibration: Count = 640
     """Images of the training split that recalibrate batch norm before an evaluation."""
-    validation: float = 0.2
+    validation: Share = 0.2
     """Share of the training images held out to score architectures during the search."""
-    test: float = 0.2
+    test: Share = 0.2
     """Share held out for the final report; ignored if the source has its own test split."""
     train_split: str = "train"
     """Name of the training split of "timm:…"."""
@@ -64,51 +87,58 @@ class Data:
     test_split: str = "validation"
     """Name of the split of "timm:…" for the final report."""
     augment: Augment = field(default_factory=Augment)
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the splits."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A translation that leaves nothing of an image."""
+        if self.augment.shift >= self.size:
+            yield "augment.shift", f"should be less than size={self.size}"
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Checked):
     """How weights are trained: a supernet's or a standalone network's."""
 
-    epochs: int = 10
+    epochs: Annotated[int, Ge(0), Le(10**6)] = 10
     """Passes over the training split."""
-    batch: int = 64
+    batch: Annotated[int, Ge(1), Le(2**24)] = 64
     """Images per step, over all processes."""
-    optimizer: str = "sgd"
+    optimizer: Text = "sgd"
     """Any optimizer name of timm, e.g. "adamw"; its "sgd" uses Nesterov momentum."""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """Peak learning rate."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Momentum of the optimizer."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     """Weight decay of tensors with more than one dimension; biases and batch norm are not decayed."""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """How the learning rate falls from its peak."""
-    drops: tuple[float, ...] = (2 / 3, 8 / 9)
+    drops: Annotated[
+        tuple[float, ...], Rule("shares of the training between 0 and 1, in ascending order", _ascending)
+    ] = (2 / 3, 8 / 9)
     """When the schedule "step" divides the rate by 10, as shares of all steps (Detectron's by default)."""
-    lr_floor: float = 0.0
+    lr_floor: Share = 0.0
     """Lowest learning rate of the schedules "cosine" and "linear", as a share of the peak (0.05 in BigNAS)."""
-    warmup_epochs: float = 1.0
+    warmup_epochs: NonNegative = 1.0
     """Epochs of linear warm-up, which starts at a tenth of the learning rate."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """Label smoothing of the cross-entropy."""
-    auxiliary: float = 0.4
+    auxiliary: NonNegative = 0.4
     """Weight of the auxiliary head's loss, in spaces that have one (NASNet)."""
     distill: bool = False
     """In-place distillation (BigNAS): the first architecture of a step learns from the labels, all others from its
     predictions. For the sampler "sandwich", whose first architecture is the largest."""
-    clip: float = 0.0
+    clip: NonNegative = 0.0
     """Largest gradient norm; 0 for no clipping."""
-    ema: float = 0.0
+    ema: Share = 0.0
     """Decay of an exponential moving average of the weights, which becomes the result; 0 for none."""
-    spike: float = 10.0
+    spike: NonNegative = 10.0
     """Stop when a loss exceeds both this many times the recent mean and the loss of guessing (ln of the number of
     classes); 0 stops only when a loss is not finite."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, data order, augmentation and sampled architectures."""
-    device: str = "cpu"
+    device: Device = "cpu"
     """Torch device; under torchrun, "cuda" is the device of each process."""
     bf16: bool = False
     """Compute in bfloat16 where autocast considers it safe; weights stay float32."""
@@ -118,33 +148,45 @@ class Train:
     """Synchronise batch norm over all processes of a torchrun, on CUDA; otherwise each has its own statistics."""
     channels_last: bool = True
     """Keep images and weights in channels-last order, faster for depthwise convolutions on CPU and half precision."""
-    save_seconds: float = 30.0
+    save_seconds: NonNegative = 30.0
     """Seconds between checkpoints; 0 saves after every step. It has no influence on results."""
 
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A warm-up that outlasts the training."""
+        if 0 < self.epochs < self.warmup_epochs:
+            yield "warmup_epochs", f"should be at most epochs={self.epochs}"
+
 
 @dataclass(frozen=True)
-class Window:
+class Window(Checked):
     """Restricts sampled architectures to an exact range of a cost; no limits by default."""
 
-    cost: str = "macs"
+    cost: Text = "macs"
     """"macs", "params", "activations" or "matmul_macs"."""
-    low: float | None = None
+    low: Annotated[float | None, Ge(0)] = None
     """Smallest cost."""
-    high: float | None = None
+    high: Annotated[float | None, Ge(0)] = None
     """Largest cost."""
-    bin: float | None = None
+    bin: Annotated[float | None, Gt(0)] = None
     """Width of bins between `low` and `high`: a bin is drawn first, then an architecture in it (SPOS, DetNAS: 1e7)."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A range without bounds for its bins, or with its bounds swapped."""
+        if self.bin is not None and (self.low is None or self.high is None):
+            yield "bin", "needs both bounds of the window: set low and high too"
+        elif self.low is not None and self.high is not None and self.low > self.high:
+            yield "low", f"should be at most high={self.high}; swap them"
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(Checked):
     """What an exported network expects of its input, and the names of its outputs."""
 
-    input_size: int
+    input_size: Pixels
     """Height and width in pixels."""
     mean: tuple[float, ...]
     """Per channel, on the scale 0..1."""
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     """Per channel, on the scale 0..1."""
     classes: tuple[str, ...]
     """Class names in the order of the logits; empty for networks that do not classify whole images."""
@@ -153,26 +195,26 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
-class DataSummary:
+class DataSummary(Checked):
     """The facts about a data set that networks, limits, drawings and exports need, without its images."""
 
     classes: tuple[str, ...]
     """Class names in the order of the labels; a detector's labels start at 1, so that `classes[0]` is label 1."""
-    in_channels: int
+    in_channels: Count
     """Channels of an image."""
-    size: int
+    size: Pixels
     """Height and width in pixels; the shorter side where a detector keeps the aspect ratio."""
     mean: tuple[float, ...]
     """Per channel, on the scale 0..1."""
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     """Per channel, on the scale 0..1."""
-    n_train: int
+    n_train: Natural
     """Number of training images."""
-    n_calibration: int
+    n_calibration: Natural
     """Number of calibration images, a subset of the training images."""
-    n_validation: int
+    n_validation: Natural
     """Number of images that score architectures during a search."""
-    n_test: int
+    n_test: Natural
     """Number of images for the final report."""
     digest: str
     """16 hex digits that identify the images, labels and splits."""
@@ -182,7 +224,7 @@ class DataSummary:
         return Preprocess(self.size, self.mean, self.std, self.classes)
 
 
-def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
+def from_dict(kind: type[T], document: Mapping[str, Any], *, owner: str = "") -> T:
     """Returns a config dataclass from a nested dictionary as made by `dataclasses.asdict`.
 
     Fields missing from the dictionary take their defaults: a new release adds fields whose defaults keep the behaviour.
@@ -190,21 +232,37 @@ def from_dict(kind: type[T], document: Mapping[str, Any]) -> T:
     Args:
         kind: the dataclass.
         document: its fields by name; lists become tuples.
+        owner: what messages call the document, such as the name of its file.
 
     Raises:
-        InputError: an unknown field, or a missing one without a default, e.g. because another release wrote it.
+        InputError: an unknown field, a missing one without a default, e.g. because another release wrote it, or a value
+            of a wrong type or out of range.
     """
-    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    where = f"{owner}: " if owner else ""
+    try:
+        with unchecked():
+            config = _built(kind, document, "")
+        check(config)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
+    return config
+
+
+def _built(kind: type[T], document: Any, prefix: str) -> T:
+    """Returns a dataclass whose values are still to be checked."""
+    if not isinstance(document, Mapping):
+        name = prefix.removesuffix(".") or kind.__name__
+        raise InputError(f"{name}={shown(document)} should be the settings of {kind.__name__} by name")
+    known, types = {item.name: item for item in dataclasses.fields(kind)}, fields_of(kind)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, value in document.items():
         if name not in known:
-            raise InputError(f"{kind.__name__} has no setting {name!r}; {nearest(name, known)}")
-        inner: Any = known[name].type
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            value = from_dict(inner, value)
+            raise InputError(f"{kind.__name__} has no setting {shown(prefix + str(name))}; {nearest(name, known)}")
+        if isinstance(types[name], type) and dataclasses.is_dataclass(types[name]):
+            value = _built(types[name], value, f"{prefix}{name}.")
         values[name] = tuple(value) if isinstance(value, list) else value
     unset = (dataclasses.MISSING, dataclasses.MISSING)
     missing = [n for n, item in known.items() if n not in values and (item.default, item.default_factory) == unset]
     if missing:
-        raise InputError(f"the setting {missing[0]!r} of {kind.__name__} is missing; another release wrote it")
+        raise InputError(f"the setting {prefix + missing[0]!r} of {kind.__name__} is missing; another release wrote it")
     return kind(**values)

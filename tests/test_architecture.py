@@ -17,7 +17,7 @@ PACKAGES = {"supernet": "supernet", "searchers": "searchers", "detection": "dete
 
 ROOMS = [
     {"supernet.errors", "supernet.seeding", "supernet.generators", "supernet.progress"},
-    {"supernet.paths", "supernet.user_code"},
+    {"supernet.paths", "supernet.user_code", "supernet.checked", "supernet.strict_json"},
     {"supernet.sqlite"},
     {"supernet.space", "supernet.config", "supernet.memory"},
     {"supernet.files"},
@@ -29,8 +29,25 @@ ROOMS = [
 ]
 """The floors of `supernet`, lowest first: a module imports from its own room and from the floors below."""
 
-PURE = ("supernet.space", "supernet.config", "supernet.errors", "supernet.seeding", "detection.config")
-FOR_SEARCHERS = ("supernet.space", "supernet.errors", "supernet.seeding", "supernet.sqlite", "supernet.paths")
+PURE = (
+    "supernet.space",
+    "supernet.config",
+    "supernet.checked",
+    "supernet.strict_json",
+    "supernet.errors",
+    "supernet.seeding",
+    "detection.config",
+)
+VALIDATION = {"annotated_types", "pydantic", "pydantic_core"}
+FOR_SEARCHERS = (
+    "supernet.space",
+    "supernet.errors",
+    "supernet.seeding",
+    "supernet.sqlite",
+    "supernet.paths",
+    "supernet.strict_json",
+    "supernet.checked",
+)
 HEAVY = {"torch", "torchvision", "timm"}  # 3 to 6 s of import
 HELP_SECONDS = 1.0
 
@@ -133,7 +150,7 @@ def test_spaces_and_configs_are_plain_data() -> None:
     for module in FILES:
         if room(module) in PURE:
             for other in IMPORTS[module]:
-                allowed = room(other) in PURE or other.partition(".")[0] in sys.stdlib_module_names
+                allowed = room(other) in PURE or other.partition(".")[0] in sys.stdlib_module_names | VALIDATION
                 assert allowed, f"{module} imports {other}"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from supernet.checked import Checked, FilePath, Text
 from supernet_tools.pipeline.command_line import main, parse
 
 if TYPE_CHECKING:
@@ -16,16 +17,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Draw(Checked):
     """Cells as in the papers' figures, pyramids by level and cell, widths as bars over the seed's, other networks as a
     list of their steps."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[Text, tyro.conf.Positional]
     """A published network or pyramid. With --arch a space (for a detector its name or its backbone's, for a pyramid
     alone "nasfpn"), or the folder of a run, whose settings the space then has."""
-    arch: str | None = None
+    arch: Text | None = None
     """Architecture of the space: JSON, or a file with it, such as an export's arch.json."""
-    out: Path | None = None
+    out: FilePath | None = None
     """File to write; pictures are .svg. NAME.svg by default."""
 
 

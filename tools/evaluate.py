@@ -1,28 +1,28 @@
 """Score one architecture: python tools/evaluate.py runs/x --arch arch.json, or --exported runs/x/export/KEY"""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from supernet.checked import Checked, Count, FilePath, Name, Text
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Checked):
     """Accuracy, or mAP, with the shared weights (search-validation split) or of an exported folder (test split)."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of the trained supernet."""
-    search: str = "aging-evolution"
+    search: Name = "aging-evolution"
     """Name of the search whose best architecture is scored."""
-    arch: str | None = None
+    arch: Text | None = None
     """An architecture instead: JSON, or a file with it."""
-    exported: Path | None = None
+    exported: FilePath | None = None
     """An exported folder instead."""
-    bn_batches: int = 10
+    bn_batches: Count = 10
     """Calibration batches: of 64 images, or of `scoring_batch` for a detector."""
 
 
@@ -42,7 +42,7 @@ def run() -> None:
         check_finite(metrics, f"the network of {args.exported}")
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
         return
-    arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
+    arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
     scores = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
     check_finite(scores, f"architecture {arch.key}")
     print_table("shared weights, search-validation split", ("what", "value"), list(scores.items()))

@@ -1,26 +1,26 @@
 """Export a retrained architecture as a folder that needs only torch: python tools/export.py runs/x"""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from supernet.checked import Checked, FilePath, Name, Seed, Text
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Checked):
     """Write model.py, weights, a torch.export program and a parity report."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of the trained supernet."""
-    search: str = "aging-evolution"
+    search: Name = "aging-evolution"
     """Name of the search whose best architecture is exported."""
-    arch: str | None = None
+    arch: Text | None = None
     """An architecture instead: JSON, or a file with it."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the retraining to export."""
     init: Literal["scratch", "shared"] = "scratch"
     """The retraining to export: from fresh weights, or fine-tuned from the shared ones."""
@@ -28,7 +28,7 @@ class Export:
     """Export the shared weights with recalibrated batch norm, without retraining."""
     onnx: bool = False
     """Also write model.onnx (needs the extra "onnx")."""
-    out: Path | None = None
+    out: FilePath | None = None
     """Folder; RUN/export/KEY by default."""
 
 
@@ -42,7 +42,7 @@ def run() -> None:
     from supernet_tools.pipeline.search import best_arch
 
     opened = open_run(args.run, trained=args.inherit or args.init == "shared")
-    arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
+    arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
     network = trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
     folder, report = export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from annotated_types import Ge, Le
 
+from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet_tools.pipeline.command_line import main, parse
@@ -22,37 +24,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Checked):
     """Compare shared-weight scores with the truth, with rankers that need no training, and with noise between seeds."""
 
-    run: Annotated[Path | None, tyro.conf.Positional] = None
+    run: Annotated[FilePath | None, tyro.conf.Positional] = None
     """Folder of the trained supernet."""
     table_only: bool = False
     """No supernet: what trivial rankers and repeated trainings reach on the shipped table of NAS-Bench-Macro."""
-    truth: str = "table"
+    truth: Text = "table"
     """"table" (shipped, for the space nasbench-macro), a CSV file with a column `arch`, or "retrain"."""
-    column: str = "accuracy"
+    column: Text = "accuracy"
     """Column of the CSV file."""
-    n: int = 1000
+    n: Natural = 1000
     """Distinct networks, drawn at random; 0 for all of a table. With "retrain" each of them is trained."""
     score: str = ""
     """What the shared weights rank by: accuracy or loss, for a detector map or map50; accuracy or map by default. A
     second metric is reported beside it."""
-    labels: int = 0
+    labels: Natural = 0
     """Also report a ranking calibrated with this many true accuracies from the top of the shared ranking."""
-    checkpoints: tuple[Path, ...] = ()
+    checkpoints: tuple[FilePath, ...] = ()
     """Other weights of the same supernet, run folders or files, to see how stable the ranking is."""
-    seeds: int = 1
+    seeds: Count = 1
     """With "retrain": trainings per network; two or more show the noise ceiling."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """With "retrain": epochs instead of the recipe's."""
-    bn_batches: int = 10
+    bn_batches: Count = 10
     """Calibration batches of 64 images."""
-    resamples: int = 500
+    resamples: Annotated[int, Ge(1), Le(10**6)] = 500
     """Resamples of the bootstrap."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the networks drawn, of retrainings and of resamples."""
-    name: str | None = None
+    name: Name | None = None
     """Name of the report, RUN/fidelity/NAME.json; made from the settings by default."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
@@ -21,25 +22,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Morph:
+class Morph(Checked):
     """MorphNet (Gordon et al., 2018) on a width space. A search of the same name goes on where it ended."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of a trained width supernet."""
-    name: str = "morphnet"
+    name: Name = "morphnet"
     """Name of the search, a folder below RUN/search/."""
-    max_macs: float | None = None
+    max_macs: Positive | None = None
     """Budget of multiply-accumulates; FLOPs are regularised."""
-    max_params: float | None = None
+    max_params: Positive | None = None
     """Budget of parameters instead; model size is regularised."""
-    rounds: int = 1
+    rounds: Count = 1
     """How often to shrink and widen."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Upper limit on the epochs of a training, which ends earlier when the regulariser settles; by default the run's
     train.epochs."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Constant learning rate; the run's train.lr by default."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of data order and augmentation, and with --init scratch of the initial weights."""
     init: Literal["trained", "scratch"] = "trained"
     """Shrink the trained weights, or fresh ones as in the paper."""

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from annotated_types import Ge, Le
 
+from supernet.checked import Checked, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
 
@@ -17,31 +19,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Predict:
+class Predict(Checked):
     """Write a PNG per image with boxes, labels and scores; of a run's own test images also the true boxes, white."""
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[FilePath, tyro.conf.Positional]
     """An exported detector, or the folder of a run, whose retrained network is used."""
-    images: tuple[Path, ...] = ()
+    images: tuple[FilePath, ...] = ()
     """Image files; by default the first test images of the run."""
-    out: Path = Path("predictions")
+    out: FilePath = Path("predictions")
     """Folder to write the PNGs into."""
-    threshold: float = 0.5
+    threshold: Annotated[float, Ge(0), Le(1)] = 0.5
     """Lowest score of the boxes that are drawn."""
-    test: int = 8
+    test: Natural = 8
     """Number of test images of a run."""
-    search: str = "aging-evolution"
+    search: Name = "aging-evolution"
     """Of a run: name of the search whose best architecture is used."""
-    arch: str | None = None
+    arch: Text | None = None
     """Of a run: an architecture instead, JSON or a file with it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of a run: seed of the retraining."""
 
 
 def run() -> None:
     args = parse(Predict, __doc__)
-    if not 0 <= args.threshold <= 1:
-        raise InputError(f"threshold={args.threshold} is a score, from 0 to 1")
     missing = [str(path) for path in args.images if not path.is_file()]
     if missing:
         raise InputError(f"there is no image file {missing[0]!r}")
@@ -79,7 +79,7 @@ def from_export(folder: Path) -> "tuple[nn.Module, DetectorPreprocess, None]":
     document = read_json(folder / "preprocess.json")
     if "longest" not in document:
         raise InputError(f"{folder} holds a classifier; give an exported detector")
-    return load_exported(folder), from_dict(DetectorPreprocess, document), None
+    return load_exported(folder), from_dict(DetectorPreprocess, document, owner=str(folder / "preprocess.json")), None
 
 
 def from_run(args: Predict) -> "tuple[nn.Module, DetectorPreprocess, Run]":
@@ -93,7 +93,7 @@ def from_run(args: Predict) -> "tuple[nn.Module, DetectorPreprocess, Run]":
     opened = open_run(args.model, trained=False)
     if opened.kind.metric != "map":
         raise InputError(f"{args.model} holds a classifier's run; give one of a detector, or an exported detector")
-    arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
+    arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
     preprocess = opened.kind.preprocess(opened.summary)
     assert isinstance(preprocess, DetectorPreprocess)
     return trained_network(opened, arch, args.seed), preprocess, opened

@@ -5,8 +5,11 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Ge, Le
+
+from supernet.checked import Checked, Count, FilePath, Positive, Seed
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.recipes import quickstart
 from supernet_tools.pipeline.tables import print_table
@@ -19,26 +22,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Quickstart:
+class Quickstart(Checked):
     """Train, search, retrain and export on scikit-learn's digits; writes summary.json into the run folder."""
 
-    out: Path = Path("runs/quickstart")
+    out: FilePath = Path("runs/quickstart")
     """Folder of the run; an interrupted one goes on."""
-    trials: int = 60
+    trials: Count = 60
     """Trials of each searcher."""
-    max_macs: float = 1.4e6
+    max_macs: Positive = 1.4e6
     """Limit on multiply-accumulates, for the search and for the random controls."""
-    epochs: int = quickstart().train.epochs
+    epochs: Count = quickstart().train.epochs
     """Epochs of the supernet."""
-    retrain_epochs: int = quickstart().retrain.epochs
+    retrain_epochs: Count = quickstart().retrain.epochs
     """Epochs of every retraining."""
-    ranked: int = 20
+    ranked: Annotated[int, Ge(0), Le(10_000)] = 20
     """Random networks within the limit that get a short training, to see whether shared weights rank; 0 for none."""
-    ranked_epochs: int = 1
+    ranked_epochs: Count = 1
     """Epochs of these trainings."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything."""
-    threads: int = 1
+    threads: Annotated[int, Ge(1), Le(1024)] = 1
     """Threads of torch. More of them help such small networks little, and slow them several times on busy cores."""
 
 

@@ -2,43 +2,43 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
 
 
 @dataclass(frozen=True)
-class Retrain:
+class Retrain(Checked):
     """Train one architecture as a standalone network by the recipe of the run, and report it on the test split.
 
     With --top and --random: the best networks of a search beside random ones within the same limits, and whether the
     search beat them.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of the trained supernet."""
-    search: str = "aging-evolution"
+    search: Name = "aging-evolution"
     """Name of the search whose best architecture is retrained."""
-    arch: str | None = None
+    arch: Text | None = None
     """An architecture instead: JSON, or a file with it."""
     init: Literal["scratch", "shared"] = "scratch"
     """Start from fresh weights (a detector's backbone as the recipe's `start` says), or fine-tune the shared ones."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights and data order."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Epochs instead of the recipe's."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate instead of the recipe's."""
-    top: int = 0
+    top: Natural = 0
     """Compare this many of the search's best networks …"""
-    random: int = 0
+    random: Natural = 0
     """… with this many random ones within its limits."""
-    seeds: int = 1
+    seeds: Count = 1
     """Trainings of each network in the comparison, from --seed on; the same for all."""
 
 
@@ -63,7 +63,7 @@ def run() -> None:
             sizes = {"top": args.top, "random": args.random, "seeds": args.seeds}
             result = control_stage(opened, args.search, train, **sizes, verbose=world.main)
         else:
-            arch = arch_of(args.arch, opened.space) if args.arch else best_arch(opened, args.search)
+            arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
             result = retrain_stage(opened, arch, train, shared=args.init == "shared")
     if not world.main:
         return

@@ -1,45 +1,46 @@
 """Search a trained supernet: python tools/search.py runs/x --searcher aging-evolution --trials 200 --max-macs 1.4e6"""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Ge, Le
 
+from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed, Text
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Checked):
     """Search a trained supernet. A search of the same name goes on where it ended."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of the trained supernet."""
-    searcher: str = "aging-evolution"
+    searcher: Text = "aging-evolution"
     """random, aging-evolution, top-k-evolution, detnas or spos (its published settings), local-search, predictor,
     nsga2, reinforce, enas (its published settings), pnas, or optuna."""
-    name: str = ""
+    name: Name | None = None
     """Name of the search, a folder below RUN/search/; that of the searcher by default."""
-    trials: int = 200
+    trials: Count = 200
     """Ends the search after this many trials, repeats included."""
-    evaluations: int | None = None
+    evaluations: Count | None = None
     """Ends the search after this many distinct networks have been scored."""
-    batch: int = 1
+    batch: Annotated[int, Ge(1), Le(100_000)] = 1
     """Architectures proposed at a time."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the searcher."""
-    max_macs: float | None = None
+    max_macs: Positive | None = None
     """Limit on multiply-accumulates."""
-    max_params: float | None = None
+    max_params: Positive | None = None
     """Limit on parameters."""
-    max_backbone_macs: float | None = None
+    max_backbone_macs: Positive | None = None
     """Limit on multiply-accumulates of a detector's backbone at 224 pixels."""
-    max_latency: float | None = None
+    max_latency: Positive | None = None
     """Limit on measured latency of a forward pass, in milliseconds."""
-    latency_batch: int = 1
+    latency_batch: Annotated[int, Ge(1), Le(100_000)] = 1
     """Images per timed forward pass."""
-    bn_batches: int = 10
+    bn_batches: Count = 10
     """Calibration batches per candidate: of 64 images, or of `scoring_batch` for a detector."""
     resume: Literal["exact", "warm"] = "exact"
     """Go on with a search of this name only under the same settings ("exact"), or report its recorded trials to this

@@ -77,10 +77,9 @@ def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits
             for no cache. `config.cache` may name another folder or turn it off.
 
     Raises:
-        InputError: a setting out of range, an annotation file or an image that is missing or invalid, or a split
+        InputError: an annotation file or an image that is missing or invalid, or a split
             without images or boxes.
     """
-    _check(config)
     if config.source == "digits":
         parts = digits.compose(config.size, config.compose, seed=config.seed)
         named = zip(("train", "validation", "test"), parts, strict=True)
@@ -99,29 +98,6 @@ def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits
         folder = config.test_images or config.images
         test = _read(config, config.test_source, folder, room=room, cache=where, like=train)
     return split(config, train, validation, test)
-
-
-def _check(config: DetectionData) -> None:
-    if min(config.min_side, config.calibration) < 1 or min(config.workers, config.memory) < 0:
-        raise InputError(
-            f"data.min_side={config.min_side} and data.calibration={config.calibration} must be at least 1, "
-            f"data.workers={config.workers} and data.memory={config.memory} at least 0"
-        )
-    if config.size < config.min_side or 0 < config.longest < config.size or config.longest < 0:
-        raise InputError(
-            f"data.size={config.size} must be at least data.min_side={config.min_side}, and "
-            f"data.longest={config.longest} 0 or at least data.size"
-        )
-    if {len(config.mean), len(config.std)} not in ({0}, {3}) or min(config.std, default=1.0) <= 0:
-        raise InputError(
-            f"data.mean={config.mean} and data.std={config.std} have three values each, of std above 0; or none"
-        )
-    low, high = config.augment.scale
-    if not 0 < low <= high:
-        raise InputError(f"augment.scale={low, high} is a range of factors: more than 0, the smaller one first")
-    for name, share in (("validation", config.validation), ("test", config.test)):
-        if not 0 <= share < 1:
-            raise InputError(f"data.{name}={share} is a share of the images, at least 0 and less than 1")
 
 
 def _set(config: DetectionData, annotations: Annotations, **where: Any) -> DetectionSet:

@@ -16,22 +16,6 @@ RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of random resized crops, as in torchvision."""
 
 
-def check_augment(config: Augment, size: int) -> None:
-    """Checks that the settings are valid for images of `size` pixels.
-
-    Raises:
-        InputError: a value outside its range.
-    """
-    if not 0 <= config.shift < size:
-        raise InputError(f"augment.shift={config.shift} must be from 0 to {size - 1}, less than the size of an image")
-    if not 0 < config.scale <= 1:
-        raise InputError(f"augment.scale={config.scale} is a share of an image's area: more than 0, at most 1")
-    if not 0 <= config.color_jitter <= 1:
-        raise InputError(f"augment.color_jitter={config.color_jitter} must be from 0 to 1")
-    if config.mixup < 0 or config.cutmix < 0:
-        raise InputError(f"augment.mixup={config.mixup} and augment.cutmix={config.cutmix} must not be negative")
-
-
 def augment(pixels: Tensor, config: Augment, *, generator: torch.Generator, rank: int = 0, world: int = 1) -> Tensor:
     """Flips, translates, crops and recolours each image independently; pairs are mixed by `mix`.
 

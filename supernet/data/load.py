@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from supernet.config import Data
-from supernet.data.augment import check_augment
 from supernet.data.cache import cache_folder
 from supernet.data.cifar import load_cifar
 from supernet.data.embedded import load_digits
@@ -35,16 +34,10 @@ def load(config: Data, *, cache: Path | None = None) -> Splits:
             None for no cache. `config.cache` may name another folder or turn it off.
 
     Raises:
-        InputError: a setting out of range, a source that is not there, a folder without images or with a class that
+        InputError: a source that is not there, a folder without images or with a class that
             lacks some, unreadable images, more images than fit in memory, or a split without images or without those of
             a class that another split has.
     """
-    if config.calibration < 1 or config.size < 1 or config.workers < 0:
-        raise InputError(
-            f"data.calibration={config.calibration} and data.size={config.size} must be at least 1, "
-            f"data.workers={config.workers} at least 0"
-        )
-    check_augment(config.augment, config.size)
     loader = LOADERS[_kind(config.source)]
     return loader(config, cache_folder(config.cache, cache)) if loader is load_folder else loader(config)
 

@@ -193,9 +193,6 @@ def _split_index(
     Raises:
         InputError: an empty split, or a class that `train` lacks and another split has.
     """
-    for name, share in (("validation", config.validation), ("test", config.test)):
-        if not 0 <= share < 1:
-            raise InputError(f"data.{name}={share} is a share of the images, at least 0 and less than 1")
     order = torch.randperm(len(labels), generator=torch_generator(config.seed, "split"))
     n_test = 0 if test is not None else round(config.test * len(order))
     n_validation = 0 if validation is not None else round(config.validation * (len(order) - n_test))

@@ -28,7 +28,7 @@ def check_training(
         task: what is learnt; a classification by default.
 
     Raises:
-        InputError: no epochs or no images in a step, a batch that is larger than the training split or not divisible
+        InputError: no epochs, a batch that is larger than the training split or not divisible
             among the processes, an unknown optimizer, a device that is not available, or options that exclude each
             other.
     """
@@ -36,8 +36,8 @@ def check_training(
 
     world = world or current()
     task = task or Classification(augment or Augment())
-    if config.epochs < 1 or config.batch < 1:
-        raise InputError(f"epochs={config.epochs} and batch={config.batch} must be at least 1")
+    if not config.epochs:
+        raise InputError("epochs=0 trains nothing; it should be at least 1")
     if config.batch > len(data.train):
         raise InputError(f"the batch of {config.batch} is larger than the training split of {len(data.train)} images")
     if config.batch % world.size:
@@ -54,12 +54,6 @@ def check_training(
             f"the optimizer {config.optimizer!r} refuses lr={config.lr}, momentum={config.momentum}, "
             f"weight_decay={config.weight_decay} ({error}); 'sgd' has Nesterov momentum, 'momentum' is without"
         ) from error
-    fractions = {"lr_floor": config.lr_floor, "ema": config.ema, "label_smoothing": config.label_smoothing}
-    for name, value in fractions.items():
-        if not 0 <= value < 1:
-            raise InputError(f"{name}={value} must be at least 0 and below 1")
-    if list(config.drops) != sorted(drop for drop in config.drops if 0 < drop < 1):
-        raise InputError(f"drops={config.drops} must be fractions of the training between 0 and 1, in ascending order")
     if config.sync_bn and torch.device(config.device).type != "cuda":
         raise InputError(f"sync_bn needs CUDA, but the device is {config.device!r}; turn it off, or recalibrate later")
     try:

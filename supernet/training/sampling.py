@@ -229,16 +229,12 @@ def _limits(space: SearchSpace, table: CostTable | None, window: Window) -> tupl
     costs = COSTS if table is None else table.costs
     if window.cost not in costs:
         raise InputError(f"there is no cost {window.cost!r}; {nearest(window.cost, costs)}")
-    if window.bin is not None and (window.low is None or window.high is None):
-        raise InputError("bins lie between the bounds of a window: set window.low and window.high with window.bin")
     if window.low is None and window.high is None:
         return None
     if table is None:
         raise InputError(f"a window needs the costs of {space.name!r}: pass table=CostTable(supernet)")
     low = 0 if window.low is None else window.low
     high = math.inf if window.high is None else window.high
-    if low > high:
-        raise InputError(f"the window's lower bound {low:,.0f} is above its upper bound {high:,.0f}; swap them")
     return low, high
 
 

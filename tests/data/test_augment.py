@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from supernet.config import Augment
 from supernet.data import augment as augment_module
-from supernet.data.augment import adjust_colors, augment, check_augment, crop_boxes, mix, resized_crop, seeded
+from supernet.data.augment import adjust_colors, augment, crop_boxes, mix, resized_crop, seeded
 from supernet.errors import InputError
 
 KINDS = ("brightness", "contrast", "saturation")
@@ -212,14 +212,14 @@ def test_an_odd_batch_cannot_be_mixed() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (Augment(shift=8), r"augment\.shift=8 must be from 0 to 7"),
-        (Augment(scale=0.0), r"augment\.scale=0\.0"),
-        (Augment(scale=1.5), r"augment\.scale=1\.5"),
-        (Augment(color_jitter=2.0), r"augment\.color_jitter=2\.0"),
-        (Augment(mixup=-1.0), r"augment\.mixup=-1\.0"),
+        ({"shift": -1}, r"shift=-1"),
+        ({"scale": 0.0}, r"scale=0\.0"),
+        ({"scale": 1.5}, r"scale=1\.5"),
+        ({"color_jitter": 2.0}, r"color_jitter=2\.0"),
+        ({"mixup": -1.0}, r"mixup=-1\.0"),
     ],
 )
-def test_settings_out_of_range_are_named(bad: Augment, message: str) -> None:
-    check_augment(Augment(shift=7, scale=0.08, color_jitter=0.4, mixup=0.2, cutmix=1.0), 8)
+def test_settings_out_of_range_are_named(bad: dict[str, float], message: str) -> None:
+    Augment(shift=7, scale=0.08, color_jitter=0.4, mixup=0.2, cutmix=1.0)
     with pytest.raises(InputError, match=message):
-        check_augment(bad, 8)
+        Augment(**bad)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -179,21 +180,21 @@ def test_the_images_of_a_user_function_are_checked() -> None:
         split(Data(), pixels, labels[:39], names)
     with pytest.raises(InputError, match="from 0 to 1, and there are 1 classes"):
         split(Data(), pixels, labels, ("a",))
-    with pytest.raises(InputError, match=r"data\.validation=1\.5 is a share"):
-        split(Data(validation=1.5), pixels, labels, names)
+    with pytest.raises(InputError, match=r"validation=1\.5 should be less than 1"):
+        Data(validation=1.5)
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("settings", "message"),
     [
-        (Data(size=0), r"data\.size=0 must be at least 1"),
-        (Data(workers=-1), r"data\.workers=-1 at least 0"),
-        (Data(augment=Augment(shift=40)), r"augment\.shift=40"),
+        ({"size": 0}, r"size=0 should be greater than or equal to 1"),
+        ({"workers": -1}, r"workers=-1 should be greater than or equal to 0"),
+        ({"augment": Augment(shift=40)}, r"augment\.shift=40 should be less than size=32"),
     ],
 )
-def test_settings_out_of_range_are_named(config: Data, message: str) -> None:
+def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load(config)
+        Data(**settings)
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from detection.data.coco import Annotations, read_annotations
 from detection.data.images import DetectionSet
 from detection.data.load import DetectionSplits, load
 from helpers.coco import Document, annotation, change, make_coco, settings, write
+from supernet.config import from_dict
 from supernet.errors import InputError
 from supernet.seeding import generator
 
@@ -165,22 +166,22 @@ def test_a_damaged_image_is_named_even_by_a_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"size": 16}, "data.size=16 must be at least data.min_side=32"),
-        ({"longest": 20}, "data.longest=20 0 or at least data.size"),
-        ({"calibration": 0}, "data.calibration=0 must be at least 1"),
-        ({"validation": 1.0}, "data.validation=1.0 is a share"),
+        ({"size": 16}, "size=16 should be at least min_side=32"),
+        ({"longest": 20}, "longest=20 should be 0 or at least size=96"),
+        ({"calibration": 0}, "calibration=0 should be greater than or equal to 1"),
+        ({"validation": 1.0}, "validation=1.0 should be less than 1"),
         ({"mean": (0.5, 0.5, 0.5)}, "three values each"),
-        ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "of std above 0"),
-        ({"augment": DetectionAugment(scale=(2.0, 1.0))}, "the smaller one first"),
-        ({"augment": DetectionAugment(scale=(0.0, 1.0))}, "more than 0"),
-        ({"compose": (5, 0, 5)}, "images in every split"),
+        ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "should be greater than 0"),
+        ({"augment": {"scale": (2.0, 1.0)}}, "the smaller factor first"),
+        ({"augment": {"scale": (0.0, 1.0)}}, "should be greater than 0"),
+        ({"compose": (5, 0, 5)}, "should be greater than or equal to 1"),
         ({"size": 24, "min_side": 8}, "a size of at least 32"),
         ({"compose": (5000, 1, 1)}, "too few to give each"),
     ],
 )
 def test_settings_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load(DetectionData(**values))
+        load(from_dict(DetectionData, values))
 
 
 # -- splits -----------------------------------------------------------------------------------------------------------

@@ -265,11 +265,11 @@ def test_bad_windows_are_refused_by_every_sampler(name: str, macro: CostTable) -
     space = macro.space
     with pytest.raises(InputError, match=r"'equal': pass table=CostTable\(supernet\)"):
         create_sampler(name, EQUAL, window=Window("macs", high=1e6))
-    with pytest.raises(InputError, match="lower bound 2 is above its upper bound 1"):
+    with pytest.raises(InputError, match="low=2 should be at most high=1; swap them"):
         create_sampler(name, space, table=macro, window=Window("macs", 2, 1))
     with pytest.raises(InputError, match="did you mean 'params'"):
         create_sampler(name, space, table=macro, window=Window("param", 1, 2))
-    with pytest.raises(InputError, match=r"set window\.low and window\.high"):
+    with pytest.raises(InputError, match="set low and high too"):
         create_sampler(name, space, table=macro, window=Window("macs", high=1e8, bin=1e7))
     with pytest.raises(InputError, match="between 1 and 2"):
         create_sampler(name, space, table=macro, window=Window("macs", 1, 2))

@@ -1,7 +1,11 @@
 """From the command line to a script and back: typed flags, one-line errors, and the command `supernet`."""
 
+import contextlib
+import dataclasses
 import importlib
+import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from supernet.checked import Checked, FilePath, check, fields_of, unchecked
 from supernet.errors import InputError, RunError, nearest
 
 T = TypeVar("T")
@@ -33,6 +38,8 @@ def console() -> None:
     """The command `supernet COMMAND …`, which runs the same function as `python tools/SCRIPT.py …`."""
     name, rest = sys.argv[1] if len(sys.argv) > 1 else "--help", sys.argv[2:]
     if name in ("-h", "--help"):
+        if len(sys.argv) == 1:
+            print(f"error: name a command: {', '.join(COMMANDS)}", file=sys.stderr)
         print("usage: supernet COMMAND [--help] …\n\ncommands:")
         for command, script in COMMANDS.items():
             print(f"  {command:10}{_summary(script)}")
@@ -82,8 +89,48 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def parse(settings: type[T], description: str | None, args: Sequence[str] | None = None) -> T:
-    """A dataclass from typed command-line flags."""
-    return tyro.cli(settings, description=description, args=args, prog=_program())
+    """A dataclass from typed command-line flags.
+
+    Raises:
+        InputError: a flag that is unknown or given twice, or a value of a wrong type or out of range.
+    """
+    with unchecked():
+        values: T = _cli(settings, description=description, args=args, prog=_program())
+    check(values, remedy=lambda name: "" if _positional(settings, name) else _remedy(name))
+    return values
+
+
+def _cli(target: Any, *, args: Sequence[str] | None, **options: Any) -> Any:
+    """What `tyro.cli` returns; the box that it draws around an error becomes one line."""
+    args = sys.argv[1:] if args is None else args
+    once(args)
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(target, args=args, **options)
+    except SystemExit as stopped:
+        if stopped.code in (0, None):
+            raise
+        rows = [re.sub("[╭╮╰╯│─]+", " ", row).strip() for row in messages.getvalue().splitlines()]
+        text = " ".join(row for row in rows[1:] if row).partition("For full helptext")[0].strip(" .")
+        raise InputError(f"{text or 'these arguments cannot be read'}; see {options['prog']} --help") from None
+
+
+def once(args: Sequence[str]) -> None:
+    """Checks that no flag is given twice, since only one of its values would count. Raises `InputError`."""
+    flags = [arg.partition("=")[0].replace("_", "-") for arg in args if re.match("--[A-Za-z]", arg)]
+    names = [re.sub(r"(^--|\.)no-", r"\1", flag) for flag in flags]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"the flag {name} is given twice; give it once, with all its values behind it")
+
+
+def _remedy(name: str) -> str:
+    return f"; change --{name.replace('_', '-')}"
+
+
+def _positional(settings: Any, name: str) -> bool:
+    return tyro.conf.Positional in getattr(fields_of(settings)[name], "__metadata__", ())
 
 
 def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path, bool]:
@@ -94,6 +141,8 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
     """
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
+        if not args:
+            print("error: name a recipe and give --out FOLDER", file=sys.stderr)
         print(f"{description}\n\nusage: {_program()} RECIPE [--help] [--field value ...] --out FOLDER\n\nrecipes:")
         for name, make in recipes.items():
             print(f"  {name:24}{(make.__doc__ or '').splitlines()[0]}")
@@ -113,7 +162,18 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         """
         return config, out, plan
 
-    return tyro.cli(configure, args=args[1:], prog=f"{_program()} {args[0]}", description=description)
+    with unchecked():
+        config, out, plan = _cli(configure, args=args[1:], prog=f"{_program()} {args[0]}", description=description)
+    check(Output(out))
+    check(config, remedy=_remedy)
+    return config, out, plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Output(Checked):
+    """Where a recipe writes."""
+
+    out: FilePath
 
 
 def _program() -> str:

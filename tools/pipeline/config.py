@@ -1,38 +1,61 @@
 """Recipes as frozen dataclasses: everything that a run needs, complete, typed and free of torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from detection.config import DetectionData
+from supernet.checked import Checked, Count, NonNegative, Text
 from supernet.config import Data, Train, Window
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Checked):
     """Which architectures a training step of a supernet uses, and where the weights of its options begin."""
 
-    sampler: str = "uniform"
+    sampler: Text = "uniform"
     """"uniform" draws one architecture per step (SPOS, DetNAS), "fair" uses every option once (FairNAS), "balanced"
     every option equally often up to a difference of one, "sandwich" the largest, the smallest and `random_paths` others
     (BigNAS)."""
-    random_paths: int = 2
+    random_paths: Annotated[int, Ge(0), Le(1000)] = 2
     """Random architectures of a sandwich."""
-    largest_epochs: float = 0.0
+    largest_epochs: NonNegative = 0.0
     """Epochs at the start that train the largest architecture alone (OFA)."""
     lead: str = ""
     """Option that every choice takes for the first `lead_epochs`; the other options then start as copies of it."""
-    lead_epochs: float = 0.0
+    lead_epochs: NonNegative = 0.0
     """Epochs at the start that train only the architecture that takes `lead` everywhere."""
     window: Window = field(default_factory=Window)
     """Range of a cost that sampled architectures must lie in. For detectors the cost may also be "backbone_macs", the
     MACs of the backbone at 224 pixels."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Starts that exclude each other or leave nothing of the training, and options for another sampler."""
+        train: Train = getattr(self, "train")  # noqa: B009  every recipe declares it
+        epochs = train.epochs
+        if (self.lead or self.lead_epochs) and self.largest_epochs:
+            yield "lead", f"and largest_epochs={self.largest_epochs:g} both come first; drop one"
+        if self.lead_epochs and not self.lead:
+            yield "lead_epochs", "needs the option that leads; name it with lead"
+        if self.lead and self.lead_epochs >= epochs > 0:
+            yield (
+                "lead_epochs",
+                f"leaves none of train.epochs={epochs} to the other options; lower it, or turn the lead off with an "
+                "empty lead and lead_epochs 0",
+            )
+        if self.largest_epochs > epochs > 0:
+            yield "largest_epochs", f"should be at most train.epochs={epochs}"
+        if train.distill and self.sampler != "sandwich":
+            yield "train.distill", f"follows the largest path of the sampler 'sandwich', not of {self.sampler!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetRun(Sampling):
     """A recipe of a classifier: how the supernet is trained, and how winners are retrained later."""
 
-    space: str = "shufflenet-small"
+    space: Text = "shufflenet-small"
     """Name in SPACES, or "package.module:builder" for a space of your own."""
     space_settings: tuple[str, ...] = ()
     """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
@@ -52,19 +75,19 @@ class DetectorRun(Sampling):
     classification alone and then in the detector.
     """
 
-    detector: str = "retinanet"
+    detector: Text = "retinanet"
     """"retinanet" or "faster-rcnn-fpn"."""
-    backbone: str = "shufflenet-small"
+    backbone: Text = "shufflenet-small"
     """A space in SPACES or "package.module:builder", which is searched, or a published network, which is fixed."""
     backbone_settings: tuple[str, ...] = ()
     """Arguments of the backbone's builder as NAME=VALUE, values in JSON; the same as in the pre-training."""
     backbone_arch: str = ""
     """Fixes the backbone to this architecture (JSON or a file with it), so that only the neck is searched."""
-    neck: str = "fpn"
+    neck: Text = "fpn"
     """"fpn", which has no decisions, or "nasfpn", which is searched (RetinaNet only)."""
-    head_width: int = 256
+    head_width: Annotated[int, Ge(1), Le(2**14)] = 256
     """Channels of pyramid and heads."""
-    head_convs: int = 4
+    head_convs: Annotated[int, Ge(0), Le(64)] = 4
     """Convolutions in each tower of RetinaNet, or in the box head of a two-stage detector."""
     norm: Literal["none", "batch", "group"] = "batch"
     """Normalisation after the convolutions of pyramid and heads. DetNAS and NAS-FPN use batch norm everywhere."""
@@ -82,7 +105,7 @@ class DetectorRun(Sampling):
     start: Literal["scratch", "supernet", "classification"] = "scratch"
     """What the backbone of a retrained detector starts with: fresh weights, its weights in the pre-trained supernet, or
     weights trained on classification alone by the `retrain` recipe of the pre-training (as in the paper)."""
-    scoring_batch: int = 16
+    scoring_batch: Count = 16
     """Images per forward pass when networks are scored, and per calibration batch."""
 
 

@@ -72,7 +72,8 @@ def check_run(folder: Path, kind: str, config: Any) -> None:
     document = read_run(folder)
     if document["kind"] != kind:
         raise InputError(f"{folder} holds a {document['kind']} run, not a {kind} run; give another folder")
-    written = from_dict(type(config), document["config"])  # settings that are newer than the run take their defaults
+    # settings that are newer than the run take their defaults
+    written = from_dict(type(config), document["config"], owner=str(folder / RUN))
     before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
     for name in sorted(before.keys() | now.keys()):
         if not name.endswith(("save_seconds", "data.cache")) and before.get(name) != now.get(name):

@@ -51,7 +51,7 @@ def _classifier(folder: Path) -> ClassifierKind:
     document = read_run(folder)
     if document["kind"] != ClassifierKind.name:
         raise InputError(f"pretrained={str(folder)!r} does not hold a classifier's run; name that of the pre-training")
-    return ClassifierKind(from_dict(SupernetRun, document["config"]))
+    return ClassifierKind(from_dict(SupernetRun, document["config"], owner=str(folder / "run.json")))
 
 
 def classified(folder: Path, arch: Arch, seed: int) -> Path:

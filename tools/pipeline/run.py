@@ -16,7 +16,7 @@ from supernet.scoring.shared_weights import SharedWeights
 from supernet.seeding import derive_seed
 from supernet.space import SearchSpace
 from supernet.training.checkpoint import load_weights
-from supernet_tools.pipeline.folder import IMAGES, read_run
+from supernet_tools.pipeline.folder import IMAGES, RUN, read_run
 
 if TYPE_CHECKING:
     from supernet_tools.pipeline.kinds import Kind, RunData
@@ -162,7 +162,7 @@ def read_summary(folder: Path) -> DataSummary:
     document = read_run(folder)
     if not isinstance(document.get("data"), Mapping):
         raise InputError(f"{folder / 'run.json'} is damaged: it says nothing about the data; restore it")
-    return from_dict(DataSummary, document["data"])
+    return from_dict(DataSummary, document["data"], owner=f"{folder / RUN}, data")
 
 
 def torch_generator(*parts: object) -> torch.Generator:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from supernet.config import from_dict
 from supernet.errors import InputError
 from supernet_tools.pipeline.config import DetectorRun, SupernetRun
-from supernet_tools.pipeline.folder import read_run
+from supernet_tools.pipeline.folder import RUN, read_run
 
 if TYPE_CHECKING:
     from supernet_tools.pipeline.config import Recipe
@@ -31,9 +31,9 @@ def kind_of(config: "Recipe") -> "Kind[Any]":
 def config_of(folder: Path) -> "Recipe":
     """The recipe of a run. Raises `InputError` for a folder that does not hold a supernet's run."""
     document = read_run(folder)
-    if document["kind"] not in CONFIGS:
+    if not isinstance(document["kind"], str) or document["kind"] not in CONFIGS:
         raise InputError(f"{folder} holds a {document['kind']} run; give the folder of a trained supernet")
-    return from_dict(CONFIGS[document["kind"]], document["config"])
+    return from_dict(CONFIGS[document["kind"]], document["config"], owner=str(folder / RUN))
 
 
 def open_run(folder: Path, *, trained: bool = True) -> "Run":

@@ -107,8 +107,6 @@ def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
     config = kind.config
     data = _load(kind, cache)
     supernet = kind.supernet(data.summary(), torch_generator(config.train.seed, "supernet"))
-    if config.train.distill and config.sampler != "sandwich":
-        raise InputError(f"train.distill follows the largest path of the sampler 'sandwich', not of {config.sampler!r}")
     steps_per_epoch = len(data.train) // max(config.train.batch, 1)
     sampler = create_sampler(
         config.sampler,
@@ -138,15 +136,6 @@ def _load(kind: "Kind[Any]", cache: Path | None) -> Any:
 
 
 def _lead(config: "Recipe", supernet: Chain, steps_per_epoch: int) -> Lead | None:
-    if (config.lead or config.lead_epochs) and config.largest_epochs:
-        raise InputError(f"lead={config.lead!r} and largest_epochs={config.largest_epochs:g} both come first; drop one")
-    if config.lead_epochs and not config.lead:
-        raise InputError(f"lead_epochs={config.lead_epochs:g} needs the option that leads; name it with lead")
-    if config.lead and config.lead_epochs >= config.train.epochs > 0:
-        raise InputError(
-            f"lead_epochs={config.lead_epochs:g} leaves none of train.epochs={config.train.epochs:g} to the other "
-            "options; lower it, or turn the lead off with an empty lead and lead_epochs 0"
-        )
     if not config.lead or not config.train.epochs:
         return None
     lead = create_lead(supernet.space, config.lead, round(config.lead_epochs * steps_per_epoch))

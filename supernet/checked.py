@@ -1,0 +1,188 @@
+"""Dataclasses that check their fields, by the same rules for the command line, for files and for Python calls.
+
+The rules stand in the annotations: types, ranges (`Annotated[int, Ge(1)]`) and conditions (`Rule`). pydantic applies
+them strictly, which means that nothing is cast, rounded or guessed, and that NaN and infinities are refused.
+"""
+
+import contextlib
+import dataclasses
+import os
+import reprlib
+import typing
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from supernet.errors import InputError
+
+LONGEST_NAME = 200
+"""Bytes of a name in a path: file systems take 255, and temporary names are longer than the final ones."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition in an annotation that no range expresses."""
+
+    should: str
+    """What a value should be, e.g. "a plain name"."""
+    holds: Callable[[Any], bool]
+    """Whether a value of the annotated type meets the condition."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """How pydantic applies the condition, after it has checked the type."""
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def checked(value: Any) -> Any:
+            if not self.holds(value):
+                raise PydanticCustomError("rule", "{should}", {"should": self.should})
+            return value
+
+        return core_schema.no_info_after_validator_function(checked, handler(source))
+
+
+def plain_name(text: str) -> bool:
+    """Returns whether a text can be the name of a file or folder and leads nowhere else."""
+    return bool(text) and text[0] != "." and text.isprintable() and not set(text) & set("/\\") and short_names(text)
+
+
+def short_names(path: str | Path) -> bool:
+    """Returns whether a file system can take every part of a path, without looking whether it is there."""
+    text = str(path)
+    try:
+        parts = [part.encode() for part in text.split(os.sep)]
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text and max(map(len, parts)) <= LONGEST_NAME and sum(map(len, parts)) < 3000
+
+
+def _device(text: str) -> bool:
+    kind, colon, index = text.partition(":")
+    return kind.isascii() and kind.isalpha() and kind != "meta" and (not colon or (index.isascii() and index.isdigit()))
+
+
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+Pixels = Annotated[int, Ge(1), Le(2**14)]
+
+_PATH = Rule(f"a path in UTF-8 whose names have at most {LONGEST_NAME} bytes", short_names)
+_NAME = Rule(f"a plain name: no slash, no leading dot, at most {LONGEST_NAME} bytes", plain_name)
+_TEXT = Rule("some text", bool)
+
+FilePath = Annotated[Path, _PATH]
+Name = Annotated[str, _NAME]
+Text = Annotated[str, _TEXT]
+Device = Annotated[str, Rule("'cpu', 'cuda', 'cuda:N' or another device of torch that computes", _device)]
+
+
+class Checked:
+    """Base of dataclasses whose fields are checked when an instance is made, also by `dataclasses.replace`."""
+
+    def __post_init__(self) -> None:
+        if not _UNCHECKED.get():
+            check(self)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yields names of fields whose values contradict others, each with what is wrong with it."""
+        return iter(())
+
+
+_UNCHECKED: ContextVar[bool] = ContextVar("_UNCHECKED", default=False)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Lets nested dataclasses be built first and checked later as a whole, so that messages can give dotted names."""
+    token = _UNCHECKED.set(True)
+    try:
+        yield
+    finally:
+        _UNCHECKED.reset(token)
+
+
+def check(config: Any, *, remedy: Callable[[str], str] = lambda _: "") -> None:
+    """Checks all fields of a dataclass, those of dataclasses in it, and what they say together.
+
+    Args:
+        config: the dataclass.
+        remedy: what to append to the message, from the dotted name of the field.
+
+    Raises:
+        InputError: the first wrong value with its dotted name and what is allowed.
+    """
+    for name, problem in _problems(config, ""):
+        raise InputError(problem + remedy(name))
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message shows it: on one line, and shortened where it is long."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # an integer with more digits than Python prints
+        return "an integer of thousands of digits"
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
+
+
+def _problems(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yields dotted names and messages: wrong values first, then contradictions."""
+    sound = True
+    owner: Any = type(config)
+    for field, kind in fields_of(owner).items():
+        value, name = getattr(config, field), prefix + field
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            inner = (
+                _problems(value, f"{name}.")
+                if isinstance(value, kind)
+                else iter([(name, _instance(name, value, kind))])
+            )
+            for found in inner:
+                sound = False
+                yield found
+        elif (should := problem_of(kind, value)) is not None:
+            sound = False
+            yield name, f"{name}={shown(value)} {should}"
+    if sound and isinstance(config, Checked):
+        for field, wrong in config.conflicts():
+            yield prefix + field, f"{prefix}{field}={shown(attrgetter(field)(config))} {wrong}"
+
+
+def _instance(name: str, value: object, kind: type) -> str:
+    return f"{name}={shown(value)} should be settings of {kind.__name__}"
+
+
+def problem_of(kind: Any, value: object) -> str | None:
+    """Returns what a value of an annotated type should be; None if nothing is wrong with it."""
+    from pydantic import ValidationError
+
+    try:
+        _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        problems = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
+        return f"should be {' or '.join(problems)}"
+    return None
+
+
+@cache
+def fields_of(kind: Any) -> dict[str, Any]:
+    """Returns the annotated types of a dataclass's fields by name."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter  # at first use: importing this module costs nothing
+
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
