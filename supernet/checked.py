@@ -58,7 +58,7 @@ def short_names(path: str | Path) -> bool:
         parts = [part.encode() for part in text.split(os.sep)]
     except UnicodeEncodeError:
         return False
-    return "\0" not in text and max(map(len, parts)) <= LONGEST_NAME and sum(map(len, parts)) < 3000
+    return "\0" not in text and max(map(len, parts)) <= LONGEST_NAME and len(text.encode()) < 3000
 
 
 def _device(text: str) -> bool:

@@ -22,6 +22,7 @@ from supernet.paths import check_inside as check_inside
 from supernet.paths import inside as inside
 from supernet.paths import lock_file as lock_file
 from supernet.paths import no_follow as no_follow
+from supernet.strict_json import parse_json, read_text
 
 FORMAT = 3  # of tensor files: 1 named the steps of a network by their numbers, 3 added checksums
 
@@ -77,13 +78,15 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file is missing, damaged or something else.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        document = parse_json(read_text(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} does not exist; is its folder the output of an earlier command?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); make it readable or name another") from error
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); restore it or start in a new folder") from error
     if not isinstance(document, dict):
-        raise InputError(f"{path} does not hold a JSON object")
+        raise InputError(f"{path} is damaged: it does not hold a JSON object; restore it or start in a new folder")
     return document
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 
 from supernet.errors import InputError
+from supernet.strict_json import parse_json
 
 Value = str | int | float | bool
 
@@ -72,9 +74,11 @@ class Arch(Mapping[str, Value]):
     def from_json(cls, text: str) -> "Arch":
         """Reads the output of `to_json`. Raises `InputError` for anything but an object of plain values."""
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except (ValueError, TypeError) as error:
             raise InputError(f"an architecture is a JSON object of decision names and values: {error}") from error
         if not isinstance(values, dict) or not all(isinstance(v, str | int | float | bool) for v in values.values()):
             raise InputError(f"an architecture is a JSON object of decision names and plain values, not {text[:80]!r}")
+        if any(isinstance(v, float) and not math.isfinite(v) for v in values.values()):
+            raise InputError(f"the values of an architecture are finite, not {text[:80]!r}")
         return cls(values)

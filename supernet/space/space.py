@@ -16,6 +16,7 @@ from supernet.errors import InputError, nearest
 from supernet.space.arch import Arch, Value
 from supernet.space.choice import Choice, _choice_from_json, _choice_to_json
 from supernet.space.normal_form import Form, NormalForm
+from supernet.strict_json import parse_json
 
 MOST_NORMAL_FORMS = 4096  # remembered per space
 
@@ -314,13 +315,13 @@ class SearchSpace:
     def from_json(cls, text: str) -> "SearchSpace":
         """Reads the output of `to_json`. Raises `InputError` for anything else."""
         try:
-            document = json.loads(text)
+            document = parse_json(text)
             choices = [_choice_from_json(item) for item in document["choices"]]
             forms = [(f["prefix"], NormalForm(f["function"], f["version"])) for f in document["normal_forms"]]
             return cls._of(document["name"], choices, forms)
         except InputError:
             raise
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(f"the text cannot be read as a search space ({error!r})") from error
 
     def digest(self) -> str:

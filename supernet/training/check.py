@@ -5,7 +5,7 @@ from torch import nn
 
 from supernet.config import Augment, Train
 from supernet.errors import InputError, nearest
-from supernet.training.distributed import World, current
+from supernet.training.distributed import World, check_device, current
 from supernet.training.optim import create_optimizer
 from supernet.training.task import Classification, Task, TrainingData
 
@@ -56,9 +56,4 @@ def check_training(
         ) from error
     if config.sync_bn and torch.device(config.device).type != "cuda":
         raise InputError(f"sync_bn needs CUDA, but the device is {config.device!r}; turn it off, or recalibrate later")
-    try:
-        torch.empty(0, device=world.device(config.device))
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"the device {config.device!r} is not available ({str(error).splitlines()[0]}); try 'cpu'"
-        ) from error
+    check_device(world.device(config.device))

@@ -79,6 +79,15 @@ def current() -> World:
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", dist.get_rank())))
 
 
+def check_device(device: str) -> None:
+    """Checks that a device computes, before any work. Raises `InputError` if it does not."""
+    try:
+        torch.zeros(1, device=device).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise InputError(f"the device {device!r} is not available ({reason}); try 'cpu'") from None
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[World]:
     """Joins the processes that torchrun started; `ALONE` if there is no torchrun.
@@ -86,10 +95,12 @@ def process_group(device: str) -> Iterator[World]:
     The backend is NCCL for `"cuda"`, with one device for each process, and gloo otherwise.
 
     Raises:
-        InputError: there are more processes on this machine than CUDA devices, or `device` names a single one.
+        InputError: the device is not available, there are more processes on this machine than CUDA devices, or `device`
+            names a single one.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
+        check_device(device)
         yield ALONE
         return
     own = None  # the process's device

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from supernet.checked import shown
 from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
+from supernet.strict_json import parse_json, read_text
 
 if TYPE_CHECKING:
     from supernet.cost import Feasible
@@ -22,12 +24,12 @@ def read_arch(text: str) -> Arch:
     if text.lstrip().startswith("{"):
         return Arch.from_json(text)
     try:
-        written = Path(text).read_text(encoding="utf-8")
-        document = json.loads(written)
-    except FileNotFoundError:
-        raise InputError(f"{text!r} is neither the JSON of an architecture nor a file with one") from None
+        written = read_text(Path(text))
+        document = parse_json(written)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{shown(text)} is neither the JSON of an architecture nor a file with one") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"the architecture {text!r} cannot be read ({error})") from error
+        raise InputError(f"the architecture {shown(text)} cannot be read ({error})") from error
     exported = isinstance(document, dict) and isinstance(document.get("values"), dict)
     return Arch.from_json(json.dumps(document["values"]) if exported else written)
 

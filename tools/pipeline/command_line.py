@@ -68,8 +68,11 @@ def main(run: Callable[[], None]) -> None:
     try:
         run()
     except (InputError, RunError) as error:
-        print(f"error: {rank()}{error}", file=sys.stderr)
+        print(f"error: {rank()}{' '.join(str(error).splitlines())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    except (OSError, MemoryError) as error:  # what no stage expected, e.g. a folder without permission
+        print(f"error: {rank()}{' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; finished work is saved, and the same command goes on from it", file=sys.stderr)
         raise SystemExit(130) from None

@@ -16,6 +16,7 @@ from supernet.scoring.shared_weights import SharedWeights
 from supernet.seeding import derive_seed
 from supernet.space import SearchSpace
 from supernet.training.checkpoint import load_weights
+from supernet.training.distributed import check_device, current
 from supernet_tools.pipeline.folder import IMAGES, RUN, read_run
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Run:
             raise InputError(f"the supernet of {self.folder} has train.epochs=0 and so no weights to share; train it")
         if not (self.folder / WEIGHTS).exists():
             raise InputError(f"{self.folder / WEIGHTS} does not exist; has the training finished?")
+        check_device(current().device(self.config.train.device))
 
     def shared_weights(
         self, *, bn_batches: int = 10, costs: bool = True, supernet: Chain | None = None

@@ -5,7 +5,9 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
+from supernet.checked import shown
 from supernet.errors import InputError, nearest
+from supernet.strict_json import parse_json
 
 
 def pairs(texts: Sequence[str]) -> dict[str, str]:
@@ -18,9 +20,9 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"settings are NAME=VALUE, not {text!r}")
+            raise InputError(f"settings are NAME=VALUE, not {shown(text)}")
         if name in values:
-            raise InputError(f"the setting {name!r} is given twice: {values[name]!r} and {value!r}")
+            raise InputError(f"the setting {name!r} is given twice: {shown(values[name])} and {shown(value)}")
         values[name] = value
     return values
 
@@ -64,7 +66,9 @@ def parse_settings(
             try:
                 values[name] = converters[name](text)
             except ValueError as error:
-                raise error if isinstance(error, InputError) else InputError(f"{name}={text!r}: {error}") from error
+                raise (
+                    error if isinstance(error, InputError) else InputError(f"{name}={shown(text)}: {error}")
+                ) from error
         else:
             values[name] = typed(name, text, types.get(name, Any))
     return values
@@ -106,13 +110,13 @@ def typed(name: str, text: str, kind: Any) -> Any:
     except ValidationError as error:
         problems = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
         hint = "; a list is written as '[1, 2]', texts in double quotes" if _wants_list(kind) else ""
-        raise InputError(f"{name}={text!r} should be {' or '.join(problems)}{hint}") from None
+        raise InputError(f"{name}={shown(text)} should be {' or '.join(problems)}{hint}") from None
     return _frozen(value)
 
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError:
         return False
     return True

@@ -16,7 +16,7 @@ from supernet.scoring.metrics import check_finite
 from supernet.seeding import generator
 from supernet.train import check_training, plan_training, train_supernet
 from supernet.training.checkpoint import save_weights
-from supernet.training.distributed import current
+from supernet.training.distributed import check_device, current
 from supernet.training.monitor import Monitor
 from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
 from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, removed_on_failure
@@ -50,6 +50,8 @@ def train_stage(config: "Recipe", out: Path, *, verbose: bool = True) -> Run:
         RunError: the training diverged, or the disk is full.
     """
     world = current()
+    for training in (config.train, config.retrain):
+        check_device(world.device(training.device))
     config = kind_of(config).resolved()
     kind = kind_of(config)
     if world.main:
