@@ -206,7 +206,10 @@ def test_contradictory_training_options_are_refused(call: Call, tmp_path: Path) 
     out = ("--out", tmp_path / "run")
     one_line(call("train_supernet", "quickstart", *out, "--train.distill"), "'sandwich'", "'uniform'")
     one_line(call("train_supernet", "quickstart", *out, "--window.high", "10"), "no architecture", "between 0 and 10")
-    one_line(call("train_supernet", "quickstart", *out, "--data.augment.scale", "0"), "augment.scale=0")
+    one_line(
+        call("train_supernet", "quickstart", *out, "--data.augment.scale", "0"),
+        "augment.scale=0.0 should be greater than 0",
+    )
     one_line(call("train_supernet", "macro-cifar10", *out, "--data.root", tmp_path / "no"), "data.download=True")
     one_line(call("train_supernet", "spos-imagenet", *out), "there is no data set ''")
     assert not (tmp_path / "run").exists()
@@ -220,7 +223,10 @@ def test_wrong_names_offer_the_nearest(run_folder: Path, call: Call, tmp_path: P
     one_line(call("train_supernet", "quickstart", "--sampler", "unifrom", "--out", tmp_path / "c"), "'uniform'")
     one_line(call("search", run_folder, "--searcher", "aging-evolutoin"), "did you mean 'aging-evolution'")
     one_line(call("search", run_folder, "--settings", "populaton_size=4"), "did you mean 'population_size'")
-    one_line(call("search", run_folder, "--settings", "population_size=many"), "population_size='many' is no int")
+    one_line(
+        call("search", run_folder, "--settings", "population_size=many"),
+        "population_size='many' should be a valid integer",
+    )
     one_line(call("search", run_folder, "--settings", "population_size"), "NAME=VALUE")
 
 

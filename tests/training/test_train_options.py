@@ -280,7 +280,7 @@ def test_the_bound_on_spikes_can_be_turned_off(digits: Splits) -> None:
         ({"device": "cuda:7"}, "not available"),
         ({"epochs": 0}, "epochs=0"),
         ({"momentum": 0.0}, "'momentum' is without"),
-        ({"lr": -1.0}, "refuses lr=-1.0"),
+        ({"lr": -1.0}, "lr=-1.0 should be greater than 0"),
     ],
 )
 def test_wrong_settings_are_named(digits: Splits, settings: dict[str, object], message: str) -> None:
