@@ -59,7 +59,7 @@ def console() -> None:
 def _summary(script: str) -> str:
     """The first sentence of a script's docstring."""
     text = importlib.import_module(f"supernet_tools.{script}").__doc__ or ""
-    return text.splitlines()[0].partition(": python")[0].partition("? python")[0]
+    return text.splitlines()[0].partition("python tools/")[0].rstrip(": .")
 
 
 def main(run: Callable[[], None]) -> None:
