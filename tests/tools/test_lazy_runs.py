@@ -1,8 +1,9 @@
 """Images are decoded once: by the training, and by no later command of the same run."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import PIL.Image
@@ -15,8 +16,10 @@ from supernet_tools.pipeline.runs import open_run
 
 RECIPE = (
     "spos-images",
-    "--space",
-    "nasbench-macro",
+    "--space-settings",
+    "depths=[1, 1, 1]",
+    "widths=[8, 16, 24]",
+    "stem=4",
     "--data.size",
     8,
     "--data.calibration",
@@ -35,11 +38,12 @@ RECIPE = (
     0.01,
 )
 IMAGES = 40
+NOTHING_TRAINED = ("--train.epochs", 0, "--lead-epochs", 0)
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The image files that are opened while a test runs."""
+@contextlib.contextmanager
+def counted_images() -> Iterator[list[str]]:
+    """The image files that are opened meanwhile."""
     files: list[str] = []
     open_image: Callable[..., PIL.Image.Image] = PIL.Image.open
 
@@ -47,8 +51,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         files.append(str(file))
         return open_image(file, *arguments, **options)
 
-    monkeypatch.setattr(PIL.Image, "open", counted)
-    return files
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PIL.Image, "open", counted)
+        yield files
+
+
+@pytest.fixture
+def decoded() -> Iterator[list[str]]:
+    """The image files that are opened while a test runs."""
+    with counted_images() as files:
+        yield files
 
 
 @pytest.fixture(scope="module")
@@ -58,35 +70,41 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose winner is retrained, so that it can be exported."""
+    """A run whose winner is retrained; the training opens each image once, search and retraining open none."""
     out = tmp_path_factory.mktemp("lazy") / "run"
-    assert run_script("train_supernet", *RECIPE, "--data.source", photographs, "--out", out) == 0
-    assert run_script("search", out, "--searcher", "random", "--trials", 2) == 0
-    assert run_script("retrain", out, "--search", "random") == 0
+    with counted_images() as files:
+        assert run_script("train_supernet", *RECIPE, "--data.source", photographs, "--out", out) == 0
+        assert len(files) == len(set(files)) == IMAGES
+        assert run_script("search", out, "--searcher", "random", "--trials", 2) == 0
+        assert run_script("retrain", out, "--search", "random") == 0
+        assert len(files) == IMAGES
     return out
 
 
-def test_a_training_decodes_each_image_once(photographs: Path, tmp_path: Path, call: Call, decoded: list[str]) -> None:
-    recipe = (*RECIPE, "--data.source", photographs)
-    assert call("train_supernet", *recipe, "--out", tmp_path / "run")[0] == 0
-    assert len(decoded) == len(set(decoded)) == IMAGES
-    assert call("train_supernet", *recipe, "--out", tmp_path / "run")[0] == 0  # finished: only its score is printed
-    assert call("search", tmp_path / "run", "--searcher", "random", "--trials", 2)[0] == 0
+def test_without_the_cache_every_command_decodes(
+    photographs: Path, tmp_path: Path, call: Call, decoded: list[str]
+) -> None:
+    out = tmp_path / "run"
+    source = ("--data.source", photographs, "--data.cache", "off")
+    assert call("train_supernet", *RECIPE, *NOTHING_TRAINED, *source, "--out", out)[0] == 0
     assert len(decoded) == IMAGES
-    decoded.clear()
-    recipe = (*recipe, "--data.cache", "off")
-    assert call("train_supernet", *recipe, "--out", tmp_path / "uncached")[0] == 0
-    assert not (tmp_path / "uncached" / "images").exists()
-    assert call("search", tmp_path / "uncached", "--searcher", "random", "--trials", 2)[0] == 0
+    assert not (out / "images").exists()
+    assert call("retrain", out, "--arch", smallest(out))[0] == 0
     assert len(decoded) == 2 * IMAGES
+
+
+def smallest(run: Path) -> str:
+    """The JSON of an architecture of a run."""
+    return open_run(run, trained=False).space.from_indices([0, 0, 0]).to_json()
 
 
 def test_images_that_changed_are_noticed(photographs: Path, tmp_path: Path, call: Call) -> None:
     copy, out = tmp_path / "set", tmp_path / "run"
     shutil.copytree(photographs, copy)
-    assert call("train_supernet", *RECIPE, "--data.source", copy, "--out", out)[0] == 0
+    assert call("train_supernet", *RECIPE, *NOTHING_TRAINED, "--data.source", copy, "--out", out)[0] == 0
     PIL.Image.new("RGB", (20, 12), "white").save(copy / "cat" / "0.png")
-    one_line(call("search", out, "--trials", 2), "was made with another set of images", "restore it or train again")
+    refused = call("retrain", out, "--arch", smallest(out))
+    one_line(refused, "was made with another set of images", "restore it or train again")
 
 
 def test_commands_that_need_no_image_read_none(trained: Path, tmp_path: Path, call: Call, decoded: list[str]) -> None:
