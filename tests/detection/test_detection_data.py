@@ -3,12 +3,16 @@
 import dataclasses
 import itertools
 import json
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies
 from PIL import Image
 
 from detection.config import DetectionAugment, DetectionData
@@ -108,16 +112,68 @@ SPOILED: dict[str, tuple[Callable[[Document], Any], str]] = {
     "a list for a number": (put("annotations", 2, image_id=[1]), r"annotation 1001 .* belongs to image \[1\]"),
     "no box": (drop("bbox", "annotations", 3), r"annotation 1002 of .* has no bbox of four finite numbers"),
     "three numbers": (put("annotations", 3, bbox=[1, 2, 3]), r"annotation 1002 .* four finite numbers: \[1, 2, 3\]"),
-    "not a number": (put("annotations", 3, bbox=[1, 2, 3, float("nan")]), r"annotation 1002 .* nan\]"),
-    "an area": (put("annotations", 3, area=None), "annotation 1002 .* area None"),
+    "not a number": (put("annotations", 3, bbox=[1, 2, 3, float("nan")]), r"annotation 1002 .* NaN\]"),
+    "an area": (put("annotations", 3, area=None), "annotation 1002 .* the area null"),
     "image twice": (put("images", 1, id=100), r"train\.json uses the image id 100 twice"),
     "category twice": (put("categories", 1, id=7), r"train\.json uses the category id 7 twice"),
-    "text for an id": (put("images", 1, id="b"), r"uses the image id 'b'; ids are integers"),
+    "text for an id": (put("images", 1, id="b"), r'image 1 \(counted from 0\) of .* has the id "b"; ids are integers'),
     "no width": (drop("width", "images", 4), r"image 104 of .*train\.json needs a file_name, and height and width"),
     "missing": (put("images", 4, file_name="train/x.png"), r"1 of 12 images .* the first is image 104, train/x\.png"),
     "small": (
         put("images", 4, height=20),
         r"image 104 of .*train\.json, train/4\.png, has 64×20 pixels, .*min_side=32",
+    ),
+    "crowd in quotes": (put("annotations", 2, iscrowd="0"), 'annotation 1001 of .*json has iscrowd "0"; it is 0 for'),
+    "crowd 7": (put("annotations", 2, iscrowd=7), "annotation 1001 of .* has iscrowd 7;"),
+    "crowd null": (put("annotations", 2, iscrowd=None), "annotation 1001 of .* has iscrowd null;"),
+    "image in quotes": (put("annotations", 2, image_id="101"), 'annotation 1001 of .* belongs to image "101", which'),
+    "image true": (put("annotations", 2, image_id=True), "annotation 1001 of .* belongs to image true"),
+    "category in quotes": (put("annotations", 2, category_id="3"), 'annotation 1001 of .* has the category "3", which'),
+    "category a float": (put("annotations", 2, category_id=3.0), "annotation 1001 of .* has the category 3.0"),
+    "annotation ids": (put("annotations", 2, id=1000), r"train\.json uses the annotation id 1000 twice"),
+    "annotation id": (put("annotations", 2, id="x"), r'annotation 2 \(counted from 0\) of .* has the id "x"; ids are'),
+    "float id": (put("images", 3, id=1.5), r"image 3 \(counted from 0\) of .*json has the id 1.5"),
+    "null id": (put("images", 3, id=None), r"image 3 \(counted from 0\) of .*json has the id null"),
+    "no id": (drop("id", "images", 3), r"image 3 \(counted from 0\) of .*json has no id"),
+    "true as id": (put("categories", 0, id=True), r"category 0 \(counted from 0\) of .* has the id true"),
+    "65 bits": (
+        put("images", 3, id=2**63),
+        r"image 3 \(counted from 0\) .* id 9223372036854775808; .* 64 bits",
+    ),
+    "box in quotes": (put("annotations", 3, bbox=["1", 2, 3, 4]), r'annotation 1002 .* numbers: \["1", 2, 3, 4\]'),
+    "box of text": (put("annotations", 3, bbox="1234"), 'annotation 1002 .* numbers: "1234"'),
+    "box true": (put("annotations", 3, bbox=[1, 2, True, 4]), r"annotation 1002 .* numbers: \[1, 2, true, 4\]"),
+    "huge box": (put("annotations", 3, bbox=[1, 2, 10**400, 4]), r"annotation 1002 .* numbers: \[1, 2, 10000"),
+    "negative area": (put("annotations", 3, area=-1), "annotation 1002 .* has the area -1; give square pixels"),
+    "area in quotes": (put("annotations", 3, area="5"), 'annotation 1002 .* has the area "5"'),
+    "null name": (put("categories", 0, name=None), "category 90 of .* has the name null"),
+    "empty name": (put("categories", 0, name=" "), 'category 90 of .* has the name " "'),
+    "equal names": (put("categories", 0, name="cat"), 'categories 90 and 3 of .*json have one name, "cat"'),
+    "unused": (
+        lambda d: d["categories"].extend({"id": i, "name": f"c{i}"} for i in range(1000, 6000)),
+        r"train\.json lists 5,003 categories, and 5,000 of them have no annotation",
+    ),
+    "one file twice": (
+        put("images", 3, file_name="train/./0.png"),
+        r'images 100 and 103 of .*json have one file, "train/\./0\.png"',
+    ),
+    "outside": (put("images", 3, file_name="../x.png"), r'image 103 of .* file_name "\.\./x\.png"; .* inside it'),
+    "outside in Windows": (put("images", 3, file_name="a\\..\\..\\x.png"), r"image 103 of .* stay inside it"),
+    "absolute": (
+        put("images", 3, file_name="/etc/secret.png"),
+        r'103 of .* file_name "/etc/secret\.png"; .* relative',
+    ),
+    "a drive": (put("images", 3, file_name="C:\\x.png"), r"image 103 of .* are relative to the folder"),
+    "long": (put("images", 3, file_name="n" * 300), 'image 103 of .* has the file_name "nnn.*too long'),
+    "a zero byte": (put("images", 3, file_name="a\0.png"), "image 103 of .* which no file can have"),
+    "half a character": (put("images", 3, file_name="\ud800.png"), "image 103 of .* which no file can have"),
+    "line break": (put("images", 3, file_name="a\nb.png"), r'the first is image 103, "a\\nb\.png": name the folder'),
+    "huge side": (put("images", 3, height=10**30), "image 103 of .* needs a file_name, and height and width"),
+    "side true": (put("images", 3, height=True), "image 103 of .* needs a file_name, and height and width"),
+    "null for an object": (lambda d: d["annotations"].append(None), r"entry 13 \(counted from 0\) .* is null, not an"),
+    "shares": (
+        lambda d: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in d["annotations"]],
+        r"13 of 13 boxes of .*json lie between 0 and 1, .* \[0\.1, 0\.2, 0\.3, 0\.4\] of annotation 500 \(train/0",
     ),
 }
 
@@ -125,14 +181,127 @@ SPOILED: dict[str, tuple[Callable[[Document], Any], str]] = {
 @pytest.mark.parametrize("case", SPOILED)
 def test_errors_in_annotations_are_named_before_any_work(tmp_path: Path, case: str) -> None:
     spoil, message = SPOILED[case]
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         load(settings(change(make_coco(tmp_path), spoil)))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+EDGES = [2**63, 10**400, -1, 0, 100, 1000, "0", "", "3", "../x.png", "train/0.png", "n" * 300, "a\0b", "\ud800", "\x85"]
+JSON = strategies.recursive(
+    strategies.sampled_from([None, True, False, *EDGES])
+    | strategies.integers()
+    | strategies.floats()
+    | strategies.text(max_size=9),
+    lambda inner: strategies.lists(inner, max_size=5) | strategies.dictionaries(strategies.text(max_size=3), inner),
+    max_leaves=5,
+)
+KEYS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    "categories": ("id", "name"),
+}
+
+
+def read_spoiled(path: Path, data: strategies.DataObject) -> None:
+    """Reads an annotation file with up to two values replaced by any others, which it may refuse in one line."""
+    document = json.loads((path.parent / "train.json").read_text(encoding="utf-8"))
+    for _ in range(data.draw(strategies.integers(1, 2))):
+        part = data.draw(strategies.sampled_from(sorted(KEYS)))
+        place = data.draw(strategies.integers(-1, len(document[part]) - 1))
+        key, value = data.draw(strategies.sampled_from(KEYS[part])), data.draw(JSON)
+        if place >= 0 and isinstance(document[part][place], dict):
+            document[part][place][key] = value
+        elif isinstance(document[part], list) and document[part]:
+            document[part][place] = value
+    message, read = "", None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read = read_annotations(write(path, document), path.parent)
+    except InputError as error:
+        message = str(error)
+    if read is None:
+        assert len(message.splitlines()) == 1
+        assert path.name in message
+    else:
+        assert read.boxes.isfinite().all()
+        assert (read.areas.isfinite() & (read.areas >= 0)).all()
+        assert len(set(read.names.tolist())) == len(set(read.ids.tolist())) == len(read)
+        assert len(set(read.classes)) == len(read.classes) >= int(read.labels.max())
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    make_coco(folder, images=4)
+    return folder / "spoiled.json"
+
+
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@hypothesis.given(strategies.data())
+def test_any_value_is_read_or_refused_in_one_line(spoiled: Path, data: strategies.DataObject) -> None:
+    read_spoiled(spoiled, data)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=2000, deadline=None, database=None)
+@hypothesis.given(strategies.data())
+def test_any_of_many_values_is_read_or_refused_in_one_line(spoiled: Path, data: strategies.DataObject) -> None:
+    read_spoiled(spoiled, data)
+
+
+def test_annotations_that_are_probably_mistakes_are_named_and_kept(tmp_path: Path) -> None:
+    def spoil(document: Document) -> None:
+        document["annotations"][3].update(bbox=[0.1, 0.2, 0.3, 0.4])
+        document["annotations"].append({**document["annotations"][5], "id": 77})
+
+    path = change(make_coco(tmp_path), spoil)
+    with pytest.warns(UserWarning, match="within one pixel|equal an earlier") as caught:
+        read = read_annotations(path, tmp_path)
+    within, again = (str(warning.message) for warning in caught)
+    assert within.endswith("shares of the image would: annotation 1002 (train/2.png)")
+    assert again.startswith(f"1 annotations of {path} equal an earlier one")
+    assert again.endswith(": annotation 77 (train/4.png)")
+    assert len(read.boxes) == 14
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_other_programs_read_as_the_plain_one(tmp_path: Path, encoding: str) -> None:
+    """With a byte order mark, Windows' separators, true and false for numbers, and annotations without ids."""
+    path = make_coco(tmp_path)
+    plain = read_annotations(path, tmp_path).identity()
+
+    def change_program(document: Document) -> None:
+        for image in document["images"]:
+            image["file_name"] = image["file_name"].replace("/", "\\")
+        for item in document["annotations"]:
+            item["iscrowd"] = bool(item["iscrowd"])
+            del item["id"]
+
+    change(path, change_program)
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    assert read_annotations(path, tmp_path).identity() == plain
 
 
 def test_files_without_annotations_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{'images': []}", encoding="utf-8")
     with pytest.raises(InputError, match=r"a\.json cannot be read as annotations in COCO's layout: it is not JSON"):
         load(settings(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text('{"images": [], "images": []}', encoding="utf-8")
+    with pytest.raises(InputError, match=r'a\.json cannot .*an object has the key "images" twice'):
+        load(settings(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.json cannot .* nested too deeply"):
+        load(settings(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text('{"images": ' + "1" * 5000 + "}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.json cannot .* it is not JSON"):
+        load(settings(tmp_path / "a.json"))
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json is not a regular file"):
+        load(settings(tmp_path / "pipe.json"))
+    with pytest.raises(InputError, match=r"cannot be read \(File name too long"):
+        load(settings(tmp_path / ("n" * 300)))
     with pytest.raises(InputError, match=r"b\.json cannot be read as annotations .* no list 'images'"):
         load(settings(write(tmp_path / "b.json", [1])))
     with pytest.raises(InputError, match=r"c\.json cannot be read \(No such file"):
