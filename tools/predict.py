@@ -1,5 +1,9 @@
 """Draw detections on images: python tools/predict.py runs/x/export/KEY --images street.jpg --out drawn"""
 
+import io
+import itertools
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,10 +12,11 @@ import tyro
 from annotated_types import Ge, Le
 
 from supernet.checked import Checked, FilePath, Name, Natural, Seed, Text
-from supernet.errors import InputError
+from supernet.errors import InputError, RunError
 from supernet_tools.pipeline.command_line import main, parse
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import nn
 
     from detection.config import DetectorPreprocess
@@ -20,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predict(Checked):
-    """Write a PNG per image with boxes, labels and scores; of a run's own test images also the true boxes, white."""
+    """Write a PNG per image with boxes, labels and scores; of a run's own test images also the true boxes, white.
+
+    Nothing is overwritten: where there is a file of the name, the picture gets a number. Files that cannot be read are
+    named at once, the others are drawn, and the exit code is 2."""
 
     model: Annotated[FilePath, tyro.conf.Positional]
     """An exported detector, or the folder of a run, whose retrained network is used."""
@@ -46,27 +54,68 @@ def run() -> None:
     if missing:
         raise InputError(f"there is no image file {missing[0]!r}")
 
+    check_writable(args.out)
+
     from detection.predictions import detect, draw_detections, read_image
 
     exported = (args.model / "preprocess.json").exists()
     if exported and not args.images:
         raise InputError(f"{args.model} is an export and has no images of its own; give --images")
     network, preprocess, opened = from_export(args.model) if exported else from_run(args)
+    pictures: list[tuple[str, Any, Any]] = [(path.stem, path, None) for path in args.images]
     if opened is not None and not args.images:
-        part = opened.data.test
-        positions = range(min(args.test, len(part)))
-        images: list[tuple[str, Any, Any]] = [
-            (f"test{i}", part.image(i), part.annotations.target(i)) for i in positions
-        ]
-    else:
-        images = [(path.stem, read_image(path), None) for path in args.images]
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, pixels, truth in images:
+        pictures = [(f"test{i}", i, opened.data.test) for i in range(min(args.test, len(opened.data.test)))]
+    unreadable = 0
+    for name, source, test in pictures:
+        try:
+            pixels = read_image(source) if test is None else test.image(source)
+        except InputError as error:
+            unreadable += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        truth = None if test is None else test.annotations.target(source)
         boxes = detect(network, pixels, preprocess)
         picture, count = draw_detections(pixels, boxes, preprocess.classes, threshold=args.threshold, truth=truth)
-        file = args.out / f"{name}.png"
-        picture.save(file)
+        file = save_as_new(picture, args.out, name)
         print(f"wrote {file}: {count} of {len(boxes['scores'])} boxes with a score from {args.threshold:g}")
+    if unreadable:
+        raise SystemExit(2)  # each is named above, and the others are drawn
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `InputError` unless files can be written into the folder, or it can be created."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{str(there)!r} is not a folder that may be written to; give another --out")
+
+
+def save_as_new(picture: "Image", folder: Path, name: str) -> Path:
+    """Saves a picture as NAME.png, or as NAME-2.png and so on where there is something of that name; returns the path.
+
+    Nothing is ever overwritten, whether it is a photograph, a link or the picture of an earlier call.
+
+    Raises:
+        RunError: it cannot be written, e.g. because the disk is full; nothing is left behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()
+    picture.save(encoded, format="png")
+    for number in itertools.count(1):
+        file = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
+        try:
+            with file.open("xb") as new:  # fails if there is anything of that name, even a link to nowhere
+                try:
+                    new.write(encoded.getvalue())
+                    new.flush()
+                except BaseException:
+                    file.unlink(missing_ok=True)
+                    raise
+            return file
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{file} cannot be written ({error.strerror}); make room or give another --out") from error
+    raise AssertionError("unreachable")
 
 
 def from_export(folder: Path) -> "tuple[nn.Module, DetectorPreprocess, None]":

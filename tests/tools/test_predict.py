@@ -1,0 +1,70 @@
+"""Pictures of predictions never replace a file, and one unreadable image does not keep the others from being drawn."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detection.config import DetectorPreprocess
+from helpers.scripts import Call, one_line
+from supernet_tools import predict
+
+
+class OneBox(nn.Module):
+    """Detects the same box in every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.box = nn.Parameter(torch.tensor([[2.0, 2.0, 9.0, 9.0]]))
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        found = {"boxes": self.box, "scores": torch.ones(1), "labels": torch.ones(1, dtype=torch.int64)}
+        return [found for _ in images]
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a.png, a.jpg and the torn b.png, and a run whose network detects one box."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (32, 32), "gray").save(folder / name)
+    (folder / "b.png").write_bytes(b"torn")
+    settings = DetectorPreprocess(32, (0.5,) * 3, (0.5,) * 3, ("dog",), "bilinear", 64)
+    monkeypatch.setattr(predict, "from_run", lambda _: (OneBox(), settings, None))
+    return folder
+
+
+def test_originals_and_earlier_pictures_are_never_overwritten(photographs: Path, call: Call, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in photographs.iterdir()}
+    os.symlink(tmp_path / "planted", photographs / "a-2.png")
+    names = [photographs / "a.png", photographs / "a.jpg"]
+    for _ in range(2):
+        code, out, err = call("predict", tmp_path, "--images", *names, "--out", photographs)
+        assert code == 0, err
+        assert out.count("wrote ") == 2
+    assert {name: (photographs / name).read_bytes() for name in before} == before
+    assert {path.name for path in photographs.iterdir()} - before.keys() == {f"a-{i}.png" for i in range(2, 7)}
+    assert not (tmp_path / "planted").exists()
+
+
+def test_an_unreadable_image_is_named_and_the_others_are_drawn(photographs: Path, call: Call, tmp_path: Path) -> None:
+    names = [photographs / "b.png", photographs / "a.png"]
+    code, out, err = call("predict", tmp_path, "--images", *names, "--out", tmp_path / "new")
+    assert code == 2
+    assert err.startswith("error: the image")
+    assert err.count("\n") == 1
+    assert "b.png" in err
+    assert out.count("wrote ") == 1
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+    one_line(call("predict", tmp_path, "--images", names[0], "--out", tmp_path / "none"), "b.png")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_work(photographs: Path, call: Call) -> None:
+    picture = photographs / "a.png"
+    for out in (picture, picture / "below"):
+        one_line(call("predict", photographs, "--images", picture, "--out", out), "a.png", "--out")
