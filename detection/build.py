@@ -1,6 +1,7 @@
 """Creation of detectors by name: searchable ones, and networks of single architectures."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, cast
@@ -147,6 +148,22 @@ def create_detector(
     detector.init(detector, generator)
     if freeze_bn:
         freeze_batch_norm(detector)
+    if isinstance(backbone, str) and not fixed and phase != "standalone":
+        detector.standalone = functools.partial(  # the layers of the networks, whose parameters are counted
+            _build,
+            kind,
+            backbone,
+            neck=neck,
+            phase="standalone",
+            backbone_settings=backbone_settings or {},
+            backbone_arch=None,
+            levels=levels,
+            freeze_bn=False,
+            num_classes=num_classes,
+            image_size=image_size,
+            head_width=head_width,
+            **settings,
+        )
     return detector
 
 

@@ -29,7 +29,7 @@ class DetectorCosts(CostTable):
     ) -> None:
         super().__init__(detector, input_shape)
         self.start.cost["backbone_macs"] = 0
-        backbone = backbone_of(detector)
+        backbone = backbone_of(self._chain)
         self._backbone = CostTable(backbone, (detector.input_shape[0], backbone_size, backbone_size))
         # the entry before every step of the backbone, which is the same for all architectures: `as_backbone` checks it
         self._before = [self._backbone.start]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from supernet.chain import Chain, Hidden, Layout, Layouts, Searchable, step_layout
 from supernet.cost import CostTable, count
+from supernet.cost.table import standalone_chain
 from supernet.errors import InputError
 from supernet.export.expression import expression
 from supernet.space import Arch, SearchSpace
@@ -42,7 +43,7 @@ def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 
     check_values(space, sampled)
     shape = (batch, *supernet.input_shape)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) if inputs is None else inputs
-    table = CostTable(supernet)
+    table, final = CostTable(supernet), supernet if supernet.standalone is None else standalone_chain(supernet)
     for arch in dict.fromkeys(sampled):
         try:
             check_states(supernet, arch, x)
@@ -54,7 +55,8 @@ def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 
             subnet = supernet.subnet(arch)
             check_used(subnet, x)
             check_expressions(subnet)
-            assert table(arch) == count(subnet, supernet.input_shape), "CostTable differs from a trace of the subnet"
+            network = subnet if final is supernet else final.subnet(arch)
+            assert table(arch) == count(network, supernet.input_shape), "CostTable differs from a trace of the network"
         except AssertionError as error:
             raise AssertionError(f"{space.name}: {error} (architecture {arch.to_json()})") from error
     check_memory(supernet, sampled, x)

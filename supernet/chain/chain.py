@@ -1,6 +1,6 @@
 """A supernet: a fold over named steps, each of which receives its sub-architecture."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -27,9 +27,15 @@ class Chain(Searchable):
         normal_form: for identities across several steps.
         init: sets the initial weights of a fresh network; `initialize` by default.
 
+    Attributes:
+        standalone: builds the chain of the same space in the standalone phase, where its networks have other parameters
+            than the subnets of this one; None if they are the same. Costs are those of the standalone phase.
+
     Raises:
         InputError: steps of one name with different spaces, or names that modules cannot have (see `step_paths`).
     """
+
+    standalone: "Callable[[], Chain] | None" = None
 
     def __init__(
         self,

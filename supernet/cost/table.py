@@ -1,7 +1,8 @@
 """The costs of a supernet's architectures, exactly and fast.
 
-The reference is a trace of the standalone network (`count`). `CostTable` gives the same numbers as a sum over the
-chain's steps. Each step is counted once per (step, its decisions, its input), on the meta device.
+The reference is a trace (`count`) of the network with the layers of the standalone phase. `CostTable` gives the same
+numbers as a sum over the chain's steps. Each step is counted once per (step, its decisions, its input), on the meta
+device.
 """
 
 from collections import OrderedDict
@@ -41,7 +42,10 @@ def _state(entry: Entry) -> State:
 
 
 class CostTable:
-    """The costs of a supernet's architectures: `CostTable(supernet)(arch)` equals `count(supernet.subnet(arch))`.
+    """The costs of the networks that a search hands over, by architecture.
+
+    `CostTable(create_supernet(space))(arch)` equals `count(create_network(space, arch=arch))`. A supernet may have
+    fewer parameters than that, such as batch norm without scale and shift (see `Chain.standalone`).
 
     A subclass adds a cost by extending `costs` and overriding `step`.
 
@@ -59,9 +63,9 @@ class CostTable:
     def __init__(self, supernet: Chain, input_shape: Sequence[int] | None = None) -> None:
         self.space = supernet.space
         self.input_shape = tuple(input_shape or supernet.input_shape)
-        self._chain: Chain = meta_copy(supernet).eval()
+        self._chain = standalone_chain(supernet).eval()
         self.start = Entry(
-            dict.fromkeys(self.costs, 0), torch.empty(1, *self.input_shape, device="meta"), supernet.input_layout
+            dict.fromkeys(self.costs, 0), torch.empty(1, *self.input_shape, device="meta"), self._chain.input_layout
         )
         self._entries: OrderedDict[tuple[Any, ...], Entry] = OrderedDict()  # the least recently used first
 
@@ -177,6 +181,15 @@ class CostTable:
                 state: (min(low for low, _ in pairs), max(high for _, high in pairs)) for state, pairs in sums.items()
             }
         return min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
+
+
+def standalone_chain(supernet: Chain) -> Chain:
+    """Returns the chain on the meta device whose subnets are the networks that are trained from scratch."""
+    if supernet.standalone is None:
+        chain: Chain = meta_copy(supernet)
+        return chain
+    with torch.device("meta"):
+        return supernet.standalone()
 
 
 def shapes(state: Any) -> Any:

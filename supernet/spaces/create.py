@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -112,6 +113,8 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
             raise InputError(f"the space {space!r} cannot be built with {shown or 'its defaults'}: {error}") from error
     if not isinstance(chain, Chain):
         raise InputError(f"the builder of the space {space!r} returned {type(chain).__name__}, not a Chain")
+    if phases and phase == "supernet":
+        chain.standalone = functools.partial(build, space, "standalone", arguments)
     return chain
 
 

@@ -13,12 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import shufflenet_v2_x1_0
 
 from helpers.toy_spaces import GROUNDS
-from supernet import Chain, create_supernet
+from supernet import Chain, create_network, create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.chain import Layout
 from supernet.cost import CostTable, Feasible, count
 from supernet.cost.count import COSTS
+from supernet.cost.table import standalone_chain
 from supernet.errors import InputError
+from supernet.spaces import SPACES as PUBLISHED
+from supernet.spaces import build
 from supernet.spaces.nasbench_macro import OPTIONS, arch_of, table
 
 SPACES: dict[str, Callable[..., Chain]] = {
@@ -235,8 +238,30 @@ def test_the_table_equals_a_trace_at_any_size(space: str, size: int) -> None:
     supernet = SPACES[space](input_size=32)
     costs = CostTable(supernet, (3, size, size))
     rng = random.Random(size)
+    final = standalone_chain(supernet)
     for arch in {supernet.space.sample(rng) for _ in range(4)}:
-        assert costs(arch) == count(supernet.subnet(arch), (3, size, size))
+        assert costs(arch) == count(final.subnet(arch), (3, size, size))
+
+
+SMALL = ("shufflenet-small", "nasbench201", "nasnet-small", "plain-small-widths")
+
+
+@pytest.mark.parametrize(
+    "space", [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
+)
+def test_costs_are_those_of_the_network_that_is_trained_from_scratch(space: str) -> None:
+    """The blocks of some supernets have batch norm without scale and shift, which the networks have."""
+    with torch.device("meta"):
+        supernet = build(space, "supernet", {})
+        standalone = build(space, "standalone", {})
+    assert supernet.space.digest() == standalone.space.digest()
+    costs, rng = CostTable(supernet), random.Random(1)
+    for number in range(4):
+        arch = supernet.space.sample(rng)
+        network = standalone.subnet(arch) if number else create_network(space, arch=arch)
+        assert costs(arch) == count(network, supernet.input_shape)
+    if space == "shufflenet-small":
+        assert costs(arch)["params"] > count(supernet.subnet(arch), supernet.input_shape)["params"]
 
 
 def test_options_of_one_layout_may_round_a_stride_differently() -> None:

@@ -272,7 +272,7 @@ def test_costs_equal_those_of_the_network_and_of_its_backbone(kind: str) -> None
     for seed in range(2):
         arch = sampled_arch(detector, seed)
         costs = table(arch)
-        network = detector.subnet(arch)
+        network = tiny_network(kind, arch=arch)
         assert {name: costs[name] for name in plain.costs} == plain(arch) == count(network, (3, 64, 64))
         assert costs["backbone_macs"] == backbone(arch)["macs"]
         assert costs["backbone_macs"] == count(backbone_of(network), (3, 224, 224))["macs"]
