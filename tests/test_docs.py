@@ -146,7 +146,7 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
         return  # what they print is tested with the scripts
     if name == "train_supernet":
         monkeypatch.setattr(sys, "argv", [name, *args])
-        config, out, _ = parse_recipe(module.RECIPES, "")
+        config, out, *_ = parse_recipe(module.RECIPES, "")
         assert out.parts[0] == "runs"
         assert dataclasses.is_dataclass(config)
         return

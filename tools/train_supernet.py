@@ -6,7 +6,7 @@ from supernet_tools.pipeline.tables import print_table
 
 
 def run() -> None:
-    config, out, plan = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
+    config, out, plan, accept = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
 
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.run import WEIGHTS
@@ -18,7 +18,7 @@ def run() -> None:
             if world.main:
                 print_table("plan, from three steps", ("what", "value"), rows)
             return
-        trained = train_stage(config, out)
+        trained = train_stage(config, out, accept_changed_data=accept)
         if not world.main:
             return
         report: list[tuple[str, object]] = [

@@ -6,7 +6,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def train_supernet(
     monitor: Monitor | None = None,
     penalty: Penalty | None = None,
     lead: Lead | None = None,
+    accept: Collection[str] = (),
     verbose: bool = True,
 ) -> list[dict[str, float]]:
     """Trains the shared weights in place.
@@ -71,6 +72,8 @@ def train_supernet(
         monitor: records the health of the shared weights.
         penalty: added to the loss of every architecture; may end the training early.
         lead: an architecture that is trained alone at first; the other options then start from its weights.
+        accept: digests of other versions of the data, such as those before a repair, whose checkpoint is taken over; it
+            goes on at the same place of the same epoch.
         verbose: whether to show progress.
 
     Returns:
@@ -98,6 +101,7 @@ def train_supernet(
             monitor=monitor,
             penalty=penalty,
             lead=lead,
+            accept=accept,
         )
         if lead is not None:
             _check_lead(supernet, lead, training.total)

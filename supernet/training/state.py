@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ class TrainingState:
         data: the splits, on the same device.
         scheduled: the modules whose behaviour follows the progress of the training, such as drop path.
         checkpoint: the file that the training is saved to and resumed from; None to keep nothing.
+        accept: digests of other data whose checkpoints may be taken over.
         step: the number of steps done.
         history: one row per finished epoch.
         sums: totals over the images of this epoch, by metric; `images` counts them.
@@ -70,6 +71,7 @@ class TrainingState:
     penalty: Penalty | None
     lead: Lead | None
     checkpoint: Path | None
+    accept: Collection[str] = ()
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: {"images": 0.0})
@@ -120,7 +122,7 @@ class TrainingState:
             return
         state = load_state(path, content)
         _check_content(path, state)
-        if state.get("data") != self.data.digest:
+        if state.get("data") not in (self.data.digest, *self.accept):
             raise InputError(f"{path} was trained on other images; restore the data or give another folder")
         self._warn_of_changes(path, state["environment"])
         try:
@@ -134,12 +136,17 @@ class TrainingState:
             ) from error
         self.step, self.history, self.sums = state["step"], list(state["history"]), dict(state["sums"])
         self.mean_loss, self.saved = state.get("recent"), state["step"]
+        before = state.get("per_epoch")
+        if state["data"] != self.data.digest and isinstance(before, int) and before > 0:
+            epoch, place = divmod(self.step, before)  # with more or fewer images than before an epoch has other steps
+            self.step = epoch * self.per_epoch + min(place, self.per_epoch - 1)
         if self.monitor is not None:
             self.monitor.load_state_dict(state.get("monitor"))
 
     def _content(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "per_epoch": self.per_epoch,
             "model": self.chain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
@@ -192,6 +199,7 @@ def prepare(
     monitor: Monitor | None = None,
     penalty: Penalty | None = None,
     lead: Lead | None = None,
+    accept: Collection[str] = (),
 ) -> TrainingState:
     """Moves the chain and the data to the device and creates what trains them: optimizer, schedule, average."""
     device = world.device(config.device)
@@ -216,4 +224,5 @@ def prepare(
         penalty=penalty,
         lead=lead,
         checkpoint=checkpoint,
+        accept=accept,
     )

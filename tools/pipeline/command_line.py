@@ -136,11 +136,11 @@ def _positional(settings: Any, name: str) -> bool:
     return tyro.conf.Positional in getattr(fields_of(settings)[name], "__metadata__", ())
 
 
-def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path, bool]:
+def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path, bool, bool]:
     """Reads `RECIPE [--field value …] --out FOLDER [--plan]`, where every field of the recipe is a flag.
 
     Returns:
-        the recipe with the given fields, the folder, and whether only a plan is wanted.
+        the recipe with the given fields, the folder, whether only a plan is wanted, whether changed data are accepted.
     """
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
@@ -154,16 +154,21 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
     kind: Any = type(recipe)
 
     def configure(
-        *, out: Path, plan: bool = False, config: Annotated[kind, tyro.conf.arg(name="")] = recipe
-    ) -> tuple[Any, Path, bool]:
+        *,
+        out: Path,
+        plan: bool = False,
+        accept_changed_data: bool = False,
+        config: Annotated[kind, tyro.conf.arg(name="")] = recipe,
+    ) -> tuple[Any, Path, bool, bool]:
         """Train by this recipe.
 
         Args:
             out: Folder of the run. An interrupted run goes on.
             plan: Only print parameters, memory, time and disk that the training would take.
+            accept_changed_data: Go on although images were repaired, removed or added, or data.skip-unreadable set.
             config: Every field of the recipe.
         """
-        return config, out, plan
+        return config, out, plan, accept_changed_data
 
     with unchecked():
         config, out, plan = _cli(configure, args=args[1:], prog=f"{_program()} {args[0]}", description=description)

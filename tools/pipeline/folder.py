@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ LOCK, RUN, IMAGES = ".lock", "run.json", "images"
 
 
 @contextlib.contextmanager
-def claim_run(folder: Path, kind: str, config: Any, **facts: Any) -> Iterator[Path]:
+def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (), **facts: Any) -> Iterator[Path]:
     """Claims a run folder for writing: creates it with its `run.json`, or goes on with the same run.
 
     Args:
@@ -29,13 +29,14 @@ def claim_run(folder: Path, kind: str, config: Any, **facts: Any) -> Iterator[Pa
         kind: of what the folder holds, e.g. "supernet".
         config: a dataclass with every setting. It is the run's identity, except for
             `save_seconds` and `data.cache`.
+        free: further settings that may differ from those of the run, such as "data.skip_unreadable".
         facts: what else `run.json` keeps, such as class names, so that later commands need not read images for it.
 
     Raises:
         InputError: the folder holds something else or another run (the first setting that differs is named), or another
             process is writing to it.
     """
-    check_run(folder, kind, config)
+    check_run(folder, kind, config, free=free)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,7 +47,7 @@ def claim_run(folder: Path, kind: str, config: Any, **facts: Any) -> Iterator[Pa
     except filelock.Timeout:
         raise InputError(f"another process is writing to {folder}; wait for it or give another folder") from None
     try:
-        check_run(folder, kind, config)  # again: another process may have claimed it since
+        check_run(folder, kind, config, free=free)  # again: another process may have claimed it since
         if not (folder / RUN).exists():
             settings = dataclasses.asdict(config)
             document = {"format": RUN_FORMAT, "kind": kind, "config": settings, "commit": commit(), **facts}
@@ -56,7 +57,7 @@ def claim_run(folder: Path, kind: str, config: Any, **facts: Any) -> Iterator[Pa
         lock.release()
 
 
-def check_run(folder: Path, kind: str, config: Any) -> None:
+def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = ()) -> None:
     """Checks before any work that a folder is free for a run or holds this one.
 
     Raises:
@@ -76,10 +77,13 @@ def check_run(folder: Path, kind: str, config: Any) -> None:
     written = from_dict(type(config), document["config"], owner=str(folder / RUN))
     before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
     for name in sorted(before.keys() | now.keys()):
-        if not name.endswith(("save_seconds", "data.cache")) and before.get(name) != now.get(name):
+        if name.endswith(("save_seconds", "data.cache")) or name in free:
+            continue
+        if before.get(name) != now.get(name):
+            more = " (--accept-changed-data takes this one)" if name == "data.skip_unreadable" else ""
             raise InputError(
                 f"{folder} holds another run: {name} is {before.get(name)!r} there and {now.get(name)!r} here; "
-                "give another folder, or the same settings to go on with it"
+                f"give another folder, or the same settings to go on with it{more}"
             )
 
 

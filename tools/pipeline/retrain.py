@@ -59,6 +59,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             task=kind.task,
             state=folder / "state.pt",
             log=folder / "events",
+            accept=run.earlier_digests,
             verbose=verbose,
         )
         if not world.main:

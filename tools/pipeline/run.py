@@ -17,6 +17,7 @@ from supernet.seeding import derive_seed
 from supernet.space import SearchSpace
 from supernet.training.checkpoint import load_weights
 from supernet.training.distributed import check_device, current
+from supernet_tools.pipeline.changed_data import FLAG, earlier_digests
 from supernet_tools.pipeline.folder import IMAGES, RUN, read_run
 
 if TYPE_CHECKING:
@@ -81,9 +82,14 @@ class Run:
         if data.digest != self.summary.digest:
             raise InputError(
                 f"{self.folder} was made with another set of images (digest {self.summary.digest}, now {data.digest}); "
-                "restore it or train again"
+                f"restore it, repeat the training command with {FLAG}, or train again"
             )
         return data
+
+    @cached_property
+    def earlier_digests(self) -> tuple[str, ...]:
+        """The digests of the images that the run was made with before accepted changes."""
+        return earlier_digests(read_run(self.folder))
 
     @cached_property
     def supernet(self) -> Chain:
@@ -96,11 +102,11 @@ class Run:
             raise InputError(f"the supernet of {self.folder} has train.epochs=0 and so no weights to share; train it")
         supernet = self.kind.supernet(self.summary)
         metadata = load_weights(self.folder / WEIGHTS, supernet)
-        for name, what, expected in (
-            ("space_digest", "space", supernet.space.digest()),
-            ("data_digest", "set of images", self.summary.digest),
+        for name, what, expected, others in (
+            ("space_digest", "space", supernet.space.digest(), ()),
+            ("data_digest", "set of images", self.summary.digest, self.earlier_digests),
         ):
-            if metadata.get(name) != expected:
+            if metadata.get(name) not in (expected, *others):
                 raise InputError(
                     f"{self.folder / WEIGHTS} was made with another {what} (digest {metadata.get(name)}, now "
                     f"{expected}); restore it or train again"

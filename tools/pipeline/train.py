@@ -2,7 +2,9 @@
 
 import dataclasses
 import datetime
+import json
 import statistics
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from supernet.training.checkpoint import save_weights
 from supernet.training.distributed import check_device, current
 from supernet.training.monitor import Monitor
 from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
-from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, removed_on_failure
+from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
+from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, read_run, removed_on_failure
 from supernet_tools.pipeline.run import WEIGHTS, Run, read_summary, torch_generator
 from supernet_tools.pipeline.runs import kind_of
 
@@ -39,10 +42,17 @@ class Prepared:
     lead: Lead | None
 
 
-def train_stage(config: "Recipe", out: Path, *, verbose: bool = True) -> Run:
+def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = False, verbose: bool = True) -> Run:
     """Trains the supernet of a recipe into `out`; a finished run is only opened, an interrupted one goes on.
 
     With `train.epochs` of 0 nothing is trained: the run serves to retrain architectures that are given.
+
+    Args:
+        config: the recipe.
+        out: folder of the run.
+        accept_changed_data: go on, or open a finished run, although the images have changed since it began, or
+            `data.skip_unreadable` was switched; a warning and `run.json` say what has changed.
+        verbose: show progress.
 
     Raises:
         InputError: the recipe cannot be trained, or the folder holds something else. A run that cannot start leaves no
@@ -54,27 +64,31 @@ def train_stage(config: "Recipe", out: Path, *, verbose: bool = True) -> Run:
         check_device(world.device(training.device))
     config = kind_of(config).resolved()
     kind = kind_of(config)
+    free = (f"data.{SETTING}",) if accept_changed_data else ()
     if world.main:
-        check_run(out, kind.name, config)
-    if world.from_main(b"done" if (out / WEIGHTS).exists() else b""):
+        check_run(out, kind.name, config, free=free)
+    done = bool(world.from_main(b"done" if (out / WEIGHTS).exists() else b""))
+    if done and not accept_changed_data:
         return Run(out, kind, read_summary(out))
     with removed_on_failure(out):
         parts = prepare(kind, out / IMAGES)
         summary = parts.data.summary()
         facts = {"data": dataclasses.asdict(summary), "space_digest": parts.supernet.space.digest()}
-        with claim_run(out, kind.name, config, **facts) if world.main else nullcontext():
-            if world.main and read_summary(out).digest != summary.digest:
-                raise InputError(
-                    f"{out} was made with another set of images (digest {read_summary(out).digest}, now "
-                    f"{summary.digest}); restore it or train again"
-                )
-            if config.train.epochs:
-                _train(parts, out, verbose=verbose)
+        with claim_run(out, kind.name, config, free=free, **facts) if world.main else nullcontext():
+            if world.main:
+                accept_data(out, config, summary, accept=accept_changed_data)
+            earlier = json.loads(world.from_main(json.dumps(_earlier(out)).encode() if world.main else b""))
+            if config.train.epochs and not done:
+                _train(parts, out, accept=earlier, verbose=verbose)
             world.barrier()
     return Run(out, kind, summary, data=parts.data)
 
 
-def _train(parts: Prepared, out: Path, *, verbose: bool) -> None:
+def _earlier(out: Path) -> tuple[str, ...]:
+    return earlier_digests(read_run(out))
+
+
+def _train(parts: Prepared, out: Path, *, accept: Sequence[str], verbose: bool) -> None:
     kind, supernet = parts.kind, parts.supernet
     kind.begin(supernet)
     monitor = Monitor(supernet)
@@ -84,14 +98,16 @@ def _train(parts: Prepared, out: Path, *, verbose: bool) -> None:
         kind.config.train,
         sampler=parts.sampler,
         task=kind.task,
-        state=out / "state.pt",
+        state=out / STATE,
         log=out / "events",
         monitor=monitor,
         lead=parts.lead,
+        accept=accept,
         verbose=verbose,
     )
     if current().main:
-        write_json(out / "history.json", {"format": 1, "epochs": history, "health": monitor.report()})
+        document = {"format": 1, "epochs": history, "health": monitor.report()}
+        write_json(out / "history.json", document | ({"data_changed_from": list(accept)} if accept else {}))
         metadata = {
             "space": kind.space,
             "space_digest": supernet.space.digest(),
