@@ -171,10 +171,11 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         return config, out, plan, accept_changed_data
 
     with unchecked():
-        config, out, plan = _cli(configure, args=args[1:], prog=f"{_program()} {args[0]}", description=description)
+        parsed = _cli(configure, args=args[1:], prog=f"{_program()} {args[0]}", description=description)
+    config, out, plan, accept = parsed
     check(Output(out))
     check(config, remedy=_remedy)
-    return config, out, plan
+    return config, out, plan, accept
 
 
 @dataclasses.dataclass(frozen=True)
