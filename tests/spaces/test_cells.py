@@ -277,7 +277,7 @@ GOOD = "sep3(0)+sep5(1); identity(2)+max3(0)"
             GOOD,
             "2 3",
             {"chosen": False},
-            "cell 'normal': outputs is 'chosen', which space 'nasnet-small' has no choice",
+            "cell 'normal': outputs is 'chosen', for which space 'nasnet-small' has no choice",
         ),
     ],
 )
