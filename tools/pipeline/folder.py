@@ -11,6 +11,7 @@ from typing import Any
 
 import filelock
 
+from supernet.checked import shown
 from supernet.config import from_dict
 from supernet.errors import InputError
 from supernet.files import commit, flatten, lock_file, read_json, write_json
@@ -96,12 +97,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     document = read_json(folder / RUN)
     if document.get("format") != RUN_FORMAT:
         raise InputError(
-            f"{folder} was written by another release (format {document.get('format')}, this one reads {RUN_FORMAT}); "
+            f"{folder} was written by another release (format {shown(document.get('format'))}, this one reads {RUN_FORMAT}); "
             "train again in a new folder"
         )
     missing = {"kind", "config"} - document.keys()
     if missing or not isinstance(document["config"], Mapping):
         raise InputError(f"{folder / RUN} is damaged: it lacks {min(missing, default='its settings')!r}; restore it")
+    if not isinstance(document["kind"], str):
+        raise InputError(f"{folder / RUN} is damaged: kind={shown(document['kind'])} should be a text; restore it")
     return document
 
 

@@ -31,7 +31,7 @@ def kind_of(config: "Recipe") -> "Kind[Any]":
 def config_of(folder: Path) -> "Recipe":
     """The recipe of a run. Raises `InputError` for a folder that does not hold a supernet's run."""
     document = read_run(folder)
-    if not isinstance(document["kind"], str) or document["kind"] not in CONFIGS:
+    if document["kind"] not in CONFIGS:
         raise InputError(f"{folder} holds a {document['kind']} run; give the folder of a trained supernet")
     return from_dict(CONFIGS[document["kind"]], document["config"], owner=str(folder / RUN))
 
