@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from helpers.scripts import Call, one_line
 from supernet.errors import InputError
-from supernet.files import read_json
+from supernet.files import read_json, write_json
 from supernet_tools import draw, evaluate, export, fidelity, morphnet, predict, quickstart, retrain, search
 from supernet_tools.pipeline.command_line import console, parse, parse_recipe
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.folder import RUN_FORMAT
 from supernet_tools.pipeline.recipes import RECIPES
+from supernet_tools.pipeline.retrain import read_result
 
 LONG = "n" * 300
 NOT_FINITE = "should be a finite number"
@@ -218,6 +219,24 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     (tmp_path / "bom.json").write_text("\ufeff{}", encoding="utf-8")
     assert read_json(tmp_path / "bom.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "it lacks 'arch'"),
+        ({"test_accuracy": "x"}, "test_accuracy='x' should be a valid number"),
+        ([], "JSON object"),
+    ],
+)
+def test_a_result_that_says_nothing_is_no_result(document: Any, message: str, tmp_path: Path) -> None:
+    complete = {"arch": {}, "key": "0", "seed": 0, "test_accuracy": 0.5}
+    file = tmp_path / "result.json"
+    write_json(file, complete)
+    assert read_result(file, "test_accuracy") == complete
+    file.write_text(json.dumps({**complete, **document} if document else document))
+    with pytest.raises(InputError, match=f"result.json is damaged: .*{message}"):
+        read_result(file, "test_accuracy")
 
 
 # -- anything at all --------------------------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     document = read_json(folder / RUN)
     if document.get("format") != RUN_FORMAT:
         raise InputError(
-            f"{folder} was written by another release (format {shown(document.get('format'))}, this one reads {RUN_FORMAT}); "
-            "train again in a new folder"
+            f"{folder} was written by another release (format {shown(document.get('format'))}, this one reads "
+            f"{RUN_FORMAT}); train again in a new folder"
         )
     missing = {"kind", "config"} - document.keys()
     if missing or not isinstance(document["config"], Mapping):

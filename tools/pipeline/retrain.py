@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from supernet.checked import problem_of, shown
 from supernet.config import Train
-from supernet.errors import RunError
+from supernet.errors import InputError, RunError
 from supernet.files import read_json, write_json
 from supernet.progress import progress
 from supernet.scoring.metrics import check_finite
@@ -43,7 +44,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
         check_training(train, run.data, task=kind.task)  # a training that cannot start leaves no folder behind
     with claim_run(folder, "retrain", train) if world.main else nullcontext():
         if done:
-            return read_json(result)
+            return read_result(result, kind.truth)
         network = fresh_network(run, arch, train.seed)
         if shared:
             inherited = run.shared_weights().subnet(arch).state_dict()
@@ -64,7 +65,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
         )
         if not world.main:
             world.barrier()  # until rank 0 has written the result
-            return read_json(result)
+            return read_result(result, kind.truth)
         figures = kind.figures(network, run.data, train.device)
         check_finite(figures, f"the retrained network {arch.key}")
         save_weights(folder / NETWORK, network, {"space": kind.space, "arch": arch.to_json()})
@@ -81,6 +82,21 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
         write_json(result, document)
         world.barrier()
         return document
+
+
+def read_result(file: Path, truth: str) -> dict[str, Any]:
+    """The document of a finished retraining.
+
+    Raises:
+        InputError: it lacks what a result says, or its metric is no finite number.
+    """
+    document = read_json(file)
+    missing = [name for name in ("arch", "key", "seed", truth) if name not in document]
+    problem = f"it lacks {missing[0]!r}" if missing else problem_of(float, document[truth])
+    if problem is not None:
+        what = problem if missing else f"{truth}={shown(document[truth])} {problem}"
+        raise InputError(f"{file} is damaged: {what}; restore it, or remove its folder and train again")
+    return document
 
 
 def retrain_folder(run: Run, arch: Arch, seed: int, shared: bool = False) -> Path:
