@@ -57,8 +57,8 @@ class Data(Checked):
 
     source: str = "digits"
     """"digits" (embedded: scikit-learn's 1,797 scans); a folder with one folder of images per class, or with train/ and
-    test/ (or val/) that hold the class folders; "cifar10" or "cifar100" from torchvision; "timm:NAME" for a reader of
-    timm, read while training; or "package.module:function", which takes this config and returns the splits."""
+    test/ or val/ (or both) that hold them; "cifar10" or "cifar100" from torchvision; "timm:NAME" for a reader of timm,
+    read while training; or "package.module:function", which takes this config and returns the splits."""
     root: str = "data"
     """Folder of the files of "cifar10", "cifar100" and "timm:…"."""
     download: bool = False

@@ -307,7 +307,11 @@ def load_folder(config: Data, cache: Path | None = None) -> Splits:
         return split_streamed(config, train, validation, test)
     held_out = {"validation": validation, "test": test}
     parts = {"train": train} | {name: part for name, part in held_out.items() if part is not None}
-    check_memory(sum(map(len, parts.values())), config.size, remedy="set data.stream=True to read them while training")
+    check_memory(
+        sum(map(len, parts.values())),
+        config.size,
+        remedy="lower data.size, or set data.stream=True to read them while training",
+    )
     decoded = dict(zip(parts, _decoded(list(parts.values()), config, cache), strict=True))
     pixels, labels = decoded["train"]
     lost = sorted(set(train.labels.tolist()) - set(labels.tolist()))

@@ -155,8 +155,13 @@ def test_an_error_about_too_many_images_names_the_remedy(tmp_path: Path, monkeyp
     folder = make_folder(tmp_path)
     monkeypatch.setattr(memory, "free_memory", lambda: 20 * 3 * 6 * 6 * 6)  # to the byte
     load(Data(str(folder), size=6))
-    with pytest.raises(InputError, match=r"20 images of 7×7 need .* data\.stream=True"):
+    with pytest.raises(InputError, match=r"20 images of 7×7 need .* lower data\.size, or set data\.stream=True"):
         load(Data(str(folder), size=7))
+
+
+def test_a_size_that_memory_cannot_hold_is_refused_before_work() -> None:
+    with pytest.raises(InputError, match=r"1797 images of 16384×16384 need .* lower data\.size"):
+        load(Data("digits", size=16384))
 
 
 def test_a_class_missing_from_training_is_named() -> None:
