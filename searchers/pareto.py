@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from searchers.study import Trial, score
 from supernet.errors import InputError
 
-MINIMISED = ("macs", "params", "activations", "matmul_macs", "latency", "loss")
+MINIMISED = ("macs", "params", "activations", "matmul_macs", "latency_ms", "loss")
 """Metrics that are minimised; naming one as an objective without a minus is an error."""
 
 Point = Sequence[float]

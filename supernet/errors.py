@@ -12,6 +12,10 @@ class RunError(RuntimeError):
     """Raised when a run cannot continue, e.g. because it diverged or the disk is full; its files are intact."""
 
 
+class UnwritableError(RunError):
+    """Raised when a file cannot be written, e.g. because the disk is full: no network and no settings are at fault."""
+
+
 def nearest(name: object, valid: Iterable[object]) -> str:
     """Returns "did you mean X?" for a near miss, and the list of valid names otherwise."""
     names = [str(item) for item in valid]

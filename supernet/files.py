@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from supernet.errors import InputError, RunError
+from supernet.errors import InputError, UnwritableError
 from supernet.paths import check_inside as check_inside
 from supernet.paths import inside as inside
 from supernet.paths import lock_file as lock_file
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
     is replaced, and what it leads to stays as it is. The mode is that of any new file, whatever the writer chooses.
 
     Raises:
-        RunError: it cannot be written, e.g. because the disk is full; the previous file at `path` is intact.
+        UnwritableError: it cannot be written, e.g. because the disk is full; the previous file at `path` is intact.
     """
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
     try:
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors raise their own
         before = "what was saved there before is intact" if path.exists() else "nothing was there before"
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunError(
+        raise UnwritableError(
             f"{path} cannot be written ({reason}); {before}. Make room or give another folder; "
             "the same command then goes on"
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from supernet.errors import InputError, RunError
+from supernet.errors import InputError, RunError, UnwritableError
 from supernet.paths import lock_file
 
 PAGE = 4096  # bytes; SQLite reads a truncated last page as if zeros followed, so the length is checked here
@@ -154,7 +154,7 @@ def reported(path: Path | None, kind: FileKind, *, malformed: tuple[type[Excepti
         if code in _IN_USE:
             raise _in_use(path, kind) from error
         if code in _UNWRITABLE or isinstance(error, OSError):
-            raise RunError(
+            raise UnwritableError(
                 f"{kind.noun} {path} cannot be written ({reason}); what was recorded before is intact. Make room or "
                 "check the permissions; the same command then goes on"
             ) from error

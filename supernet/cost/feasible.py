@@ -5,7 +5,7 @@ from decimal import Decimal
 from functools import cached_property
 from random import Random
 
-from supernet.cost.table import CostTable
+from supernet.cost.table import CostTable, amount
 from supernet.cost.window import CostWindow
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
@@ -33,8 +33,8 @@ class Feasible:
             extremes = cost.extremes(name)
             if extremes is not None and limit < extremes[0]:
                 raise InputError(
-                    f"no architecture of {cost.space.name!r} has {name} <= {limit:,.0f}; "
-                    f"the cheapest has {extremes[0]:,} and the dearest {extremes[1]:,}"
+                    f"no architecture of {cost.space.name!r} has {name} <= {amount(name, limit)}; "
+                    f"the cheapest has {amount(name, extremes[0])} and the dearest {amount(name, extremes[1])}"
                 )
 
     def __call__(self, arch: Arch) -> bool:
@@ -56,7 +56,7 @@ class Feasible:
             arch = self.cost.space.sample(rng) if tightest is None else tightest.sample(rng)
             if self(arch):
                 return arch
-        condition = "" if tightest is None else f" with {tightest.cost} <= {tightest.high:,.0f}"
+        condition = "" if tightest is None else f" with {tightest.cost} <= {amount(tightest.cost, tightest.high)}"
         raise InputError(f"none of {TRIES:,} architectures{condition} is within all limits; {self.explain()}")
 
     def count(self) -> int | None:
@@ -77,8 +77,12 @@ class Feasible:
         parts = []
         for name, limit in self.limits.items():
             extremes = self.cost.extremes(name)
-            span = "" if extremes is None else f" (the space spans {extremes[0]:,} to {extremes[1]:,})"
-            parts.append(f"{name} <= {limit:,.0f}{span}")
+            span = (
+                ""
+                if extremes is None
+                else f" (the space spans {amount(name, extremes[0])} to {amount(name, extremes[1])})"
+            )
+            parts.append(f"{name} <= {amount(name, limit)}{span}")
         count = self.count() if len(self.limits) == 1 else None
         fit = f"; {_short(count)} of {_short(self.cost.space.size())} architectures fit" if count else ""
         return "the limits are " + ", ".join(parts) + fit

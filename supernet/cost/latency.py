@@ -1,6 +1,7 @@
 """Measured latency as a cost: a table of timed steps, and its error against the timing of whole networks."""
 
 import json
+import math
 import platform
 import statistics
 from collections.abc import Sequence
@@ -15,13 +16,18 @@ from torch.utils._pytree import tree_map
 from supernet.chain import Chain, materialize
 from supernet.cost.count import COSTS
 from supernet.cost.table import CostTable, Entry, shapes
-from supernet.errors import InputError
+from supernet.errors import InputError, UnwritableError
 from supernet.files import environment
 from supernet.space import Arch
 
+FORMAT = 2
+"""Of files of measurements. 2 has milliseconds where earlier releases had microseconds."""
+TICK = 2.0**-10
+"""Milliseconds of which all latencies are multiples, so that sums of them are exact."""
+
 
 class LatencyTable(CostTable):
-    """A `CostTable` with one more cost, `latency`: microseconds of a forward pass in eval mode on this machine.
+    """A `CostTable` with one more cost, `latency_ms`: milliseconds of a forward pass in eval mode on this machine.
 
     Each combination of a step, its decisions and its input is timed once, when it is first needed, and an
     architecture's latency is the sum over its steps. Where steps do not share decisions the table is finite, and
@@ -41,7 +47,7 @@ class LatencyTable(CostTable):
         InputError: `file` was measured under other settings or on another machine.
     """
 
-    costs = (*COSTS, "latency")
+    costs = (*COSTS, "latency_ms")
 
     def __init__(
         self,
@@ -57,25 +63,27 @@ class LatencyTable(CostTable):
         super().__init__(supernet, input_shape)
         self.batch, self.device, self.seconds, self.file = batch, device, seconds, file
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.start.cost["latency"] = 0
-        self._timed: dict[str, int] = {}
+        self.start.cost["latency_ms"] = 0
+        self._timed: dict[str, float] = {}
         if file is not None:
             self._read(file)
 
     def step(self, index: int, arch: Arch, before: Entry) -> Entry:
         """Returns the entry of one step, timing it if it is new to the table."""
         entry = super().step(index, arch, before)
-        if "latency" not in entry.cost:
+        if "latency_ms" not in entry.cost:
             name = f"{index} {arch.to_json()} {shapes(before.state)} {before.layout}"
             if name not in self._timed:
                 module = materialize(self._chain.step_module(index), arch, before.layout).eval()
                 self._timed[name] = self._time(module, before.state)
-                self._append({"step": name, "microseconds": self._timed[name]})
-            entry.cost["latency"] = self._timed[name]
+                self._append({"step": name, "milliseconds": self._timed[name]})
+            entry.cost["latency_ms"] = self._timed[name]
         return entry
 
     def _read(self, file: Path) -> None:
         settings = {
+            "format": FORMAT,
+            "unit": "ms",
             **environment(self.device),
             "batch": self.batch,
             "shape": list(self.input_shape),
@@ -86,16 +94,30 @@ class LatencyTable(CostTable):
         if not file.exists():
             self._append({"settings": settings})
             return
-        text = file.read_text(encoding="utf-8")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read as a file of latencies; delete it to measure again") from error
+        if not text.startswith("{") and not text.strip():  # a killed process created it and wrote nothing
+            self._append({"settings": settings})
+            return
         if not text.endswith("\n"):
-            with file.open("a", encoding="utf-8") as open_file:
-                open_file.write("\n")  # ends the line that a killed process left unfinished
+            self._write("\n")  # ends the line that a killed process left unfinished
         lines = text.splitlines()
         try:
             first, *entries = (json.loads(line) for line in lines if line.endswith("}"))  # skips unfinished lines
-            known = first["settings"]
-            self._timed = {entry["step"]: int(entry["microseconds"]) for entry in entries}
-        except (ValueError, KeyError, TypeError) as error:
+            known = dict(first["settings"])
+            if known.get("format") != FORMAT:
+                raise InputError(
+                    f"{file} was written by another release, with latencies in another unit (format "
+                    f"{known.get('format', 1)}, this one reads {FORMAT}); delete it to measure again in milliseconds"
+                )
+            self._timed = {str(entry["step"]): float(entry["milliseconds"]) for entry in entries}
+            if not all(math.isfinite(value) and value > 0 and value % TICK == 0 for value in self._timed.values()):
+                raise ValueError("a latency is not a positive multiple of 1/1024 ms")
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{file} cannot be read as a file of latencies; delete it to measure again") from error
         for name, value in settings.items():
             if known.get(name) != value:
@@ -105,12 +127,26 @@ class LatencyTable(CostTable):
                 )
 
     def _append(self, line: dict[str, Any]) -> None:
-        if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        self._write(json.dumps(line) + "\n")
 
-    def end_to_end(self, arch: Arch) -> int:
-        """Times the whole network and returns microseconds."""
+    def _write(self, text: str) -> None:
+        if self.file is None:
+            return
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UnwritableError(
+                f"{self.file} cannot be written ({error.strerror}); the measurements before are intact. Make room; the "
+                "same command then goes on"
+            ) from error
+
+    def resolution(self, cost: str) -> float:
+        """Returns the number of which all values of a cost are multiples."""
+        return TICK if cost == "latency_ms" else super().resolution(cost)
+
+    def end_to_end(self, arch: Arch) -> float:
+        """Times the whole network and returns milliseconds."""
         return self._time(self._chain.subnet(arch).eval(), self.start.state)
 
     def error(self, archs: int = 20, *, seed: int = 0) -> dict[str, float]:
@@ -124,7 +160,7 @@ class LatencyTable(CostTable):
 
         rng = Random(seed)
         sampled = [self.space.sample(rng) for _ in range(archs)]
-        pairs = [(self(arch)["latency"], self.end_to_end(arch)) for arch in sampled]
+        pairs = [(self(arch)["latency_ms"], self.end_to_end(arch)) for arch in sampled]
         errors = [abs(table - timed) / timed for table, timed in pairs]
         return {
             "mean": statistics.mean(errors),
@@ -134,8 +170,8 @@ class LatencyTable(CostTable):
             "n": archs,
         }
 
-    def _time(self, module: nn.Module, state: Any) -> int:
-        """Returns the median microseconds of a module from the meta device, filled with ones."""
+    def _time(self, module: nn.Module, state: Any) -> float:
+        """Returns the median milliseconds of a module from the meta device, filled with ones."""
         from torch.utils.benchmark import Timer  # its import warns where there is no CUDA
 
         real = module.to_empty(device=self.device).to(memory_format=self.memory_format)
@@ -148,7 +184,7 @@ class LatencyTable(CostTable):
                 "module(state)", globals={"module": real, "state": inputs}, num_threads=torch.get_num_threads()
             )
             measured = timer.blocked_autorange(min_run_time=self.seconds)
-        return max(round(measured.median * 1e6), 1)
+        return max(round(measured.median * 1e3 / TICK), 1) * TICK
 
     def _filled(self, leaf: Any) -> Any:
         """Returns a real tensor for one of a state's meta tensors, for the whole batch."""

@@ -26,14 +26,14 @@ MOST_ENTRIES = 20_000  # of about 5 KB, so 100 MB; a new architecture of NASNet 
 class Entry(NamedTuple):
     """A step's costs, and the state and layout that it passes on."""
 
-    cost: dict[str, int]
+    cost: dict[str, Any]
     state: Any  # meta tensors
     layout: Layouts
 
 
 State = tuple[Layouts, Any]
 """What the costs of later steps depend on: the layout that a step passes on and the shapes of its tensors."""
-Edge = tuple[Arch, int, State]
+Edge = tuple[Arch, float, State]
 """One option of a step: its decisions, its cost, and the state it leads to."""
 
 
@@ -69,7 +69,7 @@ class CostTable:
         )
         self._entries: OrderedDict[tuple[Any, ...], Entry] = OrderedDict()  # the least recently used first
 
-    def __call__(self, arch: Arch) -> dict[str, int]:
+    def __call__(self, arch: Arch) -> dict[str, Any]:
         """Returns every cost of one architecture by name, for one input."""
         entry = self.start
         total = dict(entry.cost)
@@ -100,6 +100,10 @@ class CostTable:
         else:
             self._entries.move_to_end(key)
         return entry
+
+    def resolution(self, cost: str) -> float:
+        """Returns the number of which all values of a cost are multiples."""
+        return 1
 
     @cached_property
     def _graph(self) -> list[dict[State, list[tuple[Arch, Entry]]]] | None:
@@ -133,11 +137,11 @@ class CostTable:
         ]
 
     @cached_property
-    def listing(self) -> list[tuple[Arch, dict[str, int]]] | None:
+    def listing(self) -> list[tuple[Arch, dict[str, Any]]] | None:
         """Every architecture with its costs; None for a space of more than `MOST_LISTED`."""
         return [(arch, self(arch)) for arch in self.space.enumerate()] if self.space.size() <= MOST_LISTED else None
 
-    def by_indices(self, cost: str) -> Callable[[Sequence[int]], int]:
+    def by_indices(self, cost: str) -> Callable[[Sequence[int]], float]:
         """Returns a function from an architecture's indices to its cost.
 
         The function takes a lookup per step (microseconds) where no step's cost depends on earlier decisions and no
@@ -148,9 +152,9 @@ class CostTable:
         if steps is None or nested or any(len(states) > 1 for states in steps):
             return lambda indices: self(space.from_indices(indices))[cost]
         place = {choice.name: i for i, choice in enumerate(space.choices)}
-        parts: list[tuple[tuple[int, ...], dict[tuple[int, ...], int]]] = []
+        parts: list[tuple[tuple[int, ...], dict[tuple[int, ...], float]]] = []
         for number, states in enumerate(steps):
-            known: dict[tuple[int, ...], int] = {}
+            known: dict[tuple[int, ...], float] = {}
             at: tuple[int, ...] = ()
             for options in states.values():
                 for arch, spent, _ in options:
@@ -165,14 +169,14 @@ class CostTable:
         prefix = self._chain.step_names[step]
         return {f"{prefix}.{name}": value for name, value in arch.items()}
 
-    def extremes(self, cost: str) -> tuple[int, int] | None:
+    def extremes(self, cost: str) -> tuple[float, float] | None:
         """Returns the exact smallest and largest `cost` of any architecture, or None where `edges` returns None."""
         steps = self.edges(cost)
         if steps is None:
             return None
-        bounds: dict[State, tuple[int, int]] = {_state(self.start): (0, 0)}
+        bounds: dict[State, tuple[float, float]] = {_state(self.start): (0, 0)}
         for edges in steps:
-            sums: dict[State, list[tuple[int, int]]] = {}
+            sums: dict[State, list[tuple[float, float]]] = {}
             for state, options in edges.items():
                 low, high = bounds[state]
                 for _, spent, after in options:
@@ -181,6 +185,11 @@ class CostTable:
                 state: (min(low for low, _ in pairs), max(high for _, high in pairs)) for state, pairs in sums.items()
             }
         return min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
+
+
+def amount(cost: str, value: float) -> str:
+    """Formats a cost for a message, with its unit if it has one."""
+    return f"{value:,.4g} ms" if cost.endswith("_ms") else f"{value:,.0f}"
 
 
 def standalone_chain(supernet: Chain) -> Chain:

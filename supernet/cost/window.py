@@ -2,8 +2,9 @@
 
 The cost of a chain is a sum over its steps, so dynamic programming from both ends gives the number of ways to reach
 each sum. The halves meet in the middle, where the prefixes of one are matched with the completions of the other.
-Nothing is rounded: counts are exact integers, and every architecture in the window has the same probability. Where
-steps share decisions the cost is not such a sum; a space that is small enough is then listed instead.
+Nothing is rounded: costs are integers, or milliseconds in multiples of 1/1024, whose sums are exact. Counts are
+integers, and every architecture in the window has the same probability. Where steps share decisions the cost is not
+such a sum; a space that is small enough is then listed instead.
 """
 
 import bisect
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.cost.table import MOST_LISTED, MOST_OPTIONS, CostTable, Edge, State
+from supernet.cost.table import MOST_LISTED, MOST_OPTIONS, CostTable, Edge, State, amount
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
@@ -33,10 +34,10 @@ Steps = list[dict[State, list[Edge]]]
 class _Ways:
     """The number of ways to reach each sum: two arrays of equal length, `sums` ascending."""
 
-    sums: NDArray[np.int64]
+    sums: NDArray[Any]
     counts: NDArray[Any]
 
-    def at(self, total: int) -> int:
+    def at(self, total: float) -> int:
         """Returns the number of ways to reach exactly this sum."""
         index = int(np.searchsorted(self.sums, total))
         return int(self.counts[index]) if index < len(self.sums) and self.sums[index] == total else 0
@@ -45,7 +46,7 @@ class _Ways:
 Table = dict[State, _Ways]
 
 
-def _gather(parts: Mapping[State, list[tuple[_Ways, int]]], big: bool) -> Table:
+def _gather(parts: Mapping[State, list[tuple[_Ways, float]]], big: bool) -> Table:
     """Merges shifted ways per state, adding up the counts of equal sums."""
     table: Table = {}
     for state, shifted in parts.items():
@@ -58,7 +59,7 @@ def _gather(parts: Mapping[State, list[tuple[_Ways, int]]], big: bool) -> Table:
 
 def _extend(edges: Mapping[State, list[Edge]], table: Table, big: bool, *, forward: bool) -> Table:
     """Carries the ways of a table over one step, towards the end or towards the start of the chain."""
-    parts: dict[State, list[tuple[_Ways, int]]] = {}
+    parts: dict[State, list[tuple[_Ways, float]]] = {}
     for before, options in edges.items():
         for _, cost, after in options:
             source, target = (before, after) if forward else (after, before)
@@ -101,9 +102,9 @@ class _Counted:
         return replace(self, low=low, high=high)
 
     @cached_property
-    def _matched(self) -> list[tuple[State, int, int, int, int]]:
+    def _matched(self) -> list[tuple[State, float, int, int, int]]:
         """Rows `(middle state, left sum, first and last index of right sums, ways)`, for left sums with completions."""
-        rows: list[tuple[State, int, int, int, int]] = []
+        rows: list[tuple[State, float, int, int, int]] = []
         for state, left in self.prefixes[-1].items():
             right = self.suffixes[-1].get(state)
             if right is None:
@@ -126,16 +127,16 @@ class _Counted:
         return self._cumulative[-1] if self._cumulative else 0
 
     @property
-    def extremes(self) -> tuple[int, int]:
+    def extremes(self) -> tuple[float, float]:
         sums = {state: ways.sums for state, ways in self.suffixes[-1].items()}
-        lows = (left + int(sums[state][first]) for state, left, first, _, _ in self._matched)
-        highs = (left + int(sums[state][last - 1]) for state, left, _, last, _ in self._matched)
+        lows = (left + sums[state][first].item() for state, left, first, _, _ in self._matched)
+        highs = (left + sums[state][last - 1].item() for state, left, _, last, _ in self._matched)
         return min(lows), max(highs)
 
     def sample(self, rng: Random) -> Arch:
         state, left, first, last, _ = self._matched[bisect.bisect(self._cumulative, rng.randrange(self.count))]
         right = self.suffixes[-1][state]
-        remaining = int(right.sums[first:last][_pick(right.counts[first:last].tolist(), rng)])
+        remaining = right.sums[first:last][_pick(right.counts[first:last].tolist(), rng)].item()
         middle = len(self.prefixes) - 1
         values: dict[str, Any] = {}
         here, total = state, left
@@ -146,7 +147,7 @@ class _Counted:
             here, remaining = self._forward(step, here, remaining, rng, values)
         return self.table.space.canonical(values)
 
-    def _back(self, step: int, state: State, total: int, rng: Random, values: dict[str, Any]) -> tuple[State, int]:
+    def _back(self, step: int, state: State, total: float, rng: Random, values: dict[str, Any]) -> tuple[State, float]:
         """Draws the decisions of a step before the middle; `total` is what was spent up to and including it."""
         options = [
             (before, edge, self.prefixes[step][before].at(total - edge[1]))
@@ -158,7 +159,9 @@ class _Counted:
         values.update(self.table.named(step, edge[0]))
         return before, total - edge[1]
 
-    def _forward(self, step: int, state: State, total: int, rng: Random, values: dict[str, Any]) -> tuple[State, int]:
+    def _forward(
+        self, step: int, state: State, total: float, rng: Random, values: dict[str, Any]
+    ) -> tuple[State, float]:
         """Draws the decisions of a step after the middle; `total` is what remains to be spent from here on."""
         table = self.suffixes[len(self.steps) - step - 1]
         edges = [edge for edge in self.steps[step][state] if edge[2] in table]
@@ -166,7 +169,7 @@ class _Counted:
         values.update(self.table.named(step, edge[0]))
         return edge[2], total - edge[1]
 
-    def nearest(self) -> int:
+    def nearest(self) -> float:
         """Returns the cost closest to the window, which is empty."""
         sums = []
         for state, left in self.prefixes[-1].items():
@@ -176,19 +179,20 @@ class _Counted:
                     above = np.searchsorted(left.sums, bound - right)
                     sums += [left.sums[np.clip(above - k, 0, len(left.sums) - 1)] + right for k in (0, 1)]
         totals = np.concatenate(sums)
-        return int(totals[np.argmin(np.maximum(self.low - totals, totals - self.high))])
+        nearest_total: float = totals[np.argmin(np.maximum(self.low - totals, totals - self.high))].item()
+        return nearest_total
 
 
 @dataclass(frozen=True)
 class _Listed:
     """The architectures between two costs, from a list of the whole space."""
 
-    archs: list[tuple[int, Arch]]  # by ascending cost
+    archs: list[tuple[float, Arch]]  # by ascending cost
     low: float = 0
     high: float = math.inf
 
     @classmethod
-    def of(cls, listing: list[tuple[Arch, dict[str, int]]], cost: str) -> "_Listed":
+    def of(cls, listing: list[tuple[Arch, dict[str, float]]], cost: str) -> "_Listed":
         return cls(sorted(((costs[cost], arch) for arch, costs in listing), key=lambda item: item[0]))
 
     def within(self, low: float, high: float) -> "_Listed":
@@ -204,13 +208,13 @@ class _Listed:
         return len(self._range)
 
     @property
-    def extremes(self) -> tuple[int, int]:
+    def extremes(self) -> tuple[float, float]:
         return self.archs[self._range[0]][0], self.archs[self._range[-1]][0]
 
     def sample(self, rng: Random) -> Arch:
         return self.archs[self._range[rng.randrange(self.count)]][1]
 
-    def nearest(self) -> int:
+    def nearest(self) -> float:
         """Returns the cost closest to the window, which is empty."""
         return min((cost for cost, _ in self.archs), key=lambda cost: max(self.low - cost, cost - self.high))
 
@@ -238,8 +242,9 @@ class CostWindow:
         if self.count == 0:
             smallest, largest = whole.extremes
             raise InputError(
-                f"no architecture of {table.space.name!r} has {cost} between {low:,.0f} and {high:,.0f}; "
-                f"the space spans {smallest:,} to {largest:,}, the nearest has {self._inside.nearest():,}"
+                f"no architecture of {table.space.name!r} has {cost} between {amount(cost, low)} and "
+                f"{amount(cost, high)}; the space spans {amount(cost, smallest)} to {amount(cost, largest)}, "
+                f"the nearest has {amount(cost, self._inside.nearest())}"
             )
 
     def _whole(self) -> _Counted | _Listed:
@@ -261,12 +266,13 @@ class CostWindow:
         return self._inside.count
 
     @property
-    def extremes(self) -> tuple[int, int]:
+    def extremes(self) -> tuple[float, float]:
         """The smallest and the largest cost of an architecture in the window."""
         return self._inside.extremes
 
     def __contains__(self, arch: Arch) -> bool:
-        return self.low <= self.table(arch)[self.cost] <= self.high
+        value: float = self.table(arch)[self.cost]
+        return self.low <= value <= self.high
 
     def sample(self, rng: Random) -> Arch:
         """Draws one of the window's architectures, each with the same probability; no draw is rejected."""
@@ -290,8 +296,9 @@ class CostWindow:
                 f"bins of {width:,} {self.cost} cut the window from {self.low:,.0f} to {self.high:,.0f} into "
                 f"{number:,} bins; choose a width that gives at most {MOST_BINS:,}"
             )
-        starts = [math.ceil(self.low + index * width) for index in range(number)]  # costs are integers
-        ends = [*(start - 1 for start in starts[1:]), self.high]
+        unit = self.table.resolution(self.cost)  # costs are multiples of it
+        starts = [math.ceil((self.low + index * width) / unit) * unit for index in range(number)]
+        ends = [*(start - unit for start in starts[1:]), self.high]
         bins = (self._between(start, end) for start, end in zip(starts, ends, strict=True))
         return [window for window in bins if window.count]
 

@@ -291,7 +291,7 @@ def _largest_and_smallest(space: SearchSpace, table: CostTable | None, window: W
 
 
 def _settle(
-    fresh: Callable[[Random], Paths], price: Callable[[Sequence[int]], int], low: float, high: float, rng: Random
+    fresh: Callable[[Random], Paths], price: Callable[[Sequence[int]], float], low: float, high: float, rng: Random
 ) -> tuple[Paths | None, float]:
     """Moves the costs of all paths between two bounds by swapping options of one choice between two paths.
 
@@ -302,7 +302,7 @@ def _settle(
         the paths, or None if `SWAPS` swaps were not enough; and the mean cost of the last paths.
     """
 
-    def excess(cost: int) -> float:
+    def excess(cost: float) -> float:
         """Returns how far a cost lies outside the bounds."""
         return max(low - cost, cost - high, 0)
 

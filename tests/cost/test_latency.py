@@ -1,6 +1,8 @@
 """Measured latency as a cost: consistent within a table, with exact limits over it, and larger for larger networks."""
 
+import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from helpers.toy_spaces import GROUNDS
 from supernet import create_supernet
 from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
 from supernet.cost.count import COSTS
+from supernet.cost.latency import TICK
 from supernet.errors import InputError
 
 
@@ -28,45 +31,65 @@ def test_an_entry_is_timed_once_and_the_other_costs_are_the_same(table: LatencyT
         costs = table(arch)
         assert costs == table(arch)
         assert {name: costs[name] for name in plain.costs} == plain(arch)
-        assert costs["latency"] > 0
+        assert costs["latency_ms"] > 0
 
 
 def test_limits_and_windows_on_latency_are_exact(table: LatencyTable) -> None:
-    times = sorted(table(arch)["latency"] for arch in table.space.enumerate())
-    assert table.extremes("latency") == (times[0], times[-1])
+    times = sorted(table(arch)["latency_ms"] for arch in table.space.enumerate())
+    assert table.extremes("latency_ms") == (times[0], times[-1])
     limit = times[len(times) // 2]
-    feasible = Feasible(table, {"latency": limit})
+    feasible = Feasible(table, {"latency_ms": limit})
     fitting = [arch for arch in table.space.enumerate() if feasible(arch)]
-    assert len(fitting) == sum(time <= limit for time in times) == CostWindow(table, "latency", high=limit).count
+    assert len(fitting) == sum(time <= limit for time in times) == CostWindow(table, "latency_ms", high=limit).count
     assert feasible(feasible.sample(random.Random(0)))
-    with pytest.raises(InputError, match=r"no architecture .* latency <= 0"):
-        Feasible(table, {"latency": 0})
-    with pytest.raises(InputError, match="did you mean 'latency'"):
+    with pytest.raises(InputError, match=r"no architecture .* latency_ms <= 0 ms"):
+        Feasible(table, {"latency_ms": 0})
+    with pytest.raises(InputError, match="did you mean 'latency_ms'"):
         Feasible(table, {"latencies": 1})
-    with pytest.raises(InputError, match="no cost 'latency'"):
-        Feasible(CostTable(GROUNDS["chain"]()), {"latency": 1})
+    with pytest.raises(InputError, match="no cost 'latency_ms'"):
+        Feasible(CostTable(GROUNDS["chain"]()), {"latency_ms": 1})
 
 
 def test_a_resumed_search_sees_the_same_latencies(tmp_path: Path) -> None:
     file = tmp_path / "latency.jsonl"
     first = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
-    times = {arch: first(arch)["latency"] for arch in first.space.enumerate()}
+    times = {arch: first(arch)["latency_ms"] for arch in first.space.enumerate()}
     with file.open("a") as unfinished:
         unfinished.write('{"step": "cut off by a kil')
     again = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
-    assert {arch: again(arch)["latency"] for arch in again.space.enumerate()} == times
+    assert {arch: again(arch)["latency_ms"] for arch in again.space.enumerate()} == times
     with pytest.raises(InputError, match="measured with batch 1, and now it is 8"):
         LatencyTable(GROUNDS["chain"](), batch=8, file=file)
+    old = {"settings": {"batch": 1}}, {"step": "x", "microseconds": 250}
+    file.write_text("".join(json.dumps(line) + "\n" for line in old))
+    with pytest.raises(InputError, match=r"latency\.jsonl was written by another release, .* delete it"):
+        LatencyTable(GROUNDS["chain"](), file=file)
     file.write_text("nonsense}\n")
     with pytest.raises(InputError, match="cannot be read as a file of latencies"):
         LatencyTable(GROUNDS["chain"](), file=file)
+
+
+def test_latencies_are_milliseconds_whose_sums_are_exact(table: LatencyTable) -> None:
+    for arch in list(table.space.enumerate())[:4]:
+        total = table(arch)["latency_ms"]
+        assert total % TICK == 0
+        assert 0.2 < total / table.end_to_end(arch) < 20  # the same unit
+        began = time.perf_counter()
+        for _ in range(20):
+            table._chain.subnet(arch)
+        assert total < 1000 * (time.perf_counter() - began) * 100  # not thousands of times larger
+    low, high = table.extremes("latency_ms") or (0, 0)
+    bins = CostWindow(table, "latency_ms", low, high).bins((high - low) / 3)
+    assert sum(window.count for window in bins) == table.space.size()
+    with pytest.raises(InputError, match=r"has latency_ms <= 0\.0005 ms; the cheapest has .* ms and the dearest .* ms"):
+        Feasible(table, {"latency_ms": 0.0005})
 
 
 def test_large_networks_take_longer_and_the_error_is_reported() -> None:
     table = LatencyTable(create_supernet("nasbench-macro"), seconds=0.005)
     space = table.space
     small, large = space.from_indices([0] * 8), space.from_indices([2] * 8)
-    assert 2 * table(small)["latency"] < table(large)["latency"]
+    assert 2 * table(small)["latency_ms"] < table(large)["latency_ms"]
     assert 2 * table.end_to_end(small) < table.end_to_end(large)
     report = table.error(4)
     assert report["n"] == 4
@@ -77,9 +100,9 @@ def test_large_networks_take_longer_and_the_error_is_reported() -> None:
 
 def test_shared_cells_are_timed_on_demand() -> None:
     table = LatencyTable(GROUNDS["loose"](), seconds=0.002)
-    assert table.edges("latency") is None
+    assert table.edges("latency_ms") is None
     arch = table.space.sample(random.Random(0))
-    assert table(arch)["latency"] == table(arch)["latency"] > 0
+    assert table(arch)["latency_ms"] == table(arch)["latency_ms"] > 0
 
 
 def test_a_detector_is_timed_on_images_of_their_sizes() -> None:
@@ -96,7 +119,7 @@ def test_a_detector_is_timed_on_images_of_their_sizes() -> None:
     table._time = recording  # type: ignore[method-assign]
     arch = table.space.sample(random.Random(0))
     costs = table(arch)
-    assert costs["latency"] >= len(detector.step_modules)
+    assert costs["latency_ms"] >= len(detector.step_modules)
     assert {name: costs[name] for name in COSTS} == CostTable(detector)(arch)
     assert len(seen) == len(detector.step_modules) - 1
     assert all(torch.equal(sizes, torch.tensor([[64, 64]] * 3)) for sizes in seen)

@@ -12,7 +12,7 @@ from torch import nn
 
 from supernet.checked import problem_of, shown
 from supernet.config import Train
-from supernet.errors import InputError, RunError
+from supernet.errors import InputError, RunError, UnwritableError
 from supernet.files import read_json, write_json
 from supernet.progress import progress
 from supernet.scoring.metrics import check_finite
@@ -139,6 +139,8 @@ def true_accuracies(
 def _truth(run: Run, arch: Arch, train: Train) -> float | None:
     try:
         return float(retrain_stage(run, arch, train, verbose=False)[run.kind.truth])
+    except UnwritableError:  # a full disk says nothing about the network
+        raise
     except RunError as error:
         warnings.warn(f"{arch.key}, seed {train.seed}: {error}", stacklevel=2)
         return None

@@ -26,6 +26,7 @@ from supernet_tools.pipeline.run import WEIGHTS, Run
 from supernet_tools.pipeline.settings import parse_settings
 
 COSTS = "costs.json"
+COSTS_FORMAT = 2  # 2 has latencies in milliseconds
 DECIDED = ("space", "seed", "feasible")
 """Arguments of a searcher that settings cannot set: the run and flags decide them."""
 
@@ -136,7 +137,7 @@ def _claimed_study(run: Run, folder: Path) -> Study | None:
         world.from_main(b"refused")
         raise
     if isinstance(run.cost, LatencyTable):
-        write_json(folder / COSTS, {"format": 1, "latency_batch": run.cost.batch})
+        write_json(folder / COSTS, {"format": COSTS_FORMAT, "latency_batch": run.cost.batch, "latency_unit": "ms"})
     world.from_main(b"claimed")
     return study
 
@@ -243,7 +244,18 @@ def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
         settings, trials = study.settings or {}, study.trials()
     metric, limits = settings.get("metric", "accuracy"), settings.get("feasible") or {}
     if "latency" in limits:
-        run = run.with_latency(read_json(folder / COSTS)["latency_batch"])
+        raise InputError(
+            f"{folder / 'study.db'} was written by an older release, with a limit on latency in microseconds; search "
+            "again under another name"
+        )
+    if "latency_ms" in limits:
+        costs = read_json(folder / COSTS)
+        if costs.get("format") != COSTS_FORMAT or not isinstance(costs.get("latency_batch"), int):
+            raise InputError(
+                f"{folder / COSTS} was written by another release (format {costs.get('format')}, this one reads "
+                f"{COSTS_FORMAT}) or is damaged; search again under another name"
+            )
+        run = run.with_latency(costs["latency_batch"])
     feasible = Feasible(run.cost, limits)  # a warm start may have reported architectures outside of them
     scored: dict[str, Trial] = {}
     for trial in trials:
