@@ -53,8 +53,9 @@ def _bar(description: str, total: int, start: int, below: Callable[[], Any] | No
         TimeRemainingColumn,
     )
 
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    description_column = TextColumn("{task.description}", style="progress.description", markup=False)
+    columns = (description_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
     task = bar.add_task(description, total=total, completed=start, note="")
 
     def shown() -> Group:

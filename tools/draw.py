@@ -1,5 +1,6 @@
 """Draw an architecture: python tools/draw.py nasnet-a-large --out cell.svg, or a space and --arch arch.json"""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,14 +34,32 @@ class Draw(Checked):
 def run() -> None:
     args = parse(Draw, __doc__)
 
+    from supernet.errors import RunError
+
+    if args.out is not None:
+        check_out(args.out)
+    picture = published(args.name) if args.arch is None else decided(args.name, args.arch)
+    out = args.out or Path(f"{Path(args.name).resolve().name}.svg")
+    check_out(out)
+    try:
+        picture.save(out)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written ({error.strerror}); make room or give another --out") from error
+    print(f"wrote {out}")
+
+
+def check_out(out: Path) -> None:
+    """Raises `InputError` unless an SVG file of this name can be written."""
     from supernet.errors import InputError
 
-    picture = published(args.name) if args.arch is None else decided(args.name, args.arch)
-    out = args.out or Path(f"{Path(args.name).name}.svg")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {str(out.parent)!r} to write {out.name!r} in")
-    picture.save(out)
-    print(f"wrote {out}")
+    if out.suffix != ".svg":
+        raise InputError(f"pictures are .svg, not {out.name!r}; browsers and Inkscape convert them")
+    if out.exists() and not out.is_file():
+        raise InputError(f"{str(out)!r} is a folder or a device, not a file; give another --out")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise InputError(f"{str(out)!r} must not be written to; give another --out")
 
 
 def published(name: str) -> "Picture":

@@ -85,15 +85,25 @@ def table_report(args: Fidelity) -> "Report":
 def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
     """The report on a run's shared weights, and the file it is saved as."""
     from supernet.files import write_json
+    from supernet.ranking.calibrate import FEWEST
     from supernet.ranking.report import fidelity
     from supernet_tools.pipeline.runs import open_run
-    from supernet_tools.pipeline.search import shared_scores
+    from supernet_tools.pipeline.search import shared_scores, supernet_with
 
     opened = open_run(folder)
     args = dataclasses.replace(args, score=args.score or opened.kind.metric)
     if args.score not in opened.kind.metrics:
         raise InputError(f"this run is not scored by {args.score!r}, but by {' and '.join(opened.kind.metrics)}")
+    if 0 < args.labels < FEWEST:
+        raise InputError(f"--labels {args.labels} are too few to calibrate a ranking; give 0, or at least {FEWEST}")
+    if args.n == 1:
+        raise InputError("--n 1 is too few for a ranking; give 0 for all networks, or at least 2")
+    for path in args.checkpoints:
+        supernet_with(opened, path)  # names weights that do not fit before anything is scored
     archs, truth, settings = true_ranking(args, opened)
+    known = sum(truth.values[arch] is not None for arch in archs)
+    if known < 2 and args.truth != "retrain":
+        raise InputError(f"{known} of {len(archs)} networks have a truth in {args.truth}; a ranking needs two")
     scores, others = shared_rankings(args, opened, archs, truth)
     checkpoints = {
         str(path): ranked_by(shared_scores(opened, archs, bn_batches=args.bn_batches, weights=path), args.score)
@@ -110,7 +120,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
         seed=args.seed,
         **settings,
     )
-    name = args.name or f"{Path(args.truth).stem}-{args.score}-n{len(archs)}-seed{args.seed}"
+    name = args.name or f"{Path(args.truth).stem[:40]}-{args.score}-n{len(archs)}-seed{args.seed}"
     file = folder / "fidelity" / f"{name}.json"
     asked = {key: str(value) for key, value in dataclasses.asdict(args).items()}
     write_json(file, {**report.to_json(), "settings": asked})

@@ -1,8 +1,12 @@
 """True accuracies of architectures from a table: the shipped benchmark, or a user's CSV file."""
 
+import codecs
 import csv
+import io
 import math
 import re
+import stat
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,37 +57,90 @@ def distinct(space: SearchSpace, rows: Mapping[Arch, Mapping[str, float]], colum
 def read_truth(path: Path, space: SearchSpace, *, column: str = "accuracy") -> Truth:
     """Reads a CSV file with a column `arch` and a column of accuracies.
 
+    Cells are separated by commas, or by semicolons or tabs if the header is, as spreadsheets write them. With
+    semicolons and tabs a decimal comma is read too.
+
     Args:
-        path: the file. `arch` is the JSON of an architecture, or the index of each option in the order of the space:
-            consecutive digits, or numbers separated by `-`. The columns COLUMN_1, COLUMN_2, … are single trainings.
+        path: the file, in UTF-8, or in UTF-16 with a byte order mark. `arch` is the JSON of an architecture, or the
+            index of each option in the order of the space: consecutive digits, or numbers separated by `-`. The columns
+            COLUMN_1, COLUMN_2, … are single trainings.
         space: the search space of the architectures.
         column: the name of the accuracy column; higher is better. An empty cell is a failed training.
 
     Raises:
-        InputError: a column is missing, a row's architecture is not in the space, or a cell is not a number.
+        InputError: a column is missing or stands there twice, a row's architecture is not in the space, a cell is not a
+            finite number, or an architecture has other accuracies in another row. The line is named.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV ({error}); give a text file with a header line") from error
-    names = list(rows[0]) if rows else []
+    numbered, delimiter = _csv_rows(path)
+    names = numbered[0][1] if numbered else []
     for name in ("arch", column):
-        if name not in names:
-            raise InputError(f"{path} has no column {name!r}; {nearest(name, names)}")
+        if names.count(name) != 1:
+            problem = f"two columns {name!r}" if name in names else f"no column {name!r}"
+            raise InputError(f"{path} has {problem}; {nearest(name, dict.fromkeys(names))}")
     wanted = [name for name in names if name == column or re.fullmatch(rf"{re.escape(column)}_\d+", name)]
-    table = {}
-    for line, row in enumerate(rows, start=2):
+    table: dict[Arch, dict[str, float]] = {}
+    lines: dict[Arch, int] = {}
+    longer = []
+    for line, cells in numbered[1:]:
+        row = dict(zip(names, cells, strict=False))
+        extra = [cell for cell in cells[len(names) :] if cell.strip()]
         try:
-            values = {name: float(row[name]) for name in wanted if (row[name] or "").strip()}
-            table[_arch(row["arch"].strip(), space)] = values
-        except (ValueError, AttributeError) as error:
+            if any(map(str.isdigit, extra)):
+                raise InputError(f"it has {len(cells)} cells, not {len(names)}; write numbers with a decimal point")
+            values = {name: _number(row[name], name, delimiter) for name in wanted if row.get(name, "").strip()}
+            arch = _arch(row["arch"].strip(), space)
+        except ValueError as error:
             raise InputError(f"{path}, line {line}: {error}") from error
+        if table.setdefault(arch, values) != values:
+            raise InputError(
+                f"{path}, line {line}: the architecture of line {lines[arch]} again with other numbers ({values}, "
+                f"before {table[arch]}); keep one of the two"
+            )
+        lines.setdefault(arch, line)
+        longer += [line] if extra else []
+    if longer:
+        warnings.warn(
+            f"{len(longer)} lines of {path} have more cells than the header, which are not used; the first is line "
+            f"{longer[0]}",
+            stacklevel=2,
+        )
     return distinct(space, table, column)
+
+
+def _csv_rows(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
+    """Returns the rows of a CSV file that are not empty, each with the number of its last line, and the delimiter."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path} is not a regular file; give a CSV file")
+        content = path.read_bytes()
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+        header = text.partition("\n")[0]
+        delimiter = max(",;\t", key=header.count)  # the comma if there is none
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        return [(reader.line_num, row) for row in reader if any(map(str.strip, row))], delimiter
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV ({error}); give a text file with a header line") from error
+
+
+def _number(text: str, name: str, delimiter: str) -> float:
+    """Reads a finite number from a cell. Raises `InputError` that names the column."""
+    value = text.strip() if delimiter == "," else text.strip().replace(",", ".")
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f"could not convert {name} {text[:80]!r} to a number") from None
+    if not math.isfinite(number):
+        raise InputError(f"{name} {text[:80]!r} is not finite; leave the cell of a failed training empty")
+    return number
 
 
 def _arch(text: str, space: SearchSpace) -> Arch:
     """Reads an architecture from a cell; see `read_truth`."""
+    if not text:
+        raise InputError("the cell of the column 'arch' is empty")
     if text.startswith("{"):
         return space.canonical(Arch.from_json(text))
     return space.from_indices([int(part) for part in (text.split("-") if "-" in text else text)])

@@ -398,6 +398,24 @@ def test_a_csv_file_may_write_architectures_as_digits_numbers_or_json(tmp_path: 
     assert result.repeats == {arch_of("20000000"): (0.4, 0.6)}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_file_of_a_spreadsheet_is_read(delimiter: str, encoding: str, tmp_path: Path) -> None:
+    """Byte order marks, other delimiters with decimal commas, Windows' line ends, empty lines and cells, equal rows."""
+    number = "0.5" if delimiter == "," else "0,5"
+    lines = [["arch", "accuracy"], ["20000000", number], ["20000000", number, ""], ["", ""], ["10000000", ""]]
+    path = tmp_path / "truth.csv"
+    path.write_bytes("\r\n".join(map(delimiter.join, lines)).encode(encoding))
+    assert read_truth(path, MACRO).values == {arch_of("20000000"): 0.5, arch_of("10000000"): None}
+
+
+def test_cells_beyond_the_header_are_named_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text("arch,accuracy\n20000000,0.5,a note\n10000000,0.7\n")
+    with pytest.warns(UserWarning, match=r"1 lines of .* more cells than the header.* line 2"):
+        assert list(read_truth(path, MACRO).values.values()) == [0.5, 0.7]
+
+
 def test_a_table_is_read_by_distinct_networks() -> None:
     result = shipped()
     assert len(result.values) == len(result.repeats) == 3969
@@ -415,6 +433,14 @@ def test_a_table_is_read_by_distinct_networks() -> None:
         ("arch,accuracy\n90000000,1\n", "line 2: index 9"),
         ("arch,accuracy\n200,1\n", "line 2: space"),
         ("", "no column 'arch'"),
+        ("arch,accuracy,accuracy\n20000000,1,2\n", "two columns 'accuracy'"),
+        ("arch,accuracy\n20000000,inf\n", "line 2: accuracy 'inf' is not finite; leave the cell"),
+        ("arch,accuracy\n20000000,nan\n", "line 2: accuracy 'nan' is not finite"),
+        ("arch,accuracy\n20000000,0,5\n", "line 2: it has 3 cells, not 2; .* decimal point"),
+        ("arch,accuracy\n,0.5\n", "line 2: the cell of the column 'arch' is empty"),
+        ('arch,accuracy\n"' + '{""a"":' * 2000 + '",0.5\n', "line 2: an architecture is a JSON object"),
+        ("arch,accuracy\n20000000,0.5\n\n20000000,0.6\n", "line 4: the architecture of line 2 again"),
+        ("arch,accuracy\n20000000,0.5\n2-0-0-0-0-0-0-0,0.6\n", "line 3: the architecture of line 2 again"),
     ],
 )
 def test_errors_in_a_table_name_the_line(text: str, message: str, tmp_path: Path) -> None:

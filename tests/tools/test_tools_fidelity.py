@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from helpers.scripts import Call, run_script
+from helpers.scripts import Call, one_line, run_script
 from searchers import Study
 from supernet import Arch
 from supernet.errors import RunError
 from supernet_tools.pipeline.runs import open_run
 from supernet_tools.pipeline.search import searched_top
+from supernet_tools.pipeline.tables import print_table
 
 SHORT = (
     "--data.size",
@@ -78,6 +79,33 @@ def test_truth_from_a_file_and_weights_of_another_run(trained: Path, call: Call,
     assert list(report["failed"].values()) == ["no truth"]
     assert report["n"] == 5
     assert "failed: " in said
+
+
+def test_what_no_ranking_can_use_is_refused_before_anything_is_scored(
+    trained: Path, call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "one.csv").write_text("arch,accuracy\n20000000,0.5\n10000000,\n")
+    (tmp_path / "twice.csv").write_text("arch,accuracy\n20000000,0.5\n20000000,0.6\n")
+    for flags, fragments in (
+        (("--labels", 2), ("--labels 2", "at least 3")),
+        (("--n", 1), ("--n 1", "at least 2")),
+        (("--checkpoints", trained / "run.json"), ("run.json",)),
+        (("--checkpoints", tmp_path / "none"), ("none",)),
+        (("--truth", tmp_path / "one.csv"), ("1 of 2 networks", "one.csv")),
+        (("--truth", tmp_path / "twice.csv"), ("twice.csv, line 3",)),
+    ):
+        one_line(call("fidelity", trained, *flags), *fragments)
+
+
+def test_names_in_tables_are_no_markup(trained: Path, call: Call, tmp_path: Path) -> None:
+    """A file called "[bold]" lost its name, and one called "[/b]" ended the command after its work."""
+    print_table("a [/b] run", ("[bold]", "what"), [("[/red]", ":smile:"), ("x[0]", 1.5)])
+    path = tmp_path / "[bold][/red].csv"
+    path.write_text("arch,accuracy\n20000000,0.5\n10000000,0.4\n")
+    code, out, err = call("fidelity", trained, "--truth", path, "--resamples", 2, "--checkpoints", trained)
+    assert code == 0, err
+    for text in ("a [/b] run", "[bold]", "[/red]", ":smile:", "x[0]", "1.5000", "[bold][/red]-accuracy-n2-seed0.json"):
+        assert text in out
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, *, failing: set[str]) -> list[tuple[Arch, Any]]:

@@ -11,6 +11,7 @@ from searchers import Study, Trial, search
 from searchers.catalog import searcher_class, searcher_maker
 from searchers.pareto import hypervolume, pareto_front
 from searchers.study import score
+from supernet.chain import Chain
 from supernet.cost import Feasible, LatencyTable
 from supernet.errors import InputError, nearest
 from supernet.files import read_json, write_json
@@ -267,6 +268,13 @@ def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
     return [run.space.normal_form(trial.arch) for trial in best], feasible
 
 
+def supernet_with(run: Run, weights: Path) -> Chain:
+    """The supernet of a run with other weights, from a run folder or a file, on the run's device."""
+    supernet = run.kind.supernet(run.summary)
+    load_weights(weights / WEIGHTS if weights.is_dir() else weights, supernet)
+    return supernet.eval().to(run.config.train.device)
+
+
 def shared_scores(
     run: Run, archs: Sequence[Arch], *, bn_batches: int = 10, weights: Path | None = None, verbose: bool = True
 ) -> dict[Arch, dict[str, float]]:
@@ -279,11 +287,7 @@ def shared_scores(
         weights: a run folder or file with other weights of the same supernet.
         verbose: show progress.
     """
-    supernet = None
-    if weights is not None:
-        supernet = run.kind.supernet(run.summary)
-        load_weights(weights / WEIGHTS if weights.is_dir() else weights, supernet)
-        supernet.eval().to(run.config.train.device)
+    supernet = None if weights is None else supernet_with(run, weights)
     evaluate = run.shared_weights(bn_batches=bn_batches, costs=False, supernet=supernet)
     scores: dict[Arch, dict[str, float]] = {}
     with progress("scoring", len(archs), enabled=verbose) as update:

@@ -7,13 +7,16 @@ from typing import Any
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table."""
+    """Prints a table. Names of users stand in it as they are: "[bold]" is no markup."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(
+        *(Column(Text(column)) for column in columns), title=Text(title, style="table.title"), title_justify="left"
+    )
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
