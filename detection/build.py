@@ -15,6 +15,7 @@ from detection.faster_rcnn import faster_rcnn_fpn
 from detection.nasfpn.supernet import Gate, retinanet_nasfpn
 from detection.pyramid import Norm
 from detection.retinanet import retinanet
+from supernet import plugins
 from supernet.chain import Chain, realize
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
@@ -308,7 +309,7 @@ def _classifier(backbone: str | Chain, phase: Phase, settings: Mapping[str, Any]
     """Returns the classification supernet that a backbone is cut from."""
     if isinstance(backbone, Chain):
         return backbone
-    if backbone not in SPACES and ":" not in backbone:
+    if backbone not in SPACES and backbone not in plugins.plugins(plugins.SPACES) and ":" not in backbone:
         raise InputError(f"there is no backbone {backbone!r}; {nearest(backbone, [*SPACES, *GENOTYPES])}")
     return build(backbone, phase, settings)
 

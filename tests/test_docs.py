@@ -105,6 +105,9 @@ def test_the_own_space_trains_under_its_name(own: Path, monkeypatch: pytest.Monk
     tiny = ("--train.epochs", 1, "--train.batch", 512, "--data.size", 8, "--data.calibration", 64)
     assert run_script("train_supernet", "quickstart", "--space", "own_space:build", *tiny, "--out", out) == 0
     assert (out / "supernet.safetensors").is_file()
+    few = ("--searcher", "random", "--trials", 2)
+    assert run_script("search", out, *few) == 2  # the run alone does not run code
+    assert run_script("search", out, *few, "--trust", "own_space:build") == 0
 
 
 def test_the_searchable_of_the_page_keeps_the_contract() -> None:

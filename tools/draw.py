@@ -11,6 +11,7 @@ import tyro
 
 from supernet.checked import Checked, FilePath, Text
 from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
     from supernet.drawing import Picture
@@ -29,6 +30,8 @@ class Draw(Checked):
     """Architecture of the space: JSON, or a file with it, such as an export's arch.json."""
     out: FilePath | None = None
     """File to write; pictures are .svg. NAME.svg by default."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:
@@ -88,11 +91,14 @@ def published(name: str) -> "Picture":
 def decided(name: str, text: str) -> "Picture":
     """An architecture of a space; for a detector the searched ones of backbone and pyramid, side by side."""
     from supernet.errors import InputError
+    from supernet.plugins import FUNCTION, check_importable
     from supernet_tools.pipeline.architectures import read_arch
 
     arch, settings = read_arch(text), dict[str, Any]()
     if (Path(name) / "run.json").exists():
         name, settings = recipe_of(Path(name))
+    elif FUNCTION.fullmatch(name):
+        check_importable(name)
     backbone_arch, pyramid = arch.sub("backbone"), None
     if any(choice.endswith("cell1.inputs") for choice in arch):
         from detection.nasfpn.drawing import draw_pyramid, pyramid_of

@@ -6,8 +6,10 @@ from typing import Annotated
 import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Text
+from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,23 @@ class Evaluate(Checked):
     arch: Text | None = None
     """An architecture instead: JSON, or a file with it."""
     exported: FilePath | None = None
-    """An exported folder instead."""
+    """An exported folder instead, with --run-code."""
+    run_code: bool = False
+    """Run the model.py of the exported folder. It can do everything that you can: only for folders that you trust."""
     bn_batches: Count = 10
     """Calibration batches: of 64 images, or of `scoring_batch` for a detector."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:
     args = parse(Evaluate, __doc__)
+
+    if args.exported is not None and not args.run_code:
+        raise InputError(
+            f"{args.exported} is an export: to score it, its model.py is executed, which can do everything that you "
+            "can; if you trust the folder, add --run-code"
+        )
 
     from supernet.export import load_exported
     from supernet.scoring.metrics import check_finite

@@ -8,6 +8,7 @@ import tyro
 from supernet.checked import Checked, FilePath, Name, Seed, Text
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Export(Checked):
     """Also write model.onnx (needs the extra "onnx")."""
     out: FilePath | None = None
     """Folder; RUN/export/KEY by default."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:

@@ -13,6 +13,7 @@ from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,8 @@ class Fidelity(Checked):
     """Seed of the networks drawn, of retrainings and of resamples."""
     name: Name | None = None
     """Name of the report, RUN/fidelity/NAME.json; made from the settings by default."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:
@@ -85,11 +88,14 @@ def table_report(args: Fidelity) -> "Report":
 def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
     """The report on a run's shared weights, and the file it is saved as."""
     from supernet.files import write_json
+    from supernet.paths import inside
     from supernet.ranking.calibrate import FEWEST
     from supernet.ranking.report import fidelity
     from supernet_tools.pipeline.runs import open_run
     from supernet_tools.pipeline.search import shared_scores, supernet_with
 
+    if args.name is not None:
+        inside(folder, "fidelity", args.name, what="the name of the report")
     opened = open_run(folder)
     args = dataclasses.replace(args, score=args.score or opened.kind.metric)
     if args.score not in opened.kind.metrics:
@@ -121,7 +127,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
         **settings,
     )
     name = args.name or f"{Path(args.truth).stem[:40]}-{args.score}-n{len(archs)}-seed{args.seed}"
-    file = folder / "fidelity" / f"{name}.json"
+    file = inside(folder, "fidelity", f"{name}.json", what="the name of the report")
     asked = {key: str(value) for key, value in dataclasses.asdict(args).items()}
     write_json(file, {**report.to_json(), "settings": asked})
     return report, file

@@ -13,6 +13,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
     from searchers import MorphNet, Trial
@@ -47,6 +48,8 @@ class Morph(Checked):
     settings: tuple[str, ...] = ()
     """Hyperparameters: metric, strength, scan, threshold, fill, start, patience, tolerance; for instance scan=[1,10]
     threshold=gap fill=0.01."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:
@@ -61,8 +64,10 @@ def run() -> None:
     from supernet_tools.pipeline.classifier import ClassifierKind
     from supernet_tools.pipeline.folder import claim_run
     from supernet_tools.pipeline.runs import open_run
+    from supernet_tools.pipeline.search import search_folder
 
-    opened, folder = open_run(args.run), args.run / "search" / args.name
+    folder = search_folder(args.run, args.name)
+    opened = open_run(args.run)
     if not isinstance(opened.kind, ClassifierKind):
         raise InputError(f"MorphNet sets the widths of a classifier, and {args.run} holds a detector's run")
     changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}

@@ -14,6 +14,7 @@ from annotated_types import Ge, Le
 from supernet.checked import Checked, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError, RunError
 from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +32,9 @@ class Predict(Checked):
     named at once, the others are drawn, and the exit code is 2."""
 
     model: Annotated[FilePath, tyro.conf.Positional]
-    """An exported detector, or the folder of a run, whose retrained network is used."""
+    """The folder of a run, whose retrained network is used, or with --run-code an exported detector."""
+    run_code: bool = False
+    """Run the model.py of an exported folder. It can do everything that you can: only for folders that you trust."""
     images: tuple[FilePath, ...] = ()
     """Image files; by default the first test images of the run."""
     out: FilePath = Path("predictions")
@@ -46,6 +49,8 @@ class Predict(Checked):
     """Of a run: an architecture instead, JSON or a file with it."""
     seed: Seed = 0
     """Of a run: seed of the retraining."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:
@@ -58,7 +63,12 @@ def run() -> None:
 
     from detection.predictions import detect, draw_detections, read_image
 
-    exported = (args.model / "preprocess.json").exists()
+    exported = not (args.model / "run.json").exists() and (args.model / "preprocess.json").exists()
+    if exported and not args.run_code:
+        raise InputError(
+            f"{args.model} is an export: to predict, its model.py is executed, which can do everything that you can; "
+            "if you trust the folder, add --run-code"
+        )
     if exported and not args.images:
         raise InputError(f"{args.model} is an export and has no images of its own; give --images")
     network, preprocess, opened = from_export(args.model) if exported else from_run(args)

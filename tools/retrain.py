@@ -10,6 +10,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, 
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Retrain(Checked):
     """… with this many random ones within its limits."""
     seeds: Count = 1
     """Trainings of each network in the comparison, from --seed on; the same for all."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:

@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed, Text
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Search(Checked):
     searcher ("warm")."""
     settings: tuple[str, ...] = ()
     """Hyperparameters of the searcher, e.g. population_size=50 tournament_size=10."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:
@@ -55,8 +58,9 @@ def run() -> None:
     from supernet.space import Arch
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.runs import config_of, open_run
-    from supernet_tools.pipeline.search import create_searcher, search_stage
+    from supernet_tools.pipeline.search import create_searcher, search_folder, search_stage
 
+    search_folder(args.run, args.name or args.searcher)  # a wrong name is reported before any work
     with process_group(config_of(args.run).train.device) as world:
         opened = open_run(args.run)
         limits = {"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs}

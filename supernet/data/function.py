@@ -1,5 +1,6 @@
-"""The source "package.module:function": a user's own function that takes the config and returns the splits."""
+"""The source "package.module:function" or a plug-in: a function that takes the config and returns the splits."""
 
+from supernet import plugins
 from supernet.config import Data
 from supernet.data.images import Splits
 from supernet.errors import InputError
@@ -13,7 +14,7 @@ def load_function(config: Data) -> Splits:
         InputError: the function cannot be imported, fails, or returns something else; in one line that names it.
     """
     what = f"the data set {config.source!r}"
-    function = import_function(config.source, what)
+    function = import_function(plugins.plugins(plugins.DATASETS).get(config.source, config.source), what)
     with calling(what):
         splits = function(config)
     if not isinstance(splits, Splits):

@@ -1,6 +1,5 @@
 """Loads a data set by the name of its source."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from supernet.data.function import load_function
 from supernet.data.images import Splits
 from supernet.data.timm import load_timm
 from supernet.errors import InputError
+from supernet.plugins import DATASETS, FUNCTION, plugins
 
 LOADERS: dict[str, Callable[..., Splits]] = {
     "digits": load_digits,
@@ -50,7 +50,7 @@ def _kind(source: str) -> str:
         return "timm"
     if source and Path(source).is_dir():
         return "folder"
-    if re.fullmatch(r"[\w.]+:\w+", source):
+    if FUNCTION.fullmatch(source) or source in plugins(DATASETS):
         return "function"
     raise InputError(
         f"there is no data set {source!r}: data.source is 'digits', 'cifar10', 'cifar100', a folder with one folder "

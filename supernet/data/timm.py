@@ -143,6 +143,8 @@ def open_timm(config: Data, split: str, **options: Any) -> Any:
     from timm.data import create_dataset
 
     name = config.source.removeprefix("timm:")
+    if _is_web(name):  # webdataset runs whatever follows "pipe:", and starts curl for addresses
+        _check_local(config, (config.root, name.partition("/")[2], split))
     if name.startswith(("wds/", "hfids/")):
         options["input_img_mode"] = ""  # images as they are stored, for `as_rgb`; by default timm converts them
     if "/" not in name and not Path(config.root).exists():  # timm would fail with an empty assertion
@@ -156,7 +158,23 @@ def open_timm(config: Data, split: str, **options: Any) -> Any:
             f"timm cannot open {config.source!r}, split {split!r}, root {config.root!r}: {type(error).__name__}: "
             f"{error}; see the names of readers at timm.data.create_dataset"
         ) from error
+    if _is_web(name):
+        _check_local(config, dataset.reader.split_info.filenames)  # named by _info.json in the folder
     return dataset
+
+
+def _is_web(name: str) -> bool:
+    return name.partition("/")[0].lower() == "wds"
+
+
+def _check_local(config: Data, names: Iterable[str]) -> None:
+    """Raises `InputError` unless the names in a web data set are those of local files."""
+    for name in names:
+        if ":" in name:
+            raise InputError(
+                f"{config.source!r} names {name!r}: a web data set is read from local files only, never through a "
+                "command or an address; copy it below data.root"
+            )
 
 
 def timm_reader(config: Data, split: str) -> Reader | None:

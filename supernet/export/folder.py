@@ -140,7 +140,11 @@ def check_parity(network: nn.Module, folder: str | Path, *, tolerance: float = 1
 
 
 def load_exported(folder: str | Path) -> nn.Module:
-    """Returns the network of an export, in eval mode on the CPU. Runs its model.py: load only folders that you trust.
+    """Returns the network of an export, in eval mode on the CPU.
+
+    This executes the folder's model.py, which can do everything that you can: load only folders that you trust. The
+    hashes in parity.json find damage and forgotten edits; they lie beside the code, so they prove nothing about who
+    wrote it.
 
     Raises:
         InputError: `folder` is not an export, or its source or weights have changed since they were written.
@@ -258,7 +262,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     if replaced.exists() and not folder.exists():  # an earlier run was killed between the two renames below
         replaced.rename(folder)
     for stale in (partial, replaced):
-        if stale.exists() and not _holds_only_ours(stale):
+        if stale.is_symlink() or (stale.exists() and not _holds_only_ours(stale)):
             raise InputError(f"{stale} is in the way of the export; move it")
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)

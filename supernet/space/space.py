@@ -7,7 +7,7 @@ Spaces compose by dotted prefix, so the space of a network is the union of the s
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -312,12 +312,24 @@ class SearchSpace:
         return json.dumps({"name": self.name, "choices": choices, "normal_forms": forms}, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> "SearchSpace":
-        """Reads the output of `to_json`. Raises `InputError` for anything else."""
+    def from_json(cls, text: str, *, trust: Collection[str] = ()) -> "SearchSpace":
+        """Reads the output of `to_json`. No code is imported for a name that only the text gives.
+
+        Args:
+            text: of `to_json`.
+            trust: normal forms as `"module:function"` that the text may name besides those of this project and of
+                spaces that this process has built.
+
+        Raises:
+            InputError: the text is something else, or names another normal form.
+        """
         try:
             document = parse_json(text)
             choices = [_choice_from_json(item) for item in document["choices"]]
-            forms = [(f["prefix"], NormalForm(f["function"], f["version"])) for f in document["normal_forms"]]
+            forms = [
+                (form["prefix"], NormalForm.from_file(form["function"], form["version"], trust))
+                for form in document["normal_forms"]
+            ]
             return cls._of(document["name"], choices, forms)
         except InputError:
             raise

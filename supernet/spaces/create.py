@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from supernet import plugins
 from supernet.errors import InputError, nearest
 from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
 from supernet.spaces.genotypes import NETWORKS as NETWORKS
@@ -63,14 +64,16 @@ def builder(space: str) -> "Callable[..., Chain]":
     """Returns the function that builds the supernet of a space.
 
     Args:
-        space: a name in `SPACES`, or `"package.module:function"`.
+        space: a name in `SPACES`, that of a plug-in (see `supernet.plugins`), or `"package.module:function"`, whose
+            module is then imported: never pass on such a name from a file that you have received.
 
     Raises:
         InputError: there is no such space (the nearest name is offered), or the function cannot be imported.
     """
-    if space not in SPACES and (":" not in space or space[0] in ":."):
+    reference = SPACES.get(space) or plugins.plugins(plugins.SPACES).get(space, space)
+    if not plugins.FUNCTION.fullmatch(reference):
         raise InputError(f"there is no space {space!r}; {nearest(space, SPACES)}")
-    function: Callable[..., Chain] = import_function(SPACES.get(space, space), f"the space {space!r}")
+    function: Callable[..., Chain] = import_function(reference, f"the space {space!r}")
     try:
         inspect.signature(function)
     except (ValueError, TypeError) as error:

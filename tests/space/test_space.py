@@ -19,6 +19,7 @@ from scipy.stats import binomtest, chisquare
 
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value, compose
+from supernet.space.normal_form import NormalForm
 
 
 def commute(arch: Arch) -> dict[str, Value]:
@@ -502,9 +503,38 @@ def test_a_changed_normal_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_lost_normal_form_is_named(function: str) -> None:
     document = json.loads(pair().to_json())
     document["normal_forms"][0]["function"] = function
-    space = SearchSpace.from_json(json.dumps(document))
+    space = SearchSpace.from_json(json.dumps(document), trust=[function])
     with pytest.raises(InputError, match=rf"'{function}' cannot be imported"):
         space.normal_form(Arch({"left": "b", "right": "a"}))
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["subprocess:Popen", "os:system", "supernet.files:commit", "supernet.space:Arch", "", "x:", 3, None],
+)
+def test_a_normal_form_that_only_a_file_names_is_never_imported(
+    function: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads(pair().to_json())
+    document["normal_forms"][0]["function"] = function
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} is imported"))
+    with pytest.raises(InputError, match=re.escape(repr(function))):
+        SearchSpace.from_json(json.dumps(document))
+    with pytest.raises(InputError, match="named by a file"):
+        NormalForm(str(function)).resolve()
+
+
+def test_a_normal_form_that_the_user_trusts_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_forms.py").write_text("def same(arch):\n    return arch\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    document = json.loads(pair().to_json())
+    document["normal_forms"][0]["function"] = "my_forms:same"
+    with pytest.raises(InputError, match="my_forms:same"):
+        SearchSpace.from_json(json.dumps(document))
+    space = SearchSpace.from_json(json.dumps(document), trust=["my_forms:same"])
+    arch = Arch({"left": "b", "right": "a"})
+    assert space.normal_form(arch) == arch
+    assert pickle.loads(pickle.dumps(space)).normal_form(arch) == arch
 
 
 def test_digest_tells_spaces_apart() -> None:

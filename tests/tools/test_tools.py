@@ -65,7 +65,7 @@ def test_search_retrain_export_evaluate(run_folder: Path, call: Call) -> None:
     folder = next((run_folder / "export").iterdir())
     parity = json.loads((folder / "parity.json").read_text())
     assert max(parity["differences"].values()) <= 1e-5
-    code, out, err = call("evaluate", run_folder, "--exported", folder)
+    code, out, err = call("evaluate", run_folder, "--exported", folder, "--run-code")
     assert code == 0, err
     assert result["test_accuracy"] > 0.001
     assert f"│ {result['test_accuracy']:.4f}" in out

@@ -34,6 +34,7 @@ from supernet_tools.pipeline.run import NETWORK, torch_generator
 from supernet_tools.pipeline.runs import kind_of, open_run
 from supernet_tools.pipeline.search import create_searcher
 from supernet_tools.pipeline.tables import _cell
+from supernet_tools.pipeline.trust import trust
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
@@ -87,6 +88,7 @@ SMALL = (
     *SPACE,
 )
 FEW = ("--bn-batches", 1)
+TRUST = ("--trust", f"{__name__}:few_crops")  # for commands that use the images of the pre-training
 
 
 def few_crops(config: Data) -> Splits:
@@ -106,7 +108,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector's supernet that starts from its weights."""
     out = tmp_path_factory.mktemp("detector") / "run"
-    assert run_script("train_supernet", *SMALL, "--pretrained", pretrained, "--out", out) == 0
+    assert run_script("train_supernet", *SMALL, *TRUST, "--pretrained", pretrained, "--out", out) == 0
     return out
 
 
@@ -132,7 +134,7 @@ def test_search_retrain_export_evaluate_predict(pretrained: Path, run_folder: Pa
     assert code == 0, err
     arch = json.loads(out.strip().splitlines()[-1])
     assert {name.partition(".")[0] for name in arch} == {"backbone"}
-    code, out, err = call("retrain", run_folder, "--search", "detnas")
+    code, out, err = call("retrain", run_folder, "--search", "detnas", *TRUST)
     assert code == 0, err
     assert err.count("training:") == 2
     result = json.loads(next((run_folder / "retrain").glob("*-seed0/result.json")).read_text())
@@ -146,12 +148,12 @@ def test_search_retrain_export_evaluate_predict(pretrained: Path, run_folder: Pa
     assert max(json.loads((folder / "parity.json").read_text())["differences"].values()) <= 1e-5
     code, _, err = call("draw", run_folder, "--arch", folder / "arch.json", "--out", tmp_path / "found.svg")
     assert code == 0, err
-    code, out, err = call("evaluate", run_folder, "--exported", folder)
+    code, out, err = call("evaluate", run_folder, "--exported", folder, "--run-code")
     assert code == 0, err
     assert f"│ mar100     │ {shown(result['test_mar100'])}" in out
     Image.new("RGB", (80, 50), "gray").save(tmp_path / "gray.png")
     code, out, err = call(
-        "predict", folder, "--images", tmp_path / "gray.png", "--threshold", 0, "--out", tmp_path / "x"
+        "predict", folder, "--run-code", "--images", tmp_path / "gray.png", "--threshold", 0, "--out", tmp_path / "x"
     )
     assert code == 0, err
     assert "gray.png: " in out
@@ -180,6 +182,7 @@ def test_every_searcher_maximises_map(run_folder: Path) -> None:
 
 def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Path) -> None:
     """A supernet starts from the supernet's weights; a retraining from those, from its own pre-training or fresh."""
+    trust(TRUST[1:])
     opened, backbone = open_run(run_folder), open_run(pretrained)
     arch = opened.space.normal_form(opened.space.from_indices([1, 2, 3]))
     fresh = opened.kind.supernet(opened.summary, torch_generator(0, "supernet"))
@@ -208,7 +211,9 @@ def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Pa
 
 def test_rankings_are_compared_with_retrained_detectors(run_folder: Path, call: Call) -> None:
     short = ("--epochs", 1)
-    code, out, err = call("fidelity", run_folder, "--truth", "retrain", "--n", 3, "--resamples", 20, *short, *FEW)
+    code, out, err = call(
+        "fidelity", run_folder, "--truth", "retrain", "--n", 3, "--resamples", 20, *short, *FEW, *TRUST
+    )
     assert code == 0, err
     assert "agreement with the truth, 3 networks" in out
     assert "shared map50" in out
@@ -216,7 +221,7 @@ def test_rankings_are_compared_with_retrained_detectors(run_folder: Path, call: 
     assert report["settings"]["score"] == "map"
     search = ("--searcher", "random", "--name", "few", "--trials", 2, *FEW)
     assert call("search", run_folder, *search)[0] == 0
-    code, out, err = call("retrain", run_folder, "--search", "few", "--top", 1, "--random", 1)
+    code, out, err = call("retrain", run_folder, "--search", "few", "--top", 1, "--random", 1, *TRUST)
     assert code == 0, err
     assert "test map per seed" in out
     assert "map" in out.strip().splitlines()[-1]
@@ -332,7 +337,7 @@ def test_sigkill_during_fine_tuning_gives_identical_weights(
     pretrained: Path, run_folder: Path, call: Call, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    flags = (*SMALL, "--pretrained", pretrained, "--out", out, "--train.save-seconds", 0)
+    flags = (*SMALL, *TRUST, "--pretrained", pretrained, "--out", out, "--train.save-seconds", 0)
     killed((out / "state.pt").exists, "train_supernet", *flags)
     assert not (out / "supernet.safetensors").exists()
     assert 0 < torch.load(out / "state.pt", weights_only=True)["step"] < 6
@@ -349,7 +354,7 @@ def test_sigkill_during_fine_tuning_gives_identical_weights(
 def test_a_signal_to_all_processes_ends_after_a_step(pretrained: Path, call: Call, tmp_path: Path) -> None:
     """Terminals and job schedulers signal the whole process group, workers included."""
     out = tmp_path / "run"
-    flags = (*SMALL, "--pretrained", pretrained, "--out", out, "--train.epochs", 200, "--train.save-seconds", 0)
+    flags = (*SMALL, *TRUST, "--pretrained", pretrained, "--out", out, "--train.epochs", 200, "--train.save-seconds", 0)
     command = [sys.executable, TOOLS / "train_supernet.py", *map(str, flags)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while not (out / "state.pt").exists():
@@ -400,7 +405,8 @@ def test_recipes_that_cannot_start_are_refused(pretrained: Path, run_folder: Pat
     one_line(call("train_supernet", *SMALL, *out, "--pretrained", tmp_path / "no"), "pretrained=", "no' holds no")
     one_line(call("train_supernet", *SMALL, *out, "--pretrained", run_folder), "no run of a classifier")
     one_line(call("train_supernet", *SMALL, *out, "--pretrained", pretrained / "supernet.safetensors"), "run's folder")
-    other = ("--backbone-settings", "depths=[1, 1, 1]", "--pretrained", pretrained)
+    one_line(call("train_supernet", *SMALL, *out, "--pretrained", pretrained), *TRUST, "data.source")
+    other = (*TRUST, "--backbone-settings", "depths=[1, 1, 1]", "--pretrained", pretrained)
     one_line(call("train_supernet", *SMALL, *other, *out), "widths", "must be the same")
     given = (*SMALL, *out, "--start", "scratch")
     one_line(call("train_supernet", *given, "--detector", "retinanett"), "no detector 'retinanett'", "'retinanet'")
@@ -420,7 +426,7 @@ def test_recipes_that_cannot_start_are_refused(pretrained: Path, run_folder: Pat
 
 
 def test_invalid_limits_and_images_are_refused(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
-    one_line(call("search", pretrained, "--max-backbone-macs", 1e8), "no cost 'backbone_macs'")
+    one_line(call("search", pretrained, *TRUST, "--max-backbone-macs", 1e8), "no cost 'backbone_macs'")
     one_line(call("search", run_folder, "--max-backbone-macs", 10), "no architecture", "backbone_macs <= 10")
     one_line(
         call("search", run_folder, "--searcher", "nsga2", "--settings", 'objectives=["accuracy", "-macs"]'),
@@ -430,7 +436,8 @@ def test_invalid_limits_and_images_are_refused(pretrained: Path, run_folder: Pat
     one_line(call("morphnet", run_folder, "--max-macs", 1e6), "detector")
     one_line(call("predict", run_folder, "--images", tmp_path / "no.png"), "no image file")
     one_line(call("predict", run_folder, "--threshold", 2), "threshold=2.0")
-    one_line(call("predict", pretrained), "classifier")
+    one_line(call("predict", pretrained, *TRUST), "classifier")
     (tmp_path / "torn.png").write_bytes(b"no picture")
     (tmp_path / "preprocess.json").write_text(json.dumps({"input_size": 8}))
-    one_line(call("predict", tmp_path, "--images", tmp_path / "torn.png"), "holds a classifier")
+    one_line(call("predict", tmp_path, "--images", tmp_path / "torn.png"), "model.py is executed", "--run-code")
+    one_line(call("predict", tmp_path, "--run-code", "--images", tmp_path / "torn.png"), "holds a classifier")

@@ -16,6 +16,7 @@ import tyro
 
 from supernet.checked import Checked, FilePath, check, fields_of, unchecked
 from supernet.errors import InputError, RunError, nearest
+from supernet_tools.pipeline.trust import Trust, trust, trust_recipe
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def parse(settings: type[T], description: str | None, args: Sequence[str] | None = None) -> T:
-    """A dataclass from typed command-line flags.
+    """A dataclass from typed command-line flags; its field `trust`, if it has one, holds for this command.
 
     Raises:
         InputError: a flag that is unknown or given twice, or a value of a wrong type or out of range.
@@ -100,6 +101,7 @@ def parse(settings: type[T], description: str | None, args: Sequence[str] | None
     with unchecked():
         values: T = _cli(settings, description=description, args=args, prog=_program())
     check(values, remedy=lambda name: "" if _positional(settings, name) else _remedy(name))
+    trust(getattr(values, "trust", ()))
     return values
 
 
@@ -158,6 +160,7 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         out: Path,
         plan: bool = False,
         accept_changed_data: bool = False,
+        trust: Trust = (),
         config: Annotated[kind, tyro.conf.arg(name="")] = recipe,
     ) -> tuple[Any, Path, bool, bool]:
         """Train by this recipe.
@@ -166,8 +169,11 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
             out: Folder of the run. An interrupted run goes on.
             plan: Only print parameters, memory, time and disk that the training would take.
             accept_changed_data: Go on although images were repaired, removed or added, or data.skip-unreadable set.
+            trust: Code from outside this project that the run of `pretrained` names and that may run, as
+                package.module:function. What is typed here as space, backbone or data.source is trusted.
             config: Every field of the recipe.
         """
+        trust_recipe(config, trust)
         return config, out, plan, accept_changed_data
 
     with unchecked():

@@ -9,6 +9,7 @@ from typing import Any
 from supernet.config import Train
 from supernet.errors import RunError
 from supernet.files import write_json
+from supernet.paths import inside
 from supernet.ranking.statistics import Difference, json_safe, paired, welch
 from supernet.space import Arch
 from supernet.training.distributed import current
@@ -70,8 +71,7 @@ def control_stage(
         "verdict": _verdict(over_networks, failed, run.kind.metric),
     }
     if current().main:
-        (run.folder / "fidelity").mkdir(exist_ok=True)
-        write_json(run.folder / "fidelity" / f"control-{search}.json", json_safe(document))
+        write_json(inside(run.folder, "fidelity", f"control-{search}.json"), json_safe(document))
     return document
 
 

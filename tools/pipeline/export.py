@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from supernet.export import export
+from supernet.paths import inside
 from supernet.space import Arch
 from supernet_tools.pipeline.run import Run
 
@@ -25,6 +26,6 @@ def export_stage(
     Returns:
         the folder and the parity report.
     """
-    folder = out or run.folder / "export" / arch.key
+    folder = out or inside(run.folder, "export", arch.key)
     preprocess = run.kind.preprocess(run.summary)
     return folder, export(network, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx)

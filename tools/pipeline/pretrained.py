@@ -13,9 +13,10 @@ from supernet.space import Arch
 from supernet.spaces import GENOTYPES, create_network
 from supernet_tools.pipeline.classifier import ClassifierKind
 from supernet_tools.pipeline.config import DetectorRun, SupernetRun
-from supernet_tools.pipeline.folder import read_run
+from supernet_tools.pipeline.folder import RUN, read_run
 from supernet_tools.pipeline.retrain import retrain_folder, retrain_stage
 from supernet_tools.pipeline.run import NETWORK, WEIGHTS, Run, read_summary
+from supernet_tools.pipeline.trust import from_file
 
 
 def check_pretrained(config: DetectorRun, backbone_settings: Mapping[str, Any]) -> None:
@@ -47,11 +48,12 @@ def check_pretrained(config: DetectorRun, backbone_settings: Mapping[str, Any]) 
 
 
 def _classifier(folder: Path) -> ClassifierKind:
-    """The recipe of a pre-training. Raises `InputError` if the folder does not hold a classifier's run."""
+    """The recipe of a pre-training. Raises `InputError` if it is not a classifier's run, or names untrusted code."""
     document = read_run(folder)
     if document["kind"] != ClassifierKind.name:
         raise InputError(f"pretrained={str(folder)!r} does not hold a classifier's run; name that of the pre-training")
-    return ClassifierKind(from_dict(SupernetRun, document["config"], owner=str(folder / "run.json")))
+    recipe = from_dict(SupernetRun, document["config"], owner=str(folder / RUN))
+    return ClassifierKind(from_file(recipe, folder / RUN))
 
 
 def classified(folder: Path, arch: Arch, seed: int) -> Path:

@@ -14,6 +14,7 @@ from supernet.checked import problem_of, shown
 from supernet.config import Train
 from supernet.errors import InputError, RunError, UnwritableError
 from supernet.files import read_json, write_json
+from supernet.paths import inside
 from supernet.progress import progress
 from supernet.scoring.metrics import check_finite
 from supernet.space import Arch
@@ -59,7 +60,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             train,
             task=kind.task,
             state=folder / "state.pt",
-            log=folder / "events",
+            log=inside(folder, "events"),
             accept=run.earlier_digests,
             verbose=verbose,
         )
@@ -101,7 +102,7 @@ def read_result(file: Path, truth: str) -> dict[str, Any]:
 
 def retrain_folder(run: Run, arch: Arch, seed: int, shared: bool = False) -> Path:
     """The folder of a retraining: one per architecture, seed and start."""
-    return run.folder / "retrain" / f"{arch.key}-seed{seed}{'-shared' if shared else ''}"
+    return inside(run.folder, "retrain", f"{arch.key}-seed{seed}{'-shared' if shared else ''}")
 
 
 def fresh_network(run: Run, arch: Arch, seed: int) -> nn.Module:

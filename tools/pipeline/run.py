@@ -11,6 +11,7 @@ from supernet.chain import Chain
 from supernet.config import DataSummary, from_dict
 from supernet.cost import CostTable, Feasible, LatencyTable
 from supernet.errors import InputError
+from supernet.paths import inside
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.seeding import derive_seed
@@ -78,7 +79,7 @@ class Run:
         Raises:
             InputError: they are not those that the run was made with, or cannot be read.
         """
-        data = self.kind.load(self.folder / IMAGES) if self._given_data is None else self._given_data
+        data = self.kind.load(inside(self.folder, IMAGES)) if self._given_data is None else self._given_data
         if data.digest != self.summary.digest:
             raise InputError(
                 f"{self.folder} was made with another set of images (digest {self.summary.digest}, now {data.digest}); "
@@ -145,7 +146,7 @@ class Run:
         Args:
             batch: images per timed forward pass.
         """
-        file = self.folder / f"latency-{batch}.jsonl"
+        file = inside(self.folder, f"latency-{batch}.jsonl")
         table = LatencyTable(self.supernet, batch=batch, device=self.config.train.device, file=file)
         other = Run(self.folder, self.kind, self.summary, data=self.data, cost=table)
         other.__dict__["supernet"] = self.supernet  # loaded once

@@ -7,6 +7,7 @@ from supernet.config import from_dict
 from supernet.errors import InputError
 from supernet_tools.pipeline.config import DetectorRun, SupernetRun
 from supernet_tools.pipeline.folder import RUN, read_run
+from supernet_tools.pipeline.trust import from_file
 
 if TYPE_CHECKING:
     from supernet_tools.pipeline.config import Recipe
@@ -29,11 +30,16 @@ def kind_of(config: "Recipe") -> "Kind[Any]":
 
 
 def config_of(folder: Path) -> "Recipe":
-    """The recipe of a run. Raises `InputError` for a folder that does not hold a supernet's run."""
+    """The recipe of a run, which has imported nothing.
+
+    Raises:
+        InputError: the folder does not hold a supernet's run, or the run names code that is not trusted.
+    """
     document = read_run(folder)
     if document["kind"] not in CONFIGS:
         raise InputError(f"{folder} holds a {document['kind']} run; give the folder of a trained supernet")
-    return from_dict(CONFIGS[document["kind"]], document["config"], owner=str(folder / RUN))
+    recipe = from_dict(CONFIGS[document["kind"]], document["config"], owner=str(folder / RUN))
+    return from_file(recipe, folder / RUN)
 
 
 def open_run(folder: Path, *, trained: bool = True) -> "Run":

@@ -15,6 +15,7 @@ from supernet.chain import Chain
 from supernet.cost import Feasible, LatencyTable
 from supernet.errors import InputError, nearest
 from supernet.files import read_json, write_json
+from supernet.paths import inside
 from supernet.progress import progress
 from supernet.scoring.cache import tied_with_best
 from supernet.scoring.metrics import check_finite
@@ -97,7 +98,7 @@ def search_stage(
     Returns:
         its summary; in a process group all ranks score and only rank 0 searches, and the others return an empty one.
     """
-    world, folder = current(), run.folder / "search" / name
+    world, folder = current(), search_folder(run.folder, name)
     study = _claimed_study(run, folder)
     evaluate = run.shared_weights(bn_batches=bn_batches, costs=world.size == 1)
     shared = ParallelEvaluator(evaluate, run.space, world, costs=run.cost, balance="macs")
@@ -122,6 +123,11 @@ def search_stage(
             return _summary(run, study, best, searcher, evaluate)
     finally:
         shared.close()
+
+
+def search_folder(run: Path, name: str) -> Path:
+    """The folder of a search. Raises `InputError` for a name that leads out of the run."""
+    return inside(run, "search", name, what="the name of a search")
 
 
 def _claimed_study(run: Run, folder: Path) -> Study | None:
@@ -238,7 +244,7 @@ def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
     Raises:
         InputError: no such search, or it scored fewer networks.
     """
-    folder = run.folder / "search" / name
+    folder = search_folder(run.folder, name)
     if not (folder / "study.db").exists():
         raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first, or give --arch")
     with Study(folder / "study.db", run.space) as study:
@@ -251,12 +257,13 @@ def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
         )
     if "latency_ms" in limits:
         costs = read_json(folder / COSTS)
-        if costs.get("format") != COSTS_FORMAT or not isinstance(costs.get("latency_batch"), int):
+        batch = costs.get("latency_batch")
+        if costs.get("format") != COSTS_FORMAT or type(batch) is not int or batch < 1:
             raise InputError(
                 f"{folder / COSTS} was written by another release (format {costs.get('format')}, this one reads "
                 f"{COSTS_FORMAT}) or is damaged; search again under another name"
             )
-        run = run.with_latency(costs["latency_batch"])
+        run = run.with_latency(batch)
     feasible = Feasible(run.cost, limits)  # a warm start may have reported architectures outside of them
     scored: dict[str, Trial] = {}
     for trial in trials:

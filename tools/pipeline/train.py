@@ -14,6 +14,7 @@ from supernet.chain import Chain
 from supernet.cost import meta_copy
 from supernet.errors import InputError
 from supernet.files import write_json
+from supernet.paths import inside
 from supernet.scoring.metrics import check_finite
 from supernet.seeding import generator
 from supernet.train import check_training, plan_training, train_supernet
@@ -71,7 +72,7 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
     if done and not accept_changed_data:
         return Run(out, kind, read_summary(out))
     with removed_on_failure(out):
-        parts = prepare(kind, out / IMAGES)
+        parts = prepare(kind, inside(out, IMAGES))
         summary = parts.data.summary()
         facts = {"data": dataclasses.asdict(summary), "space_digest": parts.supernet.space.digest()}
         with claim_run(out, kind.name, config, free=free, **facts) if world.main else nullcontext():
@@ -99,7 +100,7 @@ def _train(parts: Prepared, out: Path, *, accept: Sequence[str], verbose: bool) 
         sampler=parts.sampler,
         task=kind.task,
         state=out / STATE,
-        log=out / "events",
+        log=inside(out, "events"),
         monitor=monitor,
         lead=parts.lead,
         accept=accept,
