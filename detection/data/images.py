@@ -16,9 +16,9 @@ from detection.data.augment import Resize
 from detection.data.coco import Annotations
 from supernet.data.batches import digest
 from supernet.data.cache import Entry, cache_key, cached
-from supernet.data.decode import UNREADABLE
+from supernet.data.decode import UNREADABLE, report_animated
 from supernet.data.images import Images
-from supernet.data.opening import open_image
+from supernet.data.opening import FRAMES, open_image
 from supernet.errors import InputError
 from supernet.memory import free_memory
 
@@ -92,25 +92,27 @@ class DetectionSet:
         """
         if self.pixels is not None:
             return self.pixels[index]
+        return self._read(index)[0]
+
+    def _read(self, index: int) -> tuple[Tensor, bool]:
+        """Returns the image in a file, and whether the file holds several, of which it is the first."""
         assert self.root is not None
         path = self.root / self.annotations.name(index)
         what = f"the image {path} (id {int(self.annotations.ids[index])})"
         try:
-            pixels: Tensor = pil_to_tensor(open_image(path))
+            opened = open_image(path)
+            pixels: Tensor = pil_to_tensor(opened)
         except UNREADABLE as error:
             raise InputError(f"{what} cannot be read ({error}); repair it, or remove it and its annotations") from error
         if list(pixels.shape[-2:]) != self.annotations.sizes[index].tolist():
             height, width = self.annotations.sizes[index].tolist()
-            turned = (
-                " (the sides are exchanged: images are turned as their EXIF data say)"
-                if list(pixels.shape[:-3:-1]) == [height, width]
-                else ""
-            )
+            exchanged = list(pixels.shape[-2:]) == [width, height]
+            turned = " (the sides are exchanged: images are turned as their EXIF data say)" if exchanged else ""
             raise InputError(
                 f"{what} has {pixels.shape[-1]}×{pixels.shape[-2]} pixels, but {width}×{height} in its annotation "
                 f"file, so its boxes would be wrong; repair either{turned}"
             )
-        return pixels
+        return pixels, FRAMES in opened.info
 
     def seen(self, index: int) -> Tensor:
         """Returns one image as a detector sees it, but not normalised, uint8, (3, h, w)."""
@@ -173,14 +175,20 @@ class DetectionSet:
             pixels = torch.empty(self.decoded_bytes, dtype=torch.uint8)
 
             def read(i: int) -> None:
-                views[i].copy_(self.image(i))
+                image, several = self._read(i)
+                views[i].copy_(image)
+                if several:
+                    animated.append(i)
 
             views = self._views(pixels)
+            animated: list[int] = []
             with _threads() as pool:
                 list(pool.map(read, range(len(self))))
-            return Entry({"pixels": pixels})
+            return Entry({"pixels": pixels}, animated=[self.annotations.name(i) for i in sorted(animated)])
 
-        return dataclasses.replace(self, pixels=self._views(cached(cache, key, decode).tensors["pixels"]))
+        entry = cached(cache, key, decode)
+        report_animated(entry.animated)
+        return dataclasses.replace(self, pixels=self._views(entry.tensors["pixels"]))
 
     def _views(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Returns each image, (3, H, W), as a view of the bytes of all images."""

@@ -81,6 +81,7 @@ def folder(root: Path, *, fewest: int = 2) -> Files:
             classes.append(item.name)
         else:
             passed.add(item.name, item.name, image=item.name.lower().endswith(EXTENSIONS))
+    _check_names(root, classes)
     files: list[tuple[tuple[str, ...], int]] = []
     for label, name in enumerate(classes):
         for place, names in _walk(root / name):
@@ -184,8 +185,10 @@ def _scan(folder: Path) -> "list[os.DirEntry[str]]":
 
 
 def _folders(root: Path) -> list[str]:
-    """Returns the names of the visible folders in a folder, sorted."""
-    return sorted(item.name for item in _scan(root) if item.is_dir() and not item.name.startswith("."))
+    """Returns the names of the visible folders in a folder, sorted. Raises `InputError` if one cannot be printed."""
+    names = sorted(item.name for item in _scan(root) if item.is_dir() and not item.name.startswith("."))
+    _check_names(root, names)
+    return names
 
 
 def _holds_images(root: Path) -> bool:

@@ -1,11 +1,16 @@
 """Folders of images as people keep them: splits under many names, links, other files, and one level too high."""
 
+import contextlib
+import itertools
 import os
+import shutil
 import warnings
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 
 from helpers.images import make_folder
@@ -146,6 +151,47 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match=r"the folder .*dog cannot be read \(Permission denied\)"):
         read(root)
+
+
+NAMES = ["train", "Train", "training", "val", "valid", "TEST", "testing", "cat", "dog", ".hidden", "caf\udce9", "a\nb"]
+FILES = ["a.png", "b.JPG", "c.heic", ".d.png", "e", "f.png", "g.png", "caf\udce9.png"]
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_any_tree_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
+    """Trees of split names, classes, odd names, files of several kinds and links; some files are no images."""
+    place = st.lists(st.sampled_from(NAMES), max_size=3)
+    entry = st.tuples(place, st.sampled_from(FILES), st.integers(0, 9))
+    picture = tmp_path_factory.mktemp("picture") / "a.png"
+    Image.new("RGB", (6, 6), (9, 8, 7)).save(picture)
+    pixels, number = picture.read_bytes(), itertools.count()
+    base = tmp_path_factory.mktemp("trees")
+
+    @hypothesis.settings(max_examples=examples, deadline=None, database=None)
+    @hypothesis.given(st.lists(entry, max_size=14), st.booleans(), st.booleans())
+    def check(entries: list[tuple[list[str], str, int]], stream: bool, skip: bool) -> None:
+        root = base / str(next(number))
+        root.mkdir()
+        for parts, name, kind in entries:
+            folder = root.joinpath(*parts)
+            folder.mkdir(parents=True, exist_ok=True)
+            if kind == 0:
+                with contextlib.suppress(FileExistsError):
+                    (folder / "link").symlink_to(root)
+            else:
+                (folder / name).write_bytes(b"no image" if kind == 1 else pixels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                data = read(root, stream=stream, skip_unreadable=skip, calibration=2)
+                assert len(data.train) > 0
+            except InputError as error:
+                lines = str(error).encode().splitlines()
+                if len(lines) != 1:
+                    raise AssertionError(lines) from error
+        shutil.rmtree(root)
+
+    check()
 
 
 # -- stratified splits ------------------------------------------------------------------------------------------------

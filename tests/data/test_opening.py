@@ -150,6 +150,13 @@ def test_the_first_frame_of_an_animation_is_used_and_a_warning_counts_them(tmp_p
         animate(folder / "dog" / f"{name}.webp")
     with pytest.warns(UserWarning, match=r"only the first frame of \d images"):
         load(Data(str(folder), size=6, stream=True, workers=0))
+    coco = make_coco(tmp_path / "coco")
+    (tmp_path / "coco" / "train" / "3.webp").unlink(missing_ok=True)
+    frames = [Image.new("RGB", (64, 48), (i, 0, 0)) for i in (9, 90)]
+    frames[0].save(tmp_path / "coco" / "train" / "3.webp", save_all=True, append_images=frames[1:], lossless=True)
+    change(coco, lambda document: document["images"][3].update(file_name="train/3.webp"))
+    with pytest.warns(UserWarning, match=r"only the first frame of 1 images with several is used: train/3\.webp"):
+        load_boxes(settings(coco))
 
 
 def bomb(path: Path) -> None:
