@@ -38,7 +38,8 @@ RECIPE = (
     0.01,
 )
 IMAGES = 40
-NOTHING_TRAINED = ("--train.epochs", 0, "--lead-epochs", 0)
+EPOCHS = RECIPE.index("--train.epochs") + 1
+UNTRAINED = (*RECIPE[:EPOCHS], 0, "--lead-epochs", 0, *RECIPE[EPOCHS + 1 :])
 
 
 @contextlib.contextmanager
@@ -86,7 +87,7 @@ def test_without_the_cache_every_command_decodes(
 ) -> None:
     out = tmp_path / "run"
     source = ("--data.source", photographs, "--data.cache", "off")
-    assert call("train_supernet", *RECIPE, *NOTHING_TRAINED, *source, "--out", out)[0] == 0
+    assert call("train_supernet", *UNTRAINED, *source, "--out", out)[0] == 0
     assert len(decoded) == IMAGES
     assert not (out / "images").exists()
     assert call("retrain", out, "--arch", smallest(out))[0] == 0
@@ -101,10 +102,14 @@ def smallest(run: Path) -> str:
 def test_images_that_changed_are_noticed(photographs: Path, tmp_path: Path, call: Call) -> None:
     copy, out = tmp_path / "set", tmp_path / "run"
     shutil.copytree(photographs, copy)
-    assert call("train_supernet", *RECIPE, *NOTHING_TRAINED, "--data.source", copy, "--out", out)[0] == 0
+    assert call("train_supernet", *UNTRAINED, "--data.source", copy, "--out", out)[0] == 0
     PIL.Image.new("RGB", (20, 12), "white").save(copy / "cat" / "0.png")
     refused = call("retrain", out, "--arch", smallest(out))
-    one_line(refused, "was made with another set of images", "restore it or train again")
+    one_line(
+        refused,
+        "was made with another set of images",
+        "restore it, repeat the training command with --accept-changed-data",
+    )
 
 
 def test_commands_that_need_no_image_read_none(trained: Path, tmp_path: Path, call: Call, decoded: list[str]) -> None:
