@@ -127,6 +127,7 @@ class Study:
     Args:
         path: the file; None keeps the study in memory.
         space: the space that is searched; a study belongs to one space.
+        read: only look at the trials, without a lock: while another process searches, or where nothing can be written.
 
     Attributes:
         ended: why the last `search` on this object ended; empty before.
@@ -137,7 +138,7 @@ class Study:
         RunError: the file cannot be written. Methods that write raise it too, for instance when the disk is full.
     """
 
-    def __init__(self, path: str | Path | None, space: SearchSpace) -> None:
+    def __init__(self, path: str | Path | None, space: SearchSpace, *, read: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.space = space
         self.ended = ""
@@ -148,7 +149,8 @@ class Study:
         self._repeats = 0
         self._synced = -math.inf
         self._db: sqlite3.Connection | None = None
-        self._lock = None if self.path is None else sqlite.only_writer(self.path, STUDY)
+        self._read = read and self.path is not None
+        self._lock = None if self.path is None or read else sqlite.only_writer(self.path, STUDY)
         try:
             self._open()
         except BaseException:
@@ -291,7 +293,12 @@ class Study:
     def _open(self) -> None:
         space = self.space
         with sqlite.reported(self.path, STUDY, malformed=sqlite.MALFORMED):
-            self._db = sqlite.opened(self.path, STUDY, meta={"space": space.to_json(), "space_digest": space.digest()})
+            if self._read and self.path is not None:
+                self._db = sqlite.opened_to_read(self.path, STUDY)
+                self._db.execute("BEGIN")  # batches and trials of one moment, while another process writes
+            else:
+                known = {"space": space.to_json(), "space_digest": space.digest()}
+                self._db = sqlite.opened(self.path, STUDY, meta=known)
             meta = sqlite.read_meta(self._db)
             if meta["space_digest"] != space.digest():
                 raise InputError(
@@ -299,16 +306,38 @@ class Study:
                     f"{space.name!r} ({space.digest()}); use another study file, or the space of the study"
                 )
             self._settings = json.loads(meta["settings"]) if "settings" in meta else None
+            if self._settings is not None and not _is_settings(self._settings):
+                raise ValueError("its settings are not those of a search")
             self._load(self._db)
+            if self._read:
+                self._db.execute("COMMIT")
 
     def _load(self, db: sqlite3.Connection) -> None:
         self._asked = [row[0] for row in db.execute("SELECT asked FROM batches ORDER BY number")]
         for row in db.execute("SELECT * FROM trials ORDER BY number"):
             number, batch, key, text, metrics, repeat, seconds, failed = row
+            scores = json.loads(metrics)
+            _check_row(scores, key, seconds, failed)
             if number != len(self) or not 0 <= batch < len(self._asked):
                 raise sqlite3.DatabaseError(f"trial {number} of batch {batch} is out of order")
-            arch = Arch.from_json(text)
-            self._note(Trial(number, arch, key, json.loads(metrics), bool(repeat), seconds, batch, failed))
+            try:
+                arch = Arch.from_json(text)
+            except InputError as error:
+                raise ValueError(f"trial {number}: {error}") from error
+            self._note(Trial(number, arch, key, scores, bool(repeat), seconds, batch, failed))
+
+
+def _is_settings(settings: Any) -> bool:
+    return isinstance(settings, dict) and isinstance(settings.get("told_at_start", 0), int)
+
+
+def _check_row(metrics: Any, key: Any, seconds: Any, failed: Any) -> None:
+    """Raises `ValueError` if a recorded trial is none that a search writes."""
+    if not isinstance(key, str) or not isinstance(failed, str) or not isinstance(seconds, (int, float)):
+        raise ValueError(f"the trial of {key!r} has values of wrong types")
+    numbers = isinstance(metrics, dict) and all(type(value) in (int, float) for value in metrics.values())
+    if not numbers or bool(metrics) == bool(failed):
+        raise ValueError(f"the metrics of {key!r} are {metrics!r:.80}")
 
 
 def _row(trial: Trial) -> tuple[int, int, str, str, str, int, float, str]:

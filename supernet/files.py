@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -63,6 +64,22 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
+
+
+def is_temporary(entry: Path) -> bool:
+    """Returns whether an entry of a folder is a temporary file of `replacing`, as a killed process leaves them."""
+    return _TEMPORARY.fullmatch(entry.name) is not None and entry.is_file() and not entry.is_symlink()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed processes left in a folder; to be called by the only process that writes there."""
+    for entry in folder.iterdir():
+        if is_temporary(entry):
+            with contextlib.suppress(OSError):
+                entry.unlink()
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

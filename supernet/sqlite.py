@@ -13,7 +13,7 @@ from supernet.paths import lock_file
 
 PAGE = 4096  # bytes; SQLite reads a truncated last page as if zeros followed, so the length is checked here
 
-MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError)
+MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError)
 """What decoding the contents of a damaged row raises; see `reported`."""
 
 _META = "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)"
@@ -103,6 +103,29 @@ def opened(
             _create(db, kind, {} if meta is None else meta)
         _check(db, path, kind, truncated=truncated)
         db.execute("PRAGMA journal_mode=WAL")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def opened_to_read(path: Path, kind: FileKind, *, wait: float = 5.0) -> sqlite3.Connection:
+    """Opens a file without writing to it or waiting for its writer, also on a disk that nothing can be written to.
+
+    What the writer commits meanwhile may be missing.
+
+    Raises:
+        InputError, sqlite3.Error: see `opened`; call this within `reported`.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no {kind.noun} {path}")
+    uri = path.resolve().as_uri()
+    truncated = _truncated(path)
+    # a writer keeps a log; where there is none, SQLite need not create its files beside this one, which would stay
+    still = "" if Path(f"{path}-wal").exists() else "&immutable=1"
+    db = sqlite3.connect(f"{uri}?mode=ro{still}", uri=True, timeout=wait, isolation_level=None)
+    try:
+        _check(db, path, kind, truncated=truncated)
     except BaseException:
         db.close()
         raise

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 import shutil
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from supernet.chain import Bound, Searchable
 from supernet.config import Preprocess
-from supernet.errors import InputError
+from supernet.errors import InputError, UnwritableError
 from supernet.export.expression import expression, written
 from supernet.export.parity import (
     SEED,
@@ -233,12 +235,16 @@ def _save_graphs(trained: nn.Module, folder: Path, shape: Sequence[int], *, onnx
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
     try:
         program = torch.export.export(trained, (images,), dynamic_shapes=dynamic)
-        torch.export.save(program, folder / "model.pt2")
+        content = io.BytesIO()  # written by Python: torch's own writer aborts the process when the disk is full
+        torch.export.save(program, content)
         if onnx:
             path = folder / "model.onnx"
             torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False)
+    except OSError:  # of model.onnx; `_appearing` reports it
+        raise
     except Exception as error:  # the tracer fails with any kind of error
         raise InputError(f"the network cannot be traced with a dynamic batch: {one_line(error)}") from error
+    (folder / "model.pt2").write_bytes(content.getvalue())
 
 
 # -- the folder ------------------------------------------------------------------------------------------------------
@@ -265,14 +271,21 @@ def _appearing(folder: Path) -> Iterator[Path]:
         if stale.is_symlink() or (stale.exists() and not _holds_only_ours(stale)):
             raise InputError(f"{stale} is in the way of the export; move it")
         shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         for path in partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    except BaseException:
-        shutil.rmtree(partial)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        full = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)  # torch's error for a full disk
+        if full or isinstance(error, (OSError, SafetensorError)):
+            before = "the export that was there before is intact" if folder.exists() else "nothing is left of it"
+            raise UnwritableError(
+                f"the export {folder} cannot be written ({one_line(error)}); {before}. Make room or give "
+                "another folder, and export again"
+            ) from error
         raise
     if folder.exists():
         folder.rename(replaced)

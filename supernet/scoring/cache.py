@@ -96,7 +96,7 @@ class ScoreCache:
             row = db.execute(
                 "SELECT metrics, images, bits FROM scores WHERE context = ? AND key = ?", (self._id(context), key)
             ).fetchone()
-            return None if row is None else Score(json.loads(row[0]), _unpacked(*row[1:]))
+            return None if row is None else Score(_metrics(row[0]), _unpacked(*row[1:]))
 
     def put(self, context: Mapping[str, str], arch: Arch, score: Score) -> None:
         """Saves the score of a network, given by its normal form; afterwards it survives a kill."""
@@ -142,9 +142,23 @@ class ScoreCache:
             yield self._db
 
 
+def _metrics(text: str) -> dict[str, float]:
+    """The metrics of a row. Raises `ValueError` if they are none."""
+    metrics = json.loads(text)
+    if (
+        not isinstance(metrics, dict)
+        or not metrics
+        or any(type(value) not in (int, float) for value in metrics.values())
+    ):
+        raise ValueError(f"the metrics of a row are {text[:80]!r}")
+    return metrics
+
+
 def _unpacked(images: int | None, bits: bytes | None) -> Bits | None:
-    if images is None or bits is None:
+    if images is None and bits is None:
         return None
+    if not isinstance(images, int) or not isinstance(bits, bytes) or not 0 <= images <= 8 * len(bits) < images + 8:
+        raise ValueError("the scores per image of a row are incomplete")
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=images).astype(bool)
 
 

@@ -141,7 +141,7 @@ def _run(training: TrainingState, log: Path | None, *, verbose: bool) -> None:
         _deferred_interrupt(world) as interrupted,
     ):
         while not training.finished:
-            train_step(training, next(batches), interrupted)
+            train_step(training, _next(batches), interrupted)
             epoch_ended = training.step % training.per_epoch == 0
             if epoch_ended:
                 _close_epoch(training, writer)
@@ -157,6 +157,19 @@ def _run(training: TrainingState, log: Path | None, *, verbose: bool) -> None:
                 raise KeyboardInterrupt
     if writer is not None:
         writer.close()
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    """Returns the next batch. Raises `RunError` if a process that makes batches is gone, e.g. killed for memory."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            f"a process that loads images is gone ({' '.join(str(error).split())[:160]}); the system may have ended it "
+            "for lack of memory: free some, or lower data.workers; the same command goes on from the last checkpoint"
+        ) from error
 
 
 @contextlib.contextmanager

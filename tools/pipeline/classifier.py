@@ -97,7 +97,7 @@ class ClassifierKind:
         return CostTable(supernet)
 
     def shared_weights(
-        self, supernet: Chain, data: Splits, *, cache: ScoreCache, bn_batches: int, cost: CostTable | None = None
+        self, supernet: Chain, data: Splits, *, cache: ScoreCache | None, bn_batches: int, cost: CostTable | None = None
     ) -> SharedWeights:
         """The evaluator on the search-validation split."""
         bn = Recalibrate(bn_batches)

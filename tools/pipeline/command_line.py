@@ -6,7 +6,9 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,6 +68,7 @@ def _summary(script: str) -> str:
 def main(run: Callable[[], None]) -> None:
     """Runs a script. Exit code 2 with one line for wrong input, 1 for a run that cannot go on, 130 for Ctrl-C."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {rank()}{message}", file=sys.stderr)
+    _terminate_like_an_interrupt()
     try:
         run()
     except (InputError, RunError) as error:
@@ -74,9 +77,29 @@ def main(run: Callable[[], None]) -> None:
     except (OSError, MemoryError) as error:  # what no stage expected, e.g. a folder without permission
         print(f"error: {rank()}{' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         raise SystemExit(1) from None
+    except _Terminated:
+        print("terminated; finished work is saved, and the same command goes on from it", file=sys.stderr)
+        raise SystemExit(143) from None
     except KeyboardInterrupt:
         print("interrupted; finished work is saved, and the same command goes on from it", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which a scheduler sends before it takes a machine away."""
+
+
+def _terminate_like_an_interrupt() -> None:
+    """Lets SIGTERM end a command as Ctrl-C does, with one line and everything closed.
+
+    Under torchrun the signal ends a process at once, as the launcher expects; a training finishes its step first.
+    """
+    if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:
+
+        def end(*_: object) -> None:
+            raise _Terminated
+
+        signal.signal(signal.SIGTERM, end)
 
 
 def rank() -> str:

@@ -125,7 +125,13 @@ class DetectorKind:
         return DetectorCosts(supernet)
 
     def shared_weights(
-        self, supernet: Any, data: DetectionSplits, *, cache: ScoreCache, bn_batches: int, cost: CostTable | None = None
+        self,
+        supernet: Any,
+        data: DetectionSplits,
+        *,
+        cache: ScoreCache | None,
+        bn_batches: int,
+        cost: CostTable | None = None,
     ) -> SharedWeights:
         """The evaluator on the search-validation split."""
         batch = self.config.scoring_batch

@@ -14,11 +14,13 @@ import filelock
 from supernet.checked import shown
 from supernet.config import from_dict
 from supernet.errors import InputError
-from supernet.files import commit, flatten, lock_file, read_json, write_json
+from supernet.files import commit, flatten, is_temporary, lock_file, read_json, remove_temporaries, write_json
 
 RUN_FORMAT = 2
 """Of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
 LOCK, RUN, IMAGES = ".lock", "run.json", "images"
+FOREIGN = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""What file managers leave in a folder that they have shown."""
 
 
 @contextlib.contextmanager
@@ -49,6 +51,7 @@ def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
         raise InputError(f"another process is writing to {folder}; wait for it or give another folder") from None
     try:
         check_run(folder, kind, config, free=free)  # again: another process may have claimed it since
+        remove_temporaries(folder)
         if not (folder / RUN).exists():
             settings = dataclasses.asdict(config)
             document = {"format": RUN_FORMAT, "kind": kind, "config": settings, "commit": commit(), **facts}
@@ -68,7 +71,7 @@ def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
     if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
         raise InputError(f"{nearest_folder} cannot be written to; give another folder")
     if not (folder / RUN).exists():
-        if folder.exists() and any(entry.name not in (LOCK, IMAGES) for entry in folder.iterdir()):
+        if folder.exists() and any(not _negligible(entry) for entry in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run; give a new folder")
         return
     document = read_run(folder)
@@ -86,6 +89,11 @@ def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
                 f"{folder} holds another run: {name} is {before.get(name)!r} there and {now.get(name)!r} here; "
                 f"give another folder, or the same settings to go on with it{more}"
             )
+
+
+def _negligible(entry: Path) -> bool:
+    """Whether an entry does not keep a folder from becoming a run: ours, or what a file manager leaves."""
+    return entry.name in (LOCK, IMAGES) or entry.name in FOREIGN or is_temporary(entry)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Kind(Protocol[Data]):
         supernet: "Chain",
         data: Data,
         *,
-        cache: "ScoreCache",
+        cache: "ScoreCache | None",
         bn_batches: int,
         cost: "CostTable | None" = None,
     ) -> "SharedWeights":

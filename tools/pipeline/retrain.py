@@ -26,7 +26,7 @@ from supernet_tools.pipeline.run import NETWORK, Run, torch_generator
 
 
 def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, verbose: bool = True) -> dict[str, Any]:
-    """Trains one architecture as a standalone network and scores it; a finished one is only read.
+    """Trains one architecture as a standalone network and scores it; a finished one with its weights is only read.
 
     Args:
         run: supplies images and recipe; with `shared` also the weights to start from.
@@ -40,7 +40,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
     """
     folder, kind = retrain_folder(run, arch, train.seed, shared), run.kind
     world, result = current(), folder / "result.json"
-    done = bool(world.from_main(b"done" if result.exists() else b""))
+    done = bool(world.from_main(b"done" if result.exists() and (folder / NETWORK).exists() else b""))
     if not done:
         check_training(train, run.data, task=kind.task)  # a training that cannot start leaves no folder behind
     with claim_run(folder, "retrain", train) if world.main else nullcontext():

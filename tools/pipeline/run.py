@@ -1,5 +1,6 @@
 """A run that opens lazily: reading its settings costs nothing, images and weights come when they are asked for."""
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +128,8 @@ class Run:
     ) -> SharedWeights:
         """The evaluator of this run, which scores on the search-validation split and keeps each score in `scores.db`.
 
+        In a folder that cannot be written to it keeps none.
+
         Args:
             bn_batches: calibration batches per candidate.
             costs: whether metrics include costs.
@@ -135,7 +138,7 @@ class Run:
         return self.kind.shared_weights(
             self.supernet if supernet is None else supernet,
             self.data,
-            cache=ScoreCache(self.folder / SCORES),
+            cache=ScoreCache(self.folder / SCORES) if os.access(self.folder, os.W_OK) else None,
             bn_batches=bn_batches,
             cost=self.cost if costs else None,
         )

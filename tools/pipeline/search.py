@@ -1,5 +1,6 @@
 """Searches a trained supernet, and reads what searches found."""
 
+import contextlib
 import inspect
 import math
 import time
@@ -98,8 +99,56 @@ def search_stage(
     Returns:
         its summary; in a process group all ranks score and only rank 0 searches, and the others return an empty one.
     """
-    world, folder = current(), search_folder(run.folder, name)
+    folder = search_folder(run.folder, name)
+    new = not (folder / "study.db").exists()
     study = _claimed_study(run, folder)
+    try:
+        return _searched(
+            run,
+            searcher,
+            name,
+            study,
+            trials=trials,
+            evaluations=evaluations,
+            batch=batch,
+            bn_batches=bn_batches,
+            resume=resume,
+            verbose=verbose,
+        )
+    except BaseException:
+        if study is not None and new and not len(study):  # nothing was recorded, so the name stays free
+            study.close()
+            _remove_study(folder)
+        raise
+    finally:
+        if study is not None:
+            study.close()
+
+
+def _remove_study(folder: Path) -> None:
+    """Removes a study in which nothing was recorded, with its folder if nothing else is there."""
+    for name in ("study.db", "study.db-wal", "study.db-shm", "study.db.lock", COSTS):
+        (folder / name).unlink(missing_ok=True)
+    for place in (folder, folder.parent):
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+def _searched(
+    run: Run,
+    searcher: Any,
+    name: str,
+    study: Study | None,
+    *,
+    trials: int,
+    evaluations: int | None,
+    batch: int,
+    bn_batches: int,
+    resume: Literal["exact", "warm"],
+    verbose: bool,
+) -> dict[str, Any]:
+    """Searches into an open study; without one, this rank only scores."""
+    world = current()
     evaluate = run.shared_weights(bn_batches=bn_batches, costs=world.size == 1)
     shared = ParallelEvaluator(evaluate, run.space, world, costs=run.cost, balance="macs")
     if study is None:
@@ -247,7 +296,7 @@ def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
     folder = search_folder(run.folder, name)
     if not (folder / "study.db").exists():
         raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first, or give --arch")
-    with Study(folder / "study.db", run.space) as study:
+    with Study(folder / "study.db", run.space, read=True) as study:
         settings, trials = study.settings or {}, study.trials()
     metric, limits = settings.get("metric", "accuracy"), settings.get("feasible") or {}
     if "latency" in limits:
