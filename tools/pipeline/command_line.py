@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -68,9 +68,9 @@ def _summary(script: str) -> str:
 def main(run: Callable[[], None]) -> None:
     """Runs a script. Exit code 2 with one line for wrong input, 1 for a run that cannot go on, 130 for Ctrl-C."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {rank()}{message}", file=sys.stderr)
-    _terminate_like_an_interrupt()
     try:
-        run()
+        with _terminated_like_an_interrupt():
+            run()
     except (InputError, RunError) as error:
         print(f"error: {rank()}{' '.join(str(error).splitlines())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
@@ -89,17 +89,24 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which a scheduler sends before it takes a machine away."""
 
 
-def _terminate_like_an_interrupt() -> None:
+@contextlib.contextmanager
+def _terminated_like_an_interrupt() -> Iterator[None]:
     """Lets SIGTERM end a command as Ctrl-C does, with one line and everything closed.
 
     Under torchrun the signal ends a process at once, as the launcher expects; a training finishes its step first.
     """
-    if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:
+    if threading.current_thread() is not threading.main_thread() or "RANK" in os.environ:
+        yield
+        return
 
-        def end(*_: object) -> None:
-            raise _Terminated
+    def end(*_: object) -> None:
+        raise _Terminated
 
-        signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def rank() -> str:
