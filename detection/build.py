@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack, cast, get_type_hints
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from detection.pyramid import Norm
 from detection.retinanet import retinanet
 from supernet import plugins
 from supernet.chain import Chain, realize
+from supernet.checked import is_number, is_whole
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 from supernet.spaces import GENOTYPES, SPACES, build
@@ -270,6 +271,7 @@ def _build(
             raise InputError(
                 f"the detector {kind!r} with the neck {neck!r} has no setting {name!r}; {nearest(name, settable)}"
             )
+    _check_numbers(image_size, settings)
     if _is_fixed(backbone, backbone_arch):
         classifier = _fixed_classifier(backbone, phase, backbone_settings, backbone_arch)
     else:
@@ -281,6 +283,30 @@ def _build(
         body = dataclasses.replace(body, init=_keep_weights)
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     return builder(body, image_size=sides, **settings)
+
+
+_LEAST = {"head_convs": 0, "region_convs": 0, "pooled_levels": 0}
+"""Settings that may be less than 1."""
+
+_SHARES = ("score_threshold", "overlap", "positive", "negative", "focal_alpha")
+"""Settings from 0 to 1."""
+
+
+def _check_numbers(image_size: object, settings: Mapping[str, Any]) -> None:
+    """Raises `InputError` for numbers that no detector can have."""
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(is_whole(side, 1, 2**14) for side in sides):
+        raise InputError(f"image_size={image_size!r} should be pixels from 1 to {2**14:,}, or height and width")
+    kinds = get_type_hints(DetectorSettings)
+    for name, value in settings.items():
+        kind, least = kinds.get(name, int), _LEAST.get(name, 1)
+        if kind is int and not is_whole(value, least, 10**6):
+            raise InputError(f"{name}={value!r} should be an integer from {least} to {10**6:,}")
+        high = 1.0 if name in _SHARES else 1e6
+        if kind is float and not is_number(value, 0, high):
+            raise InputError(f"{name}={value!r} should be a number from 0 to {high:g}")
+    if settings.get("anchor_scale", 1) == 0:
+        raise InputError("anchor_scale=0 makes anchors without area; give a number above 0")
 
 
 def _subnet(detector: Detector, arch: Mapping[str, Any] | None) -> DetectorNetwork:

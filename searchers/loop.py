@@ -197,7 +197,11 @@ def _plain(value: Any) -> Any:
 
 def _check_arguments(searcher: Searcher, study: Study, numbers: Mapping[str, int | None], resume: str) -> None:
     for name, value in numbers.items():
-        if value is not None and value < 1:
+        if value is None and name == "evaluations":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InputError(f"{name}={value!r} should be an integer of at least 1")
+        if value < 1:
             raise InputError(f"{name}={value} is too small; give at least 1")
     if resume not in ("exact", "warm"):
         raise InputError(f"resume={resume!r} is unknown; {nearest(resume, ('exact', 'warm'))}")
@@ -302,6 +306,11 @@ class _Scorer:
             _log.warning("evaluating %d architectures raised %s", len(archs), _reason(error), exc_info=traceback)
         if raised is not None and len(archs) > 1:
             return [outcome for arch in archs for outcome in self([arch])]
+        if not isinstance(results, Sequence):
+            raise InputError(
+                f"evaluate returned a {type(results).__name__} for {len(archs)} architectures; return a list with one "
+                "mapping for each"
+            )
         if len(results) != len(archs):
             raise InputError(
                 f"evaluate returned {len(results)} results for {len(archs)} architectures; return one for each"

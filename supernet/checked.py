@@ -6,6 +6,7 @@ them strictly, which means that nothing is cast, rounded or guessed, and that Na
 
 import contextlib
 import dataclasses
+import math
 import os
 import reprlib
 import typing
@@ -121,6 +122,16 @@ def check(config: Any, *, remedy: Callable[[str], str] = lambda _: "") -> None:
     """
     for name, problem in _problems(config, ""):
         raise InputError(problem + remedy(name))
+
+
+def is_whole(value: object, low: int, high: int = 2**63 - 1) -> bool:
+    """Returns whether a value is an integer, and no truth value, in a range."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Returns whether a value is a number other than NaN, and no truth value, in a range."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def shown(value: object) -> str:

@@ -5,6 +5,7 @@ from decimal import Decimal
 from functools import cached_property
 from random import Random
 
+from supernet.checked import is_number
 from supernet.cost.table import CostTable, amount
 from supernet.cost.window import CostWindow
 from supernet.errors import InputError, nearest
@@ -30,6 +31,8 @@ class Feasible:
         for name, limit in limits.items():
             if name not in cost.costs:
                 raise InputError(f"there is no cost {name!r}; {nearest(name, cost.costs)}")
+            if not is_number(limit):
+                raise InputError(f"the limit {name}={limit!r} is not a number; give the largest value that is allowed")
             extremes = cost.extremes(name)
             if extremes is not None and limit < extremes[0]:
                 raise InputError(

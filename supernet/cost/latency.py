@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from supernet.chain import Chain, materialize
+from supernet.checked import is_number, is_whole
 from supernet.cost.count import COSTS
 from supernet.cost.table import CostTable, Entry, shapes
 from supernet.errors import InputError, UnwritableError
@@ -60,6 +61,10 @@ class LatencyTable(CostTable):
         channels_last: bool = True,
         file: Path | None = None,
     ) -> None:
+        if not is_whole(batch, 1):
+            raise InputError(f"batch={batch!r} should be an integer of at least 1")
+        if not is_number(seconds, 1e-6, 3600):
+            raise InputError(f"seconds={seconds!r} should be a number from 1e-6 to 3600, the time to spend on an entry")
         super().__init__(supernet, input_shape)
         self.batch, self.device, self.seconds, self.file = batch, device, seconds, file
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

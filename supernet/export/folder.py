@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from supernet.chain import Bound, Searchable
+from supernet.checked import is_number, is_whole
 from supernet.config import Preprocess
 from supernet.errors import InputError, UnwritableError
 from supernet.export.expression import expression, written
@@ -44,6 +45,7 @@ from supernet.export.parity import (
 from supernet.export.runtime import classify, detect, weights
 from supernet.export.source import Bundle, bundle, check_copyable
 from supernet.space import Arch
+from supernet.strict_json import parse_json, read_text
 
 __all__ = ["check_parity", "export", "expression", "load_exported"]
 
@@ -86,6 +88,10 @@ def export(
         InputError: the network cannot be written, an artefact does not load or differs by more than `tolerance`, or
             `folder` holds something else. Nothing is left behind in that case.
     """
+    if not isinstance(arch, Mapping):
+        raise InputError(f"arch={arch!r} is not a mapping of decision names to values")
+    if not is_number(tolerance, 0, 1e6):
+        raise InputError(f"tolerance={tolerance!r} should be a number of at least 0")
     folder = Path(folder).absolute()
     _check_replaceable(folder)
     in_channels = _channels(preprocess)
@@ -149,8 +155,11 @@ def load_exported(folder: str | Path) -> nn.Module:
     wrote it.
 
     Raises:
-        InputError: `folder` is not an export, or its source or weights have changed since they were written.
+        InputError: `folder` is not an export, its source or weights have changed since they were written, or the source
+            fails; the file is named.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(f"an export is given by its folder, not by {folder!r}")
     folder = Path(folder).absolute()
     parity = _parity(folder)
     for name in ("model.py", "model.safetensors"):
@@ -162,9 +171,26 @@ def load_exported(folder: str | Path) -> nn.Module:
     sys.modules[module.__name__] = module
     try:
         exec(compile((folder / "model.py").read_bytes(), module.__file__, "exec"), vars(module))
+        network = module.load(folder)
     except ImportError as error:
-        raise InputError(f"{folder} needs {' and '.join(parity['requires'])}, but {error}") from error
-    network: nn.Module = module.load(folder)
+        raise InputError(f"{folder} needs {' and '.join(parity['requires'])}, but {one_line(error)}") from error
+    except SyntaxError as error:
+        where = f"line {error.lineno}: {error.msg}"
+        raise InputError(f"{module.__file__} is not Python ({where}); export the network again") from error
+    except AttributeError as error:
+        problem = one_line(error) if hasattr(module, "load") else "it defines no load()"
+        raise InputError(f"{module.__file__} cannot be loaded: {problem}; export the network again") from error
+    except (Exception, SystemExit) as error:  # the code of a folder may raise anything
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(
+            f"{module.__file__} cannot be loaded with the weights in model.safetensors ({reason}); export the network "
+            "again"
+        ) from error
+    finally:
+        if not hasattr(module, "load"):
+            sys.modules.pop(module.__name__, None)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"load() of {module.__file__} returns a {type(network).__name__}, not a network")
     return network
 
 
@@ -299,9 +325,14 @@ def _parity(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is not an export: it has no parity.json")
     try:
-        parity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, names, shapes = parity["format"], set(parity["sha256"]), parity["inputs"]["shapes"]
-    except (ValueError, KeyError, TypeError) as error:
+        parity: dict[str, Any] = parse_json(read_text(path))
+        version, hashes, shapes = parity["format"], dict(parity["sha256"]), parity["inputs"]["shapes"]
+        names, parity["requires"] = set(hashes), [str(name) for name in parity.get("requires", ())]
+        if not all(len(shape) == 4 and all(is_whole(side, 1) for side in shape) for shape in shapes):
+            raise ValueError("inputs.shapes is not a list of shapes (N, C, H, W)")
+        if any(Path(name).name != name for name in names):
+            raise ValueError("sha256 names files of other folders")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({one_line(error)}); export the network again") from error
     if version != FORMAT:
         raise InputError(f"{path} has format {version}, this release reads {FORMAT}; export the network again")

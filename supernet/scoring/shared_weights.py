@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from supernet.chain import Chain
+from supernet.checked import is_whole
 from supernet.data.batches import Batches, ImageSet, digest, identity
 from supernet.errors import InputError
 from supernet.generators import restored_generators
@@ -101,6 +102,10 @@ class SharedWeights:
         cache: ScoreCache | None = None,
         watch: Watch = nullcontext,
     ) -> None:
+        if not isinstance(supernet, nn.Module):
+            raise InputError(f"supernet={supernet!r} is no supernet, such as create_supernet returns")
+        if not is_whole(batch, 1):
+            raise InputError(f"batch={batch!r} should be an integer of at least 1")
         device = next(supernet.parameters()).device
         self._device = str(device)
         self.supernet, self.metric, self.batch, self.cost = supernet, metric, batch, cost

@@ -85,5 +85,7 @@ def _choice_to_json(choice: Choice) -> dict[str, Any]:
 def _choice_from_json(item: Mapping[str, Any]) -> Choice:
     raw = item["options"]
     options = range(*raw["range"]) if isinstance(raw, dict) else tuple(raw)
+    if not isinstance(options, range) and not all(isinstance(value, str | int | float) for value in options):
+        raise InputError(f"choice {item['name']!r} has options that are no plain values: {raw!r:.100}")
     when = (item["when"][0], tuple(item["when"][1])) if "when" in item else None
     return Choice(item["name"], options, when, item.get("ordered", False))

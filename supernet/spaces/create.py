@@ -5,9 +5,10 @@ import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supernet import plugins
+from supernet.checked import is_whole, shown
 from supernet.errors import InputError, nearest
 from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
 from supernet.spaces.genotypes import NETWORKS as NETWORKS
@@ -47,6 +48,13 @@ SPACES: dict[str, str] = {
 """Name to builder. A space outside this project is named in the same way, `"package.module:builder"`."""
 
 
+_LARGEST = {"num_classes": 10**6, "input_size": 2**14, "in_channels": 2**14}
+"""Arguments that builders have in common, with the largest values that make sense."""
+
+_REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+"""What torch and the published blocks raise for settings that no network can have, e.g. negative channels."""
+
+
 def list_spaces(pattern: str = "*") -> list[str]:
     """Returns the names of the spaces that match a pattern such as `"*widths"`, sorted; no torch is loaded."""
     return sorted(fnmatch.filter(SPACES, pattern))
@@ -70,6 +78,8 @@ def builder(space: str) -> "Callable[..., Chain]":
     Raises:
         InputError: there is no such space (the nearest name is offered), or the function cannot be imported.
     """
+    if not isinstance(space, str):
+        raise InputError(f"a space is a name, such as {next(iter(SPACES))!r}, not {space!r}")
     reference = SPACES.get(space) or plugins.plugins(plugins.SPACES).get(space, space)
     if not plugins.FUNCTION.fullmatch(reference):
         raise InputError(f"there is no space {space!r}; {nearest(space, SPACES)}")
@@ -91,7 +101,12 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
     from supernet.chain import Chain
 
     make = builder(space)
+    if phase not in get_args(Phase):
+        raise InputError(f"phase={phase!r} is none of {', '.join(map(repr, get_args(Phase)))}")
     arguments = {name: value for name, value in settings.items() if value is not None}
+    for name, largest in _LARGEST.items():
+        if name in arguments and not is_whole(arguments[name], 1, largest):
+            raise InputError(f"{name}={arguments[name]!r} should be an integer from 1 to {largest:,}")
     signature = inspect.signature(make)
     known = list(signature.parameters)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
@@ -111,9 +126,12 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
             chain = make(**phases, **arguments)
         except InputError:
             raise
-        except ValueError as error:
-            shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            raise InputError(f"the space {space!r} cannot be built with {shown or 'its defaults'}: {error}") from error
+        except _REFUSALS as error:
+            if space not in SPACES and not isinstance(error, ValueError):
+                raise
+            given = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"the space {space!r} cannot be built with {given or 'its defaults'}: {reason}") from error
     if not isinstance(chain, Chain):
         raise InputError(f"the builder of the space {space!r} returned {type(chain).__name__}, not a Chain")
     if phases and phase == "supernet":

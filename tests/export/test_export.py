@@ -1,5 +1,6 @@
 """Exports equal the trained network, run without this project, and refuse networks that cannot be exported."""
 
+import hashlib
 import importlib
 import json
 import random
@@ -171,6 +172,37 @@ def test_changed_files_are_detected(exports: dict[str, Exported], tmp_path: Path
     (folder / "parity.json").unlink()
     with pytest.raises(InputError, match="is not an export"):
         check_parity(exported.network, folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.py", "def load(", r"model\.py is not Python \(line 1: "),
+        ("model.py", "import os", r"model\.py cannot be loaded: it defines no load"),
+        ("model.py", "def load(folder):\n    return 1", r"load\(\) of .*model\.py returns a int, not a network"),
+        ("model.py", "raise SystemExit(3)", r"model\.py cannot be loaded .*SystemExit"),
+        ("model.py", "import no_such_module", r"needs torch, but No module named"),
+        ("model.safetensors", "x" * 9, r"model\.py cannot be loaded with the weights in model\.safetensors"),
+        ("parity.json", "[" * 10**5, r"parity\.json is damaged .*brackets"),
+        ("parity.json", '{"format": 1, "sha256": [1], "inputs": {}}', r"parity\.json is damaged"),
+        ("parity.json", '{"format": 1, "sha256": {}, "inputs": {"shapes": [[1, 2, 3, "x"]]}}', "is damaged .*shapes"),
+    ],
+)
+def test_a_folder_with_other_content_is_named(
+    exports: dict[str, Exported], tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    """Hashes that agree protect from accidents only: whoever changes a file can write its hash too."""
+    folder = tmp_path / "copy"
+    shutil.copytree(exports["nasbench-macro"].folder, folder)
+    (folder / file).write_text(content)
+    if file != "parity.json":
+        parity = json.loads((folder / "parity.json").read_text())
+        parity["sha256"][file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        (folder / "parity.json").write_text(json.dumps(parity))
+    with pytest.raises(InputError, match=message) as caught:
+        load_exported(folder)
+    assert str(folder) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # -- networks of users -----------------------------------------------------------------------------------------------
