@@ -36,6 +36,7 @@ PURE = (
     "supernet.strict_json",
     "supernet.errors",
     "supernet.seeding",
+    "supernet.user_code",
     "detection.config",
 )
 VALIDATION = {"annotated_types", "pydantic", "pydantic_core"}

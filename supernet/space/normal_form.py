@@ -1,11 +1,11 @@
 """References to normal forms: the function that picks the representative of a network, and its version."""
 
-import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from supernet.errors import InputError
+from supernet.user_code import import_function
 
 if TYPE_CHECKING:
     from supernet.space.arch import Arch, Value
@@ -84,12 +84,7 @@ class NormalForm:
         self.check_trusted()
         function = _DEFINED.get(self.function)
         if function is None:
-            module, _, name = self.function.partition(":")
-            try:
-                function = getattr(importlib.import_module(module), name)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise InputError(f"the normal form {self.function!r} cannot be imported: {error}") from error
-        assert function is not None
+            function = import_function(self.function, f"the normal form {self.function!r}")
         version = getattr(function, "version", 1)
         if version != self.version:
             raise InputError(
