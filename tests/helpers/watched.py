@@ -59,6 +59,10 @@ class Watch:
 
     def _write(self, event: str, path: str | bytes | Path) -> None:
         name = os.fsdecode(path)
+        if event == "sqlite3.connect" and name.startswith("file:"):
+            if "mode=ro" in name.partition("?")[2]:
+                return
+            name = name.partition("?")[0].removeprefix("file:").removeprefix("//")
         place = os.path.join(os.path.realpath(os.path.dirname(name) or "."), os.path.basename(name))
         if event in ("open", "sqlite3.connect"):  # the others act on a link itself
             place = os.path.realpath(place)

@@ -245,7 +245,9 @@ def test_a_space_without_widths_is_refused(call: Call, tmp_path: Path) -> None:
     flags = (*TINY, "--space", "test_tools_morphnet:fixed", "--out", tmp_path / "run")
     code, _, err = call("train_supernet", "macro-digits", *flags)
     assert code == 0, err
-    one_line(call("morphnet", tmp_path / "run", "--max-macs", 2e6), "MorphNet needs a space of widths")
+    search = ("morphnet", tmp_path / "run", "--max-macs", 2e6)
+    one_line(call(*search), "--trust test_tools_morphnet:fixed")
+    one_line(call(*search, "--trust", "test_tools_morphnet:fixed"), "MorphNet needs a space of widths")
     assert not (tmp_path / "run" / "search").exists()
 
 
