@@ -42,7 +42,7 @@ def import_function(reference: str, what: str) -> Callable[..., Any]:
 def calling(what: str, *, doing: str = "failed") -> Iterator[None]:
     """Turns whatever is raised inside, also an exit of the program, into an `InputError` of one line that names `what`.
 
-    A real Ctrl-C and `RunError` are passed on.
+    A real Ctrl-C, what a handler of another signal raises like one, and `RunError` are passed on.
     """
     with _noting_interrupts() as pressed:
         try:
@@ -50,7 +50,8 @@ def calling(what: str, *, doing: str = "failed") -> Iterator[None]:
         except RunError:
             raise
         except BaseException as error:
-            if (isinstance(error, KeyboardInterrupt) and pressed) or isinstance(error, GeneratorExit):
+            signalled = pressed or type(error) is not KeyboardInterrupt  # a subclass comes from a handler of a signal
+            if (isinstance(error, KeyboardInterrupt) and signalled) or isinstance(error, GeneratorExit):
                 raise
             raise InputError(f"{what} {doing}: {_reason(error)}") from error
 

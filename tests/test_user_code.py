@@ -80,5 +80,11 @@ def test_a_real_interrupt_is_passed_on() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     assert signal.getsignal(signal.SIGINT) is before
+
+    class Terminated(KeyboardInterrupt):
+        """As the commands raise it for SIGTERM."""
+
+    with pytest.raises(Terminated), calling("x"):
+        raise Terminated
     with pytest.raises(RunError, match="full"), calling("x"):
         raise RunError("full")
