@@ -42,13 +42,16 @@ def read_text(path: Path) -> str:
         ValueError: something else is there, such as a folder or a pipe, it is too large, or it is not UTF-8.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer must not block
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
         if status.st_size > MOST_BYTES:
             raise ValueError(f"{status.st_size:,} bytes, more than any such file has")
-        return file.read().decode("utf-8-sig")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read().decode("utf-8-sig")
+    finally:
+        os.close(descriptor)
 
 
 def _items(outer: dict[str, Any] | list[Any]) -> list[Any]:

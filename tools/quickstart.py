@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from supernet.config import Train
     from supernet.cost import Feasible
     from supernet.space import Arch
+    from supernet_tools.pipeline.config import SupernetRun
     from supernet_tools.pipeline.run import Run
 
 
@@ -63,6 +64,7 @@ def run() -> None:
     config = quickstart()
     train = dataclasses.replace(config.train, seed=args.seed, epochs=args.epochs)
     retrain = dataclasses.replace(config.retrain, seed=args.seed, epochs=args.retrain_epochs)
+    check_limit(args, config)
     trained = train_stage(dataclasses.replace(config, train=train, retrain=retrain), args.out)
     feasible = trained.limits({"macs": args.max_macs})
     results: dict[str, Any] = {}
@@ -90,6 +92,15 @@ def run() -> None:
     }
     write_json(args.out / "summary.json", summary)
     show(summary)
+
+
+def check_limit(args: Quickstart, config: "SupernetRun") -> None:
+    """Checks before the training that some architecture is within the limit. Raises `InputError` if none is."""
+    from supernet_tools.pipeline.run import Run
+    from supernet_tools.pipeline.runs import kind_of
+
+    kind = kind_of(config)
+    Run(args.out, kind, kind.load(None).summary()).limits({"macs": args.max_macs})
 
 
 def compare(accuracies: list[float]) -> dict[str, Any]:

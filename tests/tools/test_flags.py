@@ -87,6 +87,7 @@ QUICKSTART = [
     (("--seed", -1), "seed=-1"),
     (("--trials", 0), "trials=0"),
     (("--out", LONG), "out="),
+    (("--max-macs", 5), "no architecture of 'shufflenet-small' has macs <= 5"),
 ]
 
 
@@ -120,6 +121,8 @@ RECIPE: list[tuple[tuple[object, ...], str]] = [
     (("--train.lr", 0.1, "--train.lr", 0.2), "the flag --train.lr is given twice"),
     (("--data.stream", "--data.no-stream"), "the flag --data.stream is given twice"),
     (("--train.lrr", 0.1), "--train.lrr"),
+    (("--space-settings", "stem=-1"), "stem=-1: Trying to create tensor with negative dimension"),
+    (("--space-settings", "stem=1000000000000"), "stem=1000000000000"),
 ]
 
 

@@ -228,6 +228,8 @@ def test_wrong_names_offer_the_nearest(run_folder: Path, call: Call, tmp_path: P
         "population_size='many' should be a valid integer",
     )
     one_line(call("search", run_folder, "--settings", "population_size"), "NAME=VALUE")
+    one_line(call("search", run_folder, "--name", "unscored", "--settings", "metric="), "metric='' is not among")
+    assert not (run_folder / "search" / "unscored").exists()
 
 
 def test_wrong_data_is_named(call: Call, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
     for objective in getattr(searcher, "objectives", ()):
         if objective.removeprefix("-") not in scored:
             raise InputError(f"objective {objective!r} is not among what is scored; {nearest(objective, scored)}")
+    if searcher.metric.removeprefix("-") not in scored:
+        raise InputError(f"metric={searcher.metric!r} is not among what is scored; {nearest(searcher.metric, scored)}")
     return searcher
 
 

@@ -66,9 +66,7 @@ def parse_settings(
             try:
                 values[name] = converters[name](text)
             except ValueError as error:
-                raise (
-                    error if isinstance(error, InputError) else InputError(f"{name}={shown(text)}: {error}")
-                ) from error
+                raise InputError(f"{name}={shown(text)}: {error}") from error
         else:
             values[name] = typed(name, text, types.get(name, Any))
     return values
