@@ -20,6 +20,7 @@ import torch
 
 from supernet.errors import InputError, UnwritableError
 from supernet.paths import check_inside as check_inside
+from supernet.paths import file_operation as file_operation
 from supernet.paths import inside as inside
 from supernet.paths import lock_file as lock_file
 from supernet.paths import no_follow as no_follow
@@ -40,15 +41,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
     try:
+        file_operation()
         path.parent.mkdir(parents=True, exist_ok=True)
+        file_operation()
         created = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         mode = os.fstat(created).st_mode & 0o777
         os.close(created)
+        file_operation()
         yield temporary
+        file_operation()
         with open(temporary, "rb+") as file:
             os.fchmod(file.fileno(), mode)  # safetensors writes a file of its own, which nobody else can read
             os.fsync(file.fileno())
+        file_operation()
         os.replace(temporary, path)
+        file_operation()
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

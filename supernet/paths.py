@@ -1,6 +1,7 @@
 """Paths that stay in their folder, and files that are never opened through a link; importing this loads no torch."""
 
 import os
+import signal
 from pathlib import Path, PurePath
 
 import filelock
@@ -63,3 +64,21 @@ def lock_file(path: Path, *, timeout: float = 0.0) -> filelock.BaseFileLock:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise InputError(f"{path} is not a file of this project but a link, a folder or a device; remove it")
     return filelock.FileLock(path, timeout=timeout)
+
+
+KILL_AT = "SUPERNET_KILL_AT"
+"""For tests: a process with this environment variable ends itself, as by SIGKILL, before the file operation of this
+number, counted from 1."""
+
+_operations = 0
+
+
+def file_operation() -> None:
+    """Marks a moment between two operations on files, at which a process may be killed (see `KILL_AT`)."""
+    global _operations
+    wanted = os.environ.get(KILL_AT)
+    if wanted is None:
+        return
+    _operations += 1
+    if _operations == int(wanted):
+        os.kill(os.getpid(), signal.SIGKILL)

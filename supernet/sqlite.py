@@ -9,7 +9,7 @@ from pathlib import Path
 import filelock
 
 from supernet.errors import InputError, RunError, UnwritableError
-from supernet.paths import lock_file
+from supernet.paths import file_operation, lock_file
 
 PAGE = 4096  # bytes; SQLite reads a truncated last page as if zeros followed, so the length is checked here
 
@@ -97,6 +97,7 @@ def opened(
         sqlite3.Error: the file is damaged; call this within `reported`.
     """
     truncated = path is not None and _truncated(path)
+    file_operation()
     db = sqlite3.connect(path or ":memory:", timeout=wait, isolation_level=None)
     try:
         if not truncated and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
@@ -140,10 +141,14 @@ def read_meta(db: sqlite3.Connection) -> dict[str, str]:
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """Commits everything that is executed inside, or nothing if something raises."""
+    file_operation()
     db.execute("BEGIN IMMEDIATE")
     try:
+        file_operation()
         yield db
+        file_operation()
         db.execute("COMMIT")
+        file_operation()
     except BaseException:
         if db.in_transaction:  # SQLite itself rolls back when the disk is full
             db.execute("ROLLBACK")

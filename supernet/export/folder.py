@@ -44,6 +44,7 @@ from supernet.export.parity import (
 )
 from supernet.export.runtime import classify, detect, weights
 from supernet.export.source import Bundle, bundle, check_copyable
+from supernet.paths import file_operation
 from supernet.space import Arch
 from supernet.strict_json import parse_json, read_text
 
@@ -298,7 +299,9 @@ def _appearing(folder: Path) -> Iterator[Path]:
             raise InputError(f"{stale} is in the way of the export; move it")
         shutil.rmtree(stale, ignore_errors=True)
     try:
+        file_operation()
         partial.mkdir(parents=True)
+        file_operation()
         yield partial
         for path in partial.iterdir():
             with path.open("rb") as file:
@@ -313,9 +316,12 @@ def _appearing(folder: Path) -> Iterator[Path]:
                 "another folder, and export again"
             ) from error
         raise
+    file_operation()
     if folder.exists():
         folder.rename(replaced)
+        file_operation()
     partial.rename(folder)
+    file_operation()
     shutil.rmtree(replaced, ignore_errors=True)
 
 

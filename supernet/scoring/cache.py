@@ -13,7 +13,7 @@ import numpy as np
 
 from supernet import sqlite
 from supernet.errors import InputError
-from supernet.paths import lock_file
+from supernet.paths import file_operation, lock_file
 from supernet.ranking.paired import Bits, tied
 from supernet.space import Arch
 
@@ -103,7 +103,9 @@ class ScoreCache:
         bits = (None, None) if score.correct is None else (len(score.correct), np.packbits(score.correct).tobytes())
         row = (self._id(context), arch.key, arch.to_json(), json.dumps(dict(score.metrics)), *bits)
         with self._reported() as db:
+            file_operation()
             db.execute(_PUT, row)
+            file_operation()
 
     def correct(self, context: Mapping[str, str], archs: Iterable[Arch] | None = None) -> dict[Arch, Bits]:
         """Returns for each architecture which validation images are classified correctly.
