@@ -103,7 +103,7 @@ class Stage:
         (folder / "package").mkdir()
         (folder / "hub").mkdir()
         text = PLANTED.format(victims=str(self.victims))
-        for name in ("planted.py", "package/planted.py", "hub/hubconf.py", "sitecustomize.py"):
+        for name in ("planted.py", "package/planted.py", "hub/hubconf.py"):
             (folder / name).write_text(text)
         (folder / "planted-1.dist-info").mkdir()  # as if a package were installed here
         (folder / "planted-1.dist-info" / "METADATA").write_text("Name: planted\nVersion: 1\n")
