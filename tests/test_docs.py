@@ -9,17 +9,19 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from helpers.scripts import run_script
 from searchers.catalog import searcher_settings
-from supernet import Chain
+from supernet import Chain, list_spaces
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.config import Data
 from supernet.testing import check_space
 from supernet_tools.pipeline.command_line import parse, parse_recipe
+from supernet_tools.pipeline.recipes import RECIPES
 from supernet_tools.pipeline.settings import pairs
 
 ROOT = Path(__file__).parent.parent
@@ -203,9 +205,8 @@ def test_named_files_exist(page: Path) -> None:
             assert (ROOT / span).exists(), f"{page.name} names {span}, which does not exist"
 
 
-def test_the_names_of_the_status_exist() -> None:
-    from supernet import SPACES
-
-    status = (ROOT / "README.md").read_text().partition("## Status")[2].partition("Planned")[0]
-    for name in SPACES:
-        assert f"`{name}`" in status
+def test_the_readme_names_every_space_and_recipe() -> None:
+    table = (ROOT / "README.md").read_text().partition("## What is there")[2].partition("## Pages")[0]
+    patterns = re.findall(r"`([a-z0-9.*-]+)`", table)
+    for name in (*list_spaces(), *RECIPES):
+        assert any(fnmatch(name, pattern) for pattern in patterns), f"the README does not name {name}"
