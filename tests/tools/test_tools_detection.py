@@ -74,8 +74,6 @@ SMALL = (
     8,
     "--head-convs",
     1,
-    "--train.epochs",
-    2,
     "--train.batch",
     8,
     "--retrain.epochs",
@@ -87,8 +85,21 @@ SMALL = (
     "--backbone-settings",
     *SPACE,
 )
+TWO_EPOCHS = ("--train.epochs", 2)
 FEW = ("--bn-batches", 1)
 TRUST = ("--trust", f"{__name__}:few_crops")  # for commands that use the images of the pre-training
+
+
+def small(*flags: object) -> tuple[object, ...]:
+    """The small recipe with further flags, which replace its own of the same name: a flag given twice is refused."""
+    replaced = {flag for flag in flags if str(flag).startswith("--")}
+    kept: list[object] = []
+    name: object = ""
+    for word in (*SMALL, *TWO_EPOCHS):
+        name = word if str(word).startswith("--") else name
+        if name not in replaced:
+            kept.append(word)
+    return (*kept, *flags)
 
 
 def few_crops(config: Data) -> Splits:
@@ -108,7 +119,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector's supernet that starts from its weights."""
     out = tmp_path_factory.mktemp("detector") / "run"
-    assert run_script("train_supernet", *SMALL, *TRUST, "--pretrained", pretrained, "--out", out) == 0
+    assert run_script("train_supernet", *small(*TRUST), "--pretrained", pretrained, "--out", out) == 0
     return out
 
 
@@ -232,7 +243,7 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
     fixed = json.dumps({f"stage{stage}.block0.op": "shuffle3" for stage in (1, 2, 3)})
     neck = ("--neck", "nasfpn", "--start", "scratch", "--backbone-arch", fixed)
     settings = ("--settings", "levels=2", "repeats=1", "cells=5")
-    code, _, err = call("train_supernet", *SMALL, "--train.epochs", 1, *neck, *settings, "--out", out)
+    code, _, err = call("train_supernet", *small("--train.epochs", 1, *neck, *settings, "--out", out))
     assert code == 0, err
     code, found, err = call("search", out, "--searcher", "reinforce", "--trials", 4, "--batch", 4, *FEW)
     assert code == 0, err
@@ -246,7 +257,7 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
 def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "run"
     neck = ("--neck", "nasfpn", "--start", "scratch", "--settings", "levels=2", "repeats=1", "cells=5")
-    code, _, err = call("train_supernet", *SMALL, "--train.epochs", 1, *neck, "--out", out)
+    code, _, err = call("train_supernet", *small("--train.epochs", 1, *neck, "--out", out))
     assert code == 0, err
     few = ("population_size=4", "parents=2", "mutants=1", "crossovers=1")
     trials = ("--searcher", "detnas", "--trials", 8, "--batch", 4)
@@ -337,7 +348,7 @@ def test_sigkill_during_fine_tuning_gives_identical_weights(
     pretrained: Path, run_folder: Path, call: Call, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    flags = (*SMALL, *TRUST, "--pretrained", pretrained, "--out", out, "--train.save-seconds", 0)
+    flags = (*small(*TRUST), "--pretrained", pretrained, "--out", out, "--train.save-seconds", 0)
     killed((out / "state.pt").exists, "train_supernet", *flags)
     assert not (out / "supernet.safetensors").exists()
     assert 0 < torch.load(out / "state.pt", weights_only=True)["step"] < 6
@@ -354,7 +365,7 @@ def test_sigkill_during_fine_tuning_gives_identical_weights(
 def test_a_signal_to_all_processes_ends_after_a_step(pretrained: Path, call: Call, tmp_path: Path) -> None:
     """Terminals and job schedulers signal the whole process group, workers included."""
     out = tmp_path / "run"
-    flags = (*SMALL, *TRUST, "--pretrained", pretrained, "--out", out, "--train.epochs", 200, "--train.save-seconds", 0)
+    flags = small(*TRUST, "--pretrained", pretrained, "--out", out, "--train.epochs", 200, "--train.save-seconds", 0)
     command = [sys.executable, TOOLS / "train_supernet.py", *map(str, flags)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while not (out / "state.pt").exists():
@@ -401,27 +412,36 @@ def test_sigkill_during_a_search_gives_identical_trials(run_folder: Path, call: 
 
 def test_recipes_that_cannot_start_are_refused(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
-    one_line(call("train_supernet", *SMALL, *out), "start='classification'", "--pretrained")
-    one_line(call("train_supernet", *SMALL, *out, "--pretrained", tmp_path / "no"), "pretrained=", "no' holds no")
-    one_line(call("train_supernet", *SMALL, *out, "--pretrained", run_folder), "no run of a classifier")
-    one_line(call("train_supernet", *SMALL, *out, "--pretrained", pretrained / "supernet.safetensors"), "run's folder")
-    one_line(call("train_supernet", *SMALL, *out, "--pretrained", pretrained), *TRUST, "data.source")
-    other = (*TRUST, "--backbone-settings", "depths=[1, 1, 1]", "--pretrained", pretrained)
-    one_line(call("train_supernet", *SMALL, *other, *out), "widths", "must be the same")
-    given = (*SMALL, *out, "--start", "scratch")
-    one_line(call("train_supernet", *given, "--detector", "retinanett"), "no detector 'retinanett'", "'retinanet'")
-    one_line(call("train_supernet", *given, "--neck", "nasfp"), "no neck 'nasfp'", "'nasfpn'")
-    one_line(call("train_supernet", *given, "--backbone", "detnas-300"), "no backbone 'detnas-300'")
-    one_line(call("train_supernet", *given, "--settings", "level=2"), "level")
-    one_line(call("train_supernet", *given, "--settings", "norm=2"), "settings cannot say norm")
-    fixed = ("--data.size", 128, "--backbone", "detnas-coco-retinanet-300m", "--backbone-settings")
-    one_line(call("train_supernet", *given, *fixed), "nothing to search")
-    small = ("--data.size", 32, "--settings", "levels=2", "pooled_levels=5", "--neck", "nasfpn")
-    one_line(call("train_supernet", *given, *small), "smaller than the largest stride")
-    one_line(call("train_supernet", *given, "--train.distill", "--sampler", "sandwich"), "distill")
-    one_line(call("train_supernet", *given, "--train.batch", 25), "batch of 25", "24 images")
-    one_line(call("train_supernet", *given, "--window.cost", "flops", "--window.high", 1), "flops")
-    one_line(call("train_supernet", *given, "--data.source", "no.json"), "no.json")
+    trusted = (*out, *TRUST, "--pretrained")
+    for flags, messages in (
+        (out, ("start='classification'", "pretrained")),
+        ((*out, "--pretrained", tmp_path / "no"), ("pretrained=", "no' holds no")),
+        ((*out, "--pretrained", run_folder), ("does not hold a classifier's run",)),
+        ((*out, "--pretrained", pretrained / "supernet.safetensors"), ("run's folder",)),
+        ((*out, "--pretrained", pretrained), ("--trust", "data.source")),
+        ((*trusted, pretrained, "--backbone-settings", "depths=[1, 1, 1]"), ("widths", "must be the same")),
+    ):
+        one_line(call("train_supernet", *small(*flags)), *messages)
+    for flags, messages in (
+        (("--detector", "retinanett"), ("no detector 'retinanett'", "'retinanet'")),
+        (("--neck", "nasfp"), ("no neck 'nasfp'", "'nasfpn'")),
+        (("--backbone", "detnas-300"), ("'detnas-300'",)),
+        (("--settings", "level=2"), ("level",)),
+        (("--settings", "norm=2"), ("cannot take norm",)),
+        (
+            ("--data.size", 128, "--backbone", "detnas-coco-retinanet-300m", "--backbone-settings"),
+            ("nothing to search",),
+        ),
+        (
+            ("--data.size", 32, "--settings", "levels=2", "pooled_levels=5", "--neck", "nasfpn"),
+            ("smaller than the largest stride",),
+        ),
+        (("--train.distill", "--sampler", "sandwich"), ("distill",)),
+        (("--train.batch", 25), ("batch of 25", "24 images")),
+        (("--window.cost", "flops", "--window.high", 1), ("flops",)),
+        (("--data.source", "no.json"), ("no.json",)),
+    ):
+        one_line(call("train_supernet", *small(*out, "--start", "scratch", *flags)), *messages)
     assert not (tmp_path / "run").exists()
 
 
