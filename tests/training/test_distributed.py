@@ -174,7 +174,7 @@ def test_ranks_know_their_place_and_receive_from_rank_0(ranks: Ranks) -> None:
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    with process_group("cuda") as world:
+    with process_group("cpu") as world:
         assert world == current() == ALONE == World()
         assert world.main
         assert world.device("cuda") == "cuda"
@@ -187,6 +187,11 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert extra is losses
     assert sent == 0
     assert all(torch.equal(gradient, before[name]) for name, gradient in gradients_of(net).items())
+
+
+def test_a_device_that_is_not_there_is_refused_before_work() -> None:
+    with pytest.raises(InputError, match=r"the device 'cuda:63' is not available"), process_group("cuda:63"):
+        pass
 
 
 def test_devices_are_named_only_for_cuda_among_several() -> None:
