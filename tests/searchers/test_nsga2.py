@@ -174,7 +174,7 @@ def test_failures_and_infinite_values_are_never_parents() -> None:
     ("settings", "words"),
     [
         ({"objectives": ("accuracy", "macs")}, "objective 'macs' would be maximised; write '-macs'"),
-        ({"objectives": ("-loss", "latency")}, "write '-latency'"),
+        ({"objectives": ("-loss", "latency_ms")}, "write '-latency_ms'"),
         ({"objectives": "accuracy"}, "is not a sequence of names"),
         ({"objectives": ("accuracy",)}, "two or more different metrics"),
         ({"objectives": ("accuracy", "-accuracy")}, "two or more different metrics"),
