@@ -4,6 +4,7 @@ import tarfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,6 +212,7 @@ class Reader:
 
     def __init__(self, length: int, *, replicas: int | None = None) -> None:
         self.num_samples, self.class_to_idx, self.epoch = length, {"cat": 0, "dog": 1}, 0
+        self.split_info = SimpleNamespace(filenames=["pictures-0.tar"])
         if replicas is not None:
             self.dist_num_replicas = replicas
 

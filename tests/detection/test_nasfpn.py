@@ -390,7 +390,8 @@ def test_costs_and_shared_prefixes() -> None:
     costs, plain = DetectorCosts(detector), DetectorCosts(tiny("retinanet"))
     body = Arch({name: value for name, value in first.items() if name.startswith("backbone.")})
     assert costs(first)["backbone_macs"] == plain(body)["backbone_macs"]
-    assert costs(first)["params"] == sum(p.numel() for p in detector.subnet(first).parameters())
+    network = tiny_network("retinanet", **NECK, arch=first)
+    assert costs(first)["params"] == sum(p.numel() for p in network.parameters())
     sharing, trie = PrefixSharing(detector, memory_format=torch.contiguous_format), Trie(detector, [first, other])
     assert trie.size == len(detector.step_modules) + 4  # two repeats, head and boxes
     outputs: dict[int, Any] = {}
