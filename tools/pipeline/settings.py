@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 from supernet.checked import shown
@@ -75,17 +76,24 @@ def parse_settings(
 def signature_types(target: Callable[..., Any]) -> dict[str, Any]:
     """Parameter name to annotated type, `Any` where there is none; `"**"` stands for a `**settings` parameter."""
     function = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
-    try:
-        hints = get_type_hints(function)
-    except NameError:  # names that are imported for type checkers only
-        hints = {}
     types: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             types["**"] = Any
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
-            types[name] = hints.get(name, Any)
+            types[name] = _declared(parameter.annotation, function)
     return types
+
+
+def _declared(annotation: Any, function: Callable[..., Any]) -> Any:
+    """The type that an annotation means; `Any` for none, and for names that are imported for type checkers only."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    holder = SimpleNamespace(__annotations__={"value": annotation})
+    try:
+        return get_type_hints(holder, getattr(function, "__globals__", {}))["value"]
+    except NameError:
+        return Any
 
 
 def typed(name: str, text: str, kind: Any) -> Any:
