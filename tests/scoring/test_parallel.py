@@ -39,7 +39,8 @@ def test_two_ranks_of_which_one_is_killed_make_the_study_of_one(tmp_path: Path) 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr
-    assert "a process of the group is gone" in done.stderr
+    # rank 0 notices by itself, unless torchrun ends it first
+    assert any(line in done.stderr for line in ("a process of the group is gone", "closing signal SIGTERM"))
     alone, both = (recorded_trials(tmp_path / name, space) for name in ("alone.db", "both.db"))
     assert len(alone) == PARALLEL_TRIALS
     assert both == alone
