@@ -319,6 +319,7 @@ def test_folders_of_other_runs_are_refused(run_folder: Path, call: Call, tmp_pat
         weights.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_the_benchmarks_run(call: Call) -> None:
     code, out, err = call("benchmarks.timing", "oracle", "--seeds", 3, "--optuna-seeds", 0, "--batches", 10)
     assert code == 0, err
@@ -333,6 +334,7 @@ def test_the_benchmarks_run(call: Call) -> None:
     assert "nasbench201" in out
 
 
+@pytest.mark.slow
 def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
     sizes = ("--images", 40, "--calibration", 1)
     code, out, err = call("benchmarks.scoring", "prefix", run_folder, "--trials", 30, "--generation", 10, *sizes)

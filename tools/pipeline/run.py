@@ -90,8 +90,11 @@ class Run:
 
     @cached_property
     def earlier_digests(self) -> tuple[str, ...]:
-        """The digests of the images that the run was made with before accepted changes."""
-        return earlier_digests(read_run(self.folder))
+        """The digests of the images that the run was made with before accepted changes.
+
+        A run of networks beside another run, which has no `run.json` of its own, has none.
+        """
+        return earlier_digests(read_run(self.folder)) if (self.folder / RUN).exists() else ()
 
     @cached_property
     def supernet(self) -> Chain:
