@@ -150,7 +150,9 @@ def check_texts(text: str) -> None:
         parse_json(text)
 
 
-@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
 @hypothesis.given(st.data())
 def test_any_document_is_read_or_refused(data: st.DataObject) -> None:
     check_documents(data)
@@ -166,7 +168,9 @@ def test_any_document_is_read_or_refused_at_length(data: st.DataObject) -> None:
 TEXTS = st.text() | VALUES.map(json.dumps) | st.just("1" * 5000) | st.integers(0, 2000).map(lambda depth: "[" * depth)
 
 
-@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
 @hypothesis.given(TEXTS)
 def test_any_text_is_json_or_refused(text: str) -> None:
     check_texts(text)

@@ -167,7 +167,13 @@ def test_any_tree_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPa
     pixels, number = picture.read_bytes(), itertools.count()
     base = tmp_path_factory.mktemp("trees")
 
-    @hypothesis.settings(max_examples=examples, deadline=None, database=None)
+    @hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=examples == 100,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
     @hypothesis.given(st.lists(entry, max_size=14), st.booleans(), st.booleans())
     def check(entries: list[tuple[list[str], str, int]], stream: bool, skip: bool) -> None:
         root = base / str(next(number))

@@ -294,7 +294,13 @@ def test_damaged_files_never_raise_anything_else(examples: int) -> None:
         upright().resize((12, 8)).save(buffer, suffix)
         originals.append(buffer.getvalue())
 
-    @hypothesis.settings(max_examples=examples, deadline=None, database=None)
+    @hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=examples == 100,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
     @hypothesis.given(
         st.sampled_from(originals), st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=4)), max_size=5)
     )

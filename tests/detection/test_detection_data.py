@@ -238,7 +238,9 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "spoiled.json"
 
 
-@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
 @hypothesis.given(strategies.data())
 def test_any_value_is_read_or_refused_in_one_line(spoiled: Path, data: strategies.DataObject) -> None:
     read_spoiled(spoiled, data)

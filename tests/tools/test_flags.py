@@ -316,7 +316,9 @@ def check_flags(data: st.DataObject) -> None:
     assert code == 0  # of --help; anything else is an error in one line
 
 
-@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
 @hypothesis.given(st.data())
 def test_any_words_are_parsed_or_refused(data: st.DataObject) -> None:
     check_flags(data)
