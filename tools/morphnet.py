@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +11,7 @@ import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import choose, main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -121,8 +121,12 @@ def settings_of(args: Morph, space: "SearchSpace") -> dict[str, Any]:
     from supernet_tools.pipeline.settings import parse_settings
 
     reserved = ("space", "supernet", "train", "seed", "rounds", "feasible")
-    start = {"start": lambda text: arch_of(text, space)}
-    return parse_settings(MorphNet, args.settings, owner="MorphNet", reserved=reserved, converters=start)
+    metrics = {"accuracy": "accuracy", "-loss": "-loss"}
+    converters: dict[str, Callable[[str], Any]] = {
+        "metric": lambda text: choose("metric", text, metrics),
+        "start": lambda text: arch_of(text, space),
+    }
+    return parse_settings(MorphNet, args.settings, owner="MorphNet", reserved=reserved, converters=converters)
 
 
 def show(searcher: "MorphNet", trials: "Sequence[Trial]", best: "Trial", folder: Path) -> None:
