@@ -93,8 +93,11 @@ def test_remembered_parts_are_the_active_parts(ground: str, monkeypatch: pytest.
         assert [(id(parameter), index) for parameter, index in found] == [(id(p), index) for p, index in expected]
 
 
-def test_the_python_of_a_step_costs_less_than_a_millisecond() -> None:
-    """20 blocks, 1-pixel images; the fastest of many, in CPU time of this thread, so that neighbours do not count."""
+def test_a_step_costs_little_more_than_one_of_the_plain_network() -> None:
+    """20 blocks, 1-pixel images; the fastest of many, in CPU time of this thread, so that neighbours do not count.
+
+    A ratio, since a millisecond is much or little depending on the machine.
+    """
     torch.manual_seed(0)
     supernet = create_supernet("spos", num_classes=2).train()
     space, x = supernet.space, torch.randn(2, 3, 1, 1)
@@ -117,16 +120,15 @@ def test_the_python_of_a_step_costs_less_than_a_millisecond() -> None:
         own.zero_grad(set_to_none=True)
 
     fastest = [float("inf"), float("inf")]
-    for repeat in range(400):
+    for repeat in range(200):
         for side, run in enumerate((of_engine, of_plain)):
             began = time.thread_time()
             run()
             fastest[side] = min(fastest[side], time.thread_time() - began)
-        if repeat >= 60 and fastest[0] - fastest[1] < 0.9e-3:  # a busy machine needs more tries for a quiet moment
+        if repeat >= 10 and fastest[0] < 1.06 * fastest[1]:  # a busy machine needs more tries for a quiet moment
             break
-    overhead = fastest[0] - fastest[1]
     print(f"a step takes {1000 * fastest[0]:.2f} ms, of the plain network {1000 * fastest[1]:.2f} ms")
-    assert overhead < 1e-3
+    assert fastest[0] < 1.10 * fastest[1]
 
 
 def peak_bytes(work: Callable[[], object], path: Path) -> int:
