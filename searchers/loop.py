@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from searchers.study import Study, Trial, best_of
+from supernet.checked import Rule
 from supernet.errors import InputError, RunError, nearest
 from supernet.space import Arch, SearchSpace
 
@@ -49,6 +50,15 @@ class Feasible(Protocol):
 
     def explain(self) -> str:
         """Names the lowest cost that exists in a sentence, for the error when nothing fits."""
+
+
+_LIMITS = "limits such as supernet.cost.Feasible, or None"
+Limits = Annotated[Feasible | None, Rule(_LIMITS, lambda limits: limits is None or callable(limits), alone=True)]
+"""The argument `feasible` of a searcher."""
+Metric = Annotated[
+    str, Rule("the name of a metric, with a leading minus to minimise it", lambda name: name.removeprefix("-") != "")
+]
+"""The argument `metric` of a searcher."""
 
 
 class Searcher(Protocol):

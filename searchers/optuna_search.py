@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from searchers.loop import Feasible
+from searchers.loop import Limits, Metric
 from searchers.proposals import Visited, up_to
 from searchers.study import Trial, score
+from supernet.checked import Seed, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, Choice, SearchSpace, Value
@@ -44,13 +45,14 @@ class OptunaSearcher:
         InputError: Optuna is not installed, has no sampler of that name, or the sampler refuses the options.
     """
 
+    @checked_arguments
     def __init__(
         self,
         space: SearchSpace,
         *,
-        seed: int = 0,
-        metric: str = "accuracy",
-        feasible: Feasible | None = None,
+        seed: Seed = 0,
+        metric: Metric = "accuracy",
+        feasible: Limits = None,
         sampler: str | Callable[..., "optuna.samplers.BaseSampler"] = "TPESampler",
         options: Mapping[str, Any] | None = None,
     ) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from searchers.loop import Feasible
+from searchers.loop import Limits, Metric
 from searchers.proposals import Visited, up_to
 from searchers.study import Trial
+from supernet.checked import Seed, checked_arguments
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
 
@@ -23,8 +24,9 @@ class RandomSearch:
         feasible: the limits that every proposal keeps; None for no limits.
     """
 
+    @checked_arguments
     def __init__(
-        self, space: SearchSpace, *, seed: int = 0, metric: str = "accuracy", feasible: Feasible | None = None
+        self, space: SearchSpace, *, seed: Seed = 0, metric: Metric = "accuracy", feasible: Limits = None
     ) -> None:
         self.space = space
         self.seed = seed

@@ -6,6 +6,8 @@ them strictly, which means that nothing is cast, rounded or guessed, and that Na
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import math
 import os
 import reprlib
@@ -16,11 +18,15 @@ from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from supernet.errors import InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LONGEST_NAME = 200
 """Bytes of a name in a path: file systems take 255, and temporary names are longer than the final ones."""
@@ -34,6 +40,8 @@ class Rule:
     """What a value should be, e.g. "a plain name"."""
     holds: Callable[[Any], bool]
     """Whether a value of the annotated type meets the condition."""
+    alone: bool = False
+    """Whether the condition replaces the check of the type, for protocols and classes that pydantic does not know."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """How pydantic applies the condition, after it has checked the type."""
@@ -44,6 +52,8 @@ class Rule:
                 raise PydanticCustomError("rule", "{should}", {"should": self.should})
             return value
 
+        if self.alone:
+            return core_schema.no_info_plain_validator_function(checked)
         return core_schema.no_info_after_validator_function(checked, handler(source))
 
 
@@ -69,10 +79,17 @@ def _device(text: str) -> bool:
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
+Units = Annotated[int, Ge(1), Le(10_000)]
+"""Units of a layer, or members of an ensemble: more would not fit in memory."""
+Size = Annotated[int, Ge(1), Le(10**6)]
+"""Elements of something that is kept in memory."""
 Seed = Annotated[int, Ge(0), Lt(2**63)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
+Probability = Annotated[float, Ge(0), Le(1)]
+Rate = Annotated[float, Gt(0), Le(10)]
+"""A learning rate of Adam, whose steps are as long as the rate."""
 Pixels = Annotated[int, Ge(1), Le(2**14)]
 
 _PATH = Rule(f"a path in UTF-8 whose names have at most {LONGEST_NAME} bytes", short_names)
@@ -173,10 +190,46 @@ def _instance(name: str, value: object, kind: type) -> str:
     return f"{name}={shown(value)} should be settings of {kind.__name__}"
 
 
+def checked_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """Makes a function check its arguments by their annotations before it runs, as `Checked` does with fields.
+
+    Raises:
+        InputError: from every call with a wrong value; it names the argument, the value and what is allowed.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # names or a number of arguments that Python itself reports when it makes the call
+            given = {}
+        for name, value in given.items():
+            kind = declared(signature.parameters[name].annotation, function)
+            if (should := problem_of(kind, value)) is not None:
+                raise InputError(f"{name}={shown(value)} {should}")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def declared(annotation: Any, function: Callable[..., Any]) -> Any:
+    """Returns the type that an annotation means; `Any` for none, and for names imported for type checkers only."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    holder = SimpleNamespace(__annotations__={"value": annotation})
+    try:
+        return typing.get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True)["value"]
+    except NameError:
+        return Any
+
+
 def problem_of(kind: Any, value: object) -> str | None:
     """Returns what a value of an annotated type should be; None if nothing is wrong with it."""
     from pydantic import ValidationError
 
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return None if isinstance(value, kind) else f"should be a {kind.__name__}"
     try:
         _adapter(kind).validate_python(value)
     except ValidationError as error:

@@ -3,10 +3,10 @@
 from collections import deque
 from collections.abc import Sequence
 
-from searchers.loop import Feasible
+from searchers.loop import Limits, Metric
 from searchers.proposals import sample, within
 from searchers.study import Trial, score
-from supernet.errors import InputError
+from supernet.checked import Count, Probability, Seed, checked_arguments
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
 
@@ -34,23 +34,19 @@ class AgingEvolution:
         InputError: a size below 1, or a probability outside [0, 1].
     """
 
+    @checked_arguments
     def __init__(
         self,
         space: SearchSpace,
         *,
-        seed: int = 0,
-        metric: str = "accuracy",
-        feasible: Feasible | None = None,
-        population_size: int = 100,
-        tournament_size: int = 25,
-        identity: float = 0.05,
+        seed: Seed = 0,
+        metric: Metric = "accuracy",
+        feasible: Limits = None,
+        population_size: Count = 100,
+        tournament_size: Count = 25,
+        identity: Probability = 0.05,
         aging: bool = True,
     ) -> None:
-        for name, size in (("population_size", population_size), ("tournament_size", tournament_size)):
-            if size < 1:
-                raise InputError(f"{name}={size} is too small; give at least 1")
-        if not 0 <= identity <= 1:
-            raise InputError(f"identity={identity} is not a probability; give a number from 0 to 1")
         self.space = space
         self.seed = seed
         self.metric = metric

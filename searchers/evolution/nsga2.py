@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from searchers.loop import Feasible
+from annotated_types import Ge
+
+from searchers.loop import Limits, Metric
 from searchers.pareto import check_objectives, crowding_distance, nondominated_sort
 from searchers.proposals import CHILD_TRIES, Visited, up_to
 from searchers.study import Trial
+from supernet.checked import Probability, Seed, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
@@ -56,27 +60,21 @@ class NSGA2:
             without one of the objectives.
     """
 
+    @checked_arguments
     def __init__(
         self,
         space: SearchSpace,
         *,
-        seed: int = 0,
-        metric: str = "accuracy",
-        feasible: Feasible | None = None,
+        seed: Seed = 0,
+        metric: Metric = "accuracy",
+        feasible: Limits = None,
         objectives: Sequence[str] = ("accuracy", "-macs"),
         cost: Callable[[Arch], Mapping[str, float]] | None = None,
-        population_size: int = 100,
-        crossover: float = 0.9,
-        mutation: float | None = None,
+        population_size: Annotated[int, Ge(2)] = 100,
+        crossover: Probability = 0.9,
+        mutation: Probability | None = None,
     ) -> None:
         self.objectives = check_objectives(objectives)
-        if population_size < 2:
-            raise InputError(f"population_size={population_size} is too small; give at least 2")
-        for name, chance in (("crossover", crossover), ("mutation", mutation)):
-            if chance is not None and not 0 <= chance <= 1:
-                raise InputError(f"{name}={chance} is not a probability; give a number from 0 to 1")
-        if cost is not None and not callable(cost):
-            raise InputError(f"cost={cost!r} cannot be called; give a function of an architecture, e.g. a CostTable")
         self.space = space
         self.seed = seed
         self.metric = metric

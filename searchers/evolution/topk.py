@@ -3,12 +3,13 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
-from searchers.loop import Feasible
+from searchers.loop import Limits, Metric
 from searchers.proposals import Visited, up_to
 from searchers.study import Trial, score
-from supernet.errors import InputError, nearest
+from supernet.checked import Count, Natural, Probability, Seed, Size, checked_arguments
+from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace, Value
 
@@ -47,31 +48,25 @@ class TopKEvolution:
         InputError: sizes that do not fit together, a probability outside [0, 1], or an unknown crossover.
     """
 
+    @checked_arguments
     def __init__(
         self,
         space: SearchSpace,
         *,
-        seed: int = 0,
-        metric: str = "accuracy",
-        feasible: Feasible | None = None,
-        population_size: int = 50,
-        parents: int = 10,
-        mutants: int = 20,
-        crossovers: int = 20,
-        mutation: float = 0.1,
+        seed: Seed = 0,
+        metric: Metric = "accuracy",
+        feasible: Limits = None,
+        population_size: Size = 50,
+        parents: Count = 10,
+        mutants: Natural = 20,
+        crossovers: Natural = 20,
+        mutation: Probability = 0.1,
         crossover: Crossover = "uniform",
     ) -> None:
-        for name, size, least in (("parents", parents, 1), ("mutants", mutants, 0), ("crossovers", crossovers, 0)):
-            if size < least:
-                raise InputError(f"{name}={size} is too small; give at least {least}")
-        if population_size < max(1, mutants + crossovers):
+        if population_size < mutants + crossovers:
             raise InputError(
                 f"population_size={population_size} has no room for {mutants} mutants and {crossovers} crossovers"
             )
-        if not 0 <= mutation <= 1:
-            raise InputError(f"mutation={mutation} is not a probability; give a number from 0 to 1")
-        if crossover not in get_args(Crossover):
-            raise InputError(f"crossover={crossover!r} is unknown; {nearest(crossover, get_args(Crossover))}")
         self.space = space
         self.seed = seed
         self.metric = metric

@@ -6,9 +6,9 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from searchers.loop import Evaluate, Feasible
+from searchers.loop import Evaluate, Feasible, Limits, Metric
 from searchers.morphnet.resources import (
     GAP,
     Resource,
@@ -21,6 +21,7 @@ from searchers.morphnet.resources import (
     widened,
 )
 from searchers.study import Trial, score
+from supernet.checked import Count, Positive, Rule, Seed, Share, checked_arguments
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
@@ -134,26 +135,26 @@ class MorphNet:
             needed); or a number is out of range.
     """
 
+    @checked_arguments
     def __init__(
         self,
         space: SearchSpace,
         *,
         supernet: "WidthChain",
-        train: Shrink,
-        seed: int = 0,
-        metric: str = "accuracy",
-        feasible: Feasible | None = None,
-        rounds: int = 1,
-        strength: float | None = None,
-        scan: Sequence[float] = (0.1, 1.0, 10.0),
-        threshold: float | Literal["gap"] = RELEASED_THRESHOLD,
-        fill: float = 0.0,
+        train: Annotated[Shrink, Rule("a function, see `Shrink`", callable, alone=True)],
+        seed: Seed = 0,
+        metric: Metric = "accuracy",
+        feasible: Limits = None,
+        rounds: Count = 1,
+        strength: Positive | None = None,
+        scan: Annotated[Sequence[Positive], Rule("at least one number", bool)] = (0.1, 1.0, 10.0),
+        threshold: Positive | Literal["gap"] = RELEASED_THRESHOLD,
+        fill: Share = 0.0,
         start: Mapping[str, int] | None = None,
-        patience: int = 3,
-        tolerance: float = 0.01,
+        patience: Count = 3,
+        tolerance: Positive = 0.01,
         inplace: bool = False,
     ) -> None:
-        _check_numbers(rounds, strength, scan, threshold, fill, patience, tolerance)
         self.limit, self.budget = _limit(feasible)
         _check_supernet(space, supernet)
         self.space, self.seed, self.metric, self.feasible = space, seed, metric, feasible
@@ -402,7 +403,7 @@ def _digest(supernet: "WidthChain") -> str:
 
 
 def _limit(feasible: Feasible | None) -> tuple[str, float]:
-    limits = {} if feasible is None else dict(feasible.limits)
+    limits = dict(getattr(feasible, "limits", {}))
     if len(limits) != 1 or not limits.keys() <= RESOURCES.keys():
         raise InputError(
             f"MorphNet keeps one limit, on one of {', '.join(RESOURCES)}, not {limits or 'none'}; give "
@@ -424,27 +425,3 @@ def _check_supernet(space: SearchSpace, supernet: Any) -> None:
             f"group {bare[0]!r} of {space.name!r} has no batch norm with scale to regularise; build the "
             "supernet with affine batch norm"
         )
-
-
-def _check_numbers(
-    rounds: int,
-    strength: float | None,
-    scan: Sequence[float],
-    threshold: float | str,
-    fill: float,
-    patience: int,
-    tolerance: float,
-) -> None:
-    for name, value in (("rounds", rounds), ("patience", patience)):
-        if value < 1:
-            raise InputError(f"{name}={value} is too small; give at least 1")
-    strengths = [*scan, 1.0 if strength is None else strength]
-    if not scan or min(strengths) <= 0:
-        raise InputError(
-            f"strength={strength} with scan={tuple(scan)} does not regularise, since λ must be above 0; give "
-            "larger numbers, or None for 1 / (initial cost)"
-        )
-    if threshold != "gap" and (isinstance(threshold, str) or threshold <= 0):
-        raise InputError(f"threshold={threshold!r} is neither a number above 0 nor 'gap'")
-    if not 0 <= fill < 1 or tolerance <= 0:
-        raise InputError(f"fill={fill} must be at least 0 and below 1, and tolerance={tolerance} above 0")

@@ -6,13 +6,13 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
-from searchers.loop import Feasible
+from searchers.loop import Limits, Metric
 from searchers.pnas.ladder import Block, Kind, _Cell, find_ladder
 from searchers.proposals import nothing_fits
 from searchers.study import Trial, score
-from supernet.errors import InputError, nearest
+from supernet.checked import Count, Rate, Seed, Text, Units, checked_arguments
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, SearchSpace
 
@@ -83,32 +83,24 @@ class PNAS:
             that exclude all cells of one block.
     """
 
+    @checked_arguments
     def __init__(
         self,
         space: SearchSpace,
         *,
-        seed: int = 0,
-        metric: str = "accuracy",
-        feasible: Feasible | None = None,
-        ladder: str | None = None,
-        beam: int = 256,
+        seed: Seed = 0,
+        metric: Metric = "accuracy",
+        feasible: Limits = None,
+        ladder: Text | None = None,
+        beam: Count = 256,
         surrogate: Kind = "mlp",
-        members: int = 5,
-        embedding: int = 100,
-        hidden: int = 100,
-        learning_rate: float = 0.01,
-        later_learning_rate: float = 0.002,
-        epochs: int = 100,
+        members: Units = 5,
+        embedding: Units = 100,
+        hidden: Units = 100,
+        learning_rate: Rate = 0.01,
+        later_learning_rate: Rate = 0.002,
+        epochs: Count = 100,
     ) -> None:
-        if surrogate not in get_args(Kind):
-            raise InputError(f"surrogate={surrogate!r} is unknown; {nearest(surrogate, get_args(Kind))}")
-        sizes = {"beam": beam, "members": members, "embedding": embedding, "hidden": hidden, "epochs": epochs}
-        for name, size in sizes.items():
-            if size < 1:
-                raise InputError(f"{name}={size} is too small; give at least 1")
-        for name, rate in (("learning_rate", learning_rate), ("later_learning_rate", later_learning_rate)):
-            if not (math.isfinite(rate) and rate > 0):
-                raise InputError(f"{name}={rate} must be a number above 0")
         self.space = space
         self.seed = seed
         self.metric = metric

@@ -3,19 +3,20 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 from scipy.special import ndtr
 
-from searchers.loop import Feasible
+from searchers.loop import Feasible, Limits, Metric
 from searchers.predictor.encoding import Encoding
 from searchers.predictor.ensemble import Ensemble
 from searchers.predictor.gaussian_process import GaussianProcess
 from searchers.predictor.prediction import Floats, Indices, Prediction, Surrogate
 from searchers.proposals import Visited, sampler
 from searchers.study import Trial, score
-from supernet.errors import InputError, nearest
+from supernet.checked import NonNegative, Seed, checked_arguments
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, SearchSpace
 
@@ -61,25 +62,19 @@ class PredictorSearch:
         InputError: an unknown surrogate or acquisition, or a number that is too small.
     """
 
+    @checked_arguments
     def __init__(
         self,
         space: SearchSpace,
         *,
-        seed: int = 0,
-        metric: str = "accuracy",
-        feasible: Feasible | None = None,
+        seed: Seed = 0,
+        metric: Metric = "accuracy",
+        feasible: Limits = None,
         surrogate: Kind = "gp",
         acquisition: Acquisition = "ei",
-        initial: int = 8,
-        beta: float = 1.0,
+        initial: Annotated[int, Ge(2)] = 8,
+        beta: NonNegative = 1.0,
     ) -> None:
-        for name, value, kinds in (("surrogate", surrogate, Kind), ("acquisition", acquisition, Acquisition)):
-            if value not in get_args(kinds):
-                raise InputError(f"{name}={value!r} is unknown; {nearest(value, get_args(kinds))}")
-        if initial < 2:
-            raise InputError(f"initial={initial} is too small; give at least 2")
-        if not (math.isfinite(beta) and beta >= 0):
-            raise InputError(f"beta={beta} cannot weight a deviation; give 0 or more")
         self.space = space
         self.seed = seed
         self.metric = metric

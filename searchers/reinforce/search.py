@@ -3,12 +3,15 @@
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from searchers.loop import Feasible
+from annotated_types import Gt, Lt
+
+from searchers.loop import Limits, Metric
 from searchers.proposals import sample
 from searchers.study import Trial, score
-from supernet.errors import InputError, nearest
+from supernet.checked import Count, NonNegative, Positive, Rate, Seed, Share, Size, Units, checked_arguments
+from supernet.errors import InputError
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, SearchSpace
 
@@ -19,6 +22,7 @@ TRIES = 100
 """Samples per requested architecture before a random one within the limits takes its place."""
 
 LARGEST = 1e15  # reward: Adam squares gradients in float32, whose largest value is 3e38
+Reward = Annotated[float, Gt(-LARGEST), Lt(LARGEST)]
 
 
 class _Sample(NamedTuple):
@@ -69,27 +73,28 @@ class Reinforce:
         InputError: an unknown algorithm, or a number out of range.
     """
 
+    @checked_arguments
     def __init__(
         self,
         space: SearchSpace,
         *,
-        seed: int = 0,
-        metric: str = "accuracy",
-        feasible: Feasible | None = None,
+        seed: Seed = 0,
+        metric: Metric = "accuracy",
+        feasible: Limits = None,
         algorithm: Algorithm = "ppo",
-        learning_rate: float = 0.00035,
-        minibatch: int = 20,
-        hidden: int = 100,
-        entropy: float = 0.00001,
+        learning_rate: Rate = 0.00035,
+        minibatch: Size = 20,
+        hidden: Units = 100,
+        entropy: NonNegative = 0.00001,
         entropy_to: EntropyTo = "loss",
-        baseline: float = 0.95,
-        baseline_start: float | None = None,
+        baseline: Share = 0.95,
+        baseline_start: Reward | None = None,
         baseline_first: bool = False,
-        clip: float = 0.2,
-        epochs: int = 5,
-        temperature: float | None = None,
-        tanh_constant: float | None = None,
-        penalty: float | None = None,
+        clip: Positive = 0.2,
+        epochs: Count = 5,
+        temperature: Positive | None = None,
+        tanh_constant: Positive | None = None,
+        penalty: Reward | None = None,
     ) -> None:
         self.space = space
         self.seed = seed
@@ -109,7 +114,6 @@ class Reinforce:
         self.temperature = temperature
         self.tanh_constant = tanh_constant
         self.penalty = penalty
-        self._check()
         from searchers.reinforce.controller import Controller  # loads torch, which importing the package does not
 
         self.controller = Controller(
@@ -286,32 +290,6 @@ class Reinforce:
             self._asked.setdefault(drawn.indices, []).append(drawn)
         self._batch = [(_read(drawn), reward) for drawn, reward in state["batch"]]
         self._level, self._lowest, self._fallbacks = state["level"], state["lowest"], state["fallbacks"]
-
-    def _check(self) -> None:
-        for name, value, known in (
-            ("algorithm", self.algorithm, Algorithm),
-            ("entropy_to", self.entropy_to, EntropyTo),
-        ):
-            if value not in get_args(known):
-                raise InputError(f"{name}={value!r} is unknown; {nearest(value, get_args(known))}")
-        for name, size in (("minibatch", self.minibatch), ("hidden", self.hidden), ("epochs", self.epochs)):
-            if size < 1:
-                raise InputError(f"{name}={size} is too small; give at least 1")
-        for name, number in (
-            ("learning_rate", self.learning_rate),
-            ("clip", self.clip),
-            ("temperature", self.temperature),
-            ("tanh_constant", self.tanh_constant),
-        ):
-            if number is not None and not (math.isfinite(number) and number > 0):
-                raise InputError(f"{name}={number} must be a number above 0")
-        for name, level in (("baseline_start", self.baseline_start), ("penalty", self.penalty)):
-            if level is not None and not abs(level) < LARGEST:
-                raise InputError(f"{name}={level} cannot be a reward; give a finite number, or None")
-        if not (math.isfinite(self.entropy) and self.entropy >= 0):
-            raise InputError(f"entropy={self.entropy} cannot weight a bonus; give 0 or more")
-        if not 0 <= self.baseline < 1:
-            raise InputError(f"baseline={self.baseline} cannot weight the past; give a number from 0 to below 1")
 
 
 def _read(values: Sequence[Any]) -> _Sample:

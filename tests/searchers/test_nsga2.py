@@ -175,14 +175,14 @@ def test_failures_and_infinite_values_are_never_parents() -> None:
     [
         ({"objectives": ("accuracy", "macs")}, "objective 'macs' would be maximised; write '-macs'"),
         ({"objectives": ("-loss", "latency_ms")}, "write '-latency_ms'"),
-        ({"objectives": "accuracy"}, "is not a sequence of names"),
+        ({"objectives": "accuracy"}, "objectives='accuracy' should be"),
         ({"objectives": ("accuracy",)}, "two or more different metrics"),
         ({"objectives": ("accuracy", "-accuracy")}, "two or more different metrics"),
         ({"objectives": ("accuracy", "-")}, "two or more different metrics"),
         ({"population_size": 1}, "population_size=1"),
         ({"crossover": 1.5}, "crossover=1.5"),
         ({"mutation": -0.1}, "mutation=-0.1"),
-        ({"cost": 3.0}, "cost=3.0 cannot be called"),
+        ({"cost": 3.0}, "cost=3.0 should be callable"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -306,11 +306,11 @@ def test_a_minimised_metric_is_followed_down() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"surrogate": "gaussian"}, "surrogate='gaussian' is unknown; choose from: gp, ensemble"),
-        ({"acquisition": "thomson"}, "did you mean 'thompson'"),
-        ({"initial": 1}, "initial=1 is too small"),
-        ({"beta": -1.0}, "beta=-1.0 cannot weight"),
-        ({"beta": math.nan}, "beta=nan cannot weight"),
+        ({"surrogate": "gaussian"}, "surrogate='gaussian' should be 'gp' or 'ensemble'"),
+        ({"acquisition": "thomson"}, "acquisition='thomson' should be 'ei', 'ucb' or 'thompson'"),
+        ({"initial": 1}, "initial=1 should be greater"),
+        ({"beta": -1.0}, "beta=-1.0 should be greater"),
+        ({"beta": math.nan}, "beta=nan should be a finite number"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -165,7 +165,7 @@ def test_an_impossible_child_is_replaced_by_a_random_one_within_the_limits() -> 
         ({"mutants": -1}, "mutants=-1"),
         ({"mutation": 1.5}, "mutation=1.5"),
         ({"mutation": float("nan")}, "mutation=nan"),
-        ({"crossover": "onepoint"}, "did you mean 'one-point'"),
+        ({"crossover": "onepoint"}, "crossover='onepoint' should be 'uniform' or 'one-point'"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -3,10 +3,9 @@
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
-from supernet.checked import shown
+from supernet.checked import declared, shown
 from supernet.errors import InputError, nearest
 from supernet.strict_json import parse_json
 
@@ -81,19 +80,8 @@ def signature_types(target: Callable[..., Any]) -> dict[str, Any]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             types["**"] = Any
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
-            types[name] = _declared(parameter.annotation, function)
+            types[name] = declared(parameter.annotation, function)
     return types
-
-
-def _declared(annotation: Any, function: Callable[..., Any]) -> Any:
-    """The type that an annotation means; `Any` for none, and for names that are imported for type checkers only."""
-    if annotation is inspect.Parameter.empty:
-        return Any
-    holder = SimpleNamespace(__annotations__={"value": annotation})
-    try:
-        return get_type_hints(holder, getattr(function, "__globals__", {}))["value"]
-    except NameError:
-        return Any
 
 
 def typed(name: str, text: str, kind: Any) -> Any:
