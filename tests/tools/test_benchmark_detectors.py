@@ -7,7 +7,7 @@ import pytest
 
 from helpers.scripts import Call, one_line, run_script
 
-DATA = ("--data.size", 64, "--data.compose", 24, 6, 6, "--data.calibration", 16, "--scoring-batch", 6)
+DATA = ("--data.size", 64, "--data.compose", 8, 4, 4, "--data.calibration", 8, "--scoring-batch", 4)
 SMALL = (
     *DATA,
     "--head-width",

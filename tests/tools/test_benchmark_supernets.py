@@ -15,20 +15,10 @@ from typing import Any
 import pytest
 
 from helpers.scripts import Call, one_line, run_script
+from helpers.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
-SHORT = (
-    "--data.size",
-    "8",
-    "--data.calibration",
-    "64",
-    "--train.epochs",
-    "1",
-    "--train.batch",
-    "256",
-    "--retrain.epochs",
-    "1",
-)
+SPACE = ("--space-settings", "depths=[1, 2, 1]", "widths=[8, 16, 24]", "stem=4")  # 256 networks
 FLAGS = ("--seeds", 2, "--evaluations", 12, "--batch", 4, "--points", 6, 12, 50, "--images", 100, "--bn-batches", 1)
 NAMES = ("random", "aging-evolution:population_size=4", "nsga2:population_size=4")
 
@@ -37,7 +27,7 @@ NAMES = ("random", "aging-evolution:population_size=4", "nsga2:population_size=4
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A supernet trained for four steps, without cached scores."""
     out = tmp_path_factory.mktemp("supernets") / "run"
-    assert run_script("train_supernet", "quickstart", *SHORT, "--out", out) == 0
+    assert run_script("train_supernet", "quickstart", *TINY, *SPACE, "--out", out) == 0
     for scores in out.glob("scores.db*"):
         scores.unlink()
     return out

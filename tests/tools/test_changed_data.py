@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers.images import make_folder
 from helpers.scripts import Call, one_line
+from helpers.tiny import TINY_SPACE
 from supernet.config import Data
 from supernet.data.load import load
 from supernet.data.steps import epoch_order
@@ -33,7 +34,7 @@ def arguments(source: Path, out: Path) -> list[object]:
         "--retrain.batch",
         4,
     )
-    return ["macro-digits", *data, *train, "--out", out]
+    return ["quickstart", *data, *train, *TINY_SPACE, "--out", out]
 
 
 def facts(out: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from helpers.coco import make_coco
 from helpers.scripts import run_script
+from helpers.tiny import TINY, TINY_SPACE
 from searchers import Study
 from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.runs import open_run
@@ -29,8 +30,6 @@ ROOT = Path(__file__).parents[2]
 DRIVER = "import sys; from helpers.scripts import run_script; from helpers import watched; " + (
     "watched.run_all(sys.argv[1], run_script)"
 )
-TINY = ("--train.epochs", 1, "--train.batch", 512, "--data.size", 8, "--data.calibration", 64)
-SPACE = ("--space-settings", "depths=[1, 1, 1]", "widths=[8, 16, 24]", "stem=4")
 ARCH = '{"stage1.block0.op": "shuffle3", "stage2.block0.op": "shuffle3", "stage3.block0.op": "shuffle3"}'
 PLANTED = """
 from pathlib import Path
@@ -78,10 +77,9 @@ class Payload:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An honest run with a search."""
-    out = tmp_path_factory.mktemp("honest") / "run"
-    assert run_script("train_supernet", "quickstart", *TINY, *SPACE, "--out", out) == 0
+    out = shutil.copytree(tiny_trained, tmp_path_factory.mktemp("honest") / "run")
     assert run_script("search", out, "--searcher", "random", "--trials", 2, "--bn-batches", 1) == 0
     return out
 
@@ -247,7 +245,7 @@ def hostile_links(stage: Stage, expect: Any) -> None:
     folder = stage.runs / "link-lock"
     folder.mkdir()
     (folder / ".lock").symlink_to(stage.victims / "precious")
-    stage.calls.append(("train_supernet", "quickstart", *TINY, *SPACE, "--out", folder))
+    stage.calls.append(("train_supernet", "quickstart", *TINY, *TINY_SPACE, "--out", folder))
     expect(".lock is not a file of this project but a link")
     folder = stage.run("names")
     for name in ("../outside", "/tmp/outside", "a/../../../outside", ".."):
@@ -302,13 +300,21 @@ def hostile_files(stage: Stage, expect: Any) -> None:
     unfinished = stage.run("unfinished")
     (unfinished / "supernet.safetensors").unlink()
     torch.save({"format": 2, "model": Payload(stage.victims)}, unfinished / "state.pt")
-    stage.calls.append(("train_supernet", "quickstart", *TINY, *SPACE, "--out", unfinished))
+    stage.calls.append(("train_supernet", "quickstart", *TINY, *TINY_SPACE, "--out", unfinished))
     expect("state.pt")
     torch.save({"model": Payload(stage.victims)}, stage.work / "backbone.pth")
     fixed = ("--neck", "nasfpn", "--start", "classification", "--settings", "levels=2", "repeats=1", "cells=5")
     stage.calls.append(
         (
-            *("train_supernet", "detnas-digits", *fixed, "--backbone-arch", ARCH, "--backbone-settings", *SPACE[1:]),
+            *(
+                "train_supernet",
+                "detnas-digits",
+                *fixed,
+                "--backbone-arch",
+                ARCH,
+                "--backbone-settings",
+                *TINY_SPACE[1:],
+            ),
             *("--pretrained", stage.work / "backbone.pth", "--out", stage.runs / "new"),
         )
     )

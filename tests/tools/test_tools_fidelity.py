@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from helpers.scripts import Call, one_line, run_script
+from helpers.tiny import TINY
 from searchers import Study
 from supernet import Arch
 from supernet.errors import RunError
@@ -14,24 +15,11 @@ from supernet_tools.pipeline.runs import open_run
 from supernet_tools.pipeline.search import searched_top
 from supernet_tools.pipeline.tables import print_table
 
-SHORT = (
-    "--data.size",
-    "8",
-    "--data.calibration",
-    "64",
-    "--train.epochs",
-    "1",
-    "--train.batch",
-    "256",
-    "--retrain.epochs",
-    "1",
-)
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fidelity") / "run"
-    assert run_script("train_supernet", "macro-digits", *SHORT, "--out", out) == 0
+    assert run_script("train_supernet", "macro-digits", *TINY, "--out", out) == 0
     return out
 
 
@@ -56,15 +44,15 @@ def test_a_supernet_is_compared_with_the_table(trained: Path, call: Call) -> Non
     assert sum(health["visits"]["stage1.block0.op"].values()) == 4  # steps of one path
 
 
-def test_a_supernet_is_compared_with_retrainings_that_are_kept(trained: Path, call: Call) -> None:
+def test_a_supernet_is_compared_with_retrainings_that_are_kept(tiny_run: Path, call: Call) -> None:
     flags = ("--truth", "retrain", "--n", 2, "--resamples", 5, "--score", "loss")
-    code, said, err = call("fidelity", trained, *flags)
+    code, said, err = call("fidelity", tiny_run, *flags)
     assert code == 0, err
     assert "2 networks" in said
-    results = sorted((trained / "retrain").glob("*-seed0/result.json"))
+    results = sorted((tiny_run / "retrain").glob("*-seed0/result.json"))
     assert len(results) == 2
     before = [path.stat().st_mtime_ns for path in results]
-    assert call("fidelity", trained, *flags)[0] == 0
+    assert call("fidelity", tiny_run, *flags)[0] == 0
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
