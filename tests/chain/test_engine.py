@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain, create_supernet
 from supernet.chain import PartsMemo, realize
 from supernet.config import Augment, Data, Train
@@ -23,6 +24,7 @@ from supernet.data.load import load
 from supernet.training.loop import train_standalone, train_supernet
 from supernet.training.sparse_step import step_active
 
+IMAGES = 384
 FAMILIES = {
     "shufflenet-small": partial(create_supernet, "shufflenet-small"),
     "spos": partial(create_supernet, "spos", num_classes=10),
@@ -33,7 +35,9 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def digits() -> Splits:
-    return load(Data(size=16))
+    """All scikit-learn digits, but few of them for training: the engine runs the same code for every image."""
+    data = load(Data(size=16))
+    return replace(data, train=data.train.subset(torch.arange(IMAGES)))
 
 
 class Recorder(TorchDispatchMode):
@@ -72,7 +76,8 @@ def test_a_supernet_step_runs_the_operations_of_the_plain_step(family: str, digi
     supernet: Chain = FAMILIES[family](in_channels=1, input_size=16)
     arch = supernet.space.normal_form(supernet.space.sample(random.Random(1)))
     plain = supernet.subnet(arch)
-    config = Train(epochs=1, batch=len(digits.train) // 3, lr=0.01)
+    config = Train(epochs=1, batch=8, lr=0.01)
+    digits = replace(digits, train=digits.train.subset(torch.arange(3 * config.batch)))
     settings = {"augment": Augment(shift=1), "verbose": False}
     shared = operations_of_a_step(partial(train_supernet, supernet, digits, config, **settings), arch)
     own = operations_of_a_step(partial(train_standalone, plain, digits, config, **settings), Arch())
@@ -81,10 +86,10 @@ def test_a_supernet_step_runs_the_operations_of_the_plain_step(family: str, digi
     assert shared == own
 
 
-@pytest.mark.parametrize("ground", ["chain", "loose", "sliced"])
-def test_remembered_parts_are_the_active_parts(ground: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("toy", ["chain", "loose", "sliced"])
+def test_remembered_parts_are_the_active_parts(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supernet.chain.chain.MOST_REMEMBERED", 8)  # forgets in between
-    supernet = GROUNDS[ground]()
+    supernet = TOY_SPACES[toy]()
     remembered = PartsMemo(supernet)
     for seed in range(40):
         arch = supernet.space.sample(random.Random(seed))
@@ -93,6 +98,7 @@ def test_remembered_parts_are_the_active_parts(ground: str, monkeypatch: pytest.
         assert [(id(parameter), index) for parameter, index in found] == [(id(p), index) for p, index in expected]
 
 
+@pytest.mark.slow  # the same operations run, as the first test shows; this one measures the time around them
 def test_a_step_costs_little_more_than_one_of_the_plain_network() -> None:
     """20 blocks, 1-pixel images; the fastest of many, in CPU time of this thread, so that neighbours do not count.
 
@@ -142,12 +148,13 @@ def peak_bytes(work: Callable[[], object], path: Path) -> int:
 
 
 def test_memory_is_the_plain_networks_and_the_unused_weights(digits: Splits, tmp_path: Path) -> None:
-    """Five steps on five paths: weights and momentum of the other options come on top, activations do not."""
+    """Three steps on three paths: weights and momentum of the other options come on top, activations do not."""
     torch.manual_seed(0)
+    size: dict[str, Any] = {"widths": (8, 16, 32), "stem": 4, "head": 32}
     space = create_supernet("shufflenet-small").space
-    archs = [space.sample(random.Random(seed)) for seed in range(5)]
-    config = Train(epochs=1, batch=len(digits.train) // 5, lr=0.01)
-    build = partial(create_supernet, "shufflenet-small", in_channels=1, input_size=16)
+    archs = [space.sample(random.Random(seed)) for seed in range(3)]
+    config = Train(epochs=1, batch=len(digits.train) // 3, lr=0.01)
+    build = partial(create_supernet, "shufflenet-small", in_channels=1, input_size=16, **size)
 
     def of_engine() -> None:
         train_supernet(build(), digits, config, sampler=lambda step: (archs[step],), verbose=False)

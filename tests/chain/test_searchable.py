@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Chain, Layout, Searchable, create_network, create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
@@ -59,7 +59,7 @@ def test_different_spaces_under_one_name_are_refused() -> None:
 
 
 def test_forward_is_the_fold_of_its_steps() -> None:
-    chain = GROUNDS["chain"]()
+    chain = TOY_SPACES["chain"]()
     randomize(chain, 0)
     chain.eval()
     arch = chain.space.canonical({"a.op": "mb", "b.op": "skip", "c.op": "conv"})
@@ -69,7 +69,7 @@ def test_forward_is_the_fold_of_its_steps() -> None:
 
 
 def test_walk_hands_every_step_its_part_and_the_layout_before_it() -> None:
-    chain = GROUNDS["sliced"](input_size=16)
+    chain = TOY_SPACES["sliced"](input_size=16)
     arch = chain.space.canonical({"a.width": 8, "a.mid": 4, "a.kernel": 3, "b.width": 12, "b.mid": 8, "b.kernel": 5})
     steps = list(chain.walk(arch))
     assert [step for step, _, _ in steps] == [step for _, step in chain.steps]
@@ -87,7 +87,7 @@ def test_walk_hands_every_step_its_part_and_the_layout_before_it() -> None:
 
 
 def test_layouts_of_loose_ends_and_feature_maps() -> None:
-    loose = GROUNDS["loose"]()
+    loose = TOY_SPACES["loose"]()
     arch = loose.space.canonical(
         {
             "cell.nodes": 3,
@@ -101,7 +101,7 @@ def test_layouts_of_loose_ends_and_feature_maps() -> None:
     )
     layouts = [layout for _, _, layout in loose.walk(arch)]
     assert layouts == [Layout(3), Layout(6, 2), Layout(12, 2, (1, 3)), Layout(12, 2, (1, 3)), Layout(16, 2)]
-    detector = GROUNDS["detector"]()
+    detector = TOY_SPACES["detector"]()
     layouts = [layout for _, _, layout in detector.walk(detector.space.sample(random.Random(0)))]
     assert layouts[-2:] == [
         (Layout(8, 2), Layout(12, 4), Layout(16, 8)),
@@ -113,15 +113,15 @@ def test_layouts_of_loose_ends_and_feature_maps() -> None:
 @pytest.mark.parametrize("values", [{"a.op": "conv"}, {"a.op": "conv", "b.op": "skip", "c.op": "pool"}, {"z.op": 1}])
 def test_a_subnet_of_a_foreign_arch_is_refused(values: dict[str, str | int]) -> None:
     with pytest.raises(InputError, match=r"space 'toy-chain'"):
-        GROUNDS["chain"]().subnet(values)
+        TOY_SPACES["chain"]().subnet(values)
 
 
 # -- weights that are shared, and copies ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ground", GROUNDS)
-def test_bound_follows_the_supernet_and_a_subnet_does_not(ground: str) -> None:
-    supernet = GROUNDS[ground]()
+@pytest.mark.parametrize("toy", TOY_SPACES)
+def test_bound_follows_the_supernet_and_a_subnet_does_not(toy: str) -> None:
+    supernet = TOY_SPACES[toy]()
     randomize(supernet, 0)
     supernet.eval()
     arch = supernet.space.sample(random.Random(1))
@@ -138,9 +138,9 @@ def test_bound_follows_the_supernet_and_a_subnet_does_not(ground: str) -> None:
     assert all(map(torch.equal, leaves(subnet(x)), before))
 
 
-@pytest.mark.parametrize("ground", GROUNDS)
-def test_a_subnet_is_in_the_mode_of_its_supernet(ground: str) -> None:
-    supernet = GROUNDS[ground]()
+@pytest.mark.parametrize("toy", TOY_SPACES)
+def test_a_subnet_is_in_the_mode_of_its_supernet(toy: str) -> None:
+    supernet = TOY_SPACES[toy]()
     arch = supernet.space.sample(random.Random(1))
     for mode in (True, False):
         supernet.train(mode)
@@ -153,11 +153,11 @@ def leaves(output: Tensor | dict[str, Tensor]) -> list[Tensor]:
 
 def test_bound_checks_its_architecture() -> None:
     with pytest.raises(InputError, match=r"lacks 'b\.op'"):
-        GROUNDS["chain"]().bind(Arch({"a.op": "conv"}))
+        TOY_SPACES["chain"]().bind(Arch({"a.op": "conv"}))
 
 
 def test_active_parameters_are_listed_once_in_order() -> None:
-    chain = GROUNDS["loose"]()
+    chain = TOY_SPACES["loose"]()
     arch = chain.space.sample(random.Random(0))
     found = [id(parameter) for parameter in chain.active_parameters(arch)]
     assert len(set(found)) == len(found)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from helpers.detector_cases import tiny
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import create_supernet
 from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
 from supernet.cost.count import COSTS
@@ -22,11 +22,11 @@ from supernet.errors import InputError
 
 @pytest.fixture(scope="module")
 def table() -> LatencyTable:
-    return LatencyTable(GROUNDS["chain"](input_size=32), seconds=0.002)
+    return LatencyTable(TOY_SPACES["chain"](input_size=32), seconds=0.002)
 
 
 def test_an_entry_is_timed_once_and_the_other_costs_are_the_same(table: LatencyTable) -> None:
-    plain = CostTable(GROUNDS["chain"](input_size=32))
+    plain = CostTable(TOY_SPACES["chain"](input_size=32))
     for arch in table.space.enumerate():
         costs = table(arch)
         assert costs == table(arch)
@@ -47,26 +47,26 @@ def test_limits_and_windows_on_latency_are_exact(table: LatencyTable) -> None:
     with pytest.raises(InputError, match="did you mean 'latency_ms'"):
         Feasible(table, {"latencies": 1})
     with pytest.raises(InputError, match="no cost 'latency_ms'"):
-        Feasible(CostTable(GROUNDS["chain"]()), {"latency_ms": 1})
+        Feasible(CostTable(TOY_SPACES["chain"]()), {"latency_ms": 1})
 
 
 def test_a_resumed_search_sees_the_same_latencies(tmp_path: Path) -> None:
     file = tmp_path / "latency.jsonl"
-    first = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
+    first = LatencyTable(TOY_SPACES["chain"](), seconds=0.001, file=file)
     times = {arch: first(arch)["latency_ms"] for arch in first.space.enumerate()}
     with file.open("a") as unfinished:
         unfinished.write('{"step": "cut off by a kil')
-    again = LatencyTable(GROUNDS["chain"](), seconds=0.001, file=file)
+    again = LatencyTable(TOY_SPACES["chain"](), seconds=0.001, file=file)
     assert {arch: again(arch)["latency_ms"] for arch in again.space.enumerate()} == times
     with pytest.raises(InputError, match="measured with batch 1, and now it is 8"):
-        LatencyTable(GROUNDS["chain"](), batch=8, file=file)
+        LatencyTable(TOY_SPACES["chain"](), batch=8, file=file)
     old = {"settings": {"batch": 1}}, {"step": "x", "microseconds": 250}
     file.write_text("".join(json.dumps(line) + "\n" for line in old))
     with pytest.raises(InputError, match=r"latency\.jsonl was written by another release, .* delete it"):
-        LatencyTable(GROUNDS["chain"](), file=file)
+        LatencyTable(TOY_SPACES["chain"](), file=file)
     file.write_text("nonsense}\n")
     with pytest.raises(InputError, match="cannot be read as a file of latencies"):
-        LatencyTable(GROUNDS["chain"](), file=file)
+        LatencyTable(TOY_SPACES["chain"](), file=file)
 
 
 def test_latencies_are_milliseconds_whose_sums_are_exact(table: LatencyTable) -> None:
@@ -99,7 +99,7 @@ def test_large_networks_take_longer_and_the_error_is_reported() -> None:
 
 
 def test_shared_cells_are_timed_on_demand() -> None:
-    table = LatencyTable(GROUNDS["loose"](), seconds=0.002)
+    table = LatencyTable(TOY_SPACES["loose"](), seconds=0.002)
     assert table.edges("latency_ms") is None
     arch = table.space.sample(random.Random(0))
     assert table(arch)["latency_ms"] == table(arch)["latency_ms"] > 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Chain, create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ConvBNAct
@@ -20,7 +20,7 @@ from supernet.errors import InputError
 
 @functools.cache
 def table_of(toy: str) -> CostTable:
-    return CostTable(GROUNDS[toy]())
+    return CostTable(TOY_SPACES[toy]())
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_bad_bins_are_named(macro: CostTable) -> None:
         CostWindow(macro, "macs").bins(1e6)
 
 
-@pytest.mark.parametrize("toy", GROUNDS)
+@pytest.mark.parametrize("toy", TOY_SPACES)
 def test_costs_by_index_are_those_of_the_table(toy: str) -> None:
     table = table_of(toy)
     price = table.by_indices("params")

@@ -1,11 +1,9 @@
 """Decoded images kept on disk: nothing is decoded twice, changes of files are noticed, a full disk is survived."""
 
-import json
+import multiprocessing
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -211,16 +209,23 @@ def test_images_in_use_outlive_the_replacement_of_their_file(tmp_path: Path) -> 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
     root, run = make_folder(tmp_path / "images", images=60), tmp_path / "run"
-    code = (
-        "import json, sys; from pathlib import Path; from supernet.config import Data; from supernet.data import load\n"
-        "print(json.dumps(load(Data(sys.argv[1], size=24), cache=Path(sys.argv[2])).digest))"
-    )
-    command = [sys.executable, "-c", code, str(root), str(run)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert [errors for _, errors in outputs] == [b"", b""]
-    assert {json.loads(output) for output, _ in outputs} == {load(Data(str(root), size=24)).digest}
+    forking = multiprocessing.get_context("fork")  # the libraries are loaded already
+    both, digests = forking.Barrier(2), forking.SimpleQueue()
+
+    def read() -> None:
+        torch.set_num_threads(1)
+        both.wait(60)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            digests.put(load(Data(str(root), size=24), cache=run).digest)
+
+    processes = [forking.Process(target=read) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert {digests.get(), digests.get()} == {load(Data(str(root), size=24)).digest}
     assert len(list(run.iterdir())) == 1
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import random
 import sys
 from pathlib import Path
 
@@ -11,9 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from helpers.toy_spaces import GROUNDS
-from supernet.config import Preprocess
-from supernet.export import export
 from supernet.export.runtime import classify, detect, runner, weights
 
 MODULES = (weights, classify, detect, runner)
@@ -30,18 +26,6 @@ def test_the_modules_import_only_torch_and_each_other() -> None:
                 root = name.partition(".")[0]
                 known = root == "torch" or root in sys.stdlib_module_names
                 assert known or name.startswith("supernet.export.runtime."), f"{module.__name__} imports {name}"
-
-
-def test_model_py_holds_the_functions_unchanged(tmp_path: Path) -> None:
-    supernet = GROUNDS["chain"]()
-    arch = supernet.space.sample(random.Random(0))
-    settings = Preprocess(supernet.input_shape[-1], (0.5,) * 3, (0.25,) * 3, tuple("abcde"))
-    export(supernet.subnet(arch).eval(), tmp_path / "out", arch=arch, space="toy", preprocess=settings)
-    text = (tmp_path / "out" / "model.py").read_text()
-    assert "supernet" not in text
-    assert "NotImplementedError" not in text
-    for function in (weights.load, weights._tensors, weights._resized, classify._prepared, classify.predict):
-        assert inspect.getsource(function) in text
 
 
 def test_every_type_of_weight_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain, create_supernet
 from supernet.training.distributed import World, current, process_group, reduce_gradients
 
@@ -33,7 +33,7 @@ PAYLOADS = (b"", b"\x00\xff\x80 no text", bytes(range(256)) * 40)
 def build(space: str) -> Chain:
     """Returns a supernet with the same weights in every process and batch norms that are not identities."""
     torch.manual_seed(0)
-    make = GROUNDS.get(space)
+    make = TOY_SPACES.get(space)
     net = make(num_classes=CLASSES) if make else create_supernet(space, num_classes=CLASSES, input_size=SIZE)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

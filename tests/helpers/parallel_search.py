@@ -22,7 +22,7 @@ from supernet.scoring.parallel import ParallelEvaluator
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.training.distributed import World, process_group
 
-TRIALS, BATCH = 36, 6
+TRIALS, BATCH = 24, 6
 KILLED_AT = 3  # the call in which rank 1 dies
 
 
@@ -61,6 +61,8 @@ def make(study: Path, world: World, killed_at: int | None = None) -> None:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first_start:  # torchrun ends rank 0 as soon as it sees that rank 1 is gone; rank 0 shall see it too
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with process_group("cpu") as world:
         make(folder / "both.db", world, KILLED_AT if first_start and world.rank == 1 else None)
 

@@ -354,4 +354,4 @@ def detector(*, num_classes: int = 5, input_size: int = 32, in_channels: int = 3
     return Chain("toy-detector", steps, input_shape=(in_channels, input_size, input_size))
 
 
-GROUNDS = {"chain": chain, "loose": loose, "sliced": sliced, "detector": detector}
+TOY_SPACES = {"chain": chain, "loose": loose, "sliced": sliced, "detector": detector}

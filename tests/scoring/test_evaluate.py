@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain
 from supernet.config import Data, Train
 from supernet.cost import CostTable
@@ -29,7 +29,7 @@ def digits() -> Splits:
 @pytest.fixture(scope="module")
 def trained(digits: Splits) -> Chain:
     torch.manual_seed(0)
-    net = GROUNDS["chain"](num_classes=10, input_size=8, in_channels=1)
+    net = TOY_SPACES["chain"](num_classes=10, input_size=8, in_channels=1)
     train_supernet(net, digits, Train(epochs=5, batch=64, lr=0.1), verbose=False)
     return net
 
@@ -91,7 +91,7 @@ def test_recalibration_matters_and_policies_differ(trained: Chain, digits: Split
 @pytest.mark.parametrize("share", [True, False])
 def test_the_callers_generators_are_left_as_they_were(digits: Splits, share: bool) -> None:
     """Materialising a sliced network creates modules, whose initialisation draws from torch's global generator."""
-    net = GROUNDS["sliced"](num_classes=10, input_size=8, in_channels=1)
+    net = TOY_SPACES["sliced"](num_classes=10, input_size=8, in_channels=1)
 
     def metric(network: nn.Module, images: Images, batch: int) -> dict[str, float]:
         torch.rand(1), random.random(), numpy.random.rand()  # noqa: NPY002

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from helpers.scoring_cases import random_images
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from searchers import Study, search
 from searchers.random_search import RandomSearch
 from supernet.chain import Chain
@@ -59,7 +59,7 @@ def test_logits_that_are_not_finite_are_no_score(bad: float) -> None:
 
 def _poisoned() -> tuple[Chain, Arch]:
     """A supernet with NaN weights in one option, and an architecture with that option."""
-    net = GROUNDS["chain"]()
+    net = TOY_SPACES["chain"]()
     net.eval()
     whole = {id(parameter) for parameter in net.parameters()}
     for arch in net.space.enumerate():
@@ -93,7 +93,7 @@ def test_a_candidate_with_nan_weights_fails_with_its_reason(share: bool, tmp_pat
 
 
 def test_a_metric_beside_the_searched_one_must_be_finite_too() -> None:
-    space = GROUNDS["chain"]().space
+    space = TOY_SPACES["chain"]().space
     with Study(None, space) as study, pytest.raises(RunError, match=r"evaluate returned loss=inf"):
         search(
             RandomSearch(space),

@@ -14,7 +14,7 @@ import pytest
 
 from helpers.parallel_search import TRIALS as PARALLEL_TRIALS
 from helpers.parallel_search import make
-from helpers.toy_spaces import GROUNDS, sliced
+from helpers.toy_spaces import TOY_SPACES, sliced
 from searchers import RandomSearch, Study, search
 from supernet import create_supernet
 from supernet.cost import CostTable
@@ -39,8 +39,7 @@ def test_two_ranks_of_which_one_is_killed_make_the_study_of_one(tmp_path: Path) 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr
-    # rank 0 notices by itself, unless torchrun ends it first
-    assert any(line in done.stderr for line in ("a process of the group is gone", "closing signal SIGTERM"))
+    assert "a process of the group is gone" in done.stderr  # says rank 0
     alone, both = (recorded_trials(tmp_path / name, space) for name in ("alone.db", "both.db"))
     assert len(alone) == PARALLEL_TRIALS
     assert both == alone
@@ -157,7 +156,7 @@ def evaluator(calls: list[list[Arch]], *, fails: bool = False) -> Any:
 
 
 def test_shares_are_neighbours_and_cost_about_the_same() -> None:
-    supernet = GROUNDS["chain"]()
+    supernet = TOY_SPACES["chain"]()
     table, space = CostTable(supernet), supernet.space
     archs = list(space.enumerate())
     parallel = ParallelEvaluator(evaluator([]), space, World(0, 3), costs=table, balance="macs")
@@ -172,7 +171,7 @@ def test_shares_are_neighbours_and_cost_about_the_same() -> None:
 
 
 def test_one_process_scores_in_any_order_and_adds_costs() -> None:
-    supernet = GROUNDS["chain"]()
+    supernet = TOY_SPACES["chain"]()
     table, calls = CostTable(supernet), []
     archs = list(supernet.space.enumerate())[::-1]
     parallel = ParallelEvaluator(evaluator(calls), supernet.space, World(), costs=table, balance="macs")
@@ -193,7 +192,7 @@ class Broken(World):
 
 
 def test_a_broken_group_ends_the_search_and_fails_no_architecture() -> None:
-    space = GROUNDS["chain"]().space
+    space = TOY_SPACES["chain"]().space
     study = Study(None, space)
     parallel = ParallelEvaluator(evaluator([]), space, Broken())
     with pytest.raises(RunError, match="a process of the group is gone"):

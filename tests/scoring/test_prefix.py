@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.scoring_cases import POLICIES, DropoutHead, random_images, randomized_norms
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain, create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
@@ -23,7 +23,7 @@ from supernet.scoring.shared_weights import SharedWeights
 from supernet.training.distributed import convert_sync_bn
 
 SPACES: dict[str, Callable[[], Chain]] = {
-    **{name: lambda name=name: GROUNDS[name](num_classes=5, input_size=16) for name in ("chain", "loose", "sliced")},
+    **{name: lambda name=name: TOY_SPACES[name](num_classes=5, input_size=16) for name in ("chain", "loose", "sliced")},
     "nasbench-macro": lambda: create_supernet("nasbench-macro", num_classes=5, input_size=8),
 }
 
@@ -269,7 +269,7 @@ def energy(network: nn.Module, of: Images, batch: int) -> Mapping[str, float]:
 def test_any_metric_on_any_state(policy: BatchNormPolicy) -> None:
     """The state is a tuple of feature maps between the steps, and a detector's raw outputs at the end."""
     torch.manual_seed(0)
-    net = randomized_norms(GROUNDS["detector"](num_classes=5))
+    net = randomized_norms(TOY_SPACES["detector"](num_classes=5))
     archs = population(net, 5)
     parts = random_images(32, 64, 1), random_images(12, 64, 2)
     rows = [

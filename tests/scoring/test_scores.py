@@ -1,12 +1,12 @@
 """The evaluation cache scores nothing twice, confuses nothing and survives kills; and ties with the best."""
 
-import itertools
-import os
+import multiprocessing
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 import supernet
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain
 from supernet.data.images import Images
 from supernet.errors import InputError
@@ -44,7 +44,7 @@ CALIBRATION, VALIDATION = images(64, 1), images(45, 2)
 @pytest.fixture
 def net() -> Chain:
     torch.manual_seed(0)
-    return GROUNDS["chain"]()
+    return TOY_SPACES["chain"]()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_different_weights_policies_images_and_metrics_miss(net: Chain, cache: S
     arch = net.space.sample(random.Random(0))
     evaluator(net, cache)([arch])
     torch.manual_seed(1)
-    other = GROUNDS["chain"]()
+    other = TOY_SPACES["chain"]()
 
     def my_metric(network: nn.Module, of: Images, batch: int) -> dict[str, float]:
         return classification(network, of, batch)
@@ -143,47 +143,34 @@ def test_correct_images_are_those_of_the_network(net: Chain, cache: ScoreCache, 
 
 # -- kills and several writers ----------------------------------------------------------------------------------------
 
-KILLED = """
-import sys, time
-from test_scores import GROUNDS, ScoreCache, evaluator, torch
-
-class Slow(ScoreCache):
-    def put(self, context, arch, score):
-        super().put(context, arch, score)
-        print(arch.to_json(), flush=True)
-        time.sleep(0.05)
-
-torch.manual_seed(0)
-net = GROUNDS["chain"]()
-evaluator(net, Slow(sys.argv[1]))(list(net.space.enumerate()))
-"""
-
-WRITER = """
-import sys
-from supernet.scoring.cache import Arch, Score, ScoreCache
-with ScoreCache(sys.argv[1]) as cache:
-    for number in range(100):
-        cache.put({"writer": "any"}, Arch({"own": int(sys.argv[2]), "n": number}), Score({"n": float(number)}))
-        cache.put({"writer": "any"}, Arch({"n": number}), Score({"n": float(number)}))
-"""
+FORKING = multiprocessing.get_context("fork")  # the libraries are loaded already
 
 
-def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "scoring"))),
-    }
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def score_slowly(path: Path, scored: Connection) -> None:
+    """Scores every architecture, and sends each one as soon as its score is in the cache."""
+
+    class Slow(ScoreCache):
+        def put(self, context: Mapping[str, str], arch: Arch, score: Score) -> None:
+            super().put(context, arch, score)
+            scored.send(arch)
+            time.sleep(0.05)
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = TOY_SPACES["chain"]()
+    evaluator(net, Slow(path))(list(net.space.enumerate()))
 
 
 def test_the_scores_of_a_killed_writer_are_kept(net: Chain, tmp_path: Path) -> None:
     archs = list(net.space.enumerate())
-    with start(KILLED, tmp_path / "scores.db") as process:
-        assert process.stdout is not None
-        scored = [Arch.from_json(line) for line in itertools.islice(process.stdout, 4)]
-        process.send_signal(signal.SIGKILL)
-    assert len(scored) == 4
+    receiving, sending = FORKING.Pipe(duplex=False)
+    process = FORKING.Process(target=score_slowly, args=(tmp_path / "scores.db", sending))
+    process.start()
+    sending.close()
+    scored = [receiving.recv() for _ in range(4)]
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     with ScoreCache(tmp_path / "scores.db") as cache:
         assert 4 <= len(cache) < len(archs)
         evaluate = evaluator(net, cache)
@@ -192,13 +179,21 @@ def test_the_scores_of_a_killed_writer_are_kept(net: Chain, tmp_path: Path) -> N
         assert evaluate(archs) == evaluator(net, None)(archs)
 
 
+def write(path: Path, own: int) -> None:
+    with ScoreCache(path) as cache:
+        for number in range(100):
+            cache.put({"writer": "any"}, Arch({"own": own, "n": number}), Score({"n": float(number)}))
+            cache.put({"writer": "any"}, Arch({"n": number}), Score({"n": float(number)}))
+
+
 def test_several_processes_write_one_new_file(tmp_path: Path) -> None:
-    processes = [start(WRITER, tmp_path / "scores.db", number) for number in range(3)]
+    processes = [FORKING.Process(target=write, args=(tmp_path / "scores.db", number)) for number in range(3)]
+    for process in processes:
+        process.start()
     with ScoreCache(tmp_path / "scores.db") as cache:
-        while any(process.poll() is None for process in processes):
+        while any(process.is_alive() for process in processes):
             cache.get({"writer": "any"}, Arch({"n": 3}).key)  # a reader does not block them
-        for process in processes:
-            assert process.communicate()[1] == ""
+        assert [process.exitcode for process in processes] == [0, 0, 0]
         assert len(cache) == 400
         assert sqlite3.connect(cache.path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert cache.get({"writer": "any"}, Arch({"own": 2, "n": 99}).key) == Score({"n": 99.0})

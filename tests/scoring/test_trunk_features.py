@@ -16,7 +16,7 @@ from detection.metric import DetectionMetric
 from helpers.coco import make_coco, settings
 from helpers.detector_cases import fixed_backbone, tiny
 from helpers.scoring_cases import POLICIES, DropoutHead, random_images, randomized_norms
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ConvBNAct
@@ -52,7 +52,7 @@ def neck_on_fixed_backbone() -> Chain:
 
 NETS: dict[str, Callable[[], Chain]] = {
     "neck": neck_on_fixed_backbone,
-    "stem": lambda: randomized_norms(GROUNDS["chain"](num_classes=5, input_size=16)),
+    "stem": lambda: randomized_norms(TOY_SPACES["chain"](num_classes=5, input_size=16)),
 }
 
 
@@ -193,7 +193,7 @@ def test_scores_from_the_evaluation_cache_run_nothing(tmp_path: Path) -> None:
 
 def test_the_trunk_ends_before_the_first_open_choice() -> None:
     """A choice that the space fixes to one option is not open."""
-    net = randomized_norms(GROUNDS["chain"](num_classes=5, input_size=16))
+    net = randomized_norms(TOY_SPACES["chain"](num_classes=5, input_size=16))
     first = next(choice for choice in net.space.choices)
     step = net.step_names[1]
     decided = {choice.name: choice.options[0] for choice in net.space.choices if choice.name.startswith(f"{step}.")}

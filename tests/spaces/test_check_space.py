@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.toy_spaces import GROUNDS, LooseCell, LooseConv, SlicedBlock
+from helpers.toy_spaces import TOY_SPACES, LooseCell, LooseConv, SlicedBlock
 from supernet import create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ConvBNAct
@@ -19,12 +19,12 @@ from supernet.space import Arch, Value
 from supernet.space.normal_form import Form
 from supernet.testing import check_elements, check_layouts, check_memory, check_space, check_values
 
-# -- building one defect into a ground --------------------------------------------------------------------------------
+# -- building one defect into a toy space ---------------------------------------------------------------------------
 
 
-def replaced(ground: str, step: str, kind: type[nn.Module]) -> Chain:
-    """The ground with the steps of that name turned into a subclass of theirs."""
-    chain = GROUNDS[ground]()
+def replaced(toy: str, step: str, kind: type[nn.Module]) -> Chain:
+    """Returns the toy space with the steps of that name turned into a subclass of theirs."""
+    chain = TOY_SPACES[toy]()
     for name, module in chain.steps:
         if name == step:
             assert issubclass(kind, type(module))
@@ -32,15 +32,15 @@ def replaced(ground: str, step: str, kind: type[nn.Module]) -> Chain:
     return chain
 
 
-def steps_of(ground: str, **others: nn.Module) -> Chain:
-    """The ground with some steps exchanged."""
-    chain = GROUNDS[ground]()
+def steps_of(toy: str, **others: nn.Module) -> Chain:
+    """Returns the toy space with some steps exchanged."""
+    chain = TOY_SPACES[toy]()
     steps = [(name, others.get(name, module)) for name, module in chain.steps]
     return Chain("broken", steps, input_shape=chain.input_shape)
 
 
 def with_form(form: Form) -> Chain:
-    chain = GROUNDS["chain"]()
+    chain = TOY_SPACES["chain"]()
     return Chain("broken", chain.steps, input_shape=chain.input_shape, normal_form=form)
 
 
@@ -265,7 +265,7 @@ def widens(arch: Arch) -> dict[str, Value]:
 
 
 def other_outputs() -> Chain:
-    chain = GROUNDS["sliced"]()
+    chain = TOY_SPACES["sliced"]()
     return Chain("broken", chain.steps[:-1], input_shape=chain.input_shape, normal_form=widens)
 
 

@@ -196,7 +196,9 @@ def test_the_right_cells_as_they_are_written_here() -> None:
     assert {"cell": cell(ONE, "2 3 4 5 6")} == CELLS["pnasnet-5"].cells
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in ("order", "skip-pnasnet") else []) for case in WRONG]
+)
 def test_a_wrong_network_is_seen(case: str) -> None:
     name, make, fits = WRONG[case]
     found = outcome(name, make())

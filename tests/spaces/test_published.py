@@ -20,11 +20,19 @@ ROWS = {
 }
 
 
+SLOW = {
+    "detnas-coco-fpn-300m-alt",
+    "detnas-voc-fpn-300m",
+    "detnas-coco-fpn-1.3g",
+    "detnas-coco-fpn-3.8g",
+}
+
+
 def test_every_genotype_has_a_row() -> None:
     assert ROWS.keys() == GENOTYPES.keys()
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in ROWS])
 def test_published_counts_to_the_digit(name: str) -> None:
     network = create_network(name)
     whole, backbone = count(network, (3, 224, 224)), count(network[:-1], (3, 224, 224))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain, Choice, SearchSpace, create_supernet
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ConvBNAct
@@ -44,7 +44,7 @@ def shared() -> Chain:
 
 @functools.cache
 def table_of(space: str) -> CostTable:
-    return CostTable({**GROUNDS, "shared": shared}[space]())
+    return CostTable({**TOY_SPACES, "shared": shared}[space]())
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_a_window_out_of_reach_of_a_fair_step_is_named_at_creation(
 
 def test_a_fair_step_trains_every_weight_of_a_choice_chain() -> None:
     torch.manual_seed(0)
-    net = GROUNDS["chain"](num_classes=10, input_size=8, in_channels=1)
+    net = TOY_SPACES["chain"](num_classes=10, input_size=8, in_channels=1)
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     data = load(Data(size=8))
     config = Train(epochs=1, batch=1000, warmup_epochs=0)  # a single step

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain, create_supernet
 from supernet.config import Augment, Data, Train
 from supernet.data.images import Splits
@@ -80,7 +80,7 @@ def digits() -> Splits:
 
 def toy(**settings: int) -> Chain:
     torch.manual_seed(0)
-    return GROUNDS["chain"](num_classes=10, input_size=8, in_channels=1, **settings)
+    return TOY_SPACES["chain"](num_classes=10, input_size=8, in_channels=1, **settings)
 
 
 class Trainer:
@@ -146,7 +146,7 @@ def test_an_interrupted_and_resumed_training_is_the_uninterrupted_one(digits: Sp
         train_supernet(parted, digits, CONFIG, sampler=interrupted, state=state, verbose=False)
     assert load_state(state)["step"] == stop + 1
     torch.manual_seed(99)
-    fresh = GROUNDS["chain"](num_classes=10, input_size=8, in_channels=1)
+    fresh = TOY_SPACES["chain"](num_classes=10, input_size=8, in_channels=1)
     resumed = train_supernet(fresh, digits, CONFIG, state=state, verbose=False)
     assert resumed == history
     for name, tensor in whole.state_dict().items():
@@ -218,7 +218,7 @@ def test_training_learns(digits: Splits) -> None:
 @pytest.mark.parametrize("space", ["chain", "loose", "sliced"])
 def test_unsampled_weights_are_bit_identical_after_an_epoch(digits: Splits, space: str) -> None:
     torch.manual_seed(0)
-    net = GROUNDS[space](num_classes=10, input_size=8, in_channels=1)
+    net = TOY_SPACES[space](num_classes=10, input_size=8, in_channels=1)
     arch = net.space.normal_form(net.space.sample(random.Random(3)))
     before = {name: tensor.clone() for name, tensor in net.named_parameters()}
     train_supernet(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.toy_spaces import GROUNDS
+from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain
 from supernet.blocks.cells.plain import Output
 from supernet.config import Augment, Data, Train
@@ -35,7 +35,7 @@ def digits() -> Splits:
 
 def toy(space: str = "chain") -> Chain:
     torch.manual_seed(0)
-    return GROUNDS[space](num_classes=10, input_size=8, in_channels=1)
+    return TOY_SPACES[space](num_classes=10, input_size=8, in_channels=1)
 
 
 def weights(module: nn.Module) -> torch.Tensor:
