@@ -196,7 +196,8 @@ class RegionBoxes(nn.Module):
         boxes = self.rpn.box_coder.decode(all_deltas.detach(), anchors).view(len(shapes), -1, 4)
         proposals, _ = self.rpn.filter_proposals(boxes, all_objectness, shapes, counts)
         if targets is None:
-            return self._detect(maps, proposals, shapes)
+            rows = torch.cat([all_objectness.view(len(shapes), -1), boxes.flatten(1)], 1)
+            return self._detect(maps, proposals, shapes, rows.isfinite().all(1).tolist())
         targets = [{**target, "boxes": target["boxes"].to(anchors[0])} for target in targets]
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
         true_deltas = self.rpn.box_coder.encode(matched, anchors)
@@ -227,10 +228,24 @@ class RegionBoxes(nn.Module):
         classifier, regression = fastrcnn_loss(logits, deltas, labels, true_deltas)
         return {"loss_classifier": classifier, "loss_box_reg": regression}
 
-    def _detect(self, maps: Maps, proposals: list[Tensor], shapes: list[tuple[int, int]]) -> list[Target]:
+    def _detect(
+        self, maps: Maps, proposals: list[Tensor], shapes: list[tuple[int, int]], finite: list[bool]
+    ) -> list[Target]:
+        """Returns the detections in each image.
+
+        torchvision drops boxes of NaN, and a diverged network would seem to see nothing. An image in which something is
+        not finite has one detection of score NaN instead: such a network has no score.
+        """
         logits, deltas = self._predict(self._regions(maps, proposals, shapes))
+        counts = [len(boxes) for boxes in proposals]
+        rows = torch.cat([logits, deltas], 1).isfinite().all(1).split(counts)
         per_image = zip(*self.roi.postprocess_detections(logits, deltas, proposals, shapes), strict=True)
-        return [{"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in per_image]
+        detections = []
+        for (boxes, scores, labels), sound, regions in zip(per_image, finite, rows, strict=True):
+            if not (sound and regions.all()):
+                boxes, scores, labels = boxes.new_zeros(1, 4), scores.new_full((1,), math.nan), labels.new_ones(1)
+            detections.append({"boxes": boxes, "scores": scores, "labels": labels})
+        return detections
 
     def out_layout(self, layout: Any) -> None:
         """Returns None: it is the last step."""

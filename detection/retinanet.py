@@ -170,7 +170,7 @@ class RetinaBoxes(nn.Module):
     def detect(
         self, logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], size: tuple[int, int]
     ) -> Target:
-        """Returns the detections in one image.
+        """Returns the detections in one image; one of score NaN if anything is not finite: it has no score then.
 
         Args:
             logits: per level, (anchors, classes).
@@ -178,11 +178,14 @@ class RetinaBoxes(nn.Module):
             anchors: per level, (anchors, 4).
             size: height and width of the image in pixels, to which boxes are clipped.
         """
+        if not torch.stack([level.isfinite().all() for level in (*logits, *deltas)]).all():
+            boxes = deltas[0].new_zeros(1, 4)
+            return {"boxes": boxes, "scores": boxes.new_full((1,), math.nan), "labels": boxes.new_ones(1).long()}
         candidates: list[tuple[Tensor, Tensor, Tensor]] = []
         for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
             classes = level_logits.shape[1]
             all_scores = level_logits.sigmoid().flatten()
-            likely = torch.where(~(all_scores <= self.score_threshold))[0]  # NaN too: such a network has no score
+            likely = torch.where(all_scores > self.score_threshold)[0]
             scores, order = all_scores[likely].topk(min(self.candidates, len(likely)))
             likely = likely[order]
             at = likely // classes

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from searchers.study import Study, Trial, best_of
-from supernet.checked import Rule
+from supernet.checked import Rule, checked_arguments
 from supernet.errors import InputError, RunError, nearest
 from supernet.space import Arch, SearchSpace
 
@@ -97,6 +97,7 @@ class Restorable(Protocol):
         """
 
 
+@checked_arguments
 def search(
     searcher: Searcher,
     evaluate: Evaluate,

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from supernet import sqlite
+from supernet.checked import checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, SearchSpace
 
@@ -138,6 +139,7 @@ class Study:
         RunError: the file cannot be written. Methods that write raise it too, for instance when the disk is full.
     """
 
+    @checked_arguments
     def __init__(self, path: str | Path | None, space: SearchSpace, *, read: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.space = space

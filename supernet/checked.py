@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
+from types import GenericAlias, NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -228,14 +228,40 @@ def problem_of(kind: Any, value: object) -> str | None:
     """Returns what a value of an annotated type should be; None if nothing is wrong with it."""
     from pydantic import ValidationError
 
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return None if isinstance(value, kind) else f"should be a {kind.__name__}"
+    classes = _classes(kind)
+    if classes is not None:
+        return None if any(_is_a(value, each) for each in classes) else f"should be {' or '.join(map(_noun, classes))}"
+    adapter = _adapter(kind)
+    if adapter is None:
+        return None
     try:
-        _adapter(kind).validate_python(value)
+        adapter.validate_python(value)
     except ValidationError as error:
         problems = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
         return f"should be {' or '.join(problems)}"
     return None
+
+
+def _classes(kind: Any) -> tuple[Any, ...] | None:
+    """Returns the classes of a type that consists of classes of our own, of torch and None; else None."""
+    members = typing.get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    own = [member for member in members if member is not NoneType]
+    known = (int, float, str, bytes, bool, list, tuple, dict, set, frozenset, type, object, Path, Any)
+    classes = own and all(isinstance(member, type) and member not in known for member in own)
+    return members if classes and not any(isinstance(member, GenericAlias) for member in own) else None
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """Returns whether a value is an instance of a class, or has all members of a protocol."""
+    if not getattr(kind, "_is_protocol", False):
+        return isinstance(value, kind)
+    members = {name for base in kind.__mro__ for name in (*vars(base), *vars(base).get("__annotations__", ()))}
+    public = {name for name in members if not name.startswith("_") or name == "__call__"}
+    return not isinstance(value, type) and all(hasattr(value, name) for name in public)
+
+
+def _noun(kind: Any) -> str:
+    return "None" if kind is NoneType else f"a {kind.__name__}"
 
 
 @cache
@@ -247,6 +273,10 @@ def fields_of(kind: Any) -> dict[str, Any]:
 
 @cache
 def _adapter(kind: Any) -> Any:
-    from pydantic import ConfigDict, TypeAdapter  # at first use: importing this module costs nothing
+    """Returns what checks values of a type; None for types that pydantic does not know, which are left unchecked."""
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter  # at first use: importing this module costs nothing
 
-    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+    except PydanticUserError:
+        return None

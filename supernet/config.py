@@ -75,7 +75,7 @@ class Data(Checked):
     size: Pixels = 32
     """Height and width in pixels; images of another size are resized when they are decoded."""
     calibration: Count = 640
-    """Images of the training split that recalibrate batch norm before an evaluation."""
+    """Images of the training split that recalibrate batch norm before an evaluation; all of a smaller split."""
     validation: Share = 0.2
     """Share of the training images held out to score architectures during the search."""
     test: Share = 0.2

@@ -96,7 +96,10 @@ class Picture:
         """
         if path.suffix != ".svg":
             raise InputError(f"pictures are .svg, not {path.name!r}; browsers and Inkscape convert them")
-        path.write_text(self.svg(), encoding="utf-8")
+        from supernet.files import replacing  # loads torch, which drawing a published cell does not need
+
+        with replacing(path) as temporary:  # a link in the place of the file is replaced, never followed
+            temporary.write_text(self.svg(), encoding="utf-8")
 
     def svg(self) -> str:
         """Returns the picture as SVG."""

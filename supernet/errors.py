@@ -16,6 +16,10 @@ class UnwritableError(RunError):
     """Raised when a file cannot be written, e.g. because the disk is full: no network and no settings are at fault."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a scheduler sends before it takes a machine away: what Ctrl-C stops, this stops too."""
+
+
 def nearest(name: object, valid: Iterable[object]) -> str:
     """Returns "did you mean X?" for a near miss, and the list of valid names otherwise."""
     names = [str(item) for item in valid]

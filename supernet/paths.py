@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 
 import filelock
 
+from supernet.checked import LONGEST_NAME, short_names, shown
 from supernet.errors import InputError
 
 
@@ -44,6 +45,22 @@ def check_inside(folder: Path, path: Path) -> None:
                 f"{at} is a link that leads out of {folder}, and nothing is written there; remove the link"
             )
     raise InputError(f"{path} leads out of {folder}, and nothing is written there; give a name within that folder")
+
+
+def check_file(path: Path, what: str) -> None:
+    """Checks that a file can have this path, whether it is there or not.
+
+    Raises:
+        InputError: a name is longer than file systems take, or the path is a folder or lies within a file.
+    """
+    if not path.name or not short_names(path):
+        raise InputError(
+            f"{what} {shown(str(path))} cannot be a file's name; give names of at most {LONGEST_NAME} bytes"
+        )
+    if path.is_dir():
+        raise InputError(f"{what} {path} is a folder, not a file; give a name within it")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise InputError(f"{what} {path} lies within a file; give another folder")
 
 
 def no_follow(path: str, flags: int) -> int:

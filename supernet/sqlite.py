@@ -9,8 +9,9 @@ from pathlib import Path
 import filelock
 
 from supernet.errors import InputError, RunError, UnwritableError
-from supernet.paths import file_operation, lock_file
+from supernet.paths import check_file, file_operation, lock_file
 
+_HEADER = b"SQLite format 3\0"
 PAGE = 4096  # bytes; SQLite reads a truncated last page as if zeros followed, so the length is checked here
 
 MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError)
@@ -52,10 +53,11 @@ def check_place(path: Path, kind: FileKind) -> None:
 
     SQLite follows links, and would write to whatever a link in a received folder leads to.
     """
+    check_file(path, f"the {kind.noun}")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for the {kind.noun} {path.name}; create it first")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, but {kind.name} is a file; give a name within it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a device or a pipe, but {kind.name} is a file; give another name")
     for file in (path, *(path.with_name(f"{path.name}-{ending}") for ending in ("wal", "shm", "journal"))):
         if file.is_symlink():
             raise InputError(f"{file} is a link, and {kind.name} is never opened through one; remove the link")
@@ -68,6 +70,8 @@ def only_writer(path: Path, kind: FileKind) -> filelock.BaseFileLock:
         InputError: the file is open elsewhere, cannot be locked, or has no folder.
     """
     check_place(path, kind)
+    if path.exists() and (start := _start(path)) and start != _HEADER[: len(start)]:
+        raise InputError(f"{path} cannot be read as {kind.name} (file is not a database); {kind.damaged}")
     lock = lock_file(Path(f"{path}.lock"))
     try:
         lock.acquire()
@@ -110,6 +114,15 @@ def opened(
     return db
 
 
+def _start(path: Path) -> bytes:
+    """The first bytes of a file, which tell whether it is a database; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_HEADER))
+    except OSError:
+        return b""
+
+
 def opened_to_read(path: Path, kind: FileKind, *, wait: float = 5.0) -> sqlite3.Connection:
     """Opens a file without writing to it or waiting for its writer, also on a disk that nothing can be written to.
 
@@ -118,6 +131,7 @@ def opened_to_read(path: Path, kind: FileKind, *, wait: float = 5.0) -> sqlite3.
     Raises:
         InputError, sqlite3.Error: see `opened`; call this within `reported`.
     """
+    check_file(path, f"the {kind.noun}")
     if not path.is_file():
         raise InputError(f"there is no {kind.noun} {path}")
     uri = path.resolve().as_uri()

@@ -17,7 +17,8 @@ PACKAGES = {"supernet": "supernet", "searchers": "searchers", "detection": "dete
 
 ROOMS = [
     {"supernet.errors", "supernet.seeding", "supernet.generators", "supernet.progress"},
-    {"supernet.paths", "supernet.plugins", "supernet.user_code", "supernet.checked", "supernet.strict_json"},
+    {"supernet.checked"},
+    {"supernet.paths", "supernet.plugins", "supernet.user_code", "supernet.strict_json"},
     {"supernet.sqlite"},
     {"supernet.space", "supernet.config", "supernet.memory"},
     {"supernet.files"},

@@ -1,21 +1,28 @@
 """Arguments of Python calls that no network, limit or search can have: one line that names argument and value."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from detection import create_detector
 from searchers import RandomSearch, Study, search
-from supernet import SearchSpace, create_network, create_supernet
-from supernet.cost import CostTable, Feasible, LatencyTable
+from supernet import Arch, Choice, SearchSpace, create_network, create_supernet
+from supernet.config import Data, Train
+from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
+from supernet.data import load
 from supernet.errors import InputError
 from supernet.export import export, load_exported
+from supernet.scoring.cache import ScoreCache
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.spaces import SPACES
+from supernet.train import train_standalone, train_supernet
+from supernet.training.check import check_network
 
 
 def macro(**arguments: Any) -> Any:
@@ -28,9 +35,25 @@ def detector(**arguments: Any) -> Any:
         return create_detector("retinanet", backbone="shufflenet-small", **arguments)
 
 
-def searched(evaluate: Any, **budgets: Any) -> Any:
+def searched(evaluate: Any, **arguments: Any) -> Any:
     space = macro().space
-    return search(RandomSearch(space), evaluate, Study(None, space), **{"trials": 2, **budgets})
+    evaluate = evaluate or (lambda archs: [{"accuracy": 0.5} for _ in archs])
+    sound = {"searcher": RandomSearch(space), "evaluate": evaluate, "study": Study(None, space), "trials": 2}
+    return search(**{**sound, **arguments})
+
+
+DIGITS = load(Data("digits", size=8, calibration=64))
+
+
+def trained(**arguments: Any) -> Any:
+    sizes = {"num_classes": 10, "input_size": 8, "in_channels": 1}
+    network = create_supernet("nasbench-macro", **{name: arguments.pop(name, value) for name, value in sizes.items()})
+    return train_supernet(network, DIGITS, Train(epochs=1, batch=512), verbose=False, **arguments)
+
+
+def scored(archs: Any) -> Any:
+    supernet = create_supernet("nasbench-macro", num_classes=10, input_size=8, in_channels=1)
+    return SharedWeights(supernet, DIGITS.calibration, DIGITS.validation)(archs)
 
 
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -47,19 +70,69 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: create_supernet("shufflenet-small", stem=-1),
         "'shufflenet-small' cannot be built with stem=-1: .*negative",
     ),
-    "a limit that is NaN": (lambda: Feasible(CostTable(macro()), {"macs": math.nan}), "the limit macs=nan is not a"),
-    "no limit": (lambda: Feasible(CostTable(macro()), {"macs": None}), "macs=None is not a number"),  # type: ignore[dict-item]
-    "latency batch": (lambda: LatencyTable(macro(), batch=-1), "batch=-1 should be an integer of at least 1"),
+    "less than a stride": (lambda: create_supernet("spos", input_size=8), "input_size=8 .* one pixel per 32 pixels"),
+    "one pixel": (lambda: macro(input_size=1), "input_size=1 is too small for the space 'nasbench-macro'"),
+    "an infinite limit": (lambda: Feasible(CostTable(macro()), {"macs": math.inf}), "macs': inf. should be a finite"),
+    "a limit in quotes": (lambda: Feasible(CostTable(macro()), {"macs": "1e6"}), "should be a valid number"),  # type: ignore[dict-item]
+    "no limits": (lambda: Feasible(CostTable(macro()), None), "limits=None should be a valid dictionary"),  # type: ignore[arg-type]
+    "no table": (lambda: Feasible(None, {"macs": 1}), "cost=None should be a CostTable"),  # type: ignore[arg-type]
+    "a cost": (lambda: CostTable(macro()).extremes("flops"), "there is no cost 'flops'"),
+    "a shape": (lambda: CostTable(macro(), (1, -8, 8)), "input_shape=.* should be greater than or equal to 1"),
+    "a window": (lambda: CostWindow(CostTable(macro()), "macs", high=math.nan), "high=nan should have numbers"),
+    "a device": (lambda: LatencyTable(macro(), device="tpu"), "device='tpu' cannot be used"),
+    "a folder of latencies": (lambda: LatencyTable(macro(), file=Path.cwd()), "is a folder, not a file"),
+    "no data": (lambda: train_supernet(macro(), None, Train()), "data=None should be a TrainingData"),  # type: ignore[arg-type]
+    "no recipe": (lambda: train_supernet(macro(), DIGITS, None), "config=None should be a Train"),  # type: ignore[arg-type]
+    "no chain": (lambda: train_supernet(nn.Identity(), DIGITS, Train()), "supernet=Identity.* should be a Chain"),  # type: ignore[arg-type]
+    "no network": (lambda: train_standalone(None, DIGITS, Train()), "network=None should be a Module"),  # type: ignore[arg-type]
+    "other channels": (
+        lambda: trained(in_channels=3),
+        "cannot read images of 1 channels .*in_channels=1",
+    ),
+    "fewer classes": (lambda: trained(num_classes=5), "has 5 outputs, and the data have 10 classes"),
+    "more classes": (lambda: trained(num_classes=12), "has 12 outputs, and the data have 10 classes"),
+    "a long checkpoint": (lambda: trained(state=Path("x" * 300)), "the checkpoint 'x.* cannot be a file's name"),
+    "a folder as checkpoint": (lambda: trained(state=Path.cwd()), "the checkpoint .* is a folder, not a file"),
+    "no sampler": (lambda: trained(sampler=5), "sampler=5 should be callable"),
+    "nothing sampled": (lambda: trained(sampler=lambda step: ()), "no architecture for step 0"),
+    "no config of data": (lambda: load(None), "config=None should be a Data"),  # type: ignore[arg-type]
+    "a long source": (lambda: load(Data("x" * 5000)), "there is no data set 'xx"),
+    "a long study": (lambda: Study("x" * 300, macro().space), "the study 'x.* cannot be a file's name"),
+    "a folder as study": (lambda: Study(Path.cwd(), macro().space), "the study .* is a folder, not a file"),
+    "a study within a file": (lambda: Study(f"{__file__}/x.db", macro().space), "lies within a file"),
+    "a device as study": (lambda: Study("/dev/null", macro().space), "/dev/null is a device"),
+    "a study's name": (lambda: Study(5, macro().space), "path=5 should be"),  # type: ignore[arg-type]
+    "a study's space": (lambda: Study(None, "x"), "space='x' should be a SearchSpace"),  # type: ignore[arg-type]
+    "no study": (lambda: searched(None, study=None), "study=None should be a Study"),
+    "a class as searcher": (lambda: searched(None, searcher=RandomSearch), "searcher=.* should be a Searcher"),
+    "a long cache": (lambda: ScoreCache(Path("x" * 300)), "the evaluation cache 'x.* cannot be a file's name"),
+    "a mapping to score": (lambda: scored([{"x": 1}]), "come in a list of Arch"),
+    "no preprocessing": (
+        lambda: export(nn.Identity(), "x", arch={}, space="x", preprocess=None),  # type: ignore[arg-type]
+        "preprocess=None should be a Preprocess",
+    ),
+    "a number as architecture": (lambda: Arch(5), "is a mapping of decision names to values, not '5'"),  # type: ignore[arg-type]
+    "choices": (lambda: SearchSpace("x", ["a"]), "takes a sequence of choices"),  # type: ignore[list-item]
+    "NaN as option": (lambda: Choice("a", (math.nan, 1.0)), "has NaN among its options"),
+    "a limit that is NaN": (
+        lambda: Feasible(CostTable(macro()), {"macs": math.nan}),
+        "limits=.*nan.* should be a finite number",
+    ),
+    "no limit": (lambda: Feasible(CostTable(macro()), {"macs": None}), "limits=.*None.* should be a valid number"),  # type: ignore[dict-item]
+    "latency batch": (lambda: LatencyTable(macro(), batch=-1), "batch=-1 should be an integer from 1"),
     "no time": (lambda: LatencyTable(macro(), seconds=0), "seconds=0 should be a number from"),
     "time NaN": (lambda: LatencyTable(macro(), seconds=math.nan), "seconds=nan should be"),
-    "scoring batch": (lambda: SharedWeights(macro(), None, None, batch=-1), "batch=-1 should be"),  # type: ignore[arg-type]
-    "no supernet": (lambda: SharedWeights(None, None, None), "supernet=None is no supernet"),  # type: ignore[arg-type]
+    "scoring batch": (
+        lambda: SharedWeights(macro(), DIGITS.calibration, DIGITS.validation, batch=-1),
+        "batch=-1 should",
+    ),
+    "no supernet": (lambda: SharedWeights(None, None, None), "supernet=None should be a Chain"),  # type: ignore[arg-type]
     "no architecture": (
-        lambda: export(torch.nn.Identity(), "x", arch=None, space="x", preprocess=None),  # type: ignore[arg-type]
-        "arch=None is not a mapping",
+        lambda: export(nn.Identity(), "x", arch=None, space="x", preprocess=DIGITS.preprocess()),  # type: ignore[arg-type]
+        "arch=None should be a valid dictionary",
     ),
     "tolerance": (
-        lambda: export(torch.nn.Identity(), "x", arch={}, space="x", preprocess=None, tolerance=-1),  # type: ignore[arg-type]
+        lambda: export(nn.Identity(), "x", arch={}, space="x", preprocess=DIGITS.preprocess(), tolerance=-1),
         "tolerance=-1 should be a number",
     ),
     "no folder": (lambda: load_exported(None), "an export is given by its folder, not by None"),  # type: ignore[arg-type]
@@ -74,8 +147,8 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "no anchor": (lambda: detector(anchor_scale=0), "anchor_scale=0 makes anchors without area"),
     "overlap": (lambda: detector(overlap=1.5), "overlap=1.5 should be a number from 0 to 1"),
     "image size": (lambda: detector(image_size=(64, "64")), r"image_size=\(64, '64'\) should be pixels"),
-    "trials": (lambda: searched(None, trials=1.5), "trials=1.5 should be an integer"),
-    "no trials": (lambda: searched(None, trials=None), "trials=None should be an integer"),
+    "trials": (lambda: searched(None, trials=1.5), "trials=1.5 should be a valid integer"),
+    "no trials": (lambda: searched(None, trials=None), "trials=None should be a valid integer"),
     "no results": (lambda: searched(lambda archs: None), "evaluate returned a NoneType for 1 architectures"),
     "a generator": (lambda: searched(lambda archs: ({} for _ in archs)), "evaluate returned a generator"),
 }
@@ -97,3 +170,22 @@ def test_every_space_checks_its_sizes(space: str) -> None:
     for name in ("num_classes", "input_size", "in_channels"):
         with pytest.raises(InputError, match=f"{name}=0 should be"):
             create_supernet(space, **{name: 0})  # type: ignore[arg-type]
+
+
+def test_more_calibration_images_than_there_are_is_said() -> None:
+    with pytest.warns(UserWarning, match="data.calibration=5,000 is more than the 1,150 images of the training split"):
+        assert len(load(Data("digits", size=8, calibration=5000)).calibration) == 1150
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(Data("digits", size=8, validation=0.9))  # the default means "up to"
+
+
+def test_a_training_that_is_checked_draws_nothing_and_changes_nothing() -> None:
+    network = create_supernet("nasbench-macro", num_classes=10, input_size=8, in_channels=1)
+    first = network.step_modules[0].eval()
+    before, drawn = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
+    check_network(network, DIGITS)
+    assert network.training
+    assert not first.training
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -37,17 +37,12 @@ class Draw(Checked):
 def run() -> None:
     args = parse(Draw, __doc__)
 
-    from supernet.errors import RunError
-
     if args.out is not None:
         check_out(args.out)
     picture = published(args.name) if args.arch is None else decided(args.name, args.arch)
     out = args.out or Path(f"{Path(args.name).resolve().name}.svg")
     check_out(out)
-    try:
-        picture.save(out)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written ({error.strerror}); make room or give another --out") from error
+    picture.save(out)
     print(f"wrote {out}")
 
 

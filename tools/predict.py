@@ -59,6 +59,8 @@ def run() -> None:
     if missing:
         raise InputError(f"there is no image file {missing[0]!r}")
 
+    if args.out.is_symlink() and args.out == Path("predictions"):  # which nobody need have typed
+        raise InputError("'predictions' is a link; name the folder that it leads to, or another one, with --out")
     check_writable(args.out)
 
     from detection.predictions import detect, draw_detections, read_image

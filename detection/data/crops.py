@@ -10,6 +10,7 @@ from detection.config import DetectionData
 from detection.data.digits import CLASSES, Composed, compose
 from supernet.config import Data
 from supernet.data.images import Images, Splits
+from supernet.data.split import warn_if_fewer
 
 MARGIN = 1.3
 """Side of a crop over the longer side of its box."""
@@ -32,6 +33,7 @@ def digit_crops(config: Data, counts: tuple[int, int, int] = DetectionData().com
     flat = pixels.float().div(255).transpose(0, 1).flatten(1)
     mean, std = flat.mean(1).view(3, 1, 1), flat.std(1).view(3, 1, 1)
     train, validation, test = (Images(*part, mean, std) for part in sets)
+    warn_if_fewer(config.calibration, len(train), default=Data.calibration)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
     calibration = train.subset(order[: config.calibration])
     sha = hashlib.sha256()

@@ -20,6 +20,7 @@ from detection.data.coco import Annotations, read_annotations
 from detection.data.images import DetectionSet
 from supernet.config import DataSummary
 from supernet.data.cache import cache_file, cache_folder
+from supernet.data.split import warn_if_fewer
 from supernet.data.steps import torch_generator
 from supernet.errors import InputError
 
@@ -160,6 +161,7 @@ def _splits(
     if missing:
         shown = ", ".join(repr(train.classes[label - 1]) for label in missing[:5])
         warnings.warn(f"no training image shows {len(missing)} classes of the held-out images: {shown}", stacklevel=3)
+    warn_if_fewer(config.calibration, len(train), default=DetectionData.calibration)
     calibration = train.subset(torch.arange(min(config.calibration, len(train))))
     mean, std = (calibration.mean, calibration.std) if config.mean else _statistics(calibration)
     parts = {"train": train, "calibration": calibration, "validation": validation, "test": test}

@@ -1,11 +1,12 @@
 """Limits on costs: which architectures are within them, how many there are, and samples of those."""
 
+import math
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import cached_property
 from random import Random
 
-from supernet.checked import is_number
+from supernet.checked import checked_arguments, is_number
 from supernet.cost.table import CostTable, amount
 from supernet.cost.window import CostWindow
 from supernet.errors import InputError, nearest
@@ -25,14 +26,18 @@ class Feasible:
         InputError: an unknown cost, or a limit below the cheapest architecture; the message names the cheapest cost.
     """
 
+    @checked_arguments
     def __init__(self, cost: CostTable, limits: Mapping[str, float]) -> None:
         self.cost = cost
         self.limits = dict(limits)
         for name, limit in limits.items():
             if name not in cost.costs:
                 raise InputError(f"there is no cost {name!r}; {nearest(name, cost.costs)}")
-            if not is_number(limit):
-                raise InputError(f"the limit {name}={limit!r} is not a number; give the largest value that is allowed")
+            if not is_number(limit) or not math.isfinite(limit):
+                raise InputError(
+                    f"the limit {name}={limit!r} is not a finite number; give the largest value that is allowed, or no "
+                    "limit of this name"
+                )
             extremes = cost.extremes(name)
             if extremes is not None and limit < extremes[0]:
                 raise InputError(

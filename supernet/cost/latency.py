@@ -4,7 +4,6 @@ import json
 import math
 import platform
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from supernet.chain import Chain, materialize
-from supernet.checked import is_number, is_whole
+from supernet.checked import Device, checked_arguments, is_number, is_whole
 from supernet.cost.count import COSTS
-from supernet.cost.table import CostTable, Entry, shapes
+from supernet.cost.table import CostTable, Entry, Shape, shapes
 from supernet.errors import InputError, UnwritableError
 from supernet.files import environment
+from supernet.paths import check_file
 from supernet.space import Arch
 
 FORMAT = 2
@@ -50,27 +50,33 @@ class LatencyTable(CostTable):
 
     costs = (*COSTS, "latency_ms")
 
+    @checked_arguments
     def __init__(
         self,
         supernet: Chain,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Shape = None,
         *,
         batch: int = 1,
-        device: str = "cpu",
+        device: Device = "cpu",
         seconds: float = 0.05,
         channels_last: bool = True,
         file: Path | None = None,
     ) -> None:
-        if not is_whole(batch, 1):
-            raise InputError(f"batch={batch!r} should be an integer of at least 1")
+        if not is_whole(batch, 1, 100_000):
+            raise InputError(f"batch={batch!r} should be an integer from 1 to 100,000")
         if not is_number(seconds, 1e-6, 3600):
             raise InputError(f"seconds={seconds!r} should be a number from 1e-6 to 3600, the time to spend on an entry")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch's own reasons, e.g. a build without CUDA
+            raise InputError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
         super().__init__(supernet, input_shape)
         self.batch, self.device, self.seconds, self.file = batch, device, seconds, file
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.start.cost["latency_ms"] = 0
         self._timed: dict[str, float] = {}
         if file is not None:
+            check_file(file, "the file of latencies")
             self._read(file)
 
     def step(self, index: int, arch: Arch, before: Entry) -> Entry:
@@ -103,7 +109,9 @@ class LatencyTable(CostTable):
             text = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read as a file of latencies; delete it to measure again") from error
-        if not text.startswith("{") and not text.strip():  # a killed process created it and wrote nothing
+        if text and not text.startswith("{") and text.strip():
+            raise InputError(f"{file} holds something other than latencies; give another file")
+        if not text.strip():  # a killed process created it and wrote nothing
             self._append({"settings": settings})
             return
         if not text.endswith("\n"):

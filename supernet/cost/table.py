@@ -8,14 +8,16 @@ device.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from supernet.chain import Chain, Layouts, Searchable, materialize, step_layout
+from supernet.checked import Count, Rule, checked_arguments
 from supernet.cost.count import COSTS, meta_copy, trace
+from supernet.errors import InputError, nearest
 from supernet.space import Arch, Value
 
 MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
@@ -41,6 +43,12 @@ def _state(entry: Entry) -> State:
     return entry.layout, shapes(entry.state)
 
 
+Shape = Annotated[
+    Sequence[Count] | None, Rule("channels, height and width in pixels", lambda shape: shape is None or len(shape) == 3)
+]
+"""The shape of one input; None for the supernet's own."""
+
+
 class CostTable:
     """The costs of the networks that a search hands over, by architecture.
 
@@ -60,7 +68,8 @@ class CostTable:
 
     costs: tuple[str, ...] = COSTS
 
-    def __init__(self, supernet: Chain, input_shape: Sequence[int] | None = None) -> None:
+    @checked_arguments
+    def __init__(self, supernet: Chain, input_shape: Shape = None) -> None:
         self.space = supernet.space
         self.input_shape = tuple(input_shape or supernet.input_shape)
         self._chain = standalone_chain(supernet).eval()
@@ -171,6 +180,8 @@ class CostTable:
 
     def extremes(self, cost: str) -> tuple[float, float] | None:
         """Returns the exact smallest and largest `cost` of any architecture, or None where `edges` returns None."""
+        if cost not in self.costs:
+            raise InputError(f"there is no cost {cost!r}; {nearest(cost, self.costs)}")
         steps = self.edges(cost)
         if steps is None:
             return None

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from supernet.checked import is_number
 from supernet.cost.table import MOST_LISTED, MOST_OPTIONS, CostTable, Edge, State, amount
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
@@ -236,6 +237,8 @@ class CostWindow:
     def __init__(self, table: CostTable, cost: str, low: float = 0, high: float = math.inf) -> None:
         if cost not in table.costs:
             raise InputError(f"there is no cost {cost!r}; {nearest(cost, table.costs)}")
+        if not is_number(low) or not is_number(high):
+            raise InputError(f"a window from low={low!r} to high={high!r} should have numbers as bounds")
         self.table, self.cost, self.low, self.high = table, cost, low, high
         whole = self._whole()
         self._inside = whole.within(low, high)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from supernet.checked import checked_arguments, short_names, shown
 from supernet.config import Data
 from supernet.data.cache import cache_folder
 from supernet.data.cifar import load_cifar
@@ -25,6 +26,7 @@ LOADERS: dict[str, Callable[..., Splits]] = {
 """Loader of each kind of source; see `_kind`."""
 
 
+@checked_arguments
 def load(config: Data, *, cache: Path | None = None) -> Splits:
     """Reads, decodes and splits a data set.
 
@@ -48,11 +50,11 @@ def _kind(source: str) -> str:
         return source
     if source.startswith("timm:"):
         return "timm"
-    if source and Path(source).is_dir():
+    if source and short_names(source) and Path(source).is_dir():
         return "folder"
     if FUNCTION.fullmatch(source) or source in plugins(DATASETS):
         return "function"
     raise InputError(
-        f"there is no data set {source!r}: data.source is 'digits', 'cifar10', 'cifar100', a folder with one folder "
-        "per class, 'timm:NAME' or 'package.module:function'"
+        f"there is no data set {shown(source)}: data.source is 'digits', 'cifar10', 'cifar100', a folder with one "
+        "folder per class, 'timm:NAME' or 'package.module:function'"
     )

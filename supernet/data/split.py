@@ -53,6 +53,7 @@ def split(
                 f"labels are from {int(numbers.min())} to {int(numbers.max())}, and there are {len(classes)} classes"
             )
     index = _split_index(config, labels, classes, *(None if part is None else part[1] for part in (test, validation)))
+    warn_if_fewer(config.calibration, len(index["train"]), default=Data.calibration)
     mean, std = _statistics(pixels, index["train"])
     warn_if_constant(pixels, index["train"])
     everything = Images(pixels, labels, mean, std)
@@ -86,6 +87,7 @@ def split_streamed(
     index = _split_index(
         config, train.labels, train.classes, *(None if part is None else part.labels for part in (test, validation))
     )
+    warn_if_fewer(config.calibration, len(index["train"]), default=Data.calibration)
     parts: dict[str, tuple[Source, Tensor]] = {
         "calibration": (train, index["train"][: config.calibration]),
         "validation": (train, index["validation"]),
@@ -151,6 +153,16 @@ def assemble_stream(
     if len(parts["calibration"]):
         warn_if_constant(parts["calibration"].pixels, torch.arange(len(parts["calibration"])))
     return Splits(stream, **parts, classes=classes, digest=digest)
+
+
+def warn_if_fewer(calibration: int, images: int, *, default: int) -> None:
+    """Warns if a training split has fewer images than were asked for to calibrate; the default means "up to" it."""
+    if images < calibration != default:
+        warnings.warn(
+            f"data.calibration={calibration:,} is more than the {images:,} images of the training split: these "
+            "recalibrate batch norm",
+            stacklevel=3,
+        )
 
 
 def warn_if_constant(pixels: Tensor, index: Tensor) -> None:

@@ -18,7 +18,7 @@ from supernet.config import Data
 from supernet.data.decode import Labelled, fit
 from supernet.data.images import Splits
 from supernet.data.opening import as_rgb, open_image
-from supernet.data.split import assemble_stream, relabel, split_streamed
+from supernet.data.split import assemble_stream, relabel, split_streamed, warn_if_fewer
 from supernet.errors import InputError
 from supernet.memory import check_memory
 
@@ -113,6 +113,7 @@ def _iterated(config: Data) -> Splits:
                 f"data.{name}"
             )
     training = open_timm(config, config.train_split)
+    warn_if_fewer(config.calibration, images_in(training), default=Data.calibration)
     decoded, lengths = {}, []
     for part, name, most in (
         ("calibration", config.train_split, config.calibration),

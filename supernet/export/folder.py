@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from supernet.chain import Bound, Searchable
-from supernet.checked import is_number, is_whole
+from supernet.checked import checked_arguments, is_number, is_whole, short_names, shown
 from supernet.config import Preprocess
 from supernet.errors import InputError, UnwritableError
 from supernet.export.expression import expression, written
@@ -57,6 +57,7 @@ _FILES = {"model.py", "model.safetensors", "arch.json", "preprocess.json", "mode
 _BATCHES = (2, 1, 3)  # the first is traced: a batch of one would be taken for a constant
 
 
+@checked_arguments
 def export(
     network: nn.Module,
     folder: str | Path,
@@ -89,11 +90,11 @@ def export(
         InputError: the network cannot be written, an artefact does not load or differs by more than `tolerance`, or
             `folder` holds something else. Nothing is left behind in that case.
     """
-    if not isinstance(arch, Mapping):
-        raise InputError(f"arch={arch!r} is not a mapping of decision names to values")
     if not is_number(tolerance, 0, 1e6):
         raise InputError(f"tolerance={tolerance!r} should be a number of at least 0")
     folder = Path(folder).absolute()
+    if not short_names(folder):
+        raise InputError(f"folder={shown(str(folder))} cannot be a folder's name; give a shorter one")
     _check_replaceable(folder)
     in_channels = _channels(preprocess)
     if onnx:

@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from supernet import sqlite
+from supernet.checked import checked_arguments
 from supernet.errors import InputError
 from supernet.paths import file_operation, lock_file
 from supernet.ranking.paired import Bits, tied
@@ -57,6 +58,7 @@ class ScoreCache:
         RunError: the disk is full, or another process keeps the file locked; so do all methods.
     """
 
+    @checked_arguments
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         sqlite.check_place(self.path, CACHE)

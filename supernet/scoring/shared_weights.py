@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from supernet.chain import Chain
-from supernet.checked import is_whole
+from supernet.checked import Natural, checked_arguments, is_whole, shown
 from supernet.data.batches import Batches, ImageSet, digest, identity
 from supernet.errors import InputError
 from supernet.generators import restored_generators
@@ -85,6 +85,7 @@ class SharedWeights:
         InputError: a cache with a metric that has no name of its own (see `BatchMetric.name`).
     """
 
+    @checked_arguments
     def __init__(
         self,
         supernet: Chain,
@@ -97,13 +98,11 @@ class SharedWeights:
         cost: Callable[[Arch], Mapping[str, float]] | None = None,
         channels_last: bool = True,
         share: bool = True,
-        memory: int = 2**30,
-        hold: int = 2**29,
+        memory: Natural = 2**30,
+        hold: Natural = 2**29,
         cache: ScoreCache | None = None,
         watch: Watch = nullcontext,
     ) -> None:
-        if not isinstance(supernet, nn.Module):
-            raise InputError(f"supernet={supernet!r} is no supernet, such as create_supernet returns")
         if not is_whole(batch, 1):
             raise InputError(f"batch={batch!r} should be an integer of at least 1")
         device = next(supernet.parameters()).device
@@ -160,6 +159,8 @@ class SharedWeights:
         Raises:
             InputError: an architecture of another space, or a cache that cannot be read or written.
         """
+        if not isinstance(archs, Sequence) or not all(isinstance(arch, Arch) for arch in archs):
+            raise InputError(f"architectures to score come in a list of Arch, not as {shown(archs)}")
         self._refresh()
         space = self.supernet.space
         forms = [space.canonical(space.normal_form(arch)) for arch in archs]

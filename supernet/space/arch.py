@@ -20,6 +20,8 @@ class Arch(Mapping[str, Value]):
     __slots__ = ("_hash", "_key", "_subs", "_values")
 
     def __init__(self, values: Mapping[str, Value] | None = None) -> None:
+        if values is not None and not isinstance(values, Mapping):
+            raise InputError(f"an architecture is a mapping of decision names to values, not {str(values)[:80]!r}")
         self._values: dict[str, Value] = dict(values or {})
         self._hash: int | None = None
         self._key: str | None = None

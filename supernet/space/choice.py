@@ -1,6 +1,6 @@
 """One decision of a search space: its options and the condition under which it is active."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -28,6 +28,12 @@ class Choice:
 
     def __post_init__(self) -> None:
         options = self.options
+        if not isinstance(self.name, str):
+            raise InputError(f"the name of a choice is a text, not {self.name!r}")
+        if not isinstance(options, Iterable):
+            raise InputError(f"choice {self.name!r} takes a sequence of options, not {options!r}")
+        if self.when is not None and (isinstance(self.when, str) or len(self.when) != 2):
+            raise InputError(f"choice {self.name!r} takes when=(parent, values), not {self.when!r}")
         if isinstance(options, str) or (self.when is not None and isinstance(self.when[1], str)):
             raise InputError(f"choice {self.name!r} takes sequences of values, not one string; write ('a', 'b')")
         if isinstance(options, range) and options:  # one spelling per sequence, so that equal spaces have equal JSON
@@ -39,6 +45,8 @@ class Choice:
             object.__setattr__(self, "when", (self.when[0], tuple(self.when[1])))
         if not self.name or self.name.startswith(".") or self.name.endswith("."):
             raise InputError(f"a choice needs a name that neither starts nor ends with a dot, not {self.name!r}")
+        if any(option != option for option in self.options):
+            raise InputError(f"choice {self.name!r} has NaN among its options, which equals nothing; name it otherwise")
         if len(self.options) == 0:
             raise InputError(f"choice {self.name!r} has no options; give it at least one")
         if not isinstance(self.options, range) and len(set(self.options)) != len(self.options):

@@ -7,7 +7,7 @@ Spaces compose by dotted prefix, so the space of a network is the union of the s
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -44,6 +44,10 @@ class SearchSpace:
     _normal_forms: dict[str, Arch] = field(repr=False, compare=False)
 
     def __init__(self, name: str, choices: Sequence[Choice] = (), normal_form: Form | None = None) -> None:
+        if not isinstance(name, str):
+            raise InputError(f"the name of a space is a text, not {name!r}")
+        if not isinstance(choices, Iterable) or not all(isinstance(choice, Choice) for choice in choices):
+            raise InputError(f"space {name!r} takes a sequence of choices, such as [Choice('depth', (1, 2))]")
         forms = (("", NormalForm.of(normal_form)),) if normal_form is not None else ()
         self._set(name, choices, forms)
 
@@ -121,6 +125,8 @@ class SearchSpace:
         Raises:
             InputError: the space has no such name, an active choice is missing, or a value is not an option.
         """
+        if not isinstance(values, Mapping):
+            raise InputError(f"an architecture is a mapping of decision names to values, not {str(values)[:80]!r}")
         for name in values:
             self[name]  # names the nearest valid choice if there is none
 

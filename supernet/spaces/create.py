@@ -4,6 +4,7 @@ import contextlib
 import fnmatch
 import functools
 import inspect
+import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -134,9 +135,24 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
             raise InputError(f"the space {space!r} cannot be built with {given or 'its defaults'}: {reason}") from error
     if not isinstance(chain, Chain):
         raise InputError(f"the builder of the space {space!r} returned {type(chain).__name__}, not a Chain")
+    if "input_size" in arguments:
+        _check_resolution(chain, space, arguments["input_size"])
     if phases and phase == "supernet":
         chain.standalone = functools.partial(build, space, "standalone", arguments)
     return chain
+
+
+def _check_resolution(chain: "Chain", space: str, size: int) -> None:
+    """Raises `InputError` if images have fewer pixels than the coarsest feature map's pixel stands for."""
+    from supernet.chain import Layout
+
+    arch = chain.space.sample(random.Random(0))  # whichever: options of one choice have the same stride
+    stride = max((layout.stride for _, _, layout in chain.walk(arch) if isinstance(layout, Layout)), default=1)
+    if size < stride:
+        raise InputError(
+            f"input_size={size} is too small for the space {space!r}, whose last feature maps have one pixel per "
+            f"{stride} pixels of an image: they would see padding alone; give at least {stride}"
+        )
 
 
 def _naming(space: str) -> contextlib.AbstractContextManager[None]:

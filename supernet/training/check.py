@@ -1,8 +1,12 @@
 """Checks of a training before anything is built."""
 
+from random import Random
+
 import torch
 from torch import nn
 
+from supernet.blocks.cells.plain import Output
+from supernet.chain import Chain
 from supernet.config import Augment, Train
 from supernet.errors import InputError, nearest
 from supernet.training.distributed import World, check_device, current
@@ -57,3 +61,37 @@ def check_training(
     if config.sync_bn and torch.device(config.device).type != "cuda":
         raise InputError(f"sync_bn needs CUDA, but the device is {config.device!r}; turn it off, or recalibrate later")
     check_device(world.device(config.device))
+
+
+def check_network(chain: Chain, data: TrainingData) -> None:
+    """Checks by two black images that a classifier reads the images of a data set and has as many outputs as classes.
+
+    Nothing is drawn, and no statistics change. Data that do not say their number of channels are left to the training.
+
+    Raises:
+        InputError: the network cannot read such images, or has another number of outputs.
+    """
+    channels, size = getattr(data, "in_channels", None), getattr(data, "size", None)
+    tensor = next(chain.parameters(), None)
+    if not isinstance(channels, int) or not isinstance(size, int) or tensor is None:
+        return
+    modes = [(module, module.training) for module in chain.modules()]
+    images = torch.zeros(2, channels, size, size, device=tensor.device, dtype=tensor.dtype)
+    try:
+        with torch.no_grad():
+            out = chain.eval()(images, chain.space.sample(Random(0)))
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the network cannot read images of {channels} channels and {size}×{size} pixels, as the data are "
+            f"({reason}); build it with in_channels={channels} and input_size={size}"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    logits = out.logits if isinstance(out, Output) else out
+    if isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.shape[1] != len(data.classes):
+        raise InputError(
+            f"the network has {logits.shape[1]:,} outputs, and the data have {len(data.classes):,} classes; build it "
+            f"with num_classes={len(data.classes)}"
+        )

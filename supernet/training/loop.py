@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from supernet.chain import Chain
+from supernet.checked import checked_arguments
 from supernet.config import Augment, Train
 from supernet.cost import meta_copy
-from supernet.errors import InputError, RunError
+from supernet.errors import InputError, RunError, Terminated
 from supernet.generators import restored_generators
+from supernet.paths import check_file
 from supernet.progress import progress
 from supernet.seeding import derive_seed
 from supernet.space import Arch
-from supernet.training.check import check_training
+from supernet.training.check import check_network, check_training
 from supernet.training.distributed import World, current, reduce_gradients, revert_sync_bn
+from supernet.training.events import EventWriter
 from supernet.training.monitor import Monitor
 from supernet.training.optim import compiled
 from supernet.training.sampling import ArchSampler, Lead, uniform
@@ -33,6 +36,7 @@ from supernet.training.task import Classification, Task, TrainingData
 LOSS_DECAY = 0.98  # decay of the running mean loss, against which a spike is measured
 
 
+@checked_arguments
 def train_supernet(
     supernet: Chain,
     data: TrainingData,
@@ -89,6 +93,12 @@ def train_supernet(
     world = current()
     task = task or Classification(augment or Augment())
     check_training(config, data, task=task)
+    if state is not None:
+        check_file(state, "the checkpoint")
+    if log is not None and log.exists() and not log.is_dir():
+        raise InputError(f"log={str(log)!r} is not a folder; give another one for TensorBoard's events")
+    if isinstance(task, Classification):
+        check_network(supernet, data)
     with restored_generators(world.device(config.device)):
         training = prepare(
             supernet,
@@ -117,6 +127,7 @@ def train_supernet(
     return training.history
 
 
+@checked_arguments
 def train_standalone(network: nn.Module, data: TrainingData, config: Train, **options: Any) -> list[dict[str, float]]:
     """Trains an ordinary network in place by the same loop; `options` as in `train_supernet`."""
     return train_supernet(Chain("standalone", [("network", network)]), data, config, **options)
@@ -133,7 +144,7 @@ def _run(training: TrainingState, log: Path | None, *, verbose: bool) -> None:
     config, world = training.config, training.world
     training.restore()
     batches = training.task.batches(training.data, config, start=training.step, rank=world.rank, world=world.size)
-    writer = _event_writer(log, training.step)
+    writer = None if log is None else EventWriter(log, training.step)
     last_save = time.monotonic()
     with (
         contextlib.closing(batches),  # type: ignore[type-var]  # a generator
@@ -154,7 +165,7 @@ def _run(training: TrainingState, log: Path | None, *, verbose: bool) -> None:
                 last_save = time.monotonic()
             update(training.step, _note(training))
             if stop:
-                raise KeyboardInterrupt
+                raise Terminated if interrupted.number == signal.SIGTERM else KeyboardInterrupt
     if writer is not None:
         writer.close()
 
@@ -172,19 +183,30 @@ def _next(batches: Iterator[Any]) -> Any:
         ) from error
 
 
+class _Interrupt(threading.Event):
+    """Is set once a signal has come, whose number it keeps."""
+
+    number = 0
+
+    def receive(self, number: int, frame: object) -> None:
+        """Handles a signal."""
+        self.number = number
+        self.set()
+
+
 @contextlib.contextmanager
-def _deferred_interrupt(world: World) -> Iterator[threading.Event]:
+def _deferred_interrupt(world: World) -> Iterator[_Interrupt]:
     """Makes Ctrl-C and SIGTERM set an event, because a training stopped within a step could not resume identically.
 
     Under torchrun SIGTERM ends the process at once: the launcher sends it to restart all ranks when one has died, and
     finishing the step would mean waiting for the dead one.
     """
-    interrupted = threading.Event()
+    interrupted = _Interrupt()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield interrupted
         return
     handled = [signal.SIGINT] if world.size > 1 else [signal.SIGINT, signal.SIGTERM]
-    before = [signal.signal(number, lambda *_: interrupted.set()) for number in handled]
+    before = [signal.signal(number, interrupted.receive) for number in handled]
     try:
         yield interrupted
     finally:
@@ -199,6 +221,8 @@ def train_step(training: TrainingState, batch: Any, interrupted: threading.Event
     """Makes one update: every architecture adds its gradients, and the active parameters are averaged over ranks."""
     config, chain, step, rank = training.config, training.chain, training.step, training.world.rank
     archs = _paths(training)
+    if not archs:
+        raise InputError(f"the sampler returned no architecture for step {step}; return one or more")
     training.schedule.step_update(step)
     loss_of = training.task.paths(chain, batch, training.data, config, step=step, rank=rank)
     _seed(derive_seed(config.seed, "step", step, rank), training.device)  # dropout and the like
@@ -325,11 +349,3 @@ def _note(training: TrainingState) -> str:
     if training.sums["images"]:
         return f"loss {training.sums['loss'] / training.sums['images']:.3f}"
     return f"loss {training.history[-1]['loss']:.3f}" if training.history else ""
-
-
-def _event_writer(log: Path | None, step: int) -> Any:
-    if log is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(log), purge_step=step)  # type: ignore[no-untyped-call]

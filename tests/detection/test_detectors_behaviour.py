@@ -411,3 +411,24 @@ def test_a_backbone_that_is_fixed_to_an_architecture_keeps_the_weights_of_its_su
     )
     for first, second in zip(backbone_of(by_name), backbone_of(by_supernet), strict=True):
         assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+# -- diverged networks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_with_nan_anywhere_has_no_score(kind: str) -> None:
+    """Boxes of NaN would be dropped, so that a diverged network would seem to see nothing: a finite mAP of 0."""
+    sound = tiny_network(kind, arch=sampled_arch(tiny(kind))).eval()
+    with torch.no_grad():
+        assert all(found["scores"].isfinite().all() for found in sound(images()))
+        last = {
+            name.rpartition(".")[0]: name for name, _ in sound.named_parameters() if not name.startswith("backbone")
+        }
+        for name in ("0", *last.values()):
+            network = copy.deepcopy(sound)
+            broken = dict(network.named_parameters()).get(name, next(network.parameters()))
+            broken.flatten()[0] = torch.nan
+            for found in network(images()):
+                assert found["scores"].isnan().all(), name
+                assert len(found["scores"]) == len(found["boxes"]) == len(found["labels"]) == 1

@@ -12,6 +12,7 @@ from supernet.chain import Chain
 from supernet.config import DataSummary, Preprocess
 from supernet.cost import CostTable
 from supernet.data import Images, Splits, load
+from supernet.plugins import FUNCTION
 from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.metrics import accuracy, classification
@@ -49,8 +50,12 @@ class ClassifierKind:
         return Classification(self.config.data.augment)
 
     def resolved(self) -> SupernetRun:
-        """The recipe, whose settings of the space fit its builder."""
-        self.space_settings()
+        """The recipe, of which the space can be built."""
+        arguments = self.space_settings()
+        if not FUNCTION.fullmatch(self.config.data.source):  # a function may return images of another size
+            arguments["input_size"] = self.config.data.size
+        with torch.device("meta"):
+            build(self.config.space, "supernet", arguments)
         return self.config
 
     def space_settings(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from supernet.checked import Checked, FilePath, check, fields_of, unchecked
-from supernet.errors import InputError, RunError, nearest
+from supernet.errors import InputError, RunError, Terminated, nearest
 from supernet_tools.pipeline.trust import Trust, trust, trust_recipe
 
 T = TypeVar("T")
@@ -77,16 +77,12 @@ def main(run: Callable[[], None]) -> None:
     except (OSError, MemoryError) as error:  # what no stage expected, e.g. a folder without permission
         print(f"error: {rank()}{' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         raise SystemExit(1) from None
-    except _Terminated:
+    except Terminated:
         print("terminated; finished work is saved, and the same command goes on from it", file=sys.stderr)
         raise SystemExit(143) from None
     except KeyboardInterrupt:
         print("interrupted; finished work is saved, and the same command goes on from it", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which a scheduler sends before it takes a machine away."""
 
 
 @contextlib.contextmanager
@@ -100,7 +96,7 @@ def _terminated_like_an_interrupt() -> Iterator[None]:
         return
 
     def end(*_: object) -> None:
-        raise _Terminated
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)
     try:

@@ -63,7 +63,7 @@ class DetectorKind:
         return Detection(self.config.data.augment, self.config.data.workers)
 
     def resolved(self) -> DetectorRun:
-        """The recipe with the architecture of a fixed backbone instead of its file, everything checked."""
+        """The recipe with the architecture of a fixed backbone instead of its file; its detector can be built."""
         config = self.config
         if config.backbone_arch:
             arch = arch_of(config.backbone_arch, self._backbone_space())
@@ -74,6 +74,8 @@ class DetectorKind:
             check_pretrained(config, self.backbone_settings())
             if Path(config.pretrained).is_file():
                 self._check_file(Path(config.pretrained))
+        with torch.device("meta"):
+            create_detector(**self._arguments(2))
         return config
 
     def _check_file(self, file: Path) -> None:
