@@ -200,7 +200,7 @@ def test_conv_keeps_the_size_at_stride_1(kernel: int, stride: int, size: int) ->
     assert ready(ConvBNAct(4, 6, kernel=kernel, act=False))(x).min() < 0
 
 
-def test_choice_block_runs_the_chosen_option_alone() -> None:
+def test_choice_block_runs_only_the_chosen_option() -> None:
     options = {"a": ConvBNAct(4, 6, stride=2), "b": nn.Identity()}
     block = ready(ChoiceBlock(options))
     x = torch.randn(2, 4, 6, 6)

@@ -36,7 +36,7 @@ def images(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_smaller_kernel_is_the_large_one_with_zeros_around_it(kernel: int, stride: int) -> None:
+def test_a_smaller_kernel_equals_the_large_one_with_zeros_around_it(kernel: int, stride: int) -> None:
     conv = nn.Conv2d(6, 8, 5, stride, 2)
     randomize(conv, 1)
     zeroed = torch.zeros_like(conv.weight)
@@ -143,7 +143,7 @@ def test_widths_kernels_and_depths_keep_the_contract() -> None:
     check_space(once_for_all(), archs=8, seed=1)
 
 
-def test_what_a_smaller_depth_leaves_out_is_inactive() -> None:
+def test_choices_beyond_the_depth_are_inactive() -> None:
     space = once_for_all().space
     shallow = space.canonical({**space.sample(random.Random(0)), "stage.depth": 1, "stage.block1.kernel": 5})
     assert shallow["stage.block1.kernel"] == 3
@@ -156,7 +156,7 @@ def test_what_a_smaller_depth_leaves_out_is_inactive() -> None:
     }
 
 
-def test_a_branch_is_whole_or_gone() -> None:
+def test_a_branch_is_kept_whole_or_left_out() -> None:
     chain = once_for_all()
     values = {**chain.space.sample(random.Random(0)), "stage.depth": 3, "stage.block2.mid1": 4, "stage.block2.mid2": 0}
     arch = chain.space.canonical(values)
@@ -170,7 +170,7 @@ def test_a_branch_is_whole_or_gone() -> None:
     assert isinstance(stage[2], nn.Identity)
 
 
-def test_one_step_of_a_narrow_network_moves_its_elements_alone() -> None:
+def test_a_step_of_a_narrow_network_changes_only_its_elements() -> None:
     chain = once_for_all().train()
     arch = chain.space.canonical(
         {
@@ -208,7 +208,7 @@ def test_one_step_of_a_narrow_network_moves_its_elements_alone() -> None:
     assert moved(spare=False) > 100
 
 
-def test_a_head_reads_what_it_is_given() -> None:
+def test_a_head_reads_the_channels_that_are_present() -> None:
     head = ElasticHead(8, 5).eval()
     randomize(head, 5)
     x = images(2, 3, 4, 4)

@@ -210,7 +210,7 @@ def test_plain_layout(case: str) -> None:
 
 
 @pytest.mark.parametrize("module", [nn.MaxPool2d(2), nn.Linear(4, 4), nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())])
-def test_a_module_that_says_nothing_is_named(module: nn.Module) -> None:
+def test_a_module_without_a_known_layout_is_named(module: nn.Module) -> None:
     name = type(module[-1] if isinstance(module, nn.Sequential) else module).__name__
     with pytest.raises(InputError, match=f"^{name} is a step of a chain .* out_channels and stride, or a method"):
         plain_layout(module, Layout(3))

@@ -93,7 +93,7 @@ def test_fewer_blocks_are_an_ordinary_architecture() -> None:
     ("settings", "message"),
     [({"blocks": 0}, "blocks=0"), ({"combiners": ("mul",)}, "'mul'"), ({"combiners": ("concat",)}, "between 'add'")],
 )
-def test_spaces_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+def test_impossible_spaces_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cell_space(("a",), **settings)
 
@@ -126,7 +126,7 @@ def moves(graph: CellGraph) -> Iterator[CellGraph]:
     ],
     ids=str,
 )
-def test_equal_graphs_and_no_others_have_one_normal_form(ops: str, settings: dict[str, Any]) -> None:
+def test_only_equal_graphs_share_a_normal_form(ops: str, settings: dict[str, Any]) -> None:
     """Against the classes that the smallest steps between equal graphs connect."""
     space = cell_space(tuple(ops), **settings)
     archs = list(space.enumerate())
@@ -186,7 +186,7 @@ def test_published_cells_are_points_of_their_spaces() -> None:
         assert space.from_indices(space.to_indices(arch)) == arch
 
 
-def test_what_published_cells_hand_on() -> None:
+def test_published_cells_pass_on_all_loose_ends() -> None:
     """All loose ends, and consumed states besides in nearly all."""
     extra = {
         (name, step): sorted(set(graph.outputs) - set(loose_ends(graph.blocks)))
@@ -242,7 +242,7 @@ def test_enas_counts_the_older_input_first() -> None:
         (lambda: enas_cell("0 2 1 7"), "block 0: right_op is 7"),
     ],
 )
-def test_cells_that_cannot_be(make: Any, message: str) -> None:
+def test_impossible_cells_are_refused(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
 
@@ -281,7 +281,7 @@ GOOD = "sep3(0)+sep5(1); identity(2)+max3(0)"
         ),
     ],
 )
-def test_cells_that_are_no_point_of_a_space(
+def test_cells_outside_a_space_are_refused(
     normal: str, outputs: str | None, settings: dict[str, Any], message: str
 ) -> None:
     space = space_of("nasnet-small", blocks=2, **settings)
@@ -290,7 +290,7 @@ def test_cells_that_are_no_point_of_a_space(
         arch_of(Cells({"normal": cell(normal, outputs), "reduce": cell(GOOD)}), space)
 
 
-def test_cells_of_another_kind_are_no_point() -> None:
+def test_cells_of_another_kind_are_refused() -> None:
     with pytest.raises(InputError, match=r"has the cells \['cell'\], space 'nasnet-cifar' has \['normal', 'reduce'\]"):
         arch_of(CELLS["pnasnet-5"], space_of("nasnet-cifar"))
     with pytest.raises(InputError, match="space 'chain' is not a space of cells"):
@@ -462,7 +462,7 @@ def test_both_sides_of_a_block_share_weights_and_a_network_has_two() -> None:
     assert torch.equal(ops[0].depthwise1.weight, again[1].depthwise1.weight)  # type: ignore[index]
 
 
-def test_an_older_input_of_the_right_width_passes_untouched() -> None:
+def test_an_older_input_of_the_right_width_passes_unchanged() -> None:
     """With one loose end as wide as the filters; with more, a convolution fits it."""
     supernet = create_supernet("nasnet-cifar", filters=4, repeats=3, input_size=8, blocks=2)
     one = "sep3(0)+max3(1); sep3(2)+sep3(2)"

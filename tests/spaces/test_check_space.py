@@ -364,7 +364,7 @@ def test_elements_that_feed_nothing_are_found() -> None:
         check_space(replaced("sliced", "a", ClaimsWhole))
 
 
-def test_a_part_that_runs_in_training_only_is_no_idle_one() -> None:
+def test_a_part_that_runs_only_in_training_is_not_idle() -> None:
     """One operation on both sides of a block is two in the subnet: unequal counts, so that NaN must find its way."""
     chain = create_supernet(
         "nasnet-small", ops=("sep3",), filters=2, input_size=12, blocks=1, auxiliary=True, auxiliary_channels=(2, 2)
@@ -398,7 +398,7 @@ def test_a_stem_without_padding_may_lose_a_pixel(padding: int, side: int) -> Non
 
 
 @pytest.mark.parametrize("form", [leaves, invents])
-def test_a_form_that_leaves_the_space_is_found(form: Form) -> None:
+def test_a_normal_form_outside_the_space_is_found(form: Form) -> None:
     chain = with_form(form)
     with pytest.raises(AssertionError, match=r"the normal form of .* leaves the space"):
         check_values(chain.space, [chain.space.sample(random.Random(0))])

@@ -215,7 +215,7 @@ DEAD = {
 
 
 @pytest.mark.parametrize("case", DEAD)
-def test_edges_that_feed_nothing_are_neither_held_nor_trained(case: str) -> None:
+def test_edges_that_feed_nothing_are_neither_allocated_nor_trained(case: str) -> None:
     supernet, (vector, alive) = small(), DEAD[case]
     arch, x = arch_of(vector), torch.randn(2, 3, 16, 16)
     subnet = supernet.subnet(arch)

@@ -199,7 +199,7 @@ def test_the_right_cells_as_they_are_written_here() -> None:
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow if case in ("order", "skip-pnasnet") else []) for case in WRONG]
 )
-def test_a_wrong_network_is_seen(case: str) -> None:
+def test_a_wrong_network_is_detected(case: str) -> None:
     name, make, fits = WRONG[case]
     found = outcome(name, make())
     assert found > 1e-3
@@ -207,7 +207,7 @@ def test_a_wrong_network_is_seen(case: str) -> None:
 
 
 @both
-def test_symmetric_padding_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_symmetric_padding_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def pad(self: SamePad2d, x: Tensor) -> Tensor:
         return functional.pad(x, [side // 2 for side in reversed(self.kernel) for _ in range(2)])
 
@@ -234,7 +234,7 @@ class _Leading(nn.Module):
 
 
 @both
-def test_a_missing_squeeze_of_the_older_input_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_squeeze_of_the_older_input_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: Any = right(name)[5]
     monkeypatch.setattr(made, "fit", _Leading(made.squeeze.out_channels))
     assert difference(name, right(name)) > 1e-3

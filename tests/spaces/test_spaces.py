@@ -44,11 +44,11 @@ CASES = {f"toy-{name}": builder for name, builder in TOY_SPACES.items()} | {
     "nasnet-imagenet": partial(
         create_supernet, "nasnet-imagenet", filters=9, repeats=1, input_size=33, num_classes=5, blocks=1
     ),
-    "pnasnet-small": partial(create_supernet, "pnasnet-small", filters=4, input_size=8),
+    "pnasnet-small": partial(create_supernet, "pnasnet-small", filters=4, input_size=8, blocks=3),
     "pnasnet-imagenet": partial(
         create_supernet, "pnasnet-imagenet", filters=9, repeats=1, input_size=33, num_classes=5, blocks=2
     ),
-    "amoebanet-cifar": partial(create_supernet, "amoebanet-cifar", filters=4, repeats=1, input_size=8, blocks=3),
+    "amoebanet-cifar": partial(create_supernet, "amoebanet-cifar", filters=4, repeats=1, input_size=8, blocks=2),
     "plain-small-widths": partial(create_supernet, "plain-small-widths", input_size=8, widths=(4, 6)),
     "resnet-20-widths": partial(create_supernet, "resnet-20-widths", input_size=8, widths=(4, 6), blocks=2),
     "resnet-50-widths": partial(create_supernet, "resnet-50-widths", input_size=32, base=4, depths=(1, 2)),

@@ -94,7 +94,7 @@ def test_torchvisions_stages_in_the_3x3_path() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"shuffle": "parity"}, {"permute": False}], ids=str)
-def test_another_shuffle_or_order_of_channels_is_seen(wrong: dict[str, Any]) -> None:
+def test_another_shuffle_or_order_of_channels_is_detected(wrong: dict[str, Any]) -> None:
     assert difference(*ours(**wrong)) > 0.1
 
 
@@ -142,7 +142,7 @@ def test_scale_1_is_the_unit_of_spos() -> None:
 
 
 @pytest.mark.parametrize("op", ["shuffle5", "xception"])
-def test_training_moves_the_statistics_of_the_used_channels_alone(op: str) -> None:
+def test_training_updates_only_the_statistics_of_the_used_channels(op: str) -> None:
     block, arch, x = elastic(2, affine=False).train(), Arch({"op": op, "scale": 0.6}), torch.randn(4, 8, 6, 6)
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     made = block.materialize(arch, Layout(8)).train()

@@ -21,9 +21,10 @@ from supernet.config import Preprocess
 from supernet.cost import CostTable, count
 from supernet.errors import InputError
 from supernet.export import export, load_exported
+from supernet.export.expression import expression
 from supernet.space import Arch
 from supernet.spaces.widths import WidthChain, mobilenetv2_widths, resnet_20_widths, resnet_50_widths
-from supernet.testing import check_space, randomize
+from supernet.testing import check_expressions, check_space, randomize
 from supernet.training.sparse_step import step_active
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -83,7 +84,7 @@ def test_resnet_20_has_a_group_per_sum_and_one_per_branch() -> None:
     assert seed.items() <= dict(chain.seed).items()
 
 
-def test_depthwise_convolutions_join_what_they_read_and_make() -> None:
+def test_depthwise_convolutions_tie_their_input_and_output_widths() -> None:
     chain = meta(mobilenetv2_widths)
     groups = {name: (entry.reads, entry.makes) for name, entry, _ in chain.elastic_layers()}
     assert groups["stage1.block0.0"] == ("stem.width", "stem.width")
@@ -199,10 +200,29 @@ def test_a_shortcut_with_a_projection_stays_with_its_activation() -> None:
     assert torch.equal(left(x), nn.functional.relu(whole.shortcut.eval()(x)))
 
 
-def test_a_network_without_a_branch_is_exported_and_runs(tmp_path: Path) -> None:
+@pytest.fixture
+def without_branch() -> tuple[WidthChain, Arch]:
+    """A supernet of two blocks, and an architecture in which one of them has no branch."""
     settings: dict[str, Any] = {"input_size": 8, "widths": (4,), "blocks": 2, "num_classes": 3}
     chain = create_supernet("resnet-20-widths", **settings)
-    arch = chain.space.canonical({"stem.width": 3, "stage1.block0.mid": 2, "stage1.block1.mid": 0})
+    assert isinstance(chain, WidthChain)
+    return chain, chain.space.canonical({"stem.width": 3, "stage1.block0.mid": 2, "stage1.block1.mid": 0})
+
+
+def test_a_network_without_a_branch_can_be_written_as_source(without_branch: tuple[WidthChain, Arch]) -> None:
+    chain, arch = without_branch
+    network = chain.subnet(arch)
+    check_expressions(network)
+    source = expression(network)
+    assert source.count("Residual(") == 1  # one block of two
+    assert "Elastic" not in source
+
+
+@pytest.mark.slow
+def test_a_network_without_a_branch_is_exported_and_runs(
+    without_branch: tuple[WidthChain, Arch], tmp_path: Path
+) -> None:
+    chain, arch = without_branch
     network = chain.subnet(arch)
     randomize(network, 2)
     preprocess = Preprocess(8, (0.5,) * 3, (0.25,) * 3, ("a", "b", "c"))
@@ -255,7 +275,7 @@ def test_scales_are_those_of_the_layers_that_meet() -> None:
     assert [len(scale) for scale in chain.scales(chain.seed)["stage1.block0.mid"]] == [4]
 
 
-def test_renewed_channels_start_as_new_ones() -> None:
+def test_reinitialised_channels_start_like_new_ones() -> None:
     chain = small("mobilenetv2-widths")
     randomize(chain, 0)
     before = copy.deepcopy(chain.state_dict())
@@ -272,7 +292,7 @@ def test_renewed_channels_start_as_new_ones() -> None:
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_width_chain_takes_widths_alone() -> None:
+def test_a_width_chain_accepts_only_widths() -> None:
     head = ("head", ElasticHead(4, 2))
     with pytest.raises(InputError, match="step 'stem' is a ConvBNAct"):
         WidthChain("x", [("stem", ConvBNAct(3, 4)), head], seed={}, input_shape=(3, 8, 8))

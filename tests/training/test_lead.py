@@ -14,6 +14,7 @@ from detection.nasfpn.plain import MergingConv
 from detection.nasfpn.supernet import SearchablePyramid
 from helpers.detector_cases import tiny, tiny_network
 from helpers.scripts import Call, one_line
+from helpers.tiny import TINY_DATA, TINY_SPACE
 from supernet import Chain, create_supernet
 from supernet.blocks.copying import copy_option
 from supernet.blocks.plain import ConvBNAct, ShuffleUnit
@@ -26,18 +27,29 @@ from supernet.training.checkpoint import load_state
 from supernet.training.loop import train_supernet
 from supernet.training.sampling import Lead, create_lead, uniform
 
-CONFIG = Train(epochs=2, batch=128, lr=0.05, save_seconds=0.0)
+CONFIG = Train(epochs=2, batch=32, lr=0.05, save_seconds=0.0)
 LEAD = 5
 
 
 @pytest.fixture(scope="module")
 def digits() -> Splits:
-    return load(Data(size=8))
+    """Few digits for training: an epoch has eight steps."""
+    data = load(Data(size=8))
+    return replace(data, train=data.train.subset(torch.arange(256)))
+
+
+@pytest.fixture(scope="module")
+def whole(digits: Splits) -> dict[str, Tensor]:
+    """Returns the weights of a training with a lead that nothing stopped."""
+    net = small()
+    train_supernet(net, digits, CONFIG, lead=Lead(every(net, "shuffle3"), LEAD), verbose=False)
+    return weights(net)
 
 
 def small(**settings: Any) -> Chain:
-    defaults = {"num_classes": 10, "input_size": 8, "in_channels": 1, "widths": (8, 16, 24), "stem": 4, "head": 16}
-    return create_supernet("shufflenet-small", **{**defaults, **settings}, generator=torch.Generator().manual_seed(0))
+    defaults = {"num_classes": 10, "input_size": 8, "in_channels": 1, "depths": (1, 2, 1), "widths": (8, 16, 24)}
+    settings = {**defaults, "stem": 4, "head": 16, **settings}
+    return create_supernet("shufflenet-small", **settings, generator=torch.Generator().manual_seed(0))
 
 
 def every(net: Chain, option: str) -> Arch:
@@ -64,7 +76,7 @@ def with_statistics(net: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("lead", ["shuffle3", "shuffle5"])
 def test_units_with_larger_kernels_compute_what_the_lead_computes(lead: str, training: bool, affine: bool) -> None:
-    net = small(phase="standalone" if affine else "supernet")
+    net = small(phase="standalone" if affine else "supernet", depths=(2, 4, 2))
     with_statistics(net).train(training)
     images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     larger = ["shuffle5", "shuffle7"] if lead == "shuffle3" else ["shuffle7"]
@@ -200,11 +212,10 @@ def test_the_lead_trains_alone_and_the_other_options_then_start_from_its_weights
 
 @pytest.mark.parametrize("stop", [LEAD - 1, LEAD, LEAD + 1])
 def test_a_training_stopped_around_the_end_of_the_lead_resumes_to_the_same_weights(
-    digits: Splits, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+    digits: Splits, whole: dict[str, Tensor], tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, parted = small(), small()
-    lead = Lead(every(whole, "shuffle3"), LEAD)
-    train_supernet(whole, digits, CONFIG, lead=lead, verbose=False)
+    parted = small()
+    lead = Lead(every(parted, "shuffle3"), LEAD)
     state = tmp_path / "state.pt"
     forward = parted.forward
     steps = iter(range(1000))
@@ -221,7 +232,7 @@ def test_a_training_stopped_around_the_end_of_the_lead_resumes_to_the_same_weigh
     fresh = small()
     torch.nn.init.zeros_(next(fresh.parameters()))
     train_supernet(fresh, digits, CONFIG, lead=lead, state=state, verbose=False)
-    assert all(torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    assert all(torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in whole.items())
 
 
 def test_the_averaged_weights_are_copied_as_well(digits: Splits) -> None:
@@ -234,9 +245,10 @@ def test_the_averaged_weights_are_copied_as_well(digits: Splits) -> None:
     assert not torch.equal(options["shuffle7"].main[0].conv.weight, start)
 
 
-def test_with_a_lead_paths_learn_faster(digits: Splits) -> None:
+@pytest.mark.slow
+def test_with_a_lead_paths_learn_faster() -> None:
     """Compares the loss of the same random paths on the same images after the same number of steps."""
-    losses = {}
+    digits, losses = load(Data(size=8)), {}
     for name in ("own", "lead"):
         net = small()
         lead = Lead(every(net, "shuffle3"), 45) if name == "lead" else None
@@ -260,7 +272,7 @@ def test_an_unsuitable_lead_is_refused_before_any_step(digits: Splits) -> None:
 
 
 def test_a_lead_can_be_set_on_the_command_line(call: Call, tmp_path: Path) -> None:
-    short = ("--data.size", 8, "--train.epochs", 2, "--train.batch", 128, "--out", tmp_path / "run")
+    short = (*TINY_DATA, "--train.epochs", 2, "--train.batch", 256, "--out", tmp_path / "run")
     one_line(call("train_supernet", "quickstart", *short, "--lead", "shuffle3"), "lead_epochs above 0")
     one_line(call("train_supernet", "quickstart", *short, "--lead-epochs", 1), "name it with lead")
     both = ("--lead", "shuffle3", "--lead-epochs", 1, "--largest-epochs", 1)
@@ -268,6 +280,7 @@ def test_a_lead_can_be_set_on_the_command_line(call: Call, tmp_path: Path) -> No
     one_line(call("train_supernet", "quickstart", *short, "--lead", "shuffle3", "--lead-epochs", 2), "lower it")
     one_line(call("train_supernet", "macro-digits", *short, "--lead", "identity", "--lead-epochs", 1), "copy of")
     assert not (tmp_path / "run").exists()
-    code, out, err = call("train_supernet", "quickstart", *short, "--lead", "shuffle3", "--lead-epochs", 1)
+    lead = ("--lead", "shuffle3", "--lead-epochs", 1)
+    code, out, err = call("train_supernet", "quickstart", *short, *lead, *TINY_SPACE)
     assert code == 0, err
     assert "shared-weight accuracy" in out
