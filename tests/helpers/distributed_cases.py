@@ -20,6 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.launch import launch
 from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain, create_supernet
 from supernet.training.distributed import World, current, process_group, reduce_gradients
@@ -190,4 +191,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    launch(main, Path(sys.argv[1]))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from helpers.launch import launch
 from helpers.toy_spaces import chain
 from supernet import Arch, Chain
 from supernet.config import Augment, Data, Train
@@ -68,4 +69,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    launch(main, Path(sys.argv[1]))

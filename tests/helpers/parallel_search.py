@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
+from helpers.launch import launch
 from helpers.scoring_cases import random_images
 from helpers.toy_spaces import sliced
 from searchers import AgingEvolution, Study, search
 from supernet import Arch, Chain
 from supernet.cost import CostTable
+from supernet.errors import RunError
 from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.metrics import Metrics
 from supernet.scoring.parallel import ParallelEvaluator
@@ -64,8 +66,12 @@ def main(folder: Path) -> None:
     if first_start:  # torchrun ends rank 0 as soon as it sees that rank 1 is gone; rank 0 shall see it too
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with process_group("cpu") as world:
-        make(folder / "both.db", world, KILLED_AT if first_start and world.rank == 1 else None)
+        try:
+            make(folder / "both.db", world, KILLED_AT if first_start and world.rank == 1 else None)
+        except RunError as error:
+            print(f"rank {world.rank}: {error}", file=sys.stderr, flush=True)
+            raise
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    launch(main, Path(sys.argv[1]))

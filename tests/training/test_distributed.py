@@ -53,8 +53,7 @@ class Ranks:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # finds a port
-    command = [*launch, str(TESTS / "helpers" / "distributed_cases.py"), str(folder)]
+    command = [sys.executable, str(TESTS / "helpers" / "distributed_cases.py"), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return Ranks(folder)

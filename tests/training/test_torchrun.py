@@ -49,7 +49,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(net, load(Data(size=8)), folder / "alone.pt", stopping)
     assert load_state(folder / "alone.pt")["step"] == 4
     environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [*launcher(2), str(TESTS / "helpers" / "distributed_training.py"), str(folder)]
+    command = [sys.executable, str(TESTS / "helpers" / "distributed_training.py"), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr  # rank 1 was killed
