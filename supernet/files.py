@@ -4,12 +4,15 @@ Nothing here writes through a link or outside the folder that is meant, whatever
 """
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import platform
 import re
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UnwritableError: it cannot be written, e.g. because the disk is full; the previous file at `path` is intact.
     """
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name[:80]}.{_host()}{os.getpid() & 0xFFFFFF:06x}{secrets.token_hex(3)}.tmp")
     try:
         file_operation()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +84,38 @@ def is_temporary(entry: Path) -> bool:
     return _TEMPORARY.fullmatch(entry.name) is not None and entry.is_file() and not entry.is_symlink()
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Removes what killed processes left in a folder; to be called by the only process that writes there."""
-    for entry in folder.iterdir():
-        if is_temporary(entry):
-            with contextlib.suppress(OSError):
-                entry.unlink()
+def remove_temporaries(folder: Path, *, alone: bool = True) -> None:
+    """Removes what killed processes left in a folder, if it is there.
+
+    Args:
+        folder: in which files are written.
+        alone: this is the only process that writes there. Otherwise only files of processes of this machine that have
+            ended go, and those of other machines after a day.
+    """
+    with contextlib.suppress(OSError):  # nothing is there, or nothing can be written there
+        for entry in folder.iterdir():
+            if is_temporary(entry) and (alone or _abandoned(entry)):
+                entry.unlink(missing_ok=True)
+
+
+@functools.cache
+def _host() -> str:
+    """Returns four hex digits that tell this machine's temporary files from those of others on a shared disk."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:4]
+
+
+def _abandoned(temporary: Path) -> bool:
+    """Returns whether the process that made a temporary file is gone; its number is in the name."""
+    token = temporary.name[-20:-4]
+    if token[:4] != _host():
+        return time.time() - temporary.stat().st_mtime > 86_400
+    try:
+        os.kill(int(token[4:10], 16), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # of another user
+        return False
+    return False
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

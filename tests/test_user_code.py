@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.scripts import Call, one_line
 from supernet.config import Data
 from supernet.data.load import load
 from supernet.errors import InputError, RunError
@@ -88,3 +89,39 @@ def test_a_real_interrupt_is_passed_on() -> None:
         raise Terminated
     with pytest.raises(RunError, match="full"), calling("x"):
         raise RunError("full")
+
+
+PLUGIN = """
+from supernet.spaces.nasbench_macro import nasbench_macro
+
+def build(num_classes=10, input_size=32, in_channels=3):
+    return nasbench_macro(num_classes=num_classes, input_size=input_size, in_channels=in_channels)
+
+def scans(config):
+    import dataclasses
+    from supernet.data import load
+    return load(dataclasses.replace(config, source="digits"))
+"""
+
+
+def test_an_installed_plug_in_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    """Neither the space nor the data set needs --trust: the user has installed the package."""
+    site, run = tmp_path / "site-packages", tmp_path / "run"
+    information = site / "scanner-1.dist-info"
+    information.mkdir(parents=True)
+    (site / "scanner_plugin.py").write_text(PLUGIN)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: scanner\nVersion: 1\n")
+    groups = ("[supernet.spaces]", "scanner-space = scanner_plugin:build")
+    more = ("[supernet.datasets]", "scanner-scans = scanner_plugin:scans")
+    (information / "entry_points.txt").write_text("\n".join((*groups, *more)) + "\n")
+    missing = ("search", run, "--searcher", "random", "--trials", 2, "--bn-batches", 1)
+    settings = ("--train.epochs", 1, "--train.batch", 512, "--data.size", 8, "--data.calibration", 64)
+    named = ("--space", "scanner-space", "--data.source", "scanner-scans")
+    one_line(call("train_supernet", "macro-digits", *named, *settings, "--out", run), "scanner-space")
+    monkeypatch.syspath_prepend(str(site))
+    code, _, err = call("train_supernet", "macro-digits", *named, *settings, "--out", run)
+    assert code == 0, err
+    code, _, err = call(*missing)
+    assert code == 0, err
+    monkeypatch.undo()
+    one_line(call(*missing), "scanner-space")

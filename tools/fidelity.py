@@ -87,7 +87,7 @@ def table_report(args: Fidelity) -> "Report":
 
 def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
     """The report on a run's shared weights, and the file it is saved as."""
-    from supernet.files import write_json
+    from supernet.files import remove_temporaries, write_json
     from supernet.paths import inside
     from supernet.ranking.calibrate import FEWEST
     from supernet.ranking.report import fidelity
@@ -128,6 +128,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
     )
     name = args.name or f"{Path(args.truth).stem[:40]}-{args.score}-n{len(archs)}-seed{args.seed}"
     file = inside(folder, "fidelity", f"{name}.json", what="the name of the report")
+    remove_temporaries(file.parent, alone=False)
     asked = {key: str(value) for key, value in dataclasses.asdict(args).items()}
     write_json(file, {**report.to_json(), "settings": asked})
     return report, file

@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from supernet.errors import InputError, RunError
-from supernet.files import replacing
+from supernet.files import remove_temporaries, replacing
 
 FORMAT = 2
 """Raised when the layout of the file or the way images are decoded, resized or cropped changes."""
@@ -96,6 +96,7 @@ def cached(path: Path | None, key: Callable[[], str], decode: Callable[[], Entry
     """
     if path is None:
         return decode()
+    remove_temporaries(path.parent, alone=False)
     wanted = key()
     entry = _read(path, wanted)
     if entry is None:

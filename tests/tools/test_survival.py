@@ -1,6 +1,8 @@
 """What killed processes, full disks and missing permissions leave behind, and what goes on from it."""
 
 import contextlib
+import csv
+import itertools
 import json
 import os
 import shutil
@@ -14,10 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from helpers.images import make_folder
 from helpers.scripts import Call, one_line, run_script
 from helpers.tiny import TINY, TINY_SPACE
 from searchers import Study
+from supernet.config import Data
+from supernet.data import load
 from supernet.errors import RunError, UnwritableError
+from supernet.files import remove_temporaries, replacing
 from supernet_tools.pipeline.retrain import _truth
 from supernet_tools.pipeline.runs import open_run
 
@@ -176,3 +182,47 @@ def test_a_search_that_is_terminated_says_so_and_goes_on(run_folder: Path, call:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert err.splitlines()[-1] == "terminated; finished work is saved, and the same command goes on from it"
+
+
+def left_by_a_killed_process(folder: Path) -> Path:
+    """A temporary file as a killed process leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    child = os.fork()
+    if child == 0:
+        with replacing(folder / "file.json") as temporary:
+            temporary.write_text("{")
+            os._exit(0)  # as by SIGKILL: nothing is cleaned up
+    os.waitpid(child, 0)
+    (temporary,) = folder.glob(".file.json.*.tmp")
+    return Path(temporary)
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_command(
+    run_folder: Path, tmp_path: Path, call: Call
+) -> None:
+    left = [left_by_a_killed_process(run_folder / name) for name in ("search/a", "fidelity", "images")]
+    arguments = ("--searcher", "random", "--name", "a", "--trials", 3, "--bn-batches", 1)
+    code, _, err = call("search", run_folder, *arguments)
+    assert code == 0, err
+    table = tmp_path / "truth.csv"
+    with table.open("w", newline="") as file:
+        archs = itertools.islice(open_run(run_folder).space.enumerate(), 3)
+        csv.writer(file).writerows([("arch", "accuracy"), *((arch.to_json(), i) for i, arch in enumerate(archs))])
+    code, _, err = call("fidelity", run_folder, "--truth", table, "--bn-batches", 1, "--resamples", 5)
+    assert code == 0, err
+    load(Data(str(make_folder(tmp_path / "pictures")), size=8), cache=left[2].parent)
+    assert not [path for path in left if path.exists()]
+
+
+def test_files_that_a_process_still_writes_are_kept(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file.json") as temporary:
+        temporary.write_text("{}")
+        remove_temporaries(tmp_path, alone=False)
+        assert temporary.exists()
+    foreign = tmp_path / f".file.json.{'0' * 16}.tmp"
+    foreign.touch()
+    remove_temporaries(tmp_path, alone=False)
+    assert foreign.exists()  # of another machine, and new
+    os.utime(foreign, (0, 0))
+    remove_temporaries(tmp_path, alone=False)
+    assert not foreign.exists()

@@ -8,7 +8,7 @@ from typing import Any
 
 from supernet.config import Train
 from supernet.errors import RunError
-from supernet.files import write_json
+from supernet.files import remove_temporaries, write_json
 from supernet.paths import inside
 from supernet.ranking.statistics import Difference, json_safe, paired, welch
 from supernet.space import Arch
@@ -71,6 +71,7 @@ def control_stage(
         "verdict": _verdict(over_networks, failed, run.kind.metric),
     }
     if current().main:
+        remove_temporaries(inside(run.folder, "fidelity"), alone=False)
         write_json(inside(run.folder, "fidelity", f"control-{search}.json"), json_safe(document))
     return document
 

@@ -15,7 +15,7 @@ from searchers.study import score
 from supernet.chain import Chain
 from supernet.cost import Feasible, LatencyTable
 from supernet.errors import InputError, nearest
-from supernet.files import read_json, write_json
+from supernet.files import read_json, remove_temporaries, write_json
 from supernet.paths import inside
 from supernet.progress import progress
 from supernet.scoring.cache import tied_with_best
@@ -191,6 +191,7 @@ def _claimed_study(run: Run, folder: Path) -> Study | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         study = Study(folder / "study.db", run.space)
+        remove_temporaries(folder)  # under the study's lock
     except BaseException:
         world.from_main(b"refused")
         raise
