@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/quickstart
 # One thread per worker: two workers share two cores, and oversubscribed threads are slower than one each.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+# Files in their order: sorted by the number of their tests, the longest ones would come last.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 .PHONY: demo test test-all coverage lint format
 

@@ -282,7 +282,7 @@ def test_randomised_weights_are_noticed() -> None:
 # -- benchmarks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "tables"), [("pyramids", 1), ("generation", 2)])
+@pytest.mark.parametrize(("name", "tables"), [("pyramids", 1), pytest.param("generation", 2, marks=pytest.mark.slow)])
 def test_the_benchmarks_score_the_same_both_ways(
     name: str, tables: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

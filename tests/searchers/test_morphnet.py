@@ -1,10 +1,8 @@
 """MorphNet: a search that shrinks, expands to its budget, and resumes after SIGKILL."""
 
 import math
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -208,22 +206,17 @@ def test_a_restored_search_continues_identically(uninterrupted: Any) -> None:
         searcher(Shrinking(), net=supernet(widths=(5, 33))).restore(data)
 
 
-SCRIPT = """
-import sys, torch
-from pathlib import Path
-from helpers.morphnet_cases import Shrinking, searched, searcher
-
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-searched(searcher(Shrinking(folder, kill=("round1-0", 20))), folder / "study.db")
-"""
-
-
 def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(tmp_path: Path, uninterrupted: Any) -> None:
     morph, whole, trials, _ = uninterrupted
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
+
+    def until_killed() -> None:
+        torch.set_num_threads(1)
+        searched(searcher(Shrinking(tmp_path, kill=("round1-0", 20))), tmp_path / "study.db")
+
+    process = multiprocessing.get_context("fork").Process(target=until_killed)  # the libraries are loaded already
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     with Study(tmp_path / "study.db", morph.space) as study:
         assert study.trials() == trials[:1]
     train = Shrinking(tmp_path)

@@ -151,7 +151,7 @@ def test_wrong_input_is_named(case: str) -> None:
     "rest", ['"a", "options": {"range": [0, 4, 0]}', '"a", "options": [1], "when": ["b"]', '3, "options": [1]']
 )
 def test_damaged_json_of_a_space_is_an_input_error(rest: str) -> None:
-    with pytest.raises(InputError, match="cannot be read as a search space"):
+    with pytest.raises(InputError, match=r"cannot be read as a search space|the name of a choice is a text, not 3"):
         SearchSpace.from_json(PART % f'{{"name": {rest}}}')
 
 
@@ -565,17 +565,23 @@ def test_equal_spaces_have_equal_digests() -> None:
     assert (one == other) == (one.digest() == other.digest())
 
 
-def test_drawing_and_naming_an_arch_is_cheap() -> None:
-    space = compose("s", {f"stage{i}.block{j}": block() for i in range(4) for j in range(10)})
-    assert len(space) == 40
-    rng, times = random.Random(0), []
-    for _ in range(200):
-        began = time.perf_counter()
-        arch = space.sample(rng)
-        assert len(arch.key) == 16
-        assert all(len(arch.sub(f"stage{i}.block{j}")) == 1 for i in range(4) for j in range(10))
-        times.append(time.perf_counter() - began)
-    assert min(times) < 2e-3
+def test_the_time_to_draw_and_name_an_arch_grows_little_faster_than_the_space() -> None:
+    """A ratio, since measuring lines and slow machines change both times; a quadratic one would be 16."""
+    times = {}
+    for stages in (1, 4):
+        names = [f"stage{i}.block{j}" for i in range(stages) for j in range(10)]
+        space, rng = compose("s", {name: block() for name in names}), random.Random(0)
+        assert len(space) == len(names)
+        times[stages] = min(seconds_to_draw(space, names, rng) for _ in range(200))
+    assert times[4] < 11 * times[1]
+
+
+def seconds_to_draw(space: SearchSpace, names: list[str], rng: random.Random) -> float:
+    began = time.thread_time()
+    arch = space.sample(rng)
+    assert len(arch.key) == 16
+    assert all(len(arch.sub(name)) == 1 for name in names)
+    return time.thread_time() - began
 
 
 def block() -> SearchSpace:

@@ -21,7 +21,7 @@ from supernet.testing import randomize
 TOLERANCE = 1e-6
 NASNET, PNASNET = "nasnet-a-large", "pnasnet-5-large"
 PEERS = {NASNET: "nasnetalarge", PNASNET: "pnasnet5large"}
-both = pytest.mark.parametrize("name", PEERS)
+both = pytest.mark.parametrize("name", [NASNET, pytest.param(PNASNET, marks=pytest.mark.slow)])
 
 
 @cache

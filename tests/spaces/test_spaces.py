@@ -84,7 +84,12 @@ def test_space_keeps_the_contract_at_its_published_size(case: str) -> None:
     check_space(SLOW[case](), archs=1)
 
 
-@pytest.mark.parametrize("case", CASES)
+LIKE_ANOTHER = {"nasnet-small-1", "pnasnet-imagenet", "shufflenet-small-standalone"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in LIKE_ANOTHER else []) for case in CASES]
+)
 def test_space_keeps_the_contract(case: str) -> None:
     supernet: Chain = CASES[case]()
     check_space(supernet, archs=TOYS if case.startswith("toy-") else ARCHS.get(case, 1))

@@ -74,6 +74,7 @@ def test_a_searched_backbone_is_compared_with_plain_and_random_ones(backbones: P
     one_line(call("benchmarks.detectors", *flags[:6], 1, *flags[7:]), "--seeds 2")
 
 
+@pytest.mark.slow  # the same command with arms of its own
 def test_a_searched_pyramid_is_compared_with_the_published_one_and_fpn(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ("--settings", "levels=2", "pooled_levels=3", "repeats=1", "cells=7")

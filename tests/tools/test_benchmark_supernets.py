@@ -84,6 +84,7 @@ def test_searchers_share_one_score_per_network(run: Path, call: Call, tmp_path: 
     assert "best score found" in html
 
 
+@pytest.mark.slow  # tests/scoring/test_scores.py kills a writer of the cache
 def test_a_killed_comparison_goes_on_with_its_scores(run: Path, call: Call, tmp_path: Path) -> None:
     """After SIGKILL, the same command takes finished scores from the cache and ends like an uninterrupted run."""
     pytest.importorskip("plotly")

@@ -1,9 +1,8 @@
 """Run folders have one writer, know their settings, and name what does not belong to them."""
 
 import dataclasses
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -63,17 +62,17 @@ def test_a_run_folder_knows_its_settings(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from supernet_tools.pipeline.folder import claim_run\n"
-        "from supernet.config import Train\n"
-        "try:\n    claim_run(Path(sys.argv[1]), 'x', Train()).__enter__()\n"
-        "except ValueError as error:\n    print(error); sys.exit(3)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    def claim() -> None:
+        with pytest.raises(InputError, match="another process is writing"), claim_run(tmp_path / "run", "x", Train()):
+            pass
+
     with claim_run(tmp_path / "run", "x", Train()):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 3
-    assert "another process is writing" in done.stdout
+        process = multiprocessing.get_context("fork").Process(target=claim)
+        process.start()
+        process.join()
+    assert process.exitcode == 0
+    with claim_run(tmp_path / "run", "x", Train()):  # it is free again
+        pass
 
 
 def test_a_folder_of_another_release_is_refused_by_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,10 @@ from detection.data.images import DetectionSet
 from helpers.coco import make_coco
 from helpers.scripts import Call, one_line, run_script
 from searchers import Study, list_searchers
+from supernet.chain import Chain
 from supernet.config import Data, DataSummary
 from supernet.data.images import Splits
-from supernet.training.checkpoint import load_weights
+from supernet.training.checkpoint import load_state, load_weights, save_state
 from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.recipes import RECIPES
 from supernet_tools.pipeline.retrain import fresh_network, retrain_folder
@@ -223,10 +225,10 @@ def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Pa
 def test_rankings_are_compared_with_retrained_detectors(run_folder: Path, call: Call) -> None:
     short = ("--epochs", 1)
     code, out, err = call(
-        "fidelity", run_folder, "--truth", "retrain", "--n", 3, "--resamples", 20, *short, *FEW, *TRUST
+        "fidelity", run_folder, "--truth", "retrain", "--n", 2, "--resamples", 20, *short, *FEW, *TRUST
     )
     assert code == 0, err
-    assert "agreement with the truth, 3 networks" in out
+    assert "agreement with the truth, 2 networks" in out
     assert "shared map50" in out
     report = json.loads(next((run_folder / "fidelity").glob("retrain-map-*.json")).read_text())
     assert report["settings"]["score"] == "map"
@@ -254,6 +256,7 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
     assert "│ reinforce │" in shown
 
 
+@pytest.mark.slow  # each is searched alone in another test
 def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "run"
     neck = ("--neck", "nasfpn", "--start", "scratch", "--settings", "levels=2", "repeats=1", "cells=5")
@@ -321,21 +324,26 @@ def refuse_to_load(images: DetectionSet) -> None:
     raise AssertionError(f"{len(images)} images were loaded into memory")
 
 
+def built(name: str, *classes: str) -> Chain:
+    """Returns the supernet of a recipe without memory for its weights; the data consist of class names only."""
+    kind = kind_of(kind_of(dataclasses.replace(RECIPES[name](), start="scratch")).resolved())
+    with torch.device("meta"):
+        return kind.supernet(summary_of(*classes))
+
+
+@pytest.mark.slow
 def test_every_recipe_builds_its_detector() -> None:
-    """Spaces of paper scale too: weights are on the meta device, and the data consist of class names only."""
-    sizes = {}
-    for name, make in RECIPES.items():
-        if isinstance(make(), DetectorRun):
-            kind = kind_of(kind_of(dataclasses.replace(make(), start="scratch")).resolved())
-            with torch.device("meta"):
-                sizes[name] = kind.supernet(summary_of("cat", "dog")).space.size()
+    names = [name for name, make in RECIPES.items() if isinstance(make(), DetectorRun)]
+    sizes = {name: built(name, "cat", "dog").space.size() for name in names}
     assert len(sizes) == 10
     assert sizes["detnas-coco-fpn"] == sizes["detnas-voc-retinanet"] == 4**20
     assert round(sizes["nasfpn-coco"] / 1e15, 1) == 3.0
-    recipe = RECIPES["nasfpn-coco-final"]()
-    final = kind_of(dataclasses.replace(recipe, start="scratch"))
+
+
+def test_recipes_of_paper_scale_build_their_detectors() -> None:
+    assert built("detnas-voc-retinanet", "cat", "dog").space.size() == 4**20
+    supernet = built("nasfpn-coco-final", *map(str, range(91)))
     with torch.device("meta"):
-        supernet = final.supernet(summary_of(*map(str, range(91))))
         published = supernet.subnet(wiring_arch("nasfpn-7", supernet.space, prefix="neck"))
     assert supernet.input_shape == (3, 640, 640)
     assert round(sum(p.numel() for p in published.parameters()) / 1e6, 1) == 60.1
@@ -344,20 +352,52 @@ def test_every_recipe_builds_its_detector() -> None:
 # -- killed -----------------------------------------------------------------------------------------------------------
 
 
+def fine_tuning(pretrained: Path, out: Path) -> tuple[object, ...]:
+    """Returns the arguments with which the supernet of `run_folder` is trained, saving after every step."""
+    return (*small(*TRUST), "--pretrained", pretrained, "--out", out, "--train.save-seconds", 0)
+
+
+def check_resumed(out: Path, run_folder: Path) -> None:
+    """Checks that a resumed training is the one that nothing stopped."""
+    assert (out / "supernet.safetensors").read_bytes() == (run_folder / "supernet.safetensors").read_bytes()
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (out, run_folder)]
+    assert histories[0] == histories[1]
+    assert {"loss", "classification", "bbox_regression"} <= histories[0]["epochs"][0].keys()
+
+
+def test_a_stopped_fine_tuning_resumes_to_identical_weights(
+    pretrained: Path, run_folder: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = 2
+
+    def save_and_stop(path: Path, state: dict[str, Any]) -> None:
+        save_state(path, state)
+        if state["step"] == step:
+            raise SystemExit(9)
+
+    flags = fine_tuning(pretrained, tmp_path / "run")
+    monkeypatch.setattr("supernet.training.state.save_state", save_and_stop)
+    assert call("train_supernet", *flags)[0] == 9
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "supernet.safetensors").exists()
+    assert load_state(tmp_path / "run" / "state.pt")["step"] == step
+    code, _, err = call("train_supernet", *flags)
+    assert code == 0, err
+    check_resumed(tmp_path / "run", run_folder)
+
+
+@pytest.mark.slow  # tests/training/test_train.py kills trainings
 def test_sigkill_during_fine_tuning_gives_identical_weights(
     pretrained: Path, run_folder: Path, call: Call, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    flags = (*small(*TRUST), "--pretrained", pretrained, "--out", out, "--train.save-seconds", 0)
+    flags = fine_tuning(pretrained, out)
     killed((out / "state.pt").exists, "train_supernet", *flags)
     assert not (out / "supernet.safetensors").exists()
     assert 0 < torch.load(out / "state.pt", weights_only=True)["step"] < 6
     code, _, err = call("train_supernet", *flags)
     assert code == 0, err
-    assert (out / "supernet.safetensors").read_bytes() == (run_folder / "supernet.safetensors").read_bytes()
-    histories = [json.loads((folder / "history.json").read_text()) for folder in (out, run_folder)]
-    assert histories[0] == histories[1]
-    assert {"loss", "classification", "bbox_regression"} <= histories[0]["epochs"][0].keys()
+    check_resumed(out, run_folder)
 
 
 @pytest.mark.slow

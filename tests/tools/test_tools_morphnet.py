@@ -77,7 +77,7 @@ def arch_of(out: str) -> Arch:
     return Arch.from_json(out.strip().splitlines()[-1])
 
 
-def test_shrink_retrain_export(trained: Path, net: WidthChain, half: float, call: Call) -> None:
+def test_shrink_and_retrain(trained: Path, net: WidthChain, half: float, call: Call) -> None:
     flags = (trained, "--max-macs", half, "--epochs", 3, "--settings", "scan=[1e-6,30]", "threshold=0.3", "fill=0.01")
     code, out, err = call("morphnet", *flags)
     assert code == 0, err
@@ -112,9 +112,15 @@ def test_shrink_retrain_export(trained: Path, net: WidthChain, half: float, call
     result = json.loads((trained / "retrain" / f"{best_arch.key}-seed0" / "result.json").read_text())
     assert result["arch"] == dict(best_arch)
     assert result["macs"] == cost["macs"]
-    code, _, err = call("export", trained, "--search", "morphnet")
+
+
+@pytest.mark.slow  # tests/spaces/test_widths.py exports such networks
+def test_a_shrunk_network_is_exported(trained: Path, half: float, call: Call) -> None:
+    code, out, err = call("morphnet", trained, "--name", "shrunk", "--max-macs", half, "--settings", "scan=[3]")
     assert code == 0, err
-    parity = json.loads((trained / "export" / best_arch.key / "parity.json").read_text())
+    code, _, err = call("export", trained, "--search", "shrunk", "--inherit")
+    assert code == 0, err
+    parity = json.loads((trained / "export" / arch_of(out).key / "parity.json").read_text())
     assert max(parity["differences"].values()) <= 1e-5
 
 

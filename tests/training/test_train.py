@@ -1,12 +1,12 @@
 """Training: exact resume after SIGKILL, unused weights untouched, partly used tensors masked by element."""
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy
@@ -21,55 +21,12 @@ from supernet.data.images import Splits
 from supernet.data.load import load
 from supernet.errors import InputError
 from supernet.train import plan_training, train_standalone, train_supernet
-from supernet.training.checkpoint import load_state
+from supernet.training.checkpoint import load_state, save_weights
 from supernet.training.sampling import create_sampler, uniform
 from supernet.training.sparse_step import step_active
 
 CONFIG = Train(epochs=2, batch=128, lr=0.05, save_seconds=0.0)
 
-TRAINER = """
-import os
-import sys
-from pathlib import Path
-
-import timm.optim
-import timm.scheduler
-import torch
-
-from helpers.toy_spaces import chain
-from supernet.config import Augment, Data, Train
-from supernet.data import load
-from supernet.train import train_supernet
-from supernet.training.checkpoint import save_weights
-from supernet.training.sampling import uniform
-
-
-def train(state):
-    torch.manual_seed(0)
-    net = chain(num_classes=10, input_size=8, in_channels=1)
-
-    def sampler(step):
-        print("step", step, flush=True)
-        return uniform(net.space)(step)
-
-    config = Train(epochs=2, batch=64, lr=0.05, save_seconds=0.0)
-    train_supernet(net, data, config, sampler=sampler, augment=Augment(shift=1), state=state, verbose=False)
-    save_weights(state.with_name("weights.safetensors"), net, {})
-
-
-torch.set_num_threads(1)
-data = load(Data(size=8))
-for line in sys.stdin:
-    process = os.fork()
-    if not process:
-        print("pid", os.getpid(), flush=True)
-        train(Path(line.strip()))
-        os._exit(0)
-    os.waitpid(process, 0)
-    print("ended", flush=True)
-"""
-"""Trains in a new process for every line of standard input, which is the path of a checkpoint. It prints the process
-id, the steps as they begin, and "ended". The libraries are loaded once, before the processes fork."""
 STEPS = 2 * (1150 // 64)
 
 
@@ -83,46 +40,48 @@ def toy(**settings: int) -> Chain:
     return TOY_SPACES["chain"](num_classes=10, input_size=8, in_channels=1, **settings)
 
 
-class Trainer:
-    """Runs `TRAINER`."""
+FORKING = multiprocessing.get_context("fork")  # the libraries are loaded already
 
-    def __init__(self) -> None:
-        tests = Path(__file__).parents[1]
-        environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", TRAINER]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
 
-    def train(self, state: Path, *, kill_at: int | None = None, delay: float = 0.0) -> None:
-        """Trains to the end, or kills the training `delay` seconds after it began the step `kill_at`."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(state, file=self.process.stdin, flush=True)
-        pid = 0
-        for line in self.process.stdout:
-            event, _, number = line.strip().partition(" ")
-            if event == "ended":
-                return
-            if event == "pid":
-                pid = int(number)
-            elif kill_at is not None and int(number) >= kill_at:
+def train_toy(state: Path, data: Splits, begun: Connection) -> None:
+    """Trains to the end, and sends the number of each step as it begins."""
+    torch.set_num_threads(1)
+    net = toy()
+
+    def sampler(step: int) -> tuple[Arch, ...]:
+        begun.send(step)
+        return uniform(net.space)(step)
+
+    config = Train(epochs=2, batch=64, lr=0.05, save_seconds=0.0)
+    train_supernet(net, data, config, sampler=sampler, augment=Augment(shift=1), state=state, verbose=False)
+    save_weights(state.with_name("weights.safetensors"), net, {})
+
+
+def train_apart(state: Path, data: Splits, *, kill_at: int | None = None, delay: float = 0.0) -> None:
+    """Trains in a process of its own, or kills that `delay` seconds after it began the step `kill_at`."""
+    receiving, sending = FORKING.Pipe(duplex=False)
+    process = FORKING.Process(target=train_toy, args=(state, data, sending))
+    process.start()
+    sending.close()
+    with contextlib.suppress(EOFError):
+        while True:
+            step = receiving.recv()
+            if kill_at is not None and step >= kill_at:
                 time.sleep(delay)
-                os.kill(pid, signal.SIGKILL)
-                kill_at = None
-        raise AssertionError("the trainer is gone")
+                process.kill()
+    process.join()
+    assert process.exitcode == (0 if kill_at is None else -signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, kills: int) -> None:
+def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, digits: Splits, kills: int) -> None:
     whole, torn = tmp_path / "whole" / "state.pt", tmp_path / "torn" / "state.pt"
-    trainer, rng = Trainer(), random.Random(kills)
-    with trainer.process:
-        trainer.train(whole)
-        for step in sorted(rng.sample(range(3, STEPS - 5), kills)):
-            trainer.train(torn, kill_at=step, delay=rng.uniform(0, 0.02))
-            assert 0 < load_state(torn)["step"] < STEPS
-        trainer.train(torn)
+    rng = random.Random(kills)
+    train_apart(whole, digits)
+    for step in sorted(rng.sample(range(3, STEPS - 5), kills)):
+        train_apart(torn, digits, kill_at=step, delay=rng.uniform(0, 0.02))
+        assert 0 < load_state(torn)["step"] < STEPS
+    train_apart(torn, digits)
     weights = [(path.parent / "weights.safetensors").read_bytes() for path in (whole, torn)]
     assert weights[0] == weights[1]
     first, second = load_state(whole), load_state(torn)
