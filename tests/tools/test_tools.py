@@ -227,7 +227,10 @@ def test_wrong_names_offer_the_nearest(run_folder: Path, call: Call, tmp_path: P
         "population_size='many' should be a valid integer",
     )
     one_line(call("search", run_folder, "--settings", "population_size"), "NAME=VALUE")
-    one_line(call("search", run_folder, "--name", "unscored", "--settings", "metric="), "metric='' should be the name of a metric")
+    one_line(
+        call("search", run_folder, "--name", "unscored", "--settings", "metric="),
+        "metric='' should be the name of a metric",
+    )
     assert not (run_folder / "search" / "unscored").exists()
 
 
