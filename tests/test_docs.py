@@ -54,8 +54,12 @@ def python(*args: object, cwd: Path, path: Path = ROOT) -> subprocess.CompletedP
 # -- examples --------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [8, pytest.param(16, marks=pytest.mark.slow)])
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """By default with smaller images, which take a third of the time."""
     (code,) = blocks(ROOT / "README.md", "python")
+    assert code.count("size=16") == 3
+    code = code.replace("size=16", f"size={size}")
     lines = [line for line in code.splitlines() if line and not line.startswith("from ")]
     assert len(lines) == 10
     monkeypatch.chdir(tmp_path)

@@ -10,9 +10,17 @@ from helpers.searcher_cases import LIMITS, MAKERS, SPACES
 from searchers import LocalSearch, RandomSearch, Trial, testing
 from supernet.space import Arch, SearchSpace
 
+LONG = {("reinforce", "chain"), ("predictor", "chain")}  # their other space proves the same in a quarter of the time
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("name", MAKERS)
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        pytest.param(name, space, marks=pytest.mark.slow if (name, space) in LONG else [])
+        for name in MAKERS
+        for space in SPACES
+    ],
+)
 def test_every_searcher_keeps_the_contract(name: str, space: str) -> None:
     testing.check_searcher(MAKERS[name], SPACES[space], feasible=LIMITS[space], trials=30)
 
