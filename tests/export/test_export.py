@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import inspect
 import json
 import random
 import shutil
@@ -20,6 +21,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from supernet.config import Preprocess
 from supernet.errors import InputError
 from supernet.export import check_parity, export, load_exported
+from supernet.export.runtime import classify, weights
 from supernet.export.source import bundle
 from supernet.spaces import create_supernet
 
@@ -86,6 +88,11 @@ def test_export_is_complete_and_equal(exports: dict[str, Exported], space: str) 
     assert exported.result["inputs"]["traced_batch"] in batches
     assert len(set(batches)) > 1
     assert json.loads((exported.folder / "arch.json").read_text())["values"] == exported.arch
+    text = (exported.folder / "model.py").read_text()
+    assert "supernet" not in text
+    assert "NotImplementedError" not in text
+    for function in (weights.load, weights._tensors, weights._resized, classify._prepared, classify.predict):
+        assert inspect.getsource(function) in text  # unchanged
 
     x = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(9))
     state = torch.random.get_rng_state()
