@@ -71,6 +71,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "'shufflenet-small' cannot be built with stem=-1: .*negative",
     ),
     "less than a stride": (lambda: create_supernet("spos", input_size=8), "input_size=8 .* one pixel per 32 pixels"),
+    "no hidden units": (lambda: create_supernet("shufflenet-small", head=0), "cannot be initialised with head=0"),
     "one pixel": (lambda: macro(input_size=1), "input_size=1 is too small for the space 'nasbench-macro'"),
     "an infinite limit": (lambda: Feasible(CostTable(macro()), {"macs": math.inf}), "macs': inf. should be a finite"),
     "a limit in quotes": (lambda: Feasible(CostTable(macro()), {"macs": "1e6"}), "should be a valid number"),  # type: ignore[dict-item]

@@ -39,13 +39,14 @@ def run() -> None:
     args = parse(Export, __doc__)
 
     from supernet_tools.pipeline.architectures import arch_of
-    from supernet_tools.pipeline.export import export_stage
+    from supernet_tools.pipeline.export import export_folder, export_stage
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
     from supernet_tools.pipeline.search import best_arch
 
     opened = open_run(args.run, trained=args.inherit or args.init == "shared")
     arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
+    export_folder(opened, arch, args.out)  # a folder that is taken is reported before anything is trained
     network = trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
     folder, report = export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))

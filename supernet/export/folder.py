@@ -93,9 +93,7 @@ def export(
     if not is_number(tolerance, 0, 1e6):
         raise InputError(f"tolerance={tolerance!r} should be a number of at least 0")
     folder = Path(folder).absolute()
-    if not short_names(folder):
-        raise InputError(f"folder={shown(str(folder))} cannot be a folder's name; give a shorter one")
-    _check_replaceable(folder)
+    check_replaceable(folder)
     in_channels = _channels(preprocess)
     if onnx:
         onnx_packages()
@@ -283,7 +281,13 @@ def _holds_only_ours(folder: Path) -> bool:
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= _FILES | {"__pycache__"}
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Raises `InputError` unless a folder is new, empty or an export, whose place another export can take."""
+    if not short_names(folder):
+        raise InputError(f"folder={shown(str(folder))} cannot be a folder's name; give a shorter one")
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file, not a folder; give another folder for the export")
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not free and not (_holds_only_ours(folder) and (folder / "parity.json").exists()):
         raise InputError(f"{folder} holds something other than an export; give a folder that is new or empty")

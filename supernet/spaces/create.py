@@ -185,7 +185,11 @@ def create_supernet(
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     chain = build(space, phase, given)
     with _naming(space):
-        chain.init(chain, generator)
+        try:
+            chain.init(chain, generator)
+        except ArithmeticError as error:  # a layer without inputs or outputs
+            named = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if value is not None)
+            raise InputError(f"the space {space!r} cannot be initialised with {named}: {error}") from error
     return chain
 
 

@@ -121,7 +121,7 @@ RECIPE: list[tuple[tuple[object, ...], str]] = [
     (("--train.lr", 0.1, "--train.lr", 0.2), "the flag --train.lr is given twice"),
     (("--data.stream", "--data.no-stream"), "the flag --data.stream is given twice"),
     (("--train.lrr", 0.1), "--train.lrr"),
-    (("--space-settings", "stem=-1"), "stem=-1: Trying to create tensor with negative dimension"),
+    (("--space-settings", "stem=-1"), "stem=-1, input_size=16: Trying to create tensor with negative dimension"),
     (("--space-settings", "stem=1000000000000"), "stem=1000000000000"),
 ]
 

@@ -226,3 +226,15 @@ def test_files_that_a_process_still_writes_are_kept(tmp_path: Path) -> None:
     os.utime(foreign, (0, 0))
     remove_temporaries(tmp_path, alone=False)
     assert not foreign.exists()
+
+
+def test_a_folder_that_is_taken_is_reported_before_the_training_for_an_export(
+    run_folder: Path, tmp_path: Path, call: Call
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    arch = json.dumps(dict(next(iter(open_run(run_folder).space.enumerate()))))
+    for out in (tmp_path / "taken", tmp_path / "taken/below", tmp_path):
+        one_line(
+            call("export", run_folder, "--arch", arch, "--out", out), "for the export" if out != tmp_path else "holds"
+        )
+    assert not (run_folder / "retrain").exists()

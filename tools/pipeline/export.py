@@ -6,9 +6,17 @@ from typing import Any
 from torch import nn
 
 from supernet.export import export
+from supernet.export.folder import check_replaceable
 from supernet.paths import inside
 from supernet.space import Arch
 from supernet_tools.pipeline.run import Run
+
+
+def export_folder(run: Run, arch: Arch, out: Path | None) -> Path:
+    """The folder of an export. Raises `InputError`, before a network is trained for it, if it holds something else."""
+    folder = out or inside(run.folder, "export", arch.key)
+    check_replaceable(folder.absolute())
+    return folder
 
 
 def export_stage(
@@ -26,6 +34,6 @@ def export_stage(
     Returns:
         the folder and the parity report.
     """
-    folder = out or inside(run.folder, "export", arch.key)
+    folder = export_folder(run, arch, out)
     preprocess = run.kind.preprocess(run.summary)
     return folder, export(network, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx)
