@@ -51,7 +51,8 @@ def check_file(path: Path, what: str) -> None:
     """Checks that a file can have this path, whether it is there or not.
 
     Raises:
-        InputError: a name is longer than file systems take, or the path is a folder or lies within a file.
+        InputError: a name is longer than file systems take, or the path is a folder, a device or a pipe, or lies within
+            a file.
     """
     if not path.name or not short_names(path):
         raise InputError(
@@ -59,6 +60,8 @@ def check_file(path: Path, what: str) -> None:
         )
     if path.is_dir():
         raise InputError(f"{what} {path} is a folder, not a file; give a name within it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{what} {path} is a device or a pipe, not a file; give another name")
     if path.parent.exists() and not path.parent.is_dir():
         raise InputError(f"{what} {path} lies within a file; give another folder")
 

@@ -56,8 +56,6 @@ def check_place(path: Path, kind: FileKind) -> None:
     check_file(path, f"the {kind.noun}")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for the {kind.noun} {path.name}; create it first")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is a device or a pipe, but {kind.name} is a file; give another name")
     for file in (path, *(path.with_name(f"{path.name}-{ending}") for ending in ("wal", "shm", "journal"))):
         if file.is_symlink():
             raise InputError(f"{file} is a link, and {kind.name} is never opened through one; remove the link")

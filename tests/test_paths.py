@@ -10,7 +10,7 @@ from torch import nn
 
 from searchers import Study
 from supernet.errors import InputError, RunError
-from supernet.files import replacing, write_json
+from supernet.files import _host, replacing, write_json
 from supernet.paths import inside, lock_file, no_follow
 from supernet.scoring.cache import ScoreCache
 from supernet.space import Choice, SearchSpace
@@ -68,7 +68,7 @@ def test_a_link_at_the_temporary_name_is_not_followed(tmp_path: Path, monkeypatc
     victim = tmp_path / "victim"
     victim.write_text("precious")
     monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
-    (tmp_path / ".file.json.guessed.tmp").symlink_to(victim)
+    (tmp_path / f".file.json.{_host()}{os.getpid() & 0xFFFFFF:06x}guessed.tmp").symlink_to(victim)
     with pytest.raises(RunError, match="cannot be written"):
         write_json(tmp_path / "file.json", {})
     assert victim.read_text() == "precious"

@@ -1,6 +1,7 @@
 """Arguments of Python calls that no network, limit or search can have: one line that names argument and value."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from supernet import Arch, Choice, SearchSpace, create_network, create_supernet
 from supernet.config import Data, Train
 from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
 from supernet.data import load
+from supernet.data.cache import _read
 from supernet.errors import InputError
 from supernet.export import export, load_exported
 from supernet.scoring.cache import ScoreCache
@@ -23,6 +25,7 @@ from supernet.scoring.shared_weights import SharedWeights
 from supernet.spaces import SPACES
 from supernet.train import train_standalone, train_supernet
 from supernet.training.check import check_network
+from supernet.training.checkpoint import load_weights
 
 
 def macro(**arguments: Any) -> Any:
@@ -101,7 +104,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a long study": (lambda: Study("x" * 300, macro().space), "the study 'x.* cannot be a file's name"),
     "a folder as study": (lambda: Study(Path.cwd(), macro().space), "the study .* is a folder, not a file"),
     "a study within a file": (lambda: Study(f"{__file__}/x.db", macro().space), "lies within a file"),
-    "a device as study": (lambda: Study("/dev/null", macro().space), "/dev/null is a device"),
+    "a device as study": (lambda: Study("/dev/null", macro().space), "the study /dev/null is a device"),
     "a study's name": (lambda: Study(5, macro().space), "path=5 should be"),  # type: ignore[arg-type]
     "a study's space": (lambda: Study(None, "x"), "space='x' should be a SearchSpace"),  # type: ignore[arg-type]
     "no study": (lambda: searched(None, study=None), "study=None should be a Study"),
@@ -190,3 +193,17 @@ def test_a_training_that_is_checked_draws_nothing_and_changes_nothing() -> None:
     assert not first.training
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is a folder, a pipe or a device"):
+        load_weights(tmp_path / "pipe", nn.Linear(1, 1))
+    for use in (
+        lambda: trained(state=tmp_path / "pipe"),
+        lambda: Study(tmp_path / "pipe", macro().space),
+        lambda: LatencyTable(macro(), file=tmp_path / "pipe"),
+    ):
+        with pytest.raises(InputError, match="pipe is a device or a pipe, not a file"):
+            use()
+    assert _read(tmp_path / "pipe", "key") is None

@@ -133,6 +133,8 @@ def _write(path: Path, key: str, entry: Entry) -> None:
 
 def _read(path: Path, key: str) -> Entry | None:
     """Returns the contents of a cache file; None if it is missing, damaged or has another key."""
+    if not path.is_file():
+        return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             notes = json.loads((file.metadata() or {})[METADATA])

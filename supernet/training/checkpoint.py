@@ -103,6 +103,8 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
         InputError: the file is missing, damaged, from an older release, has changed since it was written, belongs to
             another network (the message names the first tensor that differs), or holds values that are not finite.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path} is a folder, a pipe or a device, not a file of weights; restore it or train again")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
