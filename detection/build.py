@@ -127,6 +127,7 @@ def create_detector(
             "create_detector_network"
         )
     detector_builder(kind, neck)  # an unknown kind or neck is the first thing to report
+    _check_backbone(backbone, backbone_settings)
     fixed = _is_fixed(backbone, backbone_arch)
     if fixed and neck not in SEARCHED_NECKS:
         raise InputError(
@@ -203,6 +204,7 @@ def create_detector_network(
         InputError: as in `create_detector`; `arch` is missing or is not an architecture of this detector.
     """
     detector_builder(kind, neck)
+    _check_backbone(backbone, backbone_settings)
     if arch is not None and _is_fixed(backbone, backbone_arch) and neck not in SEARCHED_NECKS:
         raise InputError(f"the backbone {_name(backbone)!r} is fixed to one architecture already; leave arch out")
 
@@ -247,6 +249,16 @@ def detector_builder(kind: str, neck: str = "fpn") -> Callable[..., Detector]:
     if neck not in DETECTORS[kind]:
         raise InputError(f"the detector {kind!r} has no neck {neck!r}; {nearest(neck, DETECTORS[kind])}")
     return DETECTORS[kind][neck]
+
+
+def _check_backbone(backbone: object, settings: object) -> None:
+    """Raises `InputError` unless these can be a backbone and its settings."""
+    if not isinstance(backbone, str | Chain):
+        raise InputError(
+            f"backbone={backbone!r} should be the name of a space or a supernet, as create_supernet returns"
+        )
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InputError(f"backbone_settings={settings!r} should be a dictionary of the builder's arguments")
 
 
 def _build(

@@ -61,6 +61,12 @@ def check_place(path: Path, kind: FileKind) -> None:
             raise InputError(f"{file} is a link, and {kind.name} is never opened through one; remove the link")
 
 
+def check_start(path: Path, kind: FileKind) -> None:
+    """Raises `InputError` for a file that is not a database, before a lock is put beside it."""
+    if path.exists() and (start := _start(path)) and start != _HEADER[: len(start)]:
+        raise InputError(f"{path} cannot be read as {kind.name} (file is not a database); {kind.damaged}")
+
+
 def only_writer(path: Path, kind: FileKind) -> filelock.BaseFileLock:
     """Acquires the lock `PATH.lock`, which holds until it is released or the process ends, however it ends.
 
@@ -68,8 +74,7 @@ def only_writer(path: Path, kind: FileKind) -> filelock.BaseFileLock:
         InputError: the file is open elsewhere, cannot be locked, or has no folder.
     """
     check_place(path, kind)
-    if path.exists() and (start := _start(path)) and start != _HEADER[: len(start)]:
-        raise InputError(f"{path} cannot be read as {kind.name} (file is not a database); {kind.damaged}")
+    check_start(path, kind)
     lock = lock_file(Path(f"{path}.lock"))
     try:
         lock.acquire()

@@ -154,6 +154,21 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "trials": (lambda: searched(None, trials=1.5), "trials=1.5 should be a valid integer"),
     "no trials": (lambda: searched(None, trials=None), "trials=None should be a valid integer"),
     "no results": (lambda: searched(lambda archs: None), "evaluate returned a NoneType for 1 architectures"),
+    "a seed as generator": (
+        lambda: create_supernet("nasbench-macro", generator=5),  # type: ignore[arg-type]
+        r"generator=5 should be a torch\.Generator",
+    ),
+    "a seed to sample with": (lambda: macro().space.sample(5), "rng=5 should be a generator"),
+    "the cost of a dictionary": (lambda: CostTable(macro())({"x": 1}), "is not an architecture; space.canonical"),  # type: ignore[arg-type]
+    "no backbone": (lambda: create_detector("retinanet", backbone=None), "backbone=None should be the name"),  # type: ignore[arg-type]
+    "a backbone's settings": (lambda: detector(backbone_settings=5), "backbone_settings=5 should be a dictionary"),
+    "images of other channels": (
+        lambda: SharedWeights(create_supernet("nasbench-macro"), DIGITS.calibration, DIGITS.validation),
+        "calibration images have 1 channels and the supernet 'nasbench-macro' reads 3",
+    ),
+    "a supernet to train alone": (lambda: train_standalone(macro(), DIGITS, Train()), "call train_supernet"),
+    "latencies in no folder": (lambda: LatencyTable(macro(), file=Path("none/x")), "there is no folder none"),
+    "a text as cache": (lambda: ScoreCache(Path(__file__)), "cannot be read as an evaluation cache"),
     "a generator": (lambda: searched(lambda archs: ({} for _ in archs)), "evaluate returned a generator"),
 }
 

@@ -77,6 +77,8 @@ class LatencyTable(CostTable):
         self._timed: dict[str, float] = {}
         if file is not None:
             check_file(file, "the file of latencies")
+            if not file.parent.is_dir():
+                raise InputError(f"there is no folder {file.parent} for the file of latencies; create it first")
             self._read(file)
 
     def step(self, index: int, arch: Arch, before: Entry) -> Entry:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from supernet.chain import Chain, Layouts, Searchable, materialize, step_layout
-from supernet.checked import Count, Rule, checked_arguments
+from supernet.checked import Count, Rule, checked_arguments, shown
 from supernet.cost.count import COSTS, meta_copy, trace
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, Value
@@ -79,7 +79,13 @@ class CostTable:
         self._entries: OrderedDict[tuple[Any, ...], Entry] = OrderedDict()  # the least recently used first
 
     def __call__(self, arch: Arch) -> dict[str, Any]:
-        """Returns every cost of one architecture by name, for one input."""
+        """Returns every cost of one architecture by name, for one input.
+
+        Raises:
+            InputError: `arch` is not an architecture.
+        """
+        if not isinstance(arch, Arch):
+            raise InputError(f"{shown(arch)} is not an architecture; space.canonical(values) makes one of a dictionary")
         entry = self.start
         total = dict(entry.cost)
         for index, name in enumerate(self._chain.step_names):

@@ -62,6 +62,7 @@ class ScoreCache:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         sqlite.check_place(self.path, CACHE)
+        sqlite.check_start(self.path, CACHE)
         self._contexts: dict[str, int] = {}
         self._db: sqlite3.Connection | None = None
         creating = lock_file(Path(f"{self.path}.lock"), timeout=WAIT)  # only one of several processes creates it

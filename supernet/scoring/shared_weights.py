@@ -105,6 +105,13 @@ class SharedWeights:
     ) -> None:
         if not is_whole(batch, 1):
             raise InputError(f"batch={batch!r} should be an integer of at least 1")
+        for name, images in (("calibration", calibration), ("validation", validation)):
+            channels = getattr(getattr(images, "pixels", None), "shape", (0, 0))[1]
+            if channels and channels != supernet.input_shape[0]:
+                raise InputError(
+                    f"the {name} images have {channels} channels and the supernet {supernet.space.name!r} reads "
+                    f"{supernet.input_shape[0]}; build it with in_channels={channels}"
+                )
         device = next(supernet.parameters()).device
         self._device = str(device)
         self.supernet, self.metric, self.batch, self.cost = supernet, metric, batch, cost

@@ -209,7 +209,13 @@ class SearchSpace:
         return self._complete(lambda choice: choice.options[indices[position[choice.name]]])
 
     def sample(self, rng: Random) -> Arch:
-        """Returns a random architecture: every active choice is drawn independently and uniformly (SPOS, §3.3)."""
+        """Returns a random architecture: every active choice is drawn independently and uniformly (SPOS, §3.3).
+
+        Raises:
+            InputError: `rng` is not a generator.
+        """
+        if not isinstance(rng, Random):
+            raise InputError(f"rng={rng!r} should be a generator, such as random.Random(0)")
         return self._complete(lambda choice: choice.draw(rng))
 
     def mutate(self, arch: Arch, rng: Random, prob: float) -> Arch:

@@ -155,6 +155,16 @@ def _check_resolution(chain: "Chain", space: str, size: int) -> None:
         )
 
 
+def _check_generator(generator: object) -> None:
+    """Raises `InputError` unless this is a generator of torch or None."""
+    import torch
+
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(
+            f"generator={generator!r} should be a torch.Generator, such as torch.Generator().manual_seed(0)"
+        )
+
+
 def _naming(space: str) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which what a user's own builder raises becomes one line that names the space."""
     return contextlib.nullcontext() if space in SPACES else calling(f"the builder of the space {space!r}")
@@ -182,6 +192,7 @@ def create_supernet(
     Raises:
         InputError: see `build`.
     """
+    _check_generator(generator)
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     chain = build(space, phase, given)
     with _naming(space):
@@ -220,6 +231,7 @@ def create_network(
 
     from supernet.chain import realize
 
+    _check_generator(generator)
     given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     with torch.device("meta"):
         chain, chosen = _published(space, given) if arch is None else (build(space, "standalone", given), arch)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.chain import Chain
+from supernet.chain import Chain, Searchable
 from supernet.checked import checked_arguments
 from supernet.config import Augment, Train
 from supernet.cost import meta_copy
@@ -129,7 +129,15 @@ def train_supernet(
 
 @checked_arguments
 def train_standalone(network: nn.Module, data: TrainingData, config: Train, **options: Any) -> list[dict[str, float]]:
-    """Trains an ordinary network in place by the same loop; `options` as in `train_supernet`."""
+    """Trains an ordinary network in place by the same loop; `options` as in `train_supernet`.
+
+    Raises:
+        InputError: `network` is a supernet; see `train_supernet` for others.
+    """
+    if isinstance(network, Searchable) and network.space.choices:
+        raise InputError(
+            f"network is a supernet over {network.space.name!r}; call train_supernet, or train one of its subnets"
+        )
     return train_supernet(Chain("standalone", [("network", network)]), data, config, **options)
 
 
