@@ -125,7 +125,9 @@ class Backbone:
         space: the classification space with its choices and normal forms.
         out_channels: stride to channels of each kept map, the finest first.
         in_channels: channels of the images.
-        init: initialises the steps as in classification.
+        layouts: of the input of each step.
+        init: initialises the steps of a standalone network as in classification.
+        starts_alike: whether the options of a supernet begin alike (see `supernet.chain.Chain`).
     """
 
     name: str
@@ -133,7 +135,9 @@ class Backbone:
     space: SearchSpace
     out_channels: dict[int, int]
     in_channels: int
+    layouts: tuple[Layout, ...]
     init: Init
+    starts_alike: bool
 
 
 def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
@@ -177,7 +181,9 @@ def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
         classifier.space,
         {steps[number][2].stride: steps[number][2].channels for number in kept},
         classifier.input_shape[0],
+        (classifier.input_layout, *(out for _, _, out in steps[:-1])),
         classifier.init,
+        classifier.starts_alike and bool(classifier.space.choices),
     )
 
 

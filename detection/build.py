@@ -148,7 +148,7 @@ def create_detector(
         head_width=head_width,
         **settings,
     )
-    detector.init(detector, generator)
+    detector.initialize(generator)
     if freeze_bn:
         freeze_batch_norm(detector)
     if isinstance(backbone, str) and not fixed and phase != "standalone":

@@ -10,7 +10,7 @@ from torch import nn
 
 from detection.backbone import Backbone, backbone_steps
 from detection.inputs import ImageBatch, Labelled, Target
-from supernet.chain import Chain, Init, Layouts, Searchable, materialize
+from supernet.chain import Chain, Init, Layouts, Searchable, initialize_alike, materialize
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace, compose
 
@@ -73,9 +73,24 @@ class Detector(Chain):
             input_shape=(backbone.in_channels, *image_size),
             init=functools.partial(initialize_detector, backbone_init=backbone.init, heads_init=heads_init),
         )
+        self._layouts = backbone.layouts if backbone.starts_alike else ()
+        self._heads_init = heads_init
         head_spaces: dict[str, SearchSpace] = {name: step.space for name, step in steps if isinstance(step, Searchable)}
         self.space = compose(self.space.name, {PREFIX: backbone.space, **head_spaces})
         self.out_channels = dict(backbone.out_channels)
+
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Sets the initial weights: of the backbone as in classification, of neck and heads as their builder says.
+
+        Args:
+            generator: for the draws; torch's global generator if None.
+        """
+        if not self._layouts:
+            self.init(self, generator)
+            return
+        for step, layout in zip(backbone_steps(self), self._layouts, strict=True):
+            initialize_alike(step.block, [(step.block, layout)], generator, size=min(self.input_shape[1:]))
+        self._heads_init(self, generator)
 
     def forward(self, state: Any, arch: Arch, targets: list[Target] | None = None) -> Any:
         """Returns one dict of detections per image, or in training mode a dict of losses.

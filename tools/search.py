@@ -48,6 +48,8 @@ class Search(Checked):
     searcher ("warm")."""
     settings: tuple[str, ...] = ()
     """Hyperparameters of the searcher, e.g. population_size=50 tournament_size=10."""
+    force: bool = False
+    """Search although the supernet is no better than guessing."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
@@ -57,12 +59,14 @@ def run() -> None:
 
     from supernet.space import Arch
     from supernet.training.distributed import process_group
+    from supernet_tools.pipeline.learned import check_learned
     from supernet_tools.pipeline.runs import config_of, open_run
     from supernet_tools.pipeline.search import create_searcher, search_folder, search_stage
 
     search_folder(args.run, args.name or args.searcher)  # a wrong name is reported before any work
     with process_group(config_of(args.run).train.device) as world:
         opened = open_run(args.run)
+        check_learned(opened, force=args.force)
         limits = {"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs}
         if args.max_latency is not None and world.main:
             opened = opened.with_latency(args.latency_batch)

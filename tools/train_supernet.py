@@ -1,5 +1,7 @@
 """Train a supernet by a recipe: python tools/train_supernet.py quickstart --train.epochs 20 --out runs/x"""
 
+import warnings
+
 from supernet_tools.pipeline.command_line import main, parse_recipe
 from supernet_tools.pipeline.recipes import RECIPES
 from supernet_tools.pipeline.tables import print_table
@@ -9,6 +11,7 @@ def run() -> None:
     config, out, plan, accept = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
 
     from supernet.training.distributed import process_group
+    from supernet_tools.pipeline.learned import not_learned
     from supernet_tools.pipeline.run import WEIGHTS
     from supernet_tools.pipeline.train import plan_stage, supernet_accuracy, train_stage
 
@@ -32,6 +35,8 @@ def run() -> None:
         else:
             report += [("shared weights", "none, train.epochs is 0"), ("for", f"tools/retrain.py {out} --arch FILE")]
     print_table("supernet", ("what", "value"), report)
+    if problem := not_learned(trained):
+        warnings.warn(problem, stacklevel=1)
 
 
 if __name__ == "__main__":

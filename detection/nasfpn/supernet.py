@@ -23,10 +23,9 @@ from detection.nasfpn.plain import MergingConv, MergingPyramid, PyramidInputs, m
 from detection.nasfpn.space import ATTENTION, SUM, pyramid_space, wiring_of
 from detection.pyramid import Norm, draw_weights
 from detection.retinanet import OCTAVE, RATIOS, RetinaBoxes, RetinaPredictor, initialize_retinanet
-from supernet.chain import Layouts, Part, Searchable, parameters_of
+from supernet.chain import Layouts, Part, Searchable, initialize_copying, parameters_of
 from supernet.errors import InputError
 from supernet.space import Arch
-from supernet.spaces.nasnet import initialize_passing
 
 Gate = Literal["tf", "mmcv"]
 NECK = "neck"
@@ -228,12 +227,12 @@ def retinanet_nasfpn(
 def initialize_nasfpn(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Initialises every pyramid and head in a module, pyramids as torchvision's FPN: uniform with variance 1 / fan-in.
 
-    Cells of a supernet start as the identity (`initialize_passing`), so that the features of a level mean the same
-    whichever cells they came through.
+    Cells of a supernet start as copies of their input (`initialize_copying`), so that the features of a level mean the
+    same whichever cells they came through.
     """
     initialize_retinanet(module, generator)
     for part in module.modules():
         if isinstance(part, SearchablePyramid):
-            initialize_passing(part, generator)
+            initialize_copying(part, generator)
         elif isinstance(part, PyramidInputs | MergingPyramid):
             draw_weights(part, functools.partial(nn.init.kaiming_uniform_, a=1, generator=generator))

@@ -9,6 +9,7 @@ from supernet.chain.initial import Init, initialize, realize
 from supernet.chain.layout import Hidden, Layout, Layouts, plain_layout
 from supernet.chain.naming import has_numbered_steps
 from supernet.chain.searchable import Bound, Part, Searchable, materialize, parameters_of, step_layout
+from supernet.chain.start import initialize_alike, initialize_copying, largest
 
 __all__ = [
     "Bound",
@@ -22,6 +23,9 @@ __all__ = [
     "Searchable",
     "has_numbered_steps",
     "initialize",
+    "initialize_alike",
+    "initialize_copying",
+    "largest",
     "materialize",
     "parameters_of",
     "plain_layout",

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from supernet.chain.initial import Init, initialize
 from supernet.chain.layout import Layout, Layouts
 from supernet.chain.naming import nest, step_paths
 from supernet.chain.searchable import Part, Searchable, materialize, parameters_of, step_layout
+from supernet.chain.start import initialize_alike, largest
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace, compose
 from supernet.space.normal_form import Form
@@ -25,9 +27,12 @@ class Chain(Searchable):
             state dicts read `stage1.block0.…`; steps of one name are numbered (`normal_0.…`, `normal_1.…`).
         input_shape: (C, H, W) of one input; costs are counted at it.
         normal_form: for identities across several steps.
-        init: sets the initial weights of a fresh network; `initialize` by default.
+        init: sets the initial weights of the supernet and of fresh standalone networks. By default the options of a
+            supernet begin alike (see `supernet.chain.start`), and standalone networks as `initialize` sets them.
 
     Attributes:
+        init: sets the initial weights of a fresh standalone network.
+        starts_alike: whether `initialize` lets the options of the supernet begin alike, since no `init` was given.
         standalone: builds the chain of the same space in the standalone phase, where its networks have other parameters
             than the subnets of this one; None if they are the same. Costs are those of the standalone phase.
 
@@ -51,6 +56,7 @@ class Chain(Searchable):
         self.step_paths = step_paths(self.step_names)
         self.input_shape = input_shape
         self.init: Init = init or initialize
+        self.starts_alike = init is None
         spaces: dict[str, SearchSpace] = {}
         for step_name, module in steps:
             space = module.space if isinstance(module, Searchable) else SearchSpace(step_name)
@@ -91,6 +97,20 @@ class Chain(Searchable):
         for name, step in zip(self.step_names, self.step_modules, strict=True):
             state = step(state, arch.sub(name)) if isinstance(step, Searchable) else step(state)
         return state
+
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Sets the initial weights of a fresh supernet, in place: by `init` if it was given, otherwise alike.
+
+        A chain without choices is an ordinary network and begins like one.
+
+        Args:
+            generator: for the draws; torch's global generator if None.
+        """
+        if not self.starts_alike or not self.space.choices:
+            self.init(self, generator)
+            return
+        steps = ((step, layout) for step, _, layout in self.walk(largest(self.space)))
+        initialize_alike(self, steps, generator, size=self.input_shape[-1])
 
     def copy_options(self, arch: Arch) -> None:
         """Copies the chosen option into all others in every step (see `Searchable.copy_options`)."""

@@ -197,7 +197,7 @@ def create_supernet(
     chain = build(space, phase, given)
     with _naming(space):
         try:
-            chain.init(chain, generator)
+            chain.initialize(generator)
         except ArithmeticError as error:  # a layer without inputs or outputs
             named = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if value is not None)
             raise InputError(f"the space {space!r} cannot be initialised with {named}: {error}") from error

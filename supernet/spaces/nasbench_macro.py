@@ -6,12 +6,11 @@ import io
 import lzma
 from importlib import resources
 
-import torch
 from torch import nn
 
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct, InvertedResidual
-from supernet.chain import Chain, initialize
+from supernet.chain import Chain
 from supernet.space import Arch, Value
 
 OPTIONS = ("identity", "mb3_k3", "mb6_k5")
@@ -43,21 +42,7 @@ def nasbench_macro(*, num_classes: int = 10, input_size: int = 32, in_channels: 
             channels = width
     steps.append(("head", ClassifierHead(channels, num_classes, hidden=1280)))
     shape = (in_channels, input_size, input_size)
-    return Chain("nasbench-macro", steps, input_shape=shape, normal_form=identities_last, init=initialize_residual)
-
-
-def initialize_residual(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Applies He initialisation and sets the last batch-norm scale of every residual block to zero.
-
-    Residual blocks then start as identities, so that all paths start equally shallow (Goyal et al., 2017, section 5.1).
-    Otherwise the first steps of uniform paths are too large, and the weights learn slowly from then on.
-    """
-    initialize(module, generator)
-    for part in module.modules():
-        if isinstance(part, InvertedResidual) and part.residual:
-            last = part.body[-1]
-            assert isinstance(last, ConvBNAct)
-            nn.init.zeros_(last.bn.weight)
+    return Chain("nasbench-macro", steps, input_shape=shape, normal_form=identities_last)
 
 
 def _layer(in_channels: int, out_channels: int, *, stride: int) -> ChoiceBlock:

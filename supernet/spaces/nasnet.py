@@ -20,7 +20,7 @@ from supernet.blocks.cells.graph import ADD, CONCAT, cell_space
 from supernet.blocks.cells.ops import AMOEBANET_RELEASED, NASNET_OPS, PNASNET_OPS, cell_op
 from supernet.blocks.cells.plain import CellStem
 from supernet.blocks.cells.searchable import LooseAuxiliary, LooseCell, LooseClassifier, Source
-from supernet.chain import Chain, initialize
+from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.memory import check_fits
 from supernet.space import SearchSpace
@@ -133,32 +133,7 @@ def _chain(name: str, s: Skeleton, spaces: dict[str, SearchSpace]) -> Chain:
     if not meta:
         check_fits(name, supernet_parameters(s, spaces))
     steps = _steps(s, spaces, functools.partial(_op, s), lazy=meta and s.phase == "standalone")  # `create_network`
-    init = initialize_passing if s.phase == "supernet" else initialize
-    return Chain(name, steps, input_shape=(s.in_channels, s.input_size, s.input_size), init=init)
-
-
-def initialize_passing(module: nn.Module, generator: torch.Generator | None = None, *, noise: float = 0.1) -> None:
-    """Applies He initialisation times `noise` and lets every convolution start as an identity.
-
-    Output channel c copies input channel c; if the numbers differ, the smaller range is repeated (Dirac kernels,
-    Zagoruyko & Komodakis, 2017). All operations of a block, all states and all paths then start with nearly the same
-    features. With He initialisation alone a supernet of cells hardly learns, since each path feeds its consumers
-    different random features.
-    """
-    initialize(module, generator)
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            with torch.no_grad():
-                part.weight.mul_(noise).add_(_passing(part))
-
-
-def _passing(conv: nn.Conv2d) -> torch.Tensor:
-    """Returns a kernel with a central 1 per pair of channels, in the shape of the weight of a convolution."""
-    out, per_group, height, width = conv.weight.shape
-    kernel = torch.zeros_like(conv.weight)
-    for channel in range(max(out, per_group)):
-        kernel[channel % out, channel % per_group, height // 2, width // 2] = 1.0
-    return kernel
+    return Chain(name, steps, input_shape=(s.in_channels, s.input_size, s.input_size))
 
 
 def supernet_parameters(s: Skeleton, spaces: dict[str, SearchSpace]) -> int:

@@ -15,8 +15,6 @@ from supernet.cost import meta_copy
 from supernet.errors import InputError
 from supernet.files import write_json
 from supernet.paths import inside
-from supernet.scoring.metrics import check_finite
-from supernet.seeding import generator
 from supernet.train import check_training, plan_training, train_supernet
 from supernet.training.checkpoint import save_weights
 from supernet.training.distributed import check_device, current
@@ -24,6 +22,7 @@ from supernet.training.monitor import Monitor
 from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
 from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
 from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, read_run, removed_on_failure
+from supernet_tools.pipeline.learned import probe_scores, record_scores
 from supernet_tools.pipeline.run import WEIGHTS, Run, read_summary, torch_generator
 from supernet_tools.pipeline.runs import kind_of
 
@@ -81,6 +80,8 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
             earlier = json.loads(world.from_main(json.dumps(_earlier(out)).encode() if world.main else b""))
             if config.train.epochs and not done:
                 _train(parts, out, accept=earlier, verbose=verbose)
+                if world.main:
+                    record_scores(Run(out, kind, summary, data=parts.data))
             world.barrier()
     return Run(out, kind, summary, data=parts.data)
 
@@ -181,10 +182,5 @@ def plan_stage(config: "Recipe") -> list[tuple[str, str]]:
 
 def supernet_accuracy(run: Run, archs: int | None = None) -> dict[str, float]:
     """Mean and deviation of the metric of random architectures with shared weights, on the search-validation split."""
-    rng, count = generator(run.config.train.seed, "probe"), archs or run.kind.probes
-    sampled = [run.space.sample(rng) for _ in range(count)]
-    metrics = run.shared_weights()(sampled)
-    for arch, scored in zip(sampled, metrics, strict=True):
-        check_finite(scored, f"architecture {arch.key}")
-    scores = [scored[run.kind.metric] for scored in metrics]
-    return {"mean": statistics.mean(scores), "deviation": statistics.stdev(scores), "n": count}
+    scores = probe_scores(run, archs)
+    return {"mean": statistics.mean(scores), "deviation": statistics.stdev(scores), "n": len(scores)}

@@ -1,0 +1,80 @@
+"""Whether a trained supernet is better than guessing: one that is not cannot rank architectures."""
+
+import math
+import statistics
+from typing import Any
+
+from supernet.errors import InputError
+from supernet.files import write_json
+from supernet.scoring.metrics import check_finite
+from supernet.seeding import generator
+from supernet.space import Arch
+from supernet_tools.pipeline.folder import RUN, read_run
+from supernet_tools.pipeline.run import Run
+
+SCORES = "shared_weights"
+"""Entry of `run.json`: the scores of random architectures after the training, and those of guessing."""
+DEVIATIONS = 3.0
+"""Standard errors by which the best architecture must exceed a constant guess; the best of 16 guesses reaches 2."""
+
+
+def probe_scores(run: Run, count: int | None = None) -> list[float]:
+    """Returns the metric of random architectures with shared weights on the search-validation split.
+
+    Args:
+        run: with a trained supernet.
+        count: number of architectures; that of the kind of run by default.
+    """
+    rng = generator(run.config.train.seed, "probe")
+    sampled: list[Arch] = [run.space.sample(rng) for _ in range(count or run.kind.probes)]
+    metrics = run.shared_weights()(sampled)
+    for arch, scored in zip(sampled, metrics, strict=True):
+        check_finite(scored, f"architecture {arch.key}")
+    return [scored[run.kind.metric] for scored in metrics]
+
+
+def record_scores(run: Run) -> None:
+    """Scores random architectures after a training and records in `run.json` whether one is better than guessing.
+
+    For classifiers, guessing is to name the most frequent class of the search-validation split every time. For
+    detectors only the scores are recorded: any mAP above zero is better than guessing.
+    """
+    scores = probe_scores(run)
+    record: dict[str, Any] = {
+        "metric": run.kind.metric,
+        "mean": statistics.mean(scores),
+        "deviation": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "best": max(scores),
+        "n": len(scores),
+    }
+    if run.kind.metric == "accuracy":
+        labels = run.data.validation.labels
+        guess = labels.bincount().max().item() / len(labels)
+        bound = guess + DEVIATIONS * math.sqrt(guess * (1 - guess) / len(labels))
+        record |= {"images": len(labels), "guessing": guess, "learned": record["best"] > min(bound, 1 - 1e-9)}
+    document = read_run(run.folder)
+    write_json(run.folder / RUN, document | {SCORES: record})
+
+
+def not_learned(run: Run) -> str:
+    """Returns one line about a supernet that is no better than guessing, with what may help; empty if it is better."""
+    record = read_run(run.folder).get(SCORES)
+    if not isinstance(record, dict) or record.get("learned") is not False:
+        return ""
+    steps = run.config.train.epochs * (run.summary.n_train // run.config.train.batch)
+    return (
+        f"the supernet of {run.folder} is no better than guessing after {steps:,} steps: the best of {record['n']} "
+        f"random architectures has an accuracy of {record['best']:.4f} on {record['images']} images, and naming the "
+        f"most frequent class {record['guessing']:.4f}. Train again in another folder with more epochs (train.epochs), "
+        f"another rate (train.lr is {run.config.train.lr:g}), or one option alone at first (lead, lead_epochs)"
+    )
+
+
+def check_learned(run: Run, *, force: bool = False) -> None:
+    """Refuses to search with weights that rank nothing, unless `force`.
+
+    Raises:
+        InputError: the supernet is no better than guessing.
+    """
+    if not force and (problem := not_learned(run)):
+        raise InputError(f"{problem}; to search all the same, add --force")
