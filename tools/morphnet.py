@@ -93,7 +93,10 @@ def create(args: Morph, opened: "Run", config: "Train", folder: Path) -> "MorphN
 
     supernet = opened.supernet
     if args.init == "scratch":
-        supernet = opened.kind.supernet(opened.summary, torch_generator(args.seed, "supernet"))
+        generator = torch_generator(args.seed, "supernet")
+        supernet = opened.kind.supernet(opened.summary, generator)
+        # One network is trained here, not many paths. Branches that began at zero would look as if they could go.
+        supernet.init(supernet, generator)
     if not isinstance(supernet, WidthChain):
         raise InputError(f"{args.run} is over {opened.kind.space!r}; MorphNet needs a space of widths")
 
