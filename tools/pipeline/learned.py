@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from typing import Any
 
 from supernet.errors import InputError
@@ -16,6 +17,9 @@ SCORES = "shared_weights"
 """Entry of `run.json`: the scores of random architectures after the training, and those of guessing."""
 DEVIATIONS = 3.0
 """Standard errors by which the best architecture must exceed a constant guess; the best of 16 guesses reaches 2."""
+
+FEWEST_STEPS = 20
+"""Fewer steps only try out the commands: there a search warns instead of refusing."""
 
 
 def probe_scores(run: Run, count: int | None = None) -> list[float]:
@@ -61,20 +65,28 @@ def not_learned(run: Run) -> str:
     record = read_run(run.folder).get(SCORES)
     if not isinstance(record, dict) or record.get("learned") is not False:
         return ""
-    steps = run.config.train.epochs * (run.summary.n_train // run.config.train.batch)
     return (
-        f"the supernet of {run.folder} is no better than guessing after {steps:,} steps: the best of {record['n']} "
-        f"random architectures has an accuracy of {record['best']:.4f} on {record['images']} images, and naming the "
-        f"most frequent class {record['guessing']:.4f}. Train again in another folder with more epochs (train.epochs), "
+        f"the supernet of {run.folder} is no better than guessing after {_steps(run):,} steps: the best of "
+        f"{record['n']} random architectures has an accuracy of {record['best']:.4f} on {record['images']} images, and "
+        f"naming the most frequent class {record['guessing']:.4f}. Train again in another folder with more epochs (train.epochs), "
         f"another rate (train.lr is {run.config.train.lr:g}), or one option alone at first (lead, lead_epochs)"
     )
 
 
 def check_learned(run: Run, *, force: bool = False) -> None:
-    """Refuses to search with weights that rank nothing, unless `force`.
+    """Refuses to search with weights that rank nothing, unless `force`; after a few steps only, it warns.
 
     Raises:
         InputError: the supernet is no better than guessing.
     """
-    if not force and (problem := not_learned(run)):
+    problem = not_learned(run)
+    if not problem or force:
+        return
+    if _steps(run) >= FEWEST_STEPS:
         raise InputError(f"{problem}; to search all the same, add --force")
+    warnings.warn(problem, stacklevel=2)
+
+
+def _steps(run: Run) -> int:
+    """Returns the steps of the supernet's training."""
+    return int(run.config.train.epochs * (run.summary.n_train // run.config.train.batch))
