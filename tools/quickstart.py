@@ -161,14 +161,21 @@ def show(summary: dict[str, Any]) -> None:
     bar = f"{compared['controls_mean']:.4f} - {compared['controls_deviation']:.4f}, n={compared['n_controls']}"
     print(f"winner {compared['winner']:.4f} is {verdict} the controls' mean - 1 s.d. ({bar})")
     if report := summary["fidelity"]:
-        rows = [
-            (row["name"], "{value:.2f} ({low:.2f} to {high:.2f})".format(**row["tau"])) for row in report["rankers"]
-        ]
+        rows = [(row["name"], interval(row["tau"])) for row in report["rankers"]]
         title = f"agreement with {report['n']} trainings, epochs: {report['epochs']}"
         print_table(title, ("ranker", "Kendall τ-b, 95 %"), rows)
         print(report["verdict"])
     print(f"exported to {summary['export']['folder']}, parity {json.dumps(summary['export']['differences'])}")
     print(f"{summary['seconds']:.0f} s in all; the same figures are in summary.json")
+
+
+def interval(tau: dict[str, float | None]) -> str:
+    """A correlation with its 95 % interval; a few or equal values have none."""
+    value, *bounds = (tau[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    low, high = ("?" if bound is None else f"{bound:.2f}" for bound in bounds)
+    return f"{value:.2f} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -68,8 +68,9 @@ def not_learned(run: Run) -> str:
     return (
         f"the supernet of {run.folder} is no better than guessing after {_steps(run):,} steps: the best of "
         f"{record['n']} random architectures has an accuracy of {record['best']:.4f} on {record['images']} images, "
-        f"and naming the most frequent class {record['guessing']:.4f}. Train again in another folder with more epochs "
-        f"(train.epochs), another rate (train.lr is {run.config.train.lr:g}), or one option alone at first (lead, lead_epochs)"
+        f"and naming the most frequent class {record['guessing']:.4f}. Train again in another folder with more "
+        f"epochs (train.epochs), another rate (train.lr is {run.config.train.lr:g}), or one option alone at first "
+        "(lead, lead_epochs)"
     )
 
 
