@@ -292,7 +292,7 @@ def _build(
         check_frozen(classifier, [], freeze=True)
     body = as_backbone(classifier, levels=LEVELS[kind] if levels is None else levels)
     if isinstance(backbone, Chain):
-        body = dataclasses.replace(body, init=_keep_weights)
+        body = dataclasses.replace(body, init=_keep_weights, starts_alike=False)
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     return builder(body, image_size=sides, **settings)
 

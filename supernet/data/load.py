@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from supernet.checked import checked_arguments, short_names, shown
+from supernet.checked import checked_arguments, shown
 from supernet.config import Data
 from supernet.data.cache import cache_folder
 from supernet.data.cifar import load_cifar
@@ -44,13 +44,20 @@ def load(config: Data, *, cache: Path | None = None) -> Splits:
     return loader(config, cache_folder(config.cache, cache)) if loader is load_folder else loader(config)
 
 
+def _is_folder(source: str) -> bool:
+    try:
+        return bool(source) and Path(source).is_dir()
+    except (OSError, ValueError):  # no file system can have such a name
+        return False
+
+
 def _kind(source: str) -> str:
     """Returns the key in `LOADERS` of a value of `data.source`."""
     if source in ("digits", "cifar10", "cifar100"):
         return source
     if source.startswith("timm:"):
         return "timm"
-    if source and short_names(source) and Path(source).is_dir():
+    if _is_folder(source):
         return "folder"
     if FUNCTION.fullmatch(source) or source in plugins(DATASETS):
         return "function"

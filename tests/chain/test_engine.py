@@ -73,7 +73,7 @@ def operations_of_a_step(train: Callable[..., object], arch: Arch) -> list[tuple
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_supernet_step_runs_the_operations_of_the_plain_step(family: str, digits: Splits) -> None:
     torch.manual_seed(0)
-    supernet: Chain = FAMILIES[family](in_channels=1, input_size=16)
+    supernet: Chain = FAMILIES[family](in_channels=1, input_size=32 if family == "spos" else 16)
     arch = supernet.space.normal_form(supernet.space.sample(random.Random(1)))
     plain = supernet.subnet(arch)
     config = Train(epochs=1, batch=8, lr=0.01)

@@ -242,7 +242,7 @@ def test_foreign_files_and_other_versions_are_refused(tmp_path: Path) -> None:
         db.execute("UPDATE meta SET value = '9' WHERE name = 'version'")
     with pytest.raises(InputError, match="schema version 9, but this release reads version 1; delete it"):
         ScoreCache(newer)
-    with pytest.raises(InputError, match="is a folder, but an evaluation cache is a file"):
+    with pytest.raises(InputError, match="is a folder, not a file; give a name within it"):
         ScoreCache(tmp_path)
     with pytest.raises(InputError, match=r"there is no folder .*none for the evaluation cache scores\.db; create it"):
         ScoreCache(tmp_path / "none" / "scores.db")
