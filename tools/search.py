@@ -66,13 +66,13 @@ def run() -> None:
     search_folder(args.run, args.name or args.searcher)  # a wrong name is reported before any work
     with process_group(config_of(args.run).train.device) as world:
         opened = open_run(args.run)
-        check_learned(opened, force=args.force)
         limits = {"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs}
         if args.max_latency is not None and world.main:
             opened = opened.with_latency(args.latency_batch)
             limits["latency_ms"] = args.max_latency
         feasible = opened.limits(limits)
         searcher = create_searcher(args.searcher, opened, feasible, args.seed, args.settings)
+        check_learned(opened, force=args.force)
         result = search_stage(
             opened,
             searcher,

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import warnings
 from typing import Any
 
 from supernet.errors import InputError
@@ -19,7 +18,7 @@ DEVIATIONS = 3.0
 """Standard errors by which the best architecture must exceed a constant guess; the best of 16 guesses reaches 2."""
 
 FEWEST_STEPS = 20
-"""Fewer steps only try out the commands: there a search warns instead of refusing."""
+"""Fewer steps only try out the commands: a search after them is not refused."""
 
 
 def probe_scores(run: Run, count: int | None = None) -> list[float]:
@@ -75,17 +74,13 @@ def not_learned(run: Run) -> str:
 
 
 def check_learned(run: Run, *, force: bool = False) -> None:
-    """Refuses to search with weights that rank nothing, unless `force`; after a few steps only, it warns.
+    """Refuses to search with weights that rank nothing, unless `force` or after a few steps only.
 
     Raises:
         InputError: the supernet is no better than guessing.
     """
-    problem = not_learned(run)
-    if not problem or force:
-        return
-    if _steps(run) >= FEWEST_STEPS:
+    if not force and _steps(run) >= FEWEST_STEPS and (problem := not_learned(run)):
         raise InputError(f"{problem}; to search all the same, add --force")
-    warnings.warn(problem, stacklevel=2)
 
 
 def _steps(run: Run) -> int:
