@@ -45,7 +45,7 @@ class Choice:
             object.__setattr__(self, "when", (self.when[0], tuple(self.when[1])))
         if not self.name or self.name.startswith(".") or self.name.endswith("."):
             raise InputError(f"a choice needs a name that neither starts nor ends with a dot, not {self.name!r}")
-        if any(option != option for option in self.options):
+        if not isinstance(self.options, range) and any(option != option for option in self.options):
             raise InputError(f"choice {self.name!r} has NaN among its options, which equals nothing; name it otherwise")
         if len(self.options) == 0:
             raise InputError(f"choice {self.name!r} has no options; give it at least one")

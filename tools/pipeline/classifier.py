@@ -1,5 +1,6 @@
 """Runs of classifiers."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from supernet.training.task import Classification
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.settings import parse_settings
 
+STAND_INS = {"num_classes": 10, "input_size": 32, "in_channels": 3}
+"""What a space is built with before the data are known, to see whether its settings fit."""
 FROM_DATA = ("num_classes", "input_size", "in_channels", "phase")
 """Arguments of a space's builder that the data and the stage decide."""
 
@@ -54,6 +57,10 @@ class ClassifierKind:
         arguments = self.space_settings()
         if not FUNCTION.fullmatch(self.config.data.source):  # a function may return images of another size
             arguments["input_size"] = self.config.data.size
+        parameters = inspect.signature(builder(self.config.space)).parameters
+        for name, value in STAND_INS.items():  # for a builder without defaults
+            if name in parameters and parameters[name].default is inspect.Parameter.empty:
+                arguments.setdefault(name, value)
         with torch.device("meta"):
             build(self.config.space, "supernet", arguments)
         return self.config
