@@ -38,8 +38,7 @@ def test_two_ranks_of_which_one_is_killed_make_the_study_of_one(tmp_path: Path) 
     command = [sys.executable, str(ROOT / "tests" / "helpers" / "parallel_search.py"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "exitcode: -9" in done.stderr
-    assert "rank 0: a process of the group is gone" in done.stderr
+    assert "rank 0: a process of the group is gone" in done.stderr  # which of the two torchrun names is left to chance
     alone, both = (recorded_trials(tmp_path / name, space) for name in ("alone.db", "both.db"))
     assert len(alone) == PARALLEL_TRIALS
     assert both == alone
