@@ -140,6 +140,7 @@ SMALL = (
 FINAL = ("--settings", "repeats=2", "focal_gamma=1.5", "--train.epochs", 0)
 
 
+@pytest.mark.slow  # tests/tools/test_tools.py retrains a cell at another size
 def test_a_searched_pyramid_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None:
     """A run without a supernet: an architecture of the proxy task, more repeats, published weights of the backbone."""
     theirs, file, run = torchvisions("resnet_10"), tmp_path / "resnet10.pth", tmp_path / "final"

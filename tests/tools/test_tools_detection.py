@@ -222,6 +222,7 @@ def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Pa
     assert not torch.equal(drawn["classification"], before[stem])
 
 
+@pytest.mark.slow  # tests/tools/test_tools_fidelity.py compares rankings with retrained classifiers
 def test_rankings_are_compared_with_retrained_detectors(run_folder: Path, call: Call) -> None:
     short = ("--epochs", 1)
     code, out, err = call(
