@@ -52,10 +52,13 @@ def trained(folder: Path, name: str, data: Splits, world: World, sampler: ArchSa
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    first_start = restarts == "0"
     data = load(Data(size=8))
     sampler = uniform(toy().space)
     with process_group("cpu") as world:
+        if world.main:
+            (folder / f"started-{restarts}").touch()
 
         def killed(step: int) -> tuple[Arch, ...]:
             if step == KILLED_AT and first_start and world.rank == 1:

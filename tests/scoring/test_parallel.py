@@ -109,11 +109,11 @@ def test_the_script_gives_the_study_of_one_process_also_when_one_rank_and_then_a
     wait_for(study, 12)
     (second,) = [pid for pid, environment in ranks_of(process).items() if b"RANK=1" in environment]
     os.kill(second, signal.SIGKILL)
-    wait_for(study, recorded(study) + 12)  # restarted by torchrun
+    wait_for(study, recorded(study) + 12)
+    assert second not in ranks_of(process)  # restarted by torchrun
     for pid in (process.pid, *ranks_of(process)):
         os.kill(pid, signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
-    assert "exitcode: -9" in said
+    process.communicate(timeout=60)
     assert recorded(study) < TRIALS
     said = finish(start("search", trained, "--name", "both", *SEARCH, processes=2))
     assert trials(trained, "both") == trials(trained, "alone")

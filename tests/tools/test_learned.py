@@ -1,11 +1,16 @@
 """A supernet that is no better than guessing is named after its training and refused by the search."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.scripts import Call, one_line
+from supernet.paths import KILL_AT
 
 SPACE = ("--space-settings", "depths=[1, 1, 1]", "widths=[16, 24, 32]", "stem=8")
 SMALL = (*SPACE, "--data.size", 8, "--train.batch", 64, "--train.epochs", 3)
@@ -40,3 +45,37 @@ def test_the_remedy_works(tmp_path: Path, call: Call) -> None:
     assert "guessing" not in out + err
     assert json.loads((folder / "run.json").read_text())["shared_weights"]["learned"] is True
     assert call("search", folder, "--searcher", "random", "--trials", 3)[0] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_the_end_of_a_training_never_leaves_weights_without_the_record(
+    stuck: Path, tmp_path: Path, call: Call, step: int
+) -> None:
+    """Every file operation after the last step: the state is there, the weights and the record are not."""
+    whole = json.loads((stuck / "run.json").read_text())
+    command = ("train_supernet", "quickstart", *SMALL, "--train.lr", 1e-9)
+    point, kills, folder = 1, 0, tmp_path / "torn"
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(stuck, folder)
+        for name in ("supernet.safetensors", "history.json", "scores.db"):
+            (folder / name).unlink()
+        document = {key: value for key, value in whole.items() if key != "shared_weights"}
+        (folder / "run.json").write_text(json.dumps(document))
+        child = os.fork()
+        if child == 0:
+            os.environ[KILL_AT] = str(point)
+            torch.set_num_threads(1)
+            try:
+                call(*command, "--out", folder)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        left = json.loads((folder / "run.json").read_text())
+        assert "shared_weights" in left or not (folder / "supernet.safetensors").exists(), point
+        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+            break
+        point, kills = point + step, kills + 1
+    assert left["shared_weights"] == whole["shared_weights"]
+    assert kills >= 2

@@ -4,6 +4,7 @@ import math
 import statistics
 from typing import Any
 
+from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.files import write_json
 from supernet.scoring.metrics import check_finite
@@ -21,28 +22,29 @@ FEWEST_STEPS = 20
 """Fewer steps only try out the commands: a search after them is not refused."""
 
 
-def probe_scores(run: Run, count: int | None = None) -> list[float]:
+def probe_scores(run: Run, count: int | None = None, supernet: Chain | None = None) -> list[float]:
     """Returns the metric of random architectures with shared weights on the search-validation split.
 
     Args:
-        run: with a trained supernet.
+        run: whose data are scored.
         count: number of architectures; that of the kind of run by default.
+        supernet: with trained weights; by default those of the run.
     """
     rng = generator(run.config.train.seed, "probe")
     sampled: list[Arch] = [run.space.sample(rng) for _ in range(count or run.kind.probes)]
-    metrics = run.shared_weights()(sampled)
+    metrics = run.shared_weights(supernet=supernet)(sampled)
     for arch, scored in zip(sampled, metrics, strict=True):
         check_finite(scored, f"architecture {arch.key}")
     return [scored[run.kind.metric] for scored in metrics]
 
 
-def record_scores(run: Run) -> None:
+def record_scores(run: Run, supernet: Chain) -> None:
     """Scores random architectures after a training and records in `run.json` whether one is better than guessing.
 
     For classifiers, guessing is to name the most frequent class of the search-validation split every time. For
     detectors only the scores are recorded: any mAP above zero is better than guessing.
     """
-    scores = probe_scores(run)
+    scores = probe_scores(run, supernet=supernet)
     record: dict[str, Any] = {
         "metric": run.kind.metric,
         "mean": statistics.mean(scores),

@@ -80,8 +80,6 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
             earlier = json.loads(world.from_main(json.dumps(_earlier(out)).encode() if world.main else b""))
             if config.train.epochs and not done:
                 _train(parts, out, accept=earlier, verbose=verbose)
-                if world.main:
-                    record_scores(Run(out, kind, summary, data=parts.data))
             world.barrier()
     return Run(out, kind, summary, data=parts.data)
 
@@ -115,6 +113,8 @@ def _train(parts: Prepared, out: Path, *, accept: Sequence[str], verbose: bool) 
             "space_digest": supernet.space.digest(),
             "data_digest": parts.data.digest,
         }
+        # Before the weights: these say that the run is finished, also to a search, so nothing may be missing then.
+        record_scores(Run(out, kind, parts.data.summary(), data=parts.data), supernet.eval())
         save_weights(out / WEIGHTS, supernet, metadata)
 
 
