@@ -360,7 +360,8 @@ def _fixed_classifier(
         if arch is not None:
             raise InputError(f"the backbone {backbone!r} is an architecture already; leave backbone_arch out")
         genotype = GENOTYPES[backbone]
-        chain = build(genotype.space, phase, settings)
+        own = {name: value for name, value in settings.items() if value is not None}
+        chain = build(genotype.space, phase, {**genotype.settings, **own})
         name, arch = backbone, chain.space.from_indices(genotype.indices)
     else:
         assert arch is not None

@@ -350,32 +350,33 @@ class ElasticDepth(Searchable):
         parts = {f"block{i}": block.space for i, block in enumerate(blocks) if isinstance(block, Searchable)}
         self.space = SearchSpace._of("elastic-depth", choices, compose("elastic-depth", parts).forms)
 
-    def _used(self, arch: Arch) -> list[tuple[nn.Module, Arch]]:
+    def inner_steps(self, arch: Arch) -> list[tuple[nn.Module, Arch]]:
+        """Returns the steps used, each with its decisions."""
         blocks = self.blocks[: int(arch["depth"])]
         return [(block, arch.sub(f"block{index}")) for index, block in enumerate(blocks)]
 
     def forward(self, state: Any, arch: Arch) -> Any:
         """The state after the last step used."""
-        for block, sub in self._used(arch):
+        for block, sub in self.inner_steps(arch):
             state = block(state, sub) if isinstance(block, Searchable) else block(state)
         return state
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
         """The layout after the last step used."""
-        for block, sub in self._used(arch):
+        for block, sub in self.inner_steps(arch):
             layout = step_layout(block, sub, layout)
         return layout
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         """The steps used, in an `nn.Sequential`."""
         made = []
-        for block, sub in self._used(arch):
+        for block, sub in self.inner_steps(arch):
             made.append(materialize(block, sub, layout))
             layout = step_layout(block, sub, layout)
         return nn.Sequential(*made)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """The parts of the steps used."""
-        for block, sub in self._used(arch):
+        for block, sub in self.inner_steps(arch):
             yield from block.active_parts(sub, layout) if isinstance(block, Searchable) else parameters_of([block])
             layout = step_layout(block, sub, layout)

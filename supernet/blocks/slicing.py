@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from supernet.blocks.mobile import Conv2dSame, pad_same
 from supernet.blocks.plain import ConvBNAct
 from supernet.chain import Part
 
@@ -50,13 +51,28 @@ def run_conv(conv: nn.Conv2d, cut: Cut, x: Tensor) -> Tensor:
         conv: dense or depthwise, with zero padding.
         x: (N, input channels in `cut`, H, W).
     """
-    weight, padding = sliced(conv.weight, cut), conv.padding
+    bias = None if conv.bias is None else sliced(conv.bias, cut)
+    return convolve(conv, sliced(conv.weight, cut), bias, x)
+
+
+def convolve(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """Applies a convolution with other weights, of fewer channels or a smaller kernel; see `run_conv`.
+
+    Args:
+        conv: dense or depthwise, with zero padding or TensorFlow's SAME padding.
+        weight: (out, in, height, width); (out, 1, height, width) if depthwise.
+        bias: (out,).
+        x: (N, in, H, W).
+    """
+    groups = conv.groups if conv.groups == 1 else len(weight)  # depthwise
+    if isinstance(conv, Conv2dSame):
+        sizes = [(pair[0], pair[1]) for pair in (weight.shape[2:], conv.stride, conv.dilation)]
+        return functional.conv2d(pad_same(x, *sizes), weight, bias, conv.stride, 0, conv.dilation, groups)
+    padding = conv.padding
     lost = [whole - used for whole, used in zip(conv.kernel_size, weight.shape[2:], strict=True)]
     if any(lost):
         assert isinstance(padding, tuple)
         padding = tuple(p - d * n // 2 for p, d, n in zip(padding, conv.dilation, lost, strict=True))
-    groups = conv.groups if conv.groups == 1 else len(weight)  # depthwise
-    bias = None if conv.bias is None else sliced(conv.bias, cut)
     return functional.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, groups)
 
 

@@ -51,6 +51,13 @@ class Searchable(nn.Module):
                 seen.add(id(parameter))
                 yield parameter
 
+    def inner_steps(self, arch: Arch) -> list[tuple[nn.Module, Arch]] | None:
+        """Returns the steps that this one runs one after another and nothing else, each with its decisions.
+
+        Costs are then counted per inner step. None if the module does more than that.
+        """
+        return None
+
     def copy_options(self, arch: Arch) -> None:
         """Copies the weights of the option that `arch` chooses into all other options, in place.
 

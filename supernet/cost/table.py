@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from supernet.chain import Chain, Layouts, Searchable, materialize, step_layout
@@ -102,18 +102,29 @@ class CostTable:
             arch: the decisions of this step.
             before: the entry of the preceding step, or `start`.
         """
-        key = (index, arch, _state(before))
+        step, last = self._chain.step_module(index), index == len(self._chain.step_names) - 1
+        return self._counted((index,), step, arch, before, last=last)
+
+    def _counted(self, path: tuple[int, ...], step: nn.Module, arch: Arch, before: Entry, *, last: bool) -> Entry:
+        """Returns the entry of a step, or of a step inside it; `path` numbers it from the chain inwards."""
+        key = (path, arch, _state(before))
         entry = self._entries.get(key)
-        if entry is None:
-            step = self._chain.step_module(index)
-            cost, state = trace(materialize(step, arch, before.layout).eval(), before.state)
-            last = index == len(self._chain.step_names) - 1
-            entry = Entry(cost, state, None if last else step_layout(step, arch, before.layout))
-            self._entries[key] = entry
-            if len(self._entries) > MOST_ENTRIES:
-                self._entries.popitem(last=False)
-        else:
+        if entry is not None:
             self._entries.move_to_end(key)
+            return entry
+        inner = step.inner_steps(arch) if isinstance(step, Searchable) else None
+        if inner is None:
+            cost, state = trace(materialize(step, arch, before.layout).eval(), before.state)
+            entry = Entry(cost, state, None if last else step_layout(step, arch, before.layout))
+        else:
+            cost, entry = dict.fromkeys(COSTS, 0), before
+            for number, (part, sub) in enumerate(inner):
+                entry = self._counted((*path, number), part, sub, entry, last=last and number == len(inner) - 1)
+                cost = {name: value + entry.cost[name] for name, value in cost.items()}
+            entry = Entry(cost, entry.state, entry.layout)
+        self._entries[key] = entry
+        if len(self._entries) > MOST_ENTRIES:
+            self._entries.popitem(last=False)
         return entry
 
     def resolution(self, cost: str) -> float:

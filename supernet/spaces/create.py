@@ -41,6 +41,8 @@ SPACES: dict[str, str] = {
     "pnasnet-small": "supernet.spaces.nasnet:pnasnet_small",
     "amoebanet-cifar": "supernet.spaces.nasnet:amoebanet_cifar",
     "amoebanet-imagenet": "supernet.spaces.nasnet:amoebanet_imagenet",
+    "elastic": "supernet.spaces.elastic:elastic_timm",
+    "ofa-mobilenetv3": "supernet.spaces.ofa:ofa_mobilenetv3",
     "plain-small-widths": "supernet.spaces.widths:plain_small_widths",
     "resnet-20-widths": "supernet.spaces.widths:resnet_20_widths",
     "resnet-50-widths": "supernet.spaces.widths:resnet_50_widths",
@@ -251,5 +253,7 @@ def _published(name: str, given: Mapping[str, Any]) -> "tuple[Chain, Mapping[str
     if name not in GENOTYPES:
         known = [*GENOTYPES, *NETWORKS]
         raise InputError(f"there is no published network {name!r}; give arch, or {nearest(name, known)}")
-    chain = build(GENOTYPES[name].space, "standalone", given)
-    return chain, chain.space.from_indices(GENOTYPES[name].indices)
+    genotype = GENOTYPES[name]
+    own = {key: value for key, value in given.items() if value is not None}
+    chain = build(genotype.space, "standalone", {**genotype.settings, **own})
+    return chain, chain.space.from_indices(genotype.indices)

@@ -13,11 +13,13 @@ class Genotype:
         space: name in `SPACES`.
         indices: option numbers in the order of the space's decisions, as `SearchSpace.from_indices` reads them.
         source: where the numbers were published.
+        settings: settings of the builder that differ from its defaults.
     """
 
     space: str
     indices: tuple[int, ...]
     source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,26 @@ def _tokens(text: str) -> tuple[int, ...]:
 def _pairs(first: str, second: str) -> tuple[int, ...]:
     """Interleaves two lists: two decisions per block."""
     return tuple(token for pair in zip(_tokens(first), _tokens(second), strict=True) for token in pair)
+
+
+def _ofa(depths: str, kernels: str, expansions: str, *, size: int, width: float = 1.0) -> Genotype:
+    """A network of once-for-all: blocks per stage, then the kernel and expansion of every block in use."""
+    indices: list[int] = []
+    blocks = zip(kernels, expansions, strict=True)
+    for depth in map(int, depths):
+        used = [index for _ in range(depth) for index in _ofa_block(*next(blocks))]
+        indices += [depth - 2, *used, *[0] * (8 - len(used))]
+    assert not list(blocks)
+    return Genotype(
+        "ofa-mobilenetv3",
+        tuple(indices),
+        "once-for-all code, specialised networks",
+        {"input_size": size, "width": width},
+    )
+
+
+def _ofa_block(kernel: str, expansion: str) -> tuple[int, int]:
+    return "357".index(kernel), "346".index(expansion)
 
 
 _LARGE = _tokens(
@@ -76,6 +98,23 @@ GENOTYPES: dict[str, Genotype] = {
         ),  # operations, then channel scales
         "SinglePathOneShot code, block and channel search",
     ),
+    "ofa-lg-g8-11ms": _ofa("23233", "3353753535575", "3334443443664", size=156),
+    "ofa-lg-g8-24ms": _ofa("23334", "337535553755733", "334336434436664", size=220),
+    "ofa-389m": _ofa("23344", "3355355355333373", "3336344364446663", size=224, width=1.2),
+    "ofa-595m": _ofa("34444", "3535535753535733353", "3434463663466646663", size=236, width=1.2),
+    "ofa-note10-16ms": _ofa("24334", "3355335535533753", "3334434434436443", size=192),
+    "ofa-note10-30ms": _ofa("23334", "335335533333333", "334344436446643", size=224, width=1.2),
+    "ofa-note10-50ms": _ofa("34443", "533533577357533333", "366466366446666666", size=220, width=1.2),
+    "ofa-note10-8ms": _ofa("22322", "33333333335", "33344333444", size=160),
+    "ofa-note8-31ms": _ofa("22334", "53553353573355", "33434444346333", size=152),
+    "ofa-note8-65ms": _ofa("23334", "733537335335553", "334436646646443", size=204),
+    "ofa-pixel1-143ms": _ofa("34444", "5335535753353533353", "3636663666466646663", size=240, width=1.2),
+    "ofa-pixel1-28ms": _ofa("23224", "3373373353333", "3436436646436", size=160),
+    "ofa-pixel1-58ms": _ofa("23334", "337535553755733", "334336434436664", size=220),
+    "ofa-pixel2-25ms": _ofa("22232", "33557377353", "33644343464", size=144),
+    "ofa-pixel2-50ms": _ofa("22224", "333335573575", "343336646343", size=208),
+    "ofa-s7edge-29ms": _ofa("22222", "3353535535", "3334444463", size=144),
+    "ofa-s7edge-58ms": _ofa("22433", "33537533333355", "33344343443644", size=192),
 }
 
 _LARGE_IMAGES = {"input_size": 331, "repeats": 6}

@@ -29,7 +29,8 @@ SLOW = {
 
 
 def test_every_genotype_has_a_row() -> None:
-    assert ROWS.keys() == GENOTYPES.keys()
+    searched_elsewhere = {name for name, network in GENOTYPES.items() if network.space == "ofa-mobilenetv3"}
+    assert ROWS.keys() == GENOTYPES.keys() - searched_elsewhere  # `test_ofa` has the counts of those
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in ROWS])

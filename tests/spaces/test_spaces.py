@@ -49,6 +49,15 @@ CASES = {f"toy-{name}": builder for name, builder in TOY_SPACES.items()} | {
         create_supernet, "pnasnet-imagenet", filters=9, repeats=1, input_size=33, num_classes=5, blocks=2
     ),
     "amoebanet-cifar": partial(create_supernet, "amoebanet-cifar", filters=4, repeats=1, input_size=8, blocks=2),
+    "ofa-mobilenetv3": partial(
+        create_supernet,
+        "ofa-mobilenetv3",
+        width=0.5,
+        num_classes=4,
+        input_size=32,
+        depths=(1, 2),
+        table=((8, 2, True, False), (12, 1, True, True)),
+    ),
     "plain-small-widths": partial(create_supernet, "plain-small-widths", input_size=8, widths=(4, 6)),
     "resnet-20-widths": partial(create_supernet, "resnet-20-widths", input_size=8, widths=(4, 6), blocks=2),
     "resnet-50-widths": partial(create_supernet, "resnet-50-widths", input_size=32, base=4, depths=(1, 2)),
@@ -62,7 +71,7 @@ ARCHS = {"nasbench201": 3, "plain-small-widths": 3}  # of all other cases one, w
 
 SLOW = {
     f"{name}-published": partial(create_supernet, name)
-    for name in ("nasbench201", "spos", "spos-channels", "detnas-300m", "detnas-1.3g", "detnas-3.8g")
+    for name in ("nasbench201", "ofa-mobilenetv3", "spos", "spos-channels", "detnas-300m", "detnas-1.3g", "detnas-3.8g")
 }
 SLOW |= {
     f"{name}-published": partial(create_supernet, name)

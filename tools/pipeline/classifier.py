@@ -20,6 +20,7 @@ from supernet.scoring.metrics import accuracy, classification
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch
 from supernet.spaces import build, builder, create_network, create_supernet
+from supernet.spaces.pretrained import check_pretrained, load_pretrained
 from supernet.training.task import Classification
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.settings import parse_settings
@@ -62,7 +63,9 @@ class ClassifierKind:
             if name in parameters and parameters[name].default is inspect.Parameter.empty:
                 arguments.setdefault(name, value)
         with torch.device("meta"):
-            build(self.config.space, "supernet", arguments)
+            chain = build(self.config.space, "supernet", arguments)
+        if self.config.pretrained:
+            check_pretrained(chain, self.config.pretrained)
         return self.config
 
     def space_settings(self) -> dict[str, Any]:
@@ -94,7 +97,9 @@ class ClassifierKind:
         return create_supernet(self.config.space, generator=generator, **self.builder_arguments(summary))
 
     def begin(self, supernet: Chain) -> None:
-        """Nothing: a classifier starts from fresh weights."""
+        """Loads the weights of a network, if the recipe names a file of them."""
+        if self.config.pretrained:
+            load_pretrained(supernet, self.config.pretrained)
 
     def network(self, summary: DataSummary, arch: Arch, generator: torch.Generator) -> nn.Module:
         """The standalone network of an architecture with fresh weights."""

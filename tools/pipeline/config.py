@@ -59,6 +59,9 @@ class SupernetRun(Sampling):
     """Name in SPACES, or "package.module:builder" for a space of your own."""
     space_settings: tuple[str, ...] = ()
     """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
+    pretrained: str = ""
+    """File of weights that the training of the space "elastic" starts with: a state dict of its network, .safetensors
+    or .pth, with the names of timm or EfficientNet-PyTorch; fresh weights if empty."""
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     """How the supernet is trained. With 0 epochs it is not, and the run serves to retrain given architectures."""

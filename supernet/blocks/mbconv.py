@@ -1,0 +1,318 @@
+"""Inverted residual blocks whose kernel and expansion are searched, as in once-for-all (Cai et al., 2020)."""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from supernet.blocks.mobile import ConvNormAct, DropPath, SqueezeExcite
+from supernet.blocks.plain import Residual
+from supernet.blocks.slicing import Cut, convolve, leading, run_conv, run_norm, sliced, sliced_parts, sliced_state
+from supernet.chain import Layout, Layouts, Part, Searchable
+from supernet.errors import InputError
+from supernet.space import Arch, Choice, SearchSpace, Value
+
+
+class _Used(NamedTuple):
+    """A layer of the block at the widths that an architecture uses.
+
+    Attributes:
+        name: of the layer in the block.
+        layer: at its largest width.
+        reads, makes: input and output channels in use; the channels and the hidden channels of a `SqueezeExcite`.
+        kernel: size of the kernel in use.
+    """
+
+    name: str
+    layer: nn.Module
+    reads: int
+    makes: int
+    kernel: int
+
+    def cut(self, layer: ConvNormAct, *, taps: int = 0) -> Cut:
+        """Returns the slice of a convolution; `taps` is the size of the centre to cut, that of the kernel if 0."""
+        reads = self.reads if layer.groups == 1 else 1
+        return leading(self.makes, reads, kernel=taps or self.kernel, largest=layer.kernel)
+
+    def squeeze_cuts(self) -> tuple[Cut, Cut]:
+        """Returns the slices of the two convolutions of a `SqueezeExcite`."""
+        return leading(self.makes, self.reads), leading(self.reads, self.makes)
+
+
+class ElasticMBConv(Searchable):
+    """A sequence of layers, with or without a shortcut, whose middle channels and kernel are searched.
+
+    Architectures use the leading middle channels (decision `expand`) and the central taps of the largest kernels
+    (decision `kernel`). With `matrices` the taps of a smaller kernel are a linear function of the central taps of the
+    next larger one, the same for all channels, which begins as the identity (Cai et al., 2020, section 3.3; the size of
+    a matrix is that of the smaller kernel's taps).
+
+    Args:
+        layers: name to `ConvNormAct` (dense or depthwise) or `SqueezeExcite`, at their largest width, in order.
+        searched: the names of the convolutions whose output channels are the searched ones; they follow one another,
+            with a `SqueezeExcite` among or after them that scales these channels.
+        mids: option of `expand` to the number of middle channels, ascending; no decision for fewer than two options.
+        squeezes: option of `expand` to the hidden channels of the `SqueezeExcite`; all of them if empty.
+        kernels: options of `kernel`, ascending, the last of which is the largest kernel of the layers; no decision for
+            fewer than two options.
+        matrices: whether smaller kernels are linear functions of larger ones, in place of their centre.
+        residual: whether the input is added to the output.
+        drop_path: probability with which the layers of a residual block are left out in training, per image.
+
+    Raises:
+        InputError: the layers and options contradict each other.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, ConvNormAct | SqueezeExcite],
+        *,
+        searched: Collection[str] = (),
+        mids: Mapping[Value, int] | None = None,
+        squeezes: Mapping[Value, int] | None = None,
+        kernels: Sequence[int] = (),
+        matrices: bool = False,
+        residual: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict(layers)
+        self.searched, self.mids, self.squeezes = tuple(searched), dict(mids or {}), dict(squeezes or {})
+        self.kernels, self.residual, self.drop_path = tuple(kernels), residual, drop_path
+        convs = {name: layer for name, layer in layers.items() if isinstance(layer, ConvNormAct)}
+        self.out_channels = [*convs.values()][-1].out_channels
+        self.stride = 1
+        for layer in convs.values():
+            self.stride *= layer.stride
+        self.kernel = max(layer.kernel for layer in convs.values())
+        self.mid = max((convs[name].out_channels for name in self.searched), default=0)
+        self._check(convs)
+        self.matrices = nn.ParameterDict()
+        for size in self.kernels[:-1] if matrices else ():
+            self.matrices[str(size)] = nn.Parameter(torch.eye(size**2).view(size, size, size, size))
+        choices = []
+        if len(self.kernels) > 1:
+            choices.append(Choice("kernel", self.kernels, ordered=True))
+        if len(self.mids) > 1:
+            choices.append(Choice("expand", tuple(self.mids), ordered=True))
+        self.space = SearchSpace("elastic-mbconv", choices)
+
+    def _check(self, convs: Mapping[str, ConvNormAct]) -> None:
+        for name, layer in convs.items():
+            if layer.groups not in (1, layer.out_channels):
+                raise InputError(f"{name} has {layer.groups} groups; give a dense or a depthwise convolution")
+        if self.mids and max(self.mids.values()) != self.mid:
+            raise InputError(f"mids={self.mids} should end with the {self.mid} channels of {', '.join(self.searched)}")
+        if self.squeezes and self.squeezes.keys() != self.mids.keys():
+            raise InputError(f"squeezes={self.squeezes} should have the options of mids={self.mids}")
+        if self.kernels and (self.kernels[-1] != self.kernel or any(size % 2 == 0 for size in self.kernels)):
+            raise InputError(f"kernels={self.kernels} should be odd and end with {self.kernel}, that of the layers")
+
+    # -- what an architecture uses ------------------------------------------------------------------------------------
+
+    def _layers(self, arch: Arch, before: int) -> Iterator[_Used]:
+        """Yields the layers in order, for an input of `before` channels."""
+        kernel = int(arch.get("kernel", self.kernel))
+        mid = self.mids[arch["expand"]] if "expand" in arch else self.mid
+        for name, layer in self.body.items():
+            if isinstance(layer, SqueezeExcite):
+                hidden = self.squeezes[arch["expand"]] if self.squeezes and "expand" in arch else layer.hidden
+                yield _Used(name, layer, before, hidden, 1)
+                continue
+            assert isinstance(layer, ConvNormAct)
+            makes = mid if name in self.searched else layer.out_channels
+            used = kernel if layer.kernel == self.kernel else layer.kernel
+            yield _Used(name, layer, before, makes, used)
+            before = makes
+
+    def _steps_down(self, kernel: int) -> list[int]:
+        """Returns the sizes between the largest kernel and `kernel`, descending, `kernel` included."""
+        return [size for size in reversed(self.kernels) if kernel <= size < self.kernel]
+
+    def _taps(self, used: _Used, layer: ConvNormAct) -> int:
+        """Returns the size of the centre of the largest kernel that a smaller one is made from."""
+        down = self._steps_down(used.kernel) if self.matrices and layer.kernel == self.kernel else []
+        return down[0] if down else used.kernel
+
+    def _weight(self, used: _Used, layer: ConvNormAct) -> Tensor:
+        """Returns the weight of a convolution in use, (makes, reads or 1, kernel, kernel)."""
+        taps = self._taps(used, layer)
+        weight = sliced(layer.conv.weight, used.cut(layer, taps=taps))
+        for size in self._steps_down(used.kernel) if self.matrices and layer.kernel == self.kernel else ():
+            margin = (weight.shape[-1] - size) // 2
+            weight = weight[..., margin : margin + size, margin : margin + size] if margin else weight
+            matrix = self.matrices[str(size)].view(size**2, size**2)
+            weight = functional.linear(weight.reshape(-1, size**2), matrix).view(*weight.shape[:2], size, size)
+        return weight
+
+    # -- the contract -------------------------------------------------------------------------------------------------
+
+    def forward(self, state: Tensor, arch: Arch) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H / stride, W / stride)."""
+        x = state
+        for used in self._layers(arch, state.shape[1]):
+            x = self._run(used, x)
+        if not self.residual:
+            return x
+        if self.drop_path and self.training:
+            x = DropPath(self.drop_path)(x)
+        return x + state
+
+    def _run(self, used: _Used, x: Tensor) -> Tensor:
+        layer = used.layer
+        if isinstance(layer, SqueezeExcite):
+            reduce, expand = used.squeeze_cuts()
+            scale = run_conv(
+                layer.expand, expand, layer.act(run_conv(layer.reduce, reduce, x.mean((2, 3), keepdim=True)))
+            )
+            scaled: Tensor = x * layer.scale(scale)
+            return scaled
+        assert isinstance(layer, ConvNormAct)
+        x = run_norm(layer.bn, used.cut(layer), convolve(layer.conv, self._weight(used, layer), None, x))
+        return layer.act(x) if layer.activation is not None else x
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
+        """Returns the same for every architecture."""
+        assert isinstance(layout, Layout)
+        return Layout(self.out_channels, layout.stride * self.stride)
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """Returns an `nn.Sequential` of the layers under their names, in a `Residual` if there is a shortcut."""
+        assert isinstance(layout, Layout)
+        body: OrderedDict[str, nn.Module] = OrderedDict()
+        for used in self._layers(arch, layout.channels):
+            body[used.name] = self._cut(used)
+        if not self.residual:
+            return nn.Sequential(body)
+        if self.drop_path:
+            body["drop_path"] = DropPath(self.drop_path)
+        return Residual(nn.Sequential(body), nn.Identity(), act=False)
+
+    def _cut(self, used: _Used) -> nn.Module:
+        """Returns an ordinary layer with its own copy of the weights in use."""
+        layer = used.layer
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+            if isinstance(layer, SqueezeExcite):
+                squeeze = SqueezeExcite(used.reads, used.makes, activation=layer.activation, gate=layer.gate)
+            else:
+                assert isinstance(layer, ConvNormAct)
+                conv = _resized(layer, used)
+        if isinstance(layer, SqueezeExcite):
+            for name, cut in zip(("reduce", "expand"), used.squeeze_cuts(), strict=True):
+                state = sliced_state(layer.get_submodule(name), cut)
+                squeeze.get_submodule(name).load_state_dict(state, assign=True)
+            return squeeze
+        state = sliced_state(layer, used.cut(layer))
+        state["conv.weight"] = self._weight(used, layer).detach().clone()
+        conv.load_state_dict(state, assign=True)
+        return conv
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """Yields the leading channels and central taps in use, and the rows of the matrices that make these taps."""
+        assert isinstance(layout, Layout)
+        for used in self._layers(arch, layout.channels):
+            layer = used.layer
+            if isinstance(layer, SqueezeExcite):
+                reduce, expand = used.squeeze_cuts()
+                yield from sliced_parts(layer.reduce, reduce)
+                yield from sliced_parts(layer.expand, expand)
+            else:
+                assert isinstance(layer, ConvNormAct)
+                yield from sliced_parts(layer, used.cut(layer, taps=self._taps(used, layer)))
+        if self.matrices:
+            down = self._steps_down(int(arch.get("kernel", self.kernel)))
+            for size, smaller in pairwise([*down, 0]):
+                margin = (size - smaller) // 2 if smaller else 0
+                rows = slice(margin, size - margin)
+                yield self.matrices[str(size)], (rows, rows) if margin else ()
+
+    # -- the order of channels ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sort_channels(self, keep: Iterable[Value] = ()) -> None:
+        """Sorts the middle channels by importance, most important first; the largest network computes the same.
+
+        The importance of a channel is the sum of the absolute weights with which the next layer reads it; then the
+        hidden channels of a `SqueezeExcite` that loses some are sorted likewise (once-for-all, before its width
+        phases).
+
+        Args:
+            keep: options of `expand` whose sets of channels stay as they are: channels are sorted within them only.
+        """
+        if len(self.mids) < 2:
+            return
+        names = list(self.body)
+        after = [self.body[name] for name in names[names.index(self.searched[-1]) + 1 :]]
+        reader = next(layer for layer in after if isinstance(layer, ConvNormAct))
+        bounds = [0, *sorted({self.mids[option] for option in keep} - {self.mid}), self.mid]
+        importance = reader.conv.weight.abs().sum(dim=(0, 2, 3))
+        order = torch.cat([start + _descending(importance[start:stop]) for start, stop in pairwise(bounds)])
+        _take(reader.conv.weight, order, 1)
+        for name, layer in self.body.items():
+            if isinstance(layer, SqueezeExcite):
+                _take(layer.reduce.weight, order, 1)
+                _take(layer.expand.weight, order, 0)
+                _take(layer.expand.bias, order, 0)
+                self._sort_hidden(layer)
+            elif name in self.searched:
+                for tensor in layer.state_dict().values():
+                    if tensor.ndim:
+                        _take(tensor, order, 0)
+
+    def _sort_hidden(self, layer: SqueezeExcite) -> None:
+        if len(set(self.squeezes.values())) < 2:
+            return
+        order = _descending(layer.expand.weight.abs().sum(dim=(0, 2, 3)))
+        _take(layer.reduce.weight, order, 0)
+        _take(layer.reduce.bias, order, 0)
+        _take(layer.expand.weight, order, 1)
+
+
+def _resized(layer: ConvNormAct, used: _Used) -> ConvNormAct:
+    """Returns a layer of the widths and the kernel in use."""
+    padding = layer.padding
+    if isinstance(padding, int):
+        padding -= layer.dilation * (layer.kernel - used.kernel) // 2
+    depthwise = layer.groups > 1
+    return ConvNormAct(
+        used.makes if depthwise else used.reads,
+        used.makes,
+        kernel=used.kernel,
+        stride=layer.stride,
+        padding=padding,
+        dilation=layer.dilation,
+        groups=used.makes if depthwise else 1,
+        activation=layer.activation,
+        eps=layer.eps,
+        momentum=layer.momentum,
+    )
+
+
+def _descending(values: Tensor) -> Tensor:
+    return values.argsort(descending=True, stable=True)
+
+
+def _take(tensor: Tensor | None, order: Tensor, dim: int) -> None:
+    """Reorders one dimension in place."""
+    if tensor is not None:
+        tensor.copy_(tensor.index_select(dim, order))
+
+
+def sort_channels(supernet: nn.Module, keep: Iterable[Value] = ()) -> None:
+    """Sorts the middle channels of every `ElasticMBConv` in a supernet (see `ElasticMBConv.sort_channels`).
+
+    Outputs of the largest network change by rounding only, since sums are taken in another order.
+
+    Args:
+        supernet: changed in place.
+        keep: options of `expand` whose channels stay theirs; for once-for-all's second width phase `(4,)`, after a
+            first phase with `()`.
+    """
+    kept = tuple(keep)
+    for module in supernet.modules():
+        if isinstance(module, ElasticMBConv):
+            module.sort_channels([option for option in kept if option in module.mids])
