@@ -1,7 +1,8 @@
 """Batch-norm statistics when shared weights are scored: inherited from training, of the batch, or recalibrated."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,20 @@ class Recalibrate:
     def __post_init__(self) -> None:
         if self.batches < 1 or self.size < 1:
             raise InputError(f"{self}: batches and size must be at least 1; to keep the training's use Inherit()")
+
+
+@dataclass(frozen=True)
+class Matched(Recalibrate):
+    """Gives every batch norm the mean and deviation of its output in the full network, then recalibrates.
+
+    For supernets that begin with the weights of a trained network and are scored without training. Scale and shift of
+    every norm are replaced by the deviation and the mean, per channel, of the full network's output of this norm on the
+    calibration images, where the full network keeps its statistics; the sign of the scale stays. No labels are used. A
+    plain recalibration instead removes what all calibration images have in common, which is much on images of few
+    classes. Statistics are repaired in this way after pruning and merging networks (Jordan et al., 2023).
+
+    It needs a space in which every decision is ordered, so that there is a full network of which all others are parts.
+    """
 
 
 BatchNormPolicy = Inherit | BatchStatistics | Recalibrate
@@ -74,3 +89,79 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor]) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+# -- the full network's outputs ---------------------------------------------------------------------------------------
+
+Moments = Mapping[str, tuple[Tensor, Tensor]]
+"""Mean and standard deviation of the outputs of batch norms, (channels,) each, by the name of the norm."""
+
+
+@torch.no_grad()
+def output_moments(network: nn.Module, batches: Iterable[Tensor]) -> Moments:
+    """Returns the moments of every batch norm's output, over all images and positions, before any activation.
+
+    Args:
+        network: an ordinary network, left in eval mode; its running statistics are used and stay as they are.
+        batches: normalised images, (N, C, H, W) each.
+    """
+    network.eval()
+    sums: dict[str, list[Tensor]] = {}
+
+    def record(norm: nn.Module, inputs: tuple[Tensor, ...], *, name: str) -> None:
+        x = inputs[0].double()
+        dims = [dim for dim in range(x.ndim) if dim != 1]
+        count = torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device)
+        parts = [count, x.sum(dims), x.square().sum(dims)]
+        sums[name] = [old + new for old, new in zip(sums[name], parts, strict=True)] if name in sums else parts
+
+    norms = {name: part for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
+    hooks = [norm.register_forward_pre_hook(partial(record, name=name)) for name, norm in norms.items()]
+    try:
+        for images in batches:
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    moments = {}
+    for name, (count, total, squares) in sums.items():
+        mean, variance = total / count, (squares / count - (total / count) ** 2).clamp(min=0)
+        moments[name] = _through(norms[name], mean, variance.sqrt())
+    return moments
+
+
+def _through(norm: _BatchNorm, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the moments of a norm's output from those of its input, (channels,) each."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.double()
+    shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
+    dtype = norm.running_mean.dtype
+    return ((mean - norm.running_mean.double()) * factor + shift).to(dtype), (deviation * factor.abs()).to(dtype)
+
+
+@torch.no_grad()
+def match_moments(module: nn.Module, moments: Moments, *, prefix: str = "") -> None:
+    """Sets scale and shift of every batch norm in place, to the deviation and mean of its leading channels.
+
+    Args:
+        module: a network or a part of one.
+        moments: of the full network.
+        prefix: what precedes the names of the module's norms in those of the full network.
+
+    Raises:
+        InputError: a norm that the full network does not have, or one without scale and shift.
+    """
+    for name, norm in module.named_modules():
+        if not isinstance(norm, _BatchNorm):
+            continue
+        known = moments.get(f"{prefix}{name}")
+        if known is None or norm.weight is None or len(known[0]) < norm.num_features:
+            raise InputError(
+                f"the batch norm {prefix + name!r} has no scale, or no counterpart in the full network, so Matched() "
+                "cannot be used; take Recalibrate()"
+            )
+        mean, deviation = (moment[: norm.num_features] for moment in known)
+        norm.weight.copy_(torch.where(norm.weight < 0, -deviation, deviation))
+        norm.bias.copy_(mean)

@@ -20,7 +20,7 @@ from torch import nn
 from supernet.chain import Chain
 from supernet.scoring.batch_norm import norms_of, use_batch_statistics
 from supernet.scoring.memory import ActivationMeter, TrunkCache, tensors_in, version
-from supernet.scoring.steps import MaterializedStep, StepCache, Watch
+from supernet.scoring.steps import Adapt, MaterializedStep, StepCache, Watch
 from supernet.scoring.trie import Node, Trie
 
 
@@ -52,6 +52,7 @@ class PrefixSharing:
             instance serves one sequence of calibration batches and one of validation batches, and the trunk is
             calibrated once.
         watch: entered around each phase.
+        adapt: changes every new copy of a step (see `StepCache`).
 
     Attributes:
         peak: the most bytes of activations that were alive at a time, including the trunk features kept.
@@ -67,12 +68,13 @@ class PrefixSharing:
         batch_statistics: bool = False,
         hold: int = 0,
         watch: Watch = nullcontext,
+        adapt: Adapt | None = None,
     ) -> None:
         self.memory, self.batch_statistics, self.peak, self._watch = memory, batch_statistics, 0, watch
         self.batches_made = 0
         self._supernet = supernet
         self._trunk_peak = 0  # bytes that the trunk needs for one batch
-        self._steps = StepCache(supernet, memory_format=memory_format, memory=memory, watch=watch)
+        self._steps = StepCache(supernet, memory_format=memory_format, memory=memory, watch=watch, adapt=adapt)
         self._trunk = TrunkCache(hold)
         self._meter = ActivationMeter(memory)
 

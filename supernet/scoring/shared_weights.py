@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from supernet.chain import Chain
+from supernet.chain import Chain, largest
 from supernet.checked import Natural, checked_arguments, is_whole, shown
 from supernet.data.batches import Batches, ImageSet, digest, identity
 from supernet.errors import InputError
@@ -16,8 +16,12 @@ from supernet.generators import restored_generators
 from supernet.scoring.batch_norm import (
     BatchNormPolicy,
     BatchStatistics,
+    Matched,
+    Moments,
     Recalibrate,
+    match_moments,
     norms_of,
+    output_moments,
     recalibrate_bn,
     use_batch_statistics,
 )
@@ -82,7 +86,8 @@ class SharedWeights:
         hits: the architectures whose score came from the cache.
 
     Raises:
-        InputError: a cache with a metric that has no name of its own (see `BatchMetric.name`).
+        InputError: a cache with a metric that has no name of its own (see `BatchMetric.name`); `Matched` in a space
+            with decisions that are not ordered.
     """
 
     @checked_arguments
@@ -123,9 +128,16 @@ class SharedWeights:
         self.steps_asked = self.steps_run = self.hits = 0
         if cache is not None and ("<" in _name(metric) or _name(metric) in ("", "partial")):
             raise InputError(f"scores of {metric!r} cannot be cached: give it an attribute `name` that is its own")
+        unordered = [c.name for c in supernet.space.choices if not c.ordered and len(c.options) > 1]
+        if isinstance(self.bn, Matched) and unordered:
+            raise InputError(
+                f"the decision {unordered[0]!r} of {supernet.space.name!r} is not ordered, so there is no full network "
+                "to match; take bn=Recalibrate()"
+            )
         self._images = identity(self.calibration, self.validation)
         self._state: tuple[object, ...] = ()
         self._weights = ""
+        self._full: Moments | None = None
         self._prefixes = PrefixSharing(
             supernet,
             memory_format=self.memory_format,
@@ -133,6 +145,7 @@ class SharedWeights:
             batch_statistics=isinstance(self.bn, BatchStatistics),
             hold=hold,
             watch=watch,
+            adapt=self._adapt if isinstance(self.bn, Matched) else None,
         )
 
     @property
@@ -199,12 +212,29 @@ class SharedWeights:
         with restored_generators(self._device):
             network = revert_sync_bn(self.supernet.subnet(self.supernet.space.normal_form(arch))).eval()
             network.to(memory_format=self.memory_format)
+            if isinstance(self.bn, Matched):
+                self._refresh()
+                match_moments(network, self._moments)
             if isinstance(self.bn, Recalibrate):
                 recalibrate_bn(network, self._calibration_batches)
             elif isinstance(self.bn, BatchStatistics):
                 for norm in norms_of(network):
                     use_batch_statistics(norm)
         return network
+
+    def _adapt(self, path: str, step: nn.Module) -> None:
+        match_moments(step, self._moments, prefix=f"{path}.")
+
+    @property
+    def _moments(self) -> Moments:
+        """The moments of the full network's batch norms on the calibration images, computed once per weights."""
+        if self._full is None:
+            network = revert_sync_bn(self.supernet.subnet(largest(self.supernet.space)))
+            batches = self._calibration_batches
+            self._full = output_moments(
+                network.to(memory_format=self.memory_format), map(batches.__getitem__, range(len(batches)))
+            )
+        return self._full
 
     @property
     def _calibration_batches(self) -> Batches:
@@ -273,7 +303,7 @@ class SharedWeights:
         tensors = (*self.supernet.parameters(), *self.supernet.buffers())
         state = tuple((tensor.data_ptr(), version(tensor)) for tensor in tensors)
         if state != self._state:
-            self._state, self._weights = state, ""
+            self._state, self._weights, self._full = state, "", None
             self._prefixes.forget()
 
 

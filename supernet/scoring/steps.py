@@ -24,6 +24,10 @@ Watch = Callable[[Phase], AbstractContextManager[object]]
 while a trie is calibrated or evaluated, for example."""
 
 
+Adapt = Callable[[str, nn.Module], None]
+"""Changes a step's own copy of the weights in place."""
+
+
 @dataclass(eq=False)
 class MaterializedStep:
     """A step with its own copy of the weights.
@@ -50,10 +54,14 @@ class StepCache:
         memory_format: of the copied weights.
         memory: bytes of copied weights to keep.
         watch: entered around every copy.
+        adapt: called with the path of a step in a network and every new copy of it, which it may change.
     """
 
-    def __init__(self, supernet: Chain, *, memory_format: torch.memory_format, memory: int, watch: Watch) -> None:
+    def __init__(
+        self, supernet: Chain, *, memory_format: torch.memory_format, memory: int, watch: Watch, adapt: Adapt | None
+    ) -> None:
         self._supernet, self._memory_format, self._memory, self._watch = supernet, memory_format, memory, watch
+        self._adapt = adapt
         self._steps: dict[tuple[int, Arch, Layouts], tuple[MaterializedStep, int]] = {}
         self._bytes = 0
 
@@ -81,5 +89,7 @@ class StepCache:
         """Returns a new copy and its bytes."""
         module = materialize(self._supernet.step_module(node.position), node.sub, node.layout).eval()
         module = revert_sync_bn(nn.Sequential(module))[0].to(memory_format=self._memory_format)
+        if self._adapt is not None:
+            self._adapt(self._supernet.step_paths[node.position], module)
         size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         return MaterializedStep(module, norms_of(module)), size
