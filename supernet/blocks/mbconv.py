@@ -1,5 +1,6 @@
-"""Inverted residual blocks whose kernel and expansion are searched, as in once-for-all (Cai et al., 2020)."""
+"""Residual blocks whose kernel and middle width are searched, as in once-for-all (Cai et al., 2020)."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -12,7 +13,7 @@ from torch.nn import functional
 from supernet.blocks.mobile import ConvNormAct, DropPath, SqueezeExcite
 from supernet.blocks.plain import Residual
 from supernet.blocks.slicing import Cut, convolve, leading, run_conv, run_norm, sliced, sliced_parts, sliced_state
-from supernet.chain import Layout, Layouts, Part, Searchable
+from supernet.chain import Layout, Layouts, Part, Searchable, parameters_of
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value
 
@@ -60,8 +61,10 @@ class ElasticMBConv(Searchable):
         kernels: options of `kernel`, ascending, the last of which is the largest kernel of the layers; no decision for
             fewer than two options.
         matrices: whether smaller kernels are linear functions of larger ones, in place of their centre.
-        residual: whether the input is added to the output.
-        drop_path: probability with which the layers of a residual block are left out in training, per image.
+        decision: the name of the decision on the middle channels.
+        shortcut: what is added to the output of the layers, such as `nn.Identity()` or a projection; it stays whole.
+        act: whether a ReLU follows the sum.
+        drop_path: probability with which the layers beside a shortcut are left out in training, per image.
 
     Raises:
         InputError: the layers and options contradict each other.
@@ -76,13 +79,16 @@ class ElasticMBConv(Searchable):
         squeezes: Mapping[Value, int] | None = None,
         kernels: Sequence[int] = (),
         matrices: bool = False,
-        residual: bool = False,
+        decision: str = "expand",
+        shortcut: nn.Module | None = None,
+        act: bool = False,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.body = nn.ModuleDict(layers)
         self.searched, self.mids, self.squeezes = tuple(searched), dict(mids or {}), dict(squeezes or {})
-        self.kernels, self.residual, self.drop_path = tuple(kernels), residual, drop_path
+        self.kernels, self.decision = tuple(kernels), decision
+        self.shortcut, self.act, self.drop_path = shortcut, act, drop_path
         convs = {name: layer for name, layer in layers.items() if isinstance(layer, ConvNormAct)}
         self.out_channels = [*convs.values()][-1].out_channels
         self.stride = 1
@@ -98,7 +104,7 @@ class ElasticMBConv(Searchable):
         if len(self.kernels) > 1:
             choices.append(Choice("kernel", self.kernels, ordered=True))
         if len(self.mids) > 1:
-            choices.append(Choice("expand", tuple(self.mids), ordered=True))
+            choices.append(Choice(decision, tuple(self.mids), ordered=True))
         self.space = SearchSpace("elastic-mbconv", choices)
 
     def _check(self, convs: Mapping[str, ConvNormAct]) -> None:
@@ -117,10 +123,11 @@ class ElasticMBConv(Searchable):
     def _layers(self, arch: Arch, before: int) -> Iterator[_Used]:
         """Yields the layers in order, for an input of `before` channels."""
         kernel = int(arch.get("kernel", self.kernel))
-        mid = self.mids[arch["expand"]] if "expand" in arch else self.mid
+        option = arch.get(self.decision)
+        mid = self.mid if option is None else self.mids[option]
         for name, layer in self.body.items():
             if isinstance(layer, SqueezeExcite):
-                hidden = self.squeezes[arch["expand"]] if self.squeezes and "expand" in arch else layer.hidden
+                hidden = self.squeezes[option] if self.squeezes and option is not None else layer.hidden
                 yield _Used(name, layer, before, hidden, 1)
                 continue
             assert isinstance(layer, ConvNormAct)
@@ -156,11 +163,12 @@ class ElasticMBConv(Searchable):
         x = state
         for used in self._layers(arch, state.shape[1]):
             x = self._run(used, x)
-        if not self.residual:
+        if self.shortcut is None:
             return x
         if self.drop_path and self.training:
             x = DropPath(self.drop_path)(x)
-        return x + state
+        x = x + self.shortcut(state)
+        return functional.relu(x) if self.act else x
 
     def _run(self, used: _Used, x: Tensor) -> Tensor:
         layer = used.layer
@@ -186,11 +194,11 @@ class ElasticMBConv(Searchable):
         body: OrderedDict[str, nn.Module] = OrderedDict()
         for used in self._layers(arch, layout.channels):
             body[used.name] = self._cut(used)
-        if not self.residual:
+        if self.shortcut is None:
             return nn.Sequential(body)
         if self.drop_path:
             body["drop_path"] = DropPath(self.drop_path)
-        return Residual(nn.Sequential(body), nn.Identity(), act=False)
+        return Residual(nn.Sequential(body), copy.deepcopy(self.shortcut), act=self.act)
 
     def _cut(self, used: _Used) -> nn.Module:
         """Returns an ordinary layer with its own copy of the weights in use."""
@@ -229,6 +237,8 @@ class ElasticMBConv(Searchable):
                 margin = (size - smaller) // 2 if smaller else 0
                 rows = slice(margin, size - margin)
                 yield self.matrices[str(size)], (rows, rows) if margin else ()
+        if self.shortcut is not None:
+            yield from parameters_of([self.shortcut])
 
     # -- the order of channels ----------------------------------------------------------------------------------------
 
@@ -241,27 +251,36 @@ class ElasticMBConv(Searchable):
         phases).
 
         Args:
-            keep: options of `expand` whose sets of channels stay as they are: channels are sorted within them only.
+            keep: options of the decision whose sets of channels stay as they are: channels are sorted within them only.
         """
         if len(self.mids) < 2:
             return
-        names = list(self.body)
-        after = [self.body[name] for name in names[names.index(self.searched[-1]) + 1 :]]
-        reader = next(layer for layer in after if isinstance(layer, ConvNormAct))
         bounds = [0, *sorted({self.mids[option] for option in keep} - {self.mid}), self.mid]
-        importance = reader.conv.weight.abs().sum(dim=(0, 2, 3))
-        order = torch.cat([start + _descending(importance[start:stop]) for start, stop in pairwise(bounds)])
-        _take(reader.conv.weight, order, 1)
-        for name, layer in self.body.items():
-            if isinstance(layer, SqueezeExcite):
-                _take(layer.reduce.weight, order, 1)
-                _take(layer.expand.weight, order, 0)
-                _take(layer.expand.bias, order, 0)
-                self._sort_hidden(layer)
-            elif name in self.searched:
-                for tensor in layer.state_dict().values():
-                    if tensor.ndim:
-                        _take(tensor, order, 0)
+        start, *_ = (number for number, name in enumerate(self.body) if name in self.searched)
+        run: list[nn.Module] = []  # layers with the same channels in the same order
+        for name, layer in [*self.body.items()][start:]:
+            if run and isinstance(layer, ConvNormAct) and layer.groups == 1:
+                importance = layer.conv.weight.abs().sum(dim=(0, 2, 3))
+                order = torch.cat([low + _descending(importance[low:high]) for low, high in pairwise(bounds)])
+                _take(layer.conv.weight, order, 1)
+                for part in run:
+                    self._reorder(part, order)
+                run = []
+                if name not in self.searched:
+                    return
+            run.append(layer)
+
+    def _reorder(self, layer: nn.Module, order: Tensor) -> None:
+        """Reorders the output channels of a convolution, or the channels of a `SqueezeExcite`."""
+        if isinstance(layer, SqueezeExcite):
+            _take(layer.reduce.weight, order, 1)
+            _take(layer.expand.weight, order, 0)
+            _take(layer.expand.bias, order, 0)
+            self._sort_hidden(layer)
+            return
+        for tensor in layer.state_dict().values():
+            if tensor.ndim:
+                _take(tensor, order, 0)
 
     def _sort_hidden(self, layer: SqueezeExcite) -> None:
         if len(set(self.squeezes.values())) < 2:

@@ -318,3 +318,21 @@ class PooledClassifier(nn.Module):
         """Returns the logits, (N, classes)."""
         logits: Tensor = self.fc(self.drop(x.mean(dim=(2, 3))))
         return logits
+
+
+class Whole(nn.Module):
+    """A module of another library, used as it is, with its output declared.
+
+    Args:
+        module: takes and returns a feature map.
+        out_channels, stride: of its output.
+    """
+
+    def __init__(self, module: nn.Module, *, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.module, self.out_channels, self.stride = module, out_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H / stride, W / stride)."""
+        out: Tensor = self.module(x)
+        return out

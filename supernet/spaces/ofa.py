@@ -9,6 +9,7 @@ from supernet.blocks.mbconv import ElasticMBConv
 from supernet.blocks.mobile import ConvNormAct, MixingClassifier, SqueezeExcite
 from supernet.chain import Chain
 from supernet.errors import InputError
+from supernet.space import Value
 from supernet.spaces.create import Phase
 
 STEM, LAST, HIDDEN = 16, 960, 1280
@@ -73,7 +74,7 @@ def ofa_mobilenetv3(
         "project": ConvNormAct(channels, channels),
     }
     stem = ConvNormAct(in_channels, channels, kernel=3, stride=2, activation=nn.Hardswish)
-    steps: list[tuple[str, nn.Module]] = [("stem", stem), ("first", ElasticMBConv(first, residual=True))]
+    steps: list[tuple[str, nn.Module]] = [("stem", stem), ("first", ElasticMBConv(first, shortcut=nn.Identity()))]
     for number, (published, stride, squeeze, hard_swish) in enumerate(table, start=1):
         out, blocks = multiple_of_8(published * width), []
         for block in range(max(depths)):
@@ -110,8 +111,8 @@ def _block(
     matrices: bool,
 ) -> ElasticMBConv:
     """Returns a block at its largest kernel and expansion; squeeze-and-excitation follows the second activation."""
-    mids = {expansion: multiple_of_8(round(in_channels * expansion)) for expansion in expansions}
-    hidden = {expansion: multiple_of_8(mid // 4) for expansion, mid in mids.items()}
+    mids: dict[Value, int] = {expansion: multiple_of_8(round(in_channels * expansion)) for expansion in expansions}
+    hidden: dict[Value, int] = {expansion: multiple_of_8(mid // 4) for expansion, mid in mids.items()}
     mid = max(mids.values())
     layers: dict[str, ConvNormAct | SqueezeExcite] = {
         "expand": ConvNormAct(in_channels, mid, activation=activation),
@@ -123,9 +124,9 @@ def _block(
     return ElasticMBConv(
         layers,
         searched=("expand", "depthwise"),
-        mids={**mids},
-        squeezes={**hidden} if squeeze else {},
+        mids=mids,
+        squeezes=hidden if squeeze else {},
         kernels=kernels,
         matrices=matrices,
-        residual=stride == 1 and in_channels == out_channels,
+        shortcut=nn.Identity() if stride == 1 and in_channels == out_channels else None,
     )

@@ -17,6 +17,7 @@ from supernet.errors import InputError
 from supernet.spaces.elastic import ElasticChain
 
 PICKLED = (".pth", ".pt", ".bin", ".tar")
+STEMS = ("conv_stem.weight", "_conv_stem.weight", "conv1.weight", "conv1.0.weight")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights among other things; averaged weights come first, as in timm."""
 
@@ -66,7 +67,7 @@ def _network_of(
             "'elastic', with the network's name as its setting 'model'"
         )
     tensors = read_weights(file)
-    stem = next((tensors[name] for name in ("conv_stem.weight", "_conv_stem.weight") if name in tensors), None)
+    stem = next((tensors[name] for name in STEMS if name in tensors), None)
     channels = {"in_channels": stem.shape[1]} if any_channels and stem is not None and stem.ndim == 4 else {}
     model = supernet.fresh(**channels)
     return supernet, model, fitting(tensors, model, source=str(file))
@@ -113,7 +114,8 @@ def fitting(tensors: Mapping[str, Tensor], model: nn.Module, *, source: str) -> 
     """
     tensors = dict(_renamed(tensors, model) if "_conv_stem.weight" in tensors else tensors)
     own = model.state_dict()
-    classifier = ("classifier.weight", "classifier.bias")
+    last = "fc" if "fc.weight" in own else "classifier"
+    classifier = (f"{last}.weight", f"{last}.bias")
     shapes = [t[classifier[0]].shape if classifier[0] in t else torch.Size() for t in (tensors, own)]
     if shapes[0] != shapes[1] and shapes[0][1:] == shapes[1][1:] and classifier[1] in tensors:
         tensors |= {name: torch.zeros_like(own[name], device="cpu") for name in classifier}

@@ -11,10 +11,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from helpers.scripts import run_script
 from supernet import create_supernet
+from supernet.blocks.mbconv import sort_channels
 from supernet.chain import largest
 from supernet.config import Data, Preprocess
 from supernet.cost import CostTable, count
@@ -27,7 +29,7 @@ from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.runs import kind_of
 from supernet_tools.pipeline.train import prepare
 
-FAST = ("tf_efficientnet_lite0", "mobilenetv3_small_050", "mobilenetv1_100", "lcnet_035")
+FAST = ("tf_efficientnet_lite0", "mobilenetv3_small_050", "mobilenetv1_100", "lcnet_035", "resnet26d")
 NAMES = (
     *FAST,
     "efficientnet_b0",
@@ -40,6 +42,9 @@ NAMES = (
     "mobilenetv2_100",
     "mobilenetv3_large_100",
     "mobilenetv4_conv_medium",
+    "resnet18",
+    "resnet50",
+    "resnet34d",
     "semnasnet_075",
     "spnasnet_100",
     "tf_efficientnet_b1",
@@ -48,7 +53,17 @@ NAMES = (
     "tinynet_a",
     "tinynet_e",
 )
-PARTLY = {"mixnet_s": "MixedConv2d", "tf_efficientnet_cc_b0_4e": "CondConvResidual", "mobilenetv4_hybrid_medium": "Mob"}
+PARTLY = {
+    "mixnet_s": "MixedConv2d",
+    "mobilenetv4_hybrid_medium": "MobileAttention",
+    "seresnet18": "BasicBlock with SEModule",
+    "tf_efficientnet_cc_b0_4e": "CondConvResidual",
+}
+    "seresnet18": "BasicBlock with SEModule",
+    "mixnet_s": "MixedConv2d",
+    "tf_efficientnet_cc_b0_4e": "CondConvResidual",
+    "mobilenetv4_hybrid_medium": "Mob",
+}
 CLASSES = 7
 
 
@@ -82,6 +97,33 @@ def test_the_largest_architecture_is_the_network_bit_for_bit(name: str) -> None:
     assert costs == count(model, (3, 64, 64))
 
 
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+def test_torchvision_s_resnets(name: str) -> None:
+    model = torchvision.models.get_model(name, num_classes=CLASSES)
+    randomize(model, 0)
+    supernet = elastic(model.eval(), input_size=64)
+    assert agrees(model, supernet)
+    assert supernet.space["stage0.block0.width"].options == (0.5, 0.75, 1)
+    assert CostTable(supernet)(largest(supernet.space)) == count(model, (3, 64, 64))
+
+
+def test_sorting_a_bottleneck_orders_both_of_its_middle_layers() -> None:
+    model = network("resnet26d")
+    supernet = elastic(model, input_size=64).eval()
+    full, narrow = largest(supernet.space), dict(largest(supernet.space))
+    narrow |= {name: 0.5 for name in narrow if name.endswith("width")}
+    arch, x = supernet.space.canonical(narrow), images()
+    with torch.no_grad():
+        before, cut = supernet(x, full), supernet(x, arch)
+        sort_channels(supernet)
+        assert torch.allclose(supernet(x, full), before, atol=1e-4 * float(before.abs().max()))
+        assert not torch.allclose(supernet(x, arch), cut, atol=1e-2)
+    for layer in ("conv2", "conv3"):
+        weight = supernet.get_parameter(f"stage0.blocks.0.body.{layer}.conv.weight")
+        importance = weight.abs().sum(dim=(0, 2, 3)).tolist()
+        assert importance == sorted(importance, reverse=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARTLY)
 def test_what_has_no_rule_stays_whole_and_is_named(name: str) -> None:
@@ -96,6 +138,7 @@ CONTRACT = {
     "tf_mobilenetv3_small_minimal_100": {},  # TensorFlow's padding
     "tinynet_e": {"kernels": (1, 3), "expansions": (1.5, 3), "drop": 3},  # squeeze-and-excitation, swish
     "efficientnet_es": {},  # dense expansions of kernel 3
+    "resnet10t": {"shares": (0.5,)},  # a deep stem, pooled shortcuts
     "mobilenetv4_conv_small": {},  # depthwise layers before the expansion, a norm in the head
 }
 
@@ -154,7 +197,7 @@ def test_the_network_is_copied() -> None:
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        ("resnet18", {}, "ResNet cannot be made elastic; give a network of timm's EfficientNet"),
+        ("vit_tiny_patch16_224", {}, "VisionTransformer cannot be made elastic; give a ResNet, or a network of timm's"),
         ("efficientnet_b0_gn", {}, "cannot be made elastic: its stem or head has the norm GroupNormAct"),
         ("lcnet_035", {"kernels": (), "drop": 0}, "nothing of 'lcnet_035' can be cut"),
         ("lcnet_035", {"kernels": (2,)}, r"kernels=\(2,\) should be odd"),
