@@ -59,11 +59,6 @@ PARTLY = {
     "seresnet18": "BasicBlock with SEModule",
     "tf_efficientnet_cc_b0_4e": "CondConvResidual",
 }
-    "seresnet18": "BasicBlock with SEModule",
-    "mixnet_s": "MixedConv2d",
-    "tf_efficientnet_cc_b0_4e": "CondConvResidual",
-    "mobilenetv4_hybrid_medium": "Mob",
-}
 CLASSES = 7
 
 
