@@ -4,7 +4,6 @@ import copy
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +11,10 @@ from torch.nn import functional
 
 from supernet.blocks.mobile import ConvNormAct, DropPath, SqueezeExcite
 from supernet.blocks.plain import Residual
-from supernet.blocks.slicing import Cut, convolve, leading, run_conv, run_norm, sliced, sliced_parts, sliced_state
+from supernet.blocks.used_layer import UsedLayer
 from supernet.chain import Layout, Layouts, Part, Searchable, parameters_of
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value
-
-
-class _Used(NamedTuple):
-    """A layer of the block at the widths that an architecture uses.
-
-    Attributes:
-        name: of the layer in the block.
-        layer: at its largest width.
-        reads, makes: input and output channels in use; the channels and the hidden channels of a `SqueezeExcite`.
-        kernel: size of the kernel in use.
-    """
-
-    name: str
-    layer: nn.Module
-    reads: int
-    makes: int
-    kernel: int
-
-    def cut(self, layer: ConvNormAct, *, taps: int = 0) -> Cut:
-        """Returns the slice of a convolution; `taps` is the size of the centre to cut, that of the kernel if 0."""
-        reads = self.reads if layer.groups == 1 else 1
-        return leading(self.makes, reads, kernel=taps or self.kernel, largest=layer.kernel)
-
-    def squeeze_cuts(self) -> tuple[Cut, Cut]:
-        """Returns the slices of the two convolutions of a `SqueezeExcite`."""
-        return leading(self.makes, self.reads), leading(self.reads, self.makes)
 
 
 class ElasticMBConv(Searchable):
@@ -120,7 +93,7 @@ class ElasticMBConv(Searchable):
 
     # -- what an architecture uses ------------------------------------------------------------------------------------
 
-    def _layers(self, arch: Arch, before: int) -> Iterator[_Used]:
+    def _layers(self, arch: Arch, before: int) -> Iterator[UsedLayer]:
         """Yields the layers in order, for an input of `before` channels."""
         kernel = int(arch.get("kernel", self.kernel))
         option = arch.get(self.decision)
@@ -128,28 +101,34 @@ class ElasticMBConv(Searchable):
         for name, layer in self.body.items():
             if isinstance(layer, SqueezeExcite):
                 hidden = self.squeezes[option] if self.squeezes and option is not None else layer.hidden
-                yield _Used(name, layer, before, hidden, 1)
+                yield UsedLayer(name, layer, before, hidden)
                 continue
             assert isinstance(layer, ConvNormAct)
             makes = mid if name in self.searched else layer.out_channels
             used = kernel if layer.kernel == self.kernel else layer.kernel
-            yield _Used(name, layer, before, makes, used)
+            yield UsedLayer(name, layer, before, makes, used)
             before = makes
 
     def _steps_down(self, kernel: int) -> list[int]:
         """Returns the sizes between the largest kernel and `kernel`, descending, `kernel` included."""
         return [size for size in reversed(self.kernels) if kernel <= size < self.kernel]
 
-    def _taps(self, used: _Used, layer: ConvNormAct) -> int:
-        """Returns the size of the centre of the largest kernel that a smaller one is made from."""
-        down = self._steps_down(used.kernel) if self.matrices and layer.kernel == self.kernel else []
-        return down[0] if down else used.kernel
+    def _shrinks(self, used: UsedLayer) -> list[int]:
+        """Returns the sizes through which matrices make the kernel of a layer; empty if they do not."""
+        largest = isinstance(used.layer, ConvNormAct) and used.layer.kernel == self.kernel
+        return self._steps_down(used.kernel) if self.matrices and largest else []
 
-    def _weight(self, used: _Used, layer: ConvNormAct) -> Tensor:
-        """Returns the weight of a convolution in use, (makes, reads or 1, kernel, kernel)."""
-        taps = self._taps(used, layer)
-        weight = sliced(layer.conv.weight, used.cut(layer, taps=taps))
-        for size in self._steps_down(used.kernel) if self.matrices and layer.kernel == self.kernel else ():
+    def _taps(self, used: UsedLayer) -> int:
+        """Returns the size of the centre of the largest kernel that the kernel in use is made from."""
+        return self._shrinks(used)[0] if self._shrinks(used) else used.kernel
+
+    def _weight(self, used: UsedLayer) -> Tensor | None:
+        """Returns the weight that matrices make, (makes, reads or 1, kernel, kernel); None for a layer without them."""
+        sizes = self._shrinks(used)
+        if not sizes:
+            return None
+        weight = used.weight(taps=sizes[0])
+        for size in sizes:
             margin = (weight.shape[-1] - size) // 2
             weight = weight[..., margin : margin + size, margin : margin + size] if margin else weight
             matrix = self.matrices[str(size)].view(size**2, size**2)
@@ -162,26 +141,13 @@ class ElasticMBConv(Searchable):
         """(N, C, H, W) to (N, out_channels, H / stride, W / stride)."""
         x = state
         for used in self._layers(arch, state.shape[1]):
-            x = self._run(used, x)
+            x = used.run(x, self._weight(used))
         if self.shortcut is None:
             return x
         if self.drop_path and self.training:
             x = DropPath(self.drop_path)(x)
         x = x + self.shortcut(state)
         return functional.relu(x) if self.act else x
-
-    def _run(self, used: _Used, x: Tensor) -> Tensor:
-        layer = used.layer
-        if isinstance(layer, SqueezeExcite):
-            reduce, expand = used.squeeze_cuts()
-            scale = run_conv(
-                layer.expand, expand, layer.act(run_conv(layer.reduce, reduce, x.mean((2, 3), keepdim=True)))
-            )
-            scaled: Tensor = x * layer.scale(scale)
-            return scaled
-        assert isinstance(layer, ConvNormAct)
-        x = run_norm(layer.bn, used.cut(layer), convolve(layer.conv, self._weight(used, layer), None, x))
-        return layer.act(x) if layer.activation is not None else x
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
         """Returns the same for every architecture."""
@@ -193,44 +159,18 @@ class ElasticMBConv(Searchable):
         assert isinstance(layout, Layout)
         body: OrderedDict[str, nn.Module] = OrderedDict()
         for used in self._layers(arch, layout.channels):
-            body[used.name] = self._cut(used)
+            body[used.name] = used.copied(self._weight(used))
         if self.shortcut is None:
             return nn.Sequential(body)
         if self.drop_path:
             body["drop_path"] = DropPath(self.drop_path)
         return Residual(nn.Sequential(body), copy.deepcopy(self.shortcut), act=self.act)
 
-    def _cut(self, used: _Used) -> nn.Module:
-        """Returns an ordinary layer with its own copy of the weights in use."""
-        layer = used.layer
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-            if isinstance(layer, SqueezeExcite):
-                squeeze = SqueezeExcite(used.reads, used.makes, activation=layer.activation, gate=layer.gate)
-            else:
-                assert isinstance(layer, ConvNormAct)
-                conv = _resized(layer, used)
-        if isinstance(layer, SqueezeExcite):
-            for name, cut in zip(("reduce", "expand"), used.squeeze_cuts(), strict=True):
-                state = sliced_state(layer.get_submodule(name), cut)
-                squeeze.get_submodule(name).load_state_dict(state, assign=True)
-            return squeeze
-        state = sliced_state(layer, used.cut(layer))
-        state["conv.weight"] = self._weight(used, layer).detach().clone()
-        conv.load_state_dict(state, assign=True)
-        return conv
-
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading channels and central taps in use, and the rows of the matrices that make these taps."""
         assert isinstance(layout, Layout)
         for used in self._layers(arch, layout.channels):
-            layer = used.layer
-            if isinstance(layer, SqueezeExcite):
-                reduce, expand = used.squeeze_cuts()
-                yield from sliced_parts(layer.reduce, reduce)
-                yield from sliced_parts(layer.expand, expand)
-            else:
-                assert isinstance(layer, ConvNormAct)
-                yield from sliced_parts(layer, used.cut(layer, taps=self._taps(used, layer)))
+            yield from used.parts(taps=self._taps(used))
         if self.matrices:
             down = self._steps_down(int(arch.get("kernel", self.kernel)))
             for size, smaller in pairwise([*down, 0]):
@@ -289,26 +229,6 @@ class ElasticMBConv(Searchable):
         _take(layer.reduce.weight, order, 0)
         _take(layer.reduce.bias, order, 0)
         _take(layer.expand.weight, order, 1)
-
-
-def _resized(layer: ConvNormAct, used: _Used) -> ConvNormAct:
-    """Returns a layer of the widths and the kernel in use."""
-    padding = layer.padding
-    if isinstance(padding, int):
-        padding -= layer.dilation * (layer.kernel - used.kernel) // 2
-    depthwise = layer.groups > 1
-    return ConvNormAct(
-        used.makes if depthwise else used.reads,
-        used.makes,
-        kernel=used.kernel,
-        stride=layer.stride,
-        padding=padding,
-        dilation=layer.dilation,
-        groups=used.makes if depthwise else 1,
-        activation=layer.activation,
-        eps=layer.eps,
-        momentum=layer.momentum,
-    )
 
 
 def _descending(values: Tensor) -> Tensor:

@@ -10,6 +10,12 @@ IN_PLACE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid)
 """Activations that can overwrite their input."""
 
 
+def multiple_of_8(value: float) -> int:
+    """Rounds to the nearest multiple of 8, halves up, but at least to 8 and not below 0.9 times the value."""
+    rounded = max(8, int(value + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * value else rounded + 8
+
+
 def overwriting(activation: type[nn.Module]) -> nn.Module:
     """Returns an activation that overwrites its input if it can."""
     return activation(inplace=True) if activation in IN_PLACE else activation()

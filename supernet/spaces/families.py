@@ -16,11 +16,10 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 from supernet.blocks.mbconv import ElasticMBConv
-from supernet.blocks.mobile import ConvNormAct, MixingClassifier, SqueezeExcite
+from supernet.blocks.mobile import ConvNormAct, MixingClassifier, SqueezeExcite, multiple_of_8
 from supernet.blocks.plain import PooledClassifier, Whole
 from supernet.space import Value
 from supernet.spaces.converted import NoRule, activation, assign, conv_norm, squeeze
-from supernet.spaces.ofa import multiple_of_8
 
 
 @dataclass(frozen=True)

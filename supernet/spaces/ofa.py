@@ -6,7 +6,7 @@ from torch import nn
 
 from supernet.blocks.elastic import ElasticDepth
 from supernet.blocks.mbconv import ElasticMBConv
-from supernet.blocks.mobile import ConvNormAct, MixingClassifier, SqueezeExcite
+from supernet.blocks.mobile import ConvNormAct, MixingClassifier, SqueezeExcite, multiple_of_8
 from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.space import Value
@@ -22,12 +22,6 @@ STAGES = (
 )
 """Channels, stride of the first block, squeeze-and-excitation, h-swish in place of ReLU: MobileNetV3-Large (Howard et
 al., 2019, Table 1)."""
-
-
-def multiple_of_8(value: float) -> int:
-    """Rounds to the nearest multiple of 8, halves up, but at least to 8 and not below 0.9 times the value."""
-    rounded = max(8, int(value + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * value else rounded + 8
 
 
 def ofa_mobilenetv3(
