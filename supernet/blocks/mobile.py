@@ -115,6 +115,31 @@ class SqueezeExcite(nn.Module):
         return out
 
 
+def shrink(x: Tensor, stride: int) -> Tensor:
+    """Returns (N, C, ceil(H / 2), ceil(W / 2)) by average pooling for a stride of 2, and `x` for one of 1.
+
+    An odd side gets a zero before and after it, which count in the averages (AttentiveNAS).
+    """
+    if stride == 1:
+        return x
+    return nn.functional.avg_pool2d(x, 2, 2, padding=(x.shape[-2] % 2, x.shape[-1] % 2))
+
+
+class PooledShortcut(nn.Module):
+    """A shortcut around a block of any stride: average pooling, then a 1×1 convolution where the channels differ."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+        if in_channels != out_channels:
+            self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        x = shrink(x, self.stride)
+        return self.conv(x) if self.in_channels != self.out_channels else x
+
+
 class DropPath(nn.Module):
     """Sets whole images to zero in training, each with probability `rate`, and scales the others (Huang et al., 2016).
 

@@ -41,6 +41,7 @@ SPACES: dict[str, str] = {
     "pnasnet-small": "supernet.spaces.nasnet:pnasnet_small",
     "amoebanet-cifar": "supernet.spaces.nasnet:amoebanet_cifar",
     "amoebanet-imagenet": "supernet.spaces.nasnet:amoebanet_imagenet",
+    "attentivenas": "supernet.spaces.attentivenas:attentivenas",
     "elastic": "supernet.spaces.elastic:elastic_timm",
     "ofa-mobilenetv3": "supernet.spaces.ofa:ofa_mobilenetv3",
     "plain-small-widths": "supernet.spaces.widths:plain_small_widths",

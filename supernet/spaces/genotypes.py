@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from supernet.spaces.attentivenas_stages import HEAD, KERNELS, STAGES, STEM
+
 
 @dataclass(frozen=True)
 class Genotype:
@@ -66,6 +68,19 @@ def _ofa_block(kernel: str, expansion: str) -> tuple[int, int]:
     return "357".index(kernel), "346".index(expansion)
 
 
+def _attentivenas(widths: str, depths: str, kernels: str, expansions: str, *, size: int) -> Genotype:
+    """A network of AttentiveNAS: widths of stem, stages and head; per stage depth, kernel and expansion."""
+    first, *middle, last = map(int, widths.split())
+    indices = [STEM.index(first)]
+    for stage, width, depth, kernel, expansion in zip(
+        STAGES, middle, map(int, depths), map(int, kernels), map(int, expansions), strict=True
+    ):
+        indices += [stage.widths.index(width), stage.depths.index(depth), KERNELS.index(kernel)]
+        indices += [stage.expansions.index(expansion)] if len(stage.expansions) > 1 else []
+    indices.append(HEAD.index(last))
+    return Genotype("attentivenas", tuple(indices), "AttentiveNAS and AlphaNet code", {"input_size": size})
+
+
 _LARGE = _tokens(
     "0 0 3 1 2 1 0 2 | 0 3 1 2 3 3 2 0 | 2 1 1 3 2 0 2 2 2 1 3 1 0 3 3 3 | 1 3 3 3 3 3 3 3"
 )  # the 3.8G network is the 1.3G winner, wider
@@ -114,6 +129,15 @@ GENOTYPES: dict[str, Genotype] = {
     "ofa-pixel2-25ms": _ofa("22232", "33557377353", "33644343464", size=144),
     "ofa-pixel2-50ms": _ofa("22224", "333335573575", "343336646343", size=208),
     "ofa-s7edge-29ms": _ofa("22222", "3353535535", "3334444463", size=144),
+    "attentivenas-a0": _attentivenas("16 16 24 32 64 112 192 216 1792", "1333331", "3333333", "1444466", size=192),
+    "attentivenas-a1": _attentivenas("16 16 24 32 64 112 192 216 1984", "1333331", "3335353", "1444466", size=224),
+    "attentivenas-a2": _attentivenas("16 16 24 32 64 112 200 224 1984", "1333341", "3333353", "1454466", size=224),
+    "attentivenas-a3": _attentivenas("16 16 24 32 64 112 208 224 1984", "2334351", "3335333", "1444466", size=224),
+    "attentivenas-a4": _attentivenas("16 16 24 32 64 112 192 216 1984", "1334351", "3335353", "1445466", size=256),
+    "attentivenas-a5": _attentivenas("16 16 24 32 72 112 192 216 1792", "1333461", "3335333", "1454466", size=256),
+    "attentivenas-a6": _attentivenas("16 16 24 32 64 112 216 224 1984", "1334461", "3333353", "1465466", size=288),
+    "alphanet-a5-small": _attentivenas("16 16 24 32 64 112 208 216 1984", "1334451", "3333353", "1445466", size=256),
+    "alphanet-a5-base": _attentivenas("16 16 24 32 64 112 200 216 1984", "2343351", "3355333", "1444566", size=288),
     "ofa-s7edge-58ms": _ofa("22433", "33537533333355", "33344343443644", size=192),
 }
 

@@ -49,6 +49,16 @@ CASES = {f"toy-{name}": builder for name, builder in TOY_SPACES.items()} | {
         create_supernet, "pnasnet-imagenet", filters=9, repeats=1, input_size=33, num_classes=5, blocks=2
     ),
     "amoebanet-cifar": partial(create_supernet, "amoebanet-cifar", filters=4, repeats=1, input_size=8, blocks=2),
+    "attentivenas": partial(
+        create_supernet,
+        "attentivenas",
+        num_classes=4,
+        input_size=32,
+        stem=(8, 16),
+        table=(((8, 16), (1, 2), (1,), 1, False), ((16, 24), (1, 2), (2, 3), 2, True)),
+        head=(24, 32),
+        ratio=2,
+    ),
     "ofa-mobilenetv3": partial(
         create_supernet,
         "ofa-mobilenetv3",
@@ -71,7 +81,16 @@ ARCHS = {"nasbench201": 3, "plain-small-widths": 3}  # of all other cases one, w
 
 SLOW = {
     f"{name}-published": partial(create_supernet, name)
-    for name in ("nasbench201", "ofa-mobilenetv3", "spos", "spos-channels", "detnas-300m", "detnas-1.3g", "detnas-3.8g")
+    for name in (
+        "attentivenas",
+        "nasbench201",
+        "ofa-mobilenetv3",
+        "spos",
+        "spos-channels",
+        "detnas-300m",
+        "detnas-1.3g",
+        "detnas-3.8g",
+    )
 }
 SLOW |= {
     f"{name}-published": partial(create_supernet, name)
