@@ -137,7 +137,6 @@ GENOTYPES: dict[str, Genotype] = {
     "attentivenas-a5": _attentivenas("16 16 24 32 72 112 192 216 1792", "1333461", "3335333", "1454466", size=256),
     "attentivenas-a6": _attentivenas("16 16 24 32 64 112 216 224 1984", "1334461", "3333353", "1465466", size=288),
     "alphanet-a5-small": _attentivenas("16 16 24 32 64 112 208 216 1984", "1334451", "3333353", "1445466", size=256),
-    "alphanet-a5-base": _attentivenas("16 16 24 32 64 112 200 216 1984", "2343351", "3355333", "1444566", size=288),
     "ofa-s7edge-58ms": _ofa("22433", "33537533333355", "33344343443644", size=192),
 }
 

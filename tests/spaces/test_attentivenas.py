@@ -71,9 +71,8 @@ def test_number_of_architectures_and_exact_extremes(published_size: Chain) -> No
 
 
 def test_every_published_network_has_counts() -> None:
-    unpublished = {"alphanet-a5-small", "alphanet-a5-base"}  # their MACs are known in millions
     named = {name for name, network in GENOTYPES.items() if network.space == "attentivenas"}
-    assert named == PUBLISHED.keys() | unpublished
+    assert named == PUBLISHED.keys() | {"alphanet-a5-small"}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_published_networks_to_the_digit(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "millions"), [("alphanet-a5-small", 491), ("alphanet-a5-base", 596)])
-def test_published_networks_in_millions(name: str, millions: int) -> None:
+def test_alphanet_a5_small_in_millions() -> None:
+    name = "alphanet-a5-small"
     size = GENOTYPES[name].settings["input_size"]
-    assert round(count(create_network(name), (3, size, size))["macs"] / 1e6) == millions
+    assert round(count(create_network(name), (3, size, size))["macs"] / 1e6) == 491
