@@ -81,6 +81,14 @@ def _attentivenas(widths: str, depths: str, kernels: str, expansions: str, *, si
     return Genotype("attentivenas", tuple(indices), "AttentiveNAS and AlphaNet code", {"input_size": size})
 
 
+def _autoformer(size: str, dim: int, heads: str, ratios: str, *, deepest: int) -> Genotype:
+    """A network of AutoFormer: option numbers of the heads and of the ratios 3, 3.5 and 4 of every block in use."""
+    blocks = _pairs(heads, ratios)
+    depth = len(blocks) // 2
+    indices = (dim, depth - deepest + 2, *blocks, *[0] * (2 * deepest - len(blocks)))
+    return Genotype(f"autoformer-{size}", indices, "AutoFormer code", {"ratios": (3, 3.5, 4)})
+
+
 _LARGE = _tokens(
     "0 0 3 1 2 1 0 2 | 0 3 1 2 3 3 2 0 | 2 1 1 3 2 0 2 2 2 1 3 1 0 3 3 3 | 1 3 3 3 3 3 3 3"
 )  # the 3.8G network is the 1.3G winner, wider
@@ -137,6 +145,15 @@ GENOTYPES: dict[str, Genotype] = {
     "attentivenas-a5": _attentivenas("16 16 24 32 72 112 192 216 1792", "1333461", "3335333", "1454466", size=256),
     "attentivenas-a6": _attentivenas("16 16 24 32 64 112 216 224 1984", "1334461", "3333353", "1465466", size=288),
     "alphanet-a5-small": _attentivenas("16 16 24 32 64 112 208 216 1984", "1334451", "3333353", "1445466", size=256),
+    "autoformer-tiny-published": _autoformer(
+        "tiny", 0, "0 0 0 0 0 0 0 0 0 0 1 0 0", "1 1 0 1 0 0 2 2 1 2 1 2 1", deepest=14
+    ),
+    "autoformer-small-published": _autoformer(
+        "small", 1, "1 1 0 2 0 0 0 1 1 2 2 1 2", "0 1 0 1 2 2 2 2 2 2 2 1 2", deepest=14
+    ),
+    "autoformer-base-published": _autoformer(
+        "base", 1, "0 0 0 0 0 1 0 0 1 0 1 0 0 1", "1 1 2 1 2 1 1 0 2 2 0 2 0 1", deepest=16
+    ),
     "ofa-s7edge-58ms": _ofa("22433", "33537533333355", "33344343443644", size=192),
 }
 

@@ -59,6 +59,17 @@ CASES = {f"toy-{name}": builder for name, builder in TOY_SPACES.items()} | {
         head=(24, 32),
         ratio=2,
     ),
+    "autoformer-tiny": partial(
+        create_supernet,
+        "autoformer-tiny",
+        num_classes=4,
+        input_size=32,
+        dims=(8, 12),
+        heads=(1, 2),
+        ratios=(1.5, 2),
+        depths=(1, 2),
+        patch=8,
+    ),
     "ofa-mobilenetv3": partial(
         create_supernet,
         "ofa-mobilenetv3",
