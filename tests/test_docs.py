@@ -85,6 +85,12 @@ def test_the_example_of_detection_runs(capsys: pytest.CaptureFixture[str]) -> No
     assert "Arch(backbone." in capsys.readouterr().out
 
 
+def test_the_example_of_elastic_networks_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _ = blocks(ROOT / "docs" / "elastic.md", "python")
+    exec(code, {})
+    assert capsys.readouterr().out.endswith(" of 385187552\n")
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """A folder with the module of the page."""
