@@ -63,7 +63,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: T
     query, key, value = (x.unflatten(2, (-1, head)).transpose(1, 2) for x in (query, key, value))  # (N, heads, L, head)
     weights = query @ key.transpose(2, 3) + torch.einsum("nhld,lmd->nhlm", query, keys)
     weights = (weights * head**-0.5).softmax(dim=-1)
-    out = weights @ value + torch.einsum("nhlm,lmd->nhld", weights, values)
+    out: Tensor = weights @ value + torch.einsum("nhlm,lmd->nhld", weights, values)
     return out.transpose(1, 2).flatten(2)
 
 
