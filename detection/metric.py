@@ -158,17 +158,16 @@ class DetectionMetric(BatchMetric):
     does in COCO. The detector's last step must return `boxes`, `scores` and `labels` of every image.
 
     Args:
-        data: the images to score on. The label that a batch has for an image is its position in this set.
+        data: the images to score on. The label that a batch has for an image is its position in this set. Without boxes
+            apart from crowds every metric is -1, as in COCO.
         every: whether to compute all of `FIGURES` instead of `map`, `map50` and `map75`, which take less time.
 
     Raises:
-        InputError: the set has no boxes apart from crowds, or faster-coco-eval is not installed.
+        InputError: faster-coco-eval is not installed.
     """
 
     def __init__(self, data: DetectionSet, *, every: bool = False) -> None:
         annotations = data.annotations
-        if annotations.crowd.all():
-            raise InputError(f"the set has {len(data)} images but no boxes; score on other images")
         self.every = every
         self.scales = data.scales.repeat(1, 2)  # (N, 4)
         self.borders = annotations.sizes.flip(1).repeat(1, 2)  # (N, 4)

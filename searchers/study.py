@@ -14,6 +14,7 @@ from typing import Any, Self
 from supernet import sqlite
 from supernet.checked import checked_arguments
 from supernet.errors import InputError, nearest
+from supernet.progress import work_saved
 from supernet.space import Arch, SearchSpace
 
 SYNC_SECONDS = 1.0  # a sync takes 0.2 to 4 ms, ten times what a trial of a tabulated search does
@@ -249,6 +250,8 @@ class Study:
         with self._transaction() as db:
             db.execute("INSERT INTO batches VALUES (?, ?)", (batch[0].batch, asked))
             db.executemany("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, batch))
+        if self.path is not None:
+            work_saved.set()
         self._asked.append(asked)
         for trial in batch:
             self._note(trial)

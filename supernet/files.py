@@ -27,17 +27,22 @@ from supernet.paths import file_operation as file_operation
 from supernet.paths import inside as inside
 from supernet.paths import lock_file as lock_file
 from supernet.paths import no_follow as no_follow
+from supernet.progress import work_saved
 from supernet.strict_json import parse_json, read_text
 
 FORMAT = 3  # of tensor files: 1 named the steps of a network by their numbers, 3 added checksums
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, work: bool = True) -> Iterator[Path]:
     """Yields a temporary name beside `path`; the file written there replaces `path` completely or not at all.
 
     The temporary file is new and has a random name, so that nobody can have put a link in its place; a link at `path`
     is replaced, and what it leads to stays as it is. The mode is that of any new file, whatever the writer chooses.
+
+    Args:
+        path: of the file.
+        work: whether the file holds work, see `supernet.progress.work_saved`.
 
     Raises:
         UnwritableError: it cannot be written, e.g. because the disk is full; the previous file at `path` is intact.
@@ -58,6 +63,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         file_operation()
         os.replace(temporary, path)
+        if work:
+            work_saved.set()
         file_operation()
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -118,9 +125,9 @@ def _abandoned(temporary: Path) -> bool:
     return False
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes a JSON document atomically."""
-    with replacing(path) as temporary:
+def write_json(path: Path, document: Mapping[str, Any], *, work: bool = True) -> None:
+    """Writes a JSON document atomically; `work` as in `replacing`."""
+    with replacing(path, work=work) as temporary:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -224,11 +224,11 @@ def check_gradients(supernet: Chain, arch: Arch, x: Any) -> None:
             f"{name} {'has no' if expected else 'has a'} gradient, but active_parameters says otherwise"
         )
     step_active(optimizer, parts)
+    masks = {parameter: torch.zeros_like(parameter, dtype=torch.bool) for parameter in trained.parameters()}
+    for parameter, index in parts:
+        masks[parameter][index] = True
     for name, parameter in trained.named_parameters():
-        mask = torch.zeros_like(parameter, dtype=torch.bool)
-        for used, index in parts:
-            if used is parameter:
-                mask[index] = True
+        mask = masks[parameter]
         moved = parameter != before[name]
         assert not (moved & ~mask).any(), f"unused elements of {name} moved in the optimizer step"
         if parameter.grad is not None:

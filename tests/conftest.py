@@ -1,8 +1,13 @@
 """What tests of several files ask for."""
 
+import signal
+
 import pytest
 
 from helpers.scripts import Call, run_script
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does so for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

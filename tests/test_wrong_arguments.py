@@ -74,7 +74,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "'shufflenet-small' cannot be built with stem=-1: .*negative",
     ),
     "less than a stride": (lambda: create_supernet("spos", input_size=8), "input_size=8 .* one pixel per 32 pixels"),
-    "no hidden units": (lambda: create_supernet("shufflenet-small", head=0), "cannot be initialised with head=0"),
+    "no hidden units": (
+        lambda: create_supernet("shufflenet-small", head=0),
+        r"'shufflenet-small' cannot be built with head=0: the layer of head\.\S+ has no inputs or outputs",
+    ),
+    "no channels": (lambda: create_supernet("shufflenet-small", stem=0), "cannot be built with stem=0: "),
     "one pixel": (lambda: macro(input_size=1), "input_size=1 is too small for the space 'nasbench-macro'"),
     "an infinite limit": (lambda: Feasible(CostTable(macro()), {"macs": math.inf}), "macs': inf. should be a finite"),
     "a limit in quotes": (lambda: Feasible(CostTable(macro()), {"macs": "1e6"}), "should be a valid number"),  # type: ignore[dict-item]
@@ -99,6 +103,19 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a folder as checkpoint": (lambda: trained(state=Path.cwd()), "the checkpoint .* is a folder, not a file"),
     "no sampler": (lambda: trained(sampler=5), "sampler=5 should be callable"),
     "nothing sampled": (lambda: trained(sampler=lambda step: ()), "no architecture for step 0"),
+    "a sampler of another space": (
+        lambda: trained(sampler=lambda step: (Arch({"stage1.block0.op": "shuffle3"}),)),
+        "an architecture of another space than 'nasbench-macro' for step 0: ",
+    ),
+    "a sampler without a sequence": (
+        lambda: trained(sampler=lambda step: Arch({"stage1.block0.op": "mb3_k3"})),
+        "the sampler returned 'stage1.block0.op' for step 0; return a sequence of Arch",
+    ),
+    "a list as value": (
+        lambda: Arch({"a": [1]}),  # type: ignore[dict-item]
+        r"an architecture maps names to text, numbers or truth values, not 'a' to \[1\]",
+    ),
+    "a number as name": (lambda: Arch({1: 2}), "not 1 to 2"),  # type: ignore[dict-item]
     "no config of data": (lambda: load(None), "config=None should be a Data"),  # type: ignore[arg-type]
     "a long source": (lambda: load(Data("x" * 5000)), "there is no data set 'xx"),
     "a long study": (lambda: Study("x" * 300, macro().space), "the study 'x.* cannot be a file's name"),
@@ -177,8 +194,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
 def test_a_wrong_argument_is_named_with_its_value(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     call, message = CALLS[case]
-    with pytest.raises(InputError, match=message) as caught:
-        call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the error says it all
+        with pytest.raises(InputError, match=message) as caught:
+            call()
     assert len(str(caught.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
 

@@ -78,8 +78,8 @@ def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits
             for no cache. `config.cache` may name another folder or turn it off.
 
     Raises:
-        InputError: an annotation file or an image that is missing or invalid, or a split
-            without images or boxes.
+        InputError: an annotation file or an image that is missing or invalid, or a split without images. Splits
+            without boxes are accepted with a warning that counts their images.
     """
     if config.source == "digits":
         parts = digits.compose(config.size, config.compose, seed=config.seed)
@@ -137,7 +137,7 @@ def split(
         validation, test: the source's own splits; without them a share of the images is held out.
 
     Raises:
-        InputError: a split without images, or without boxes other than crowds.
+        InputError: a split without images.
     """
     order = torch.randperm(len(images), generator=torch_generator(config.seed, "split"))
     n_test = 0 if test is not None else round(config.test * len(order))
@@ -152,10 +152,17 @@ def _splits(
     present = []
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         present.append(set(part.annotations.labels[~part.annotations.crowd].tolist()))
-        if not present[-1]:
+        if not len(part):
             raise InputError(
-                f"the {name} split of {config.source!r} has {len(part)} images and no boxes to find; give more images, "
-                "another share or another data.seed"
+                f"the {name} split of {config.source!r} has no images; give more images, another share or another "
+                "data.seed"
+            )
+        if not present[-1]:
+            consequence = "trained on them, a detector finds nothing" if name == "train" else "mAP is -1 on them"
+            warnings.warn(
+                f"none of the {len(part)} images of the {name} split of {config.source!r} has a box to find: "
+                f"{consequence}",
+                stacklevel=3,
             )
     missing = sorted(set.union(*present[1:]) - present[0])
     if missing:

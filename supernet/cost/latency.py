@@ -19,6 +19,7 @@ from supernet.cost.table import CostTable, Entry, Shape, shapes
 from supernet.errors import InputError, UnwritableError
 from supernet.files import environment
 from supernet.paths import check_file
+from supernet.progress import work_saved
 from supernet.space import Arch
 
 FORMAT = 2
@@ -90,6 +91,7 @@ class LatencyTable(CostTable):
                 module = materialize(self._chain.step_module(index), arch, before.layout).eval()
                 self._timed[name] = self._time(module, before.state)
                 self._append({"step": name, "milliseconds": self._timed[name]})
+                work_saved.set()
             entry.cost["latency_ms"] = self._timed[name]
         return entry
 

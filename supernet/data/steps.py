@@ -1,8 +1,11 @@
 """Training batches by step number, for every data set: the order within an epoch, and worker processes."""
 
+import contextlib
 import itertools
 import signal
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from supernet.seeding import derive_seed
 
 T = TypeVar("T")
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""What terminals and schedulers send to stop a command, to all of its processes at once."""
 
 
 def torch_generator(*parts: object) -> torch.Generator:
@@ -85,7 +91,7 @@ def worker_loader(
         pin_memory: copy batches to pinned memory, for CUDA.
         sampler: the items and their order; for an iterable data set, None.
     """
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=None,
         sampler=sampler,
@@ -97,11 +103,38 @@ def worker_loader(
     )
 
 
+class _Loader(DataLoader[T]):
+    """Starts its workers while signals wait.
+
+    A worker inherits that, so that none can end it before it ignores them: the process that trains would take it for
+    killed, and a worker that was still starting would print a traceback.
+    """
+
+    def __iter__(self) -> Any:
+        with _waiting_signals():
+            return super().__iter__()
+
+
+@contextlib.contextmanager
+def _waiting_signals() -> Iterator[None]:
+    """Lets signals that end a training wait in this thread until the block ends."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _unchanged(item: Any) -> Any:
     return item
 
 
 def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C and SIGTERM may reach all processes; the one that trains finishes its step and then ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -45,6 +45,7 @@ from supernet.export.parity import (
 from supernet.export.runtime import classify, detect, weights
 from supernet.export.source import Bundle, bundle, check_copyable
 from supernet.paths import file_operation
+from supernet.progress import work_saved
 from supernet.space import Arch
 from supernet.strict_json import parse_json, read_text
 
@@ -326,6 +327,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         folder.rename(replaced)
         file_operation()
     partial.rename(folder)
+    work_saved.set()
     file_operation()
     shutil.rmtree(replaced, ignore_errors=True)
 

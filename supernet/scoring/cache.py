@@ -15,6 +15,7 @@ from supernet import sqlite
 from supernet.checked import checked_arguments
 from supernet.errors import InputError
 from supernet.paths import file_operation, lock_file
+from supernet.progress import work_saved
 from supernet.ranking.paired import Bits, tied
 from supernet.space import Arch
 
@@ -68,6 +69,7 @@ class ScoreCache:
         creating = lock_file(Path(f"{self.path}.lock"), timeout=WAIT)  # only one of several processes creates it
         with sqlite.reported(self.path, CACHE, malformed=sqlite.MALFORMED), creating:
             self._db = sqlite.opened(self.path, CACHE, wait=WAIT)
+            self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may take the last scores, a kill none
 
     def __enter__(self) -> Self:
         return self
@@ -108,6 +110,7 @@ class ScoreCache:
         with self._reported() as db:
             file_operation()
             db.execute(_PUT, row)
+            work_saved.set()
             file_operation()
 
     def correct(self, context: Mapping[str, str], archs: Iterable[Arch] | None = None) -> dict[Arch, Bits]:

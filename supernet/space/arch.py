@@ -9,6 +9,7 @@ from supernet.errors import InputError
 from supernet.strict_json import parse_json
 
 Value = str | int | float | bool
+_PLAIN = (str, int, float)  # a bool is an int; a tuple is checked twice as fast as a union
 
 
 class Arch(Mapping[str, Value]):
@@ -22,7 +23,15 @@ class Arch(Mapping[str, Value]):
     def __init__(self, values: Mapping[str, Value] | None = None) -> None:
         if values is not None and not isinstance(values, Mapping):
             raise InputError(f"an architecture is a mapping of decision names to values, not {str(values)[:80]!r}")
-        self._values: dict[str, Value] = dict(values or {})
+        self._start(dict(values or {}))
+        for name, value in self._values.items():
+            if not isinstance(name, str) or not isinstance(value, _PLAIN):
+                raise InputError(
+                    f"an architecture maps names to text, numbers or truth values, not {name!r:.80} to {value!r:.80}"
+                )
+
+    def _start(self, values: dict[str, Value]) -> None:
+        self._values = values
         self._hash: int | None = None
         self._key: str | None = None
         self._subs: dict[str, Arch] = {}
@@ -56,7 +65,8 @@ class Arch(Mapping[str, Value]):
         if sub is None:
             start = prefix + "."
             cut = len(start)
-            sub = Arch({name[cut:]: value for name, value in self._values.items() if name.startswith(start)})
+            sub = Arch.__new__(Arch)  # its values have been checked; layers ask for it in every forward pass
+            sub._start({name[cut:]: value for name, value in self._values.items() if name.startswith(start)})
             self._subs[prefix] = sub
         return sub
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 from supernet.errors import InputError, nearest
 from supernet.space.arch import Arch, Value
@@ -78,6 +78,9 @@ class SearchSpace:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_resolved": None, "_normal_forms": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # it never changes, and every copy of a searchable module would copy all choices
 
     def __getitem__(self, name: str) -> Choice:
         """Returns the choice of that name; an `InputError` offers the nearest one."""

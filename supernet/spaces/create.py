@@ -5,6 +5,7 @@ import fnmatch
 import functools
 import inspect
 import random
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -130,7 +131,9 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
         raise InputError(f"the builder of the space {space!r} cannot be called: {error}") from error
     with _naming(space):
         try:
-            chain = make(**phases, **arguments)
+            with warnings.catch_warnings():  # the error below says it
+                warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+                chain = make(**phases, **arguments)
         except InputError:
             raise
         except _REFUSALS as error:
@@ -141,6 +144,13 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
             raise InputError(f"the space {space!r} cannot be built with {given or 'its defaults'}: {reason}") from error
     if not isinstance(chain, Chain):
         raise InputError(f"the builder of the space {space!r} returned {type(chain).__name__}, not a Chain")
+    for name, parameter in chain.named_parameters():
+        if not parameter.numel():
+            given = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
+            raise InputError(
+                f"the space {space!r} cannot be built with {given or 'its defaults'}: the layer of {name} has no "
+                "inputs or outputs; give it one or more"
+            )
     if "input_size" in arguments:
         _check_resolution(chain, space, arguments["input_size"])
     if phases and phase == "supernet":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.chain import Chain, Searchable
-from supernet.checked import checked_arguments
+from supernet.checked import checked_arguments, shown
 from supernet.config import Augment, Train
 from supernet.cost import meta_copy
 from supernet.errors import InputError, RunError, Terminated
@@ -22,7 +22,7 @@ from supernet.generators import restored_generators
 from supernet.paths import check_file
 from supernet.progress import progress
 from supernet.seeding import derive_seed
-from supernet.space import Arch
+from supernet.space import Arch, SearchSpace
 from supernet.training.check import check_network, check_training
 from supernet.training.distributed import World, current, reduce_gradients, revert_sync_bn
 from supernet.training.events import EventWriter
@@ -229,8 +229,7 @@ def train_step(training: TrainingState, batch: Any, interrupted: threading.Event
     """Makes one update: every architecture adds its gradients, and the active parameters are averaged over ranks."""
     config, chain, step, rank = training.config, training.chain, training.step, training.world.rank
     archs = _paths(training)
-    if not archs:
-        raise InputError(f"the sampler returned no architecture for step {step}; return one or more")
+    _check_paths(chain.space, archs, step)
     training.schedule.step_update(step)
     loss_of = training.task.paths(chain, batch, training.data, config, step=step, rank=rank)
     _seed(derive_seed(config.seed, "step", step, rank), training.device)  # dropout and the like
@@ -273,6 +272,21 @@ def _paths(training: TrainingState) -> Sequence[Arch]:
     if training.ema is not None:
         training.ema.module.copy_options(lead.arch)
     return training.sampler(training.step)
+
+
+def _check_paths(space: SearchSpace, archs: Sequence[Arch], step: int) -> None:
+    """Raises `InputError` unless a sampler, which may be a user's, returned architectures of the space."""
+    if not archs:
+        raise InputError(f"the sampler returned no architecture for step {step}; return one or more")
+    for arch in archs:
+        if not isinstance(arch, Arch):
+            raise InputError(f"the sampler returned {shown(arch)} for step {step}; return a sequence of Arch")
+        try:
+            space.canonical(arch)
+        except InputError as error:
+            raise InputError(
+                f"the sampler returned an architecture of another space than {space.name!r} for step {step}: {error}"
+            ) from error
 
 
 def _seed(seed: int, device: torch.device) -> None:

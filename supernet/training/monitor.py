@@ -16,7 +16,6 @@ from torch import Tensor
 
 from supernet.chain import Chain, Searchable
 from supernet.ranking.depth import layers
-from supernet.ranking.statistics import kendall
 from supernet.space import Arch
 
 EVERY = 10  # steps between two measurements of gradients: their norms cost as much as an update
@@ -170,6 +169,8 @@ class Monitor:
         """Records how well depth ranks the paths of a tenth by their losses: τ is 1 if deeper was always better."""
         if not self._paths:
             return
+        from supernet.ranking.statistics import kendall  # scipy's statistics take a second to import
+
         depths, gaps = zip(*self._paths, strict=True)
         by_depth: dict[float, list[float]] = {}
         for depth, gap in self._paths:

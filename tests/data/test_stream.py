@@ -1,6 +1,11 @@
 """Streams: real files read by real worker processes, exact from any start; readers without random access."""
 
+import multiprocessing
+import os
+import signal
+import sys
 import tarfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from helpers.images import make_folder
 from supernet import memory as free
 from supernet.config import Augment, Data
+from supernet.data import steps
 from supernet.data.images import Splits
 from supernet.data.load import load
 from supernet.data.stream import Stream
@@ -310,3 +316,35 @@ def test_an_iterable_reader_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (calls[-1]["batch_size"], calls[-1]["name"], calls[-1]["split"]) == (4, "wds/pictures", "train")
     with pytest.raises(InputError, match=r"name a split in data\.validation_split"):
         load(Data("timm:wds/pictures", size=6))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals processes")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_that_still_start_survive_a_signal(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A signal to the process group reaches them before they can ignore it, for instance on a busy machine."""
+    ignore = steps._ignore_interrupts
+
+    def slowly(worker: int) -> None:
+        time.sleep(0.3)
+        ignore(worker)
+
+    monkeypatch.setattr(steps, "_ignore_interrupts", slowly)
+    batches = iter(steps.worker_loader(Squares(), seed=0, workers=2, pin_memory=False, sampler=range(4)))
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for _ in range(10):
+        for worker in workers:
+            assert worker.pid is not None
+            os.kill(worker.pid, number)
+        time.sleep(0.01)
+    assert list(batches) == [0, 1, 4, 9]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+class Squares(Dataset[int]):
+    """Square numbers."""
+
+    def __getitem__(self, number: int) -> int:
+        return number**2

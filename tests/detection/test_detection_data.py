@@ -399,7 +399,7 @@ def test_separate_splits_keep_the_training_labels(tmp_path: Path) -> None:
         load(config)
 
 
-def test_splits_without_boxes_are_refused_and_unseen_classes_give_a_warning(tmp_path: Path) -> None:
+def test_splits_without_boxes_and_unseen_classes_give_a_warning(tmp_path: Path) -> None:
     train, held_out = make_coco(tmp_path), make_coco(tmp_path, images=3, name="val")
     config = settings(train, validation_source=str(held_out))
     change(
@@ -409,8 +409,15 @@ def test_splits_without_boxes_are_refused_and_unseen_classes_give_a_warning(tmp_
     with pytest.warns(UserWarning, match="no training image shows 1 classes of the held-out images: 'cat'"):
         load(config)
     change(held_out, lambda d: d["annotations"].__setitem__(slice(1, None), []))  # the crowd stays
-    with pytest.raises(InputError, match=r"validation split .* has 3 images and no boxes to find"):
+    with pytest.warns(UserWarning, match=r"none of the 3 images of the validation split .* has a box .*: mAP is -1"):
         load(config)
+    for file in (train, held_out):
+        change(file, lambda d: d["annotations"].clear())
+    with pytest.warns(UserWarning, match=r"none of the 10 images of the train split .* has a box to find") as warned:
+        splits = load(config)
+    assert sum("has a box to find" in str(warning.message) for warning in warned) == 3
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [10, 3, 2]
+    assert len(splits.train.annotations.boxes) == 0
 
 
 def test_the_digest_covers_contents(tmp_path: Path) -> None:

@@ -208,8 +208,14 @@ def test_metrics_on_different_images_have_different_names(splits: DetectionSplit
     data = splits.validation
     empty = data.subset(torch.tensor([0]))
     empty.annotations.crowd[:] = True
-    with pytest.raises(InputError, match="1 images but no boxes"):
-        DetectionMetric(empty)
+    nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]
+    some = [{"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.ones(1), "scores": torch.ones(1)}]
+    for detections in (some, [{**nothing[0], "scores": torch.zeros(0)}]):
+        figures = DetectionMetric(empty, every=True).combine(
+            [DetectionMetric(empty).of_batch(detections, torch.zeros(1, dtype=torch.int64))]
+        )
+        assert set(figures.values()) == {-1.0}  # as in COCO
+        assert set(coco_figures(nothing, detections).values()) == {-1.0}
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,27 @@ def test_files(tmp_path: Path) -> None:
         picture.save(tmp_path / "cell.png")
 
 
+def test_a_link_in_the_place_of_a_picture_is_replaced(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A received folder may hold links of the default name, or of the name that is given."""
+    work, victim = tmp_path / "work", tmp_path / "victim"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    for out in ((), ("--out", "mine.svg")):
+        victim.write_text("precious")
+        name = out[1] if out else "pnasnet-5-mobile.svg"
+        (work / name).symlink_to(victim)
+        code, _, err = call("draw", "pnasnet-5-mobile", *out)
+        assert code == 0, err
+        assert victim.read_text() == "precious"
+        assert not (work / name).is_symlink()
+        assert (work / name).read_text().startswith("<svg")
+    (work / "nowhere").symlink_to(tmp_path / "missing")
+    one_line(call("draw", "pnasnet-5-mobile", "--out", "nowhere/mine.svg"), "there is no folder 'nowhere'")
+    assert not (tmp_path / "missing").exists()
+
+
 def test_every_published_network_is_drawn(call: Call, tmp_path: Path) -> None:
     for name in ("nasnet-a-large", "pnasnet-5-mobile", "enas-micro-cifar", "detnas-coco-fpn-300m", "spos-channels-a"):
         assert name in {**NETWORKS, **GENOTYPES}

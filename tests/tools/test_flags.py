@@ -66,6 +66,9 @@ SCRIPTS: list[tuple[str, tuple[object, ...], str]] = [
     ("predict", ("--test", -1), "test=-1"),
     ("draw", ("--out", LONG), "out="),
     ("draw", ("--arch", ""), "arch=''"),
+    ("search", ("--trial", 5), "there is no flag --trial; did you mean --trials?; see"),
+    ("evaluate", ("more",), "the argument 'more' belongs to no flag"),
+    ("evaluate", ("--colour", "red"), "there is no flag --colour; see"),
 ]
 
 
@@ -120,7 +123,9 @@ RECIPE: list[tuple[tuple[object, ...], str]] = [
     (("--random-paths", 10**9), "random_paths=1000000000"),
     (("--train.lr", 0.1, "--train.lr", 0.2), "the flag --train.lr is given twice"),
     (("--data.stream", "--data.no-stream"), "the flag --data.stream is given twice"),
-    (("--train.lrr", 0.1), "--train.lrr"),
+    (("--train.lrr", 0.1), "there is no flag --train.lrr; did you mean --train.lr or --"),
+    (("--train.epoch", 3), "no flag --train.epoch; did you mean --train.epochs or --retrain.epochs or --train.batch?"),
+    (("--space-settings", "stem=0"), "'shufflenet-small' cannot be built with stem=0"),
     (("--space-settings", "stem=-1"), "stem=-1, input_size=16: Trying to create tensor with negative dimension"),
     (("--space-settings", "stem=1000000000000"), "stem=1000000000000"),
 ]
@@ -195,6 +200,10 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"config__data__size": "16"}, "run.json: data.size='16'"),
     ({"config__data__source": 5}, "run.json: data.source=5"),
     ({"config__space": 5}, "run.json: space=5"),
+    (
+        {"config__sampler": "unifrom"},
+        "run.json: sampler='unifrom' should be 'uniform', 'fair', 'balanced' or 'sandwich'",
+    ),
     ({"config__train": {"clip": -1}}, "run.json: train.clip=-1"),
     ({"data__classes": [1]}, "run.json, data: classes="),
     ({"data__std": [0]}, "run.json, data: std=(0,)"),

@@ -1,12 +1,15 @@
 """Run folders have one writer, know their settings, and name what does not belong to them."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 
+from helpers.scripts import Call, one_line
+from helpers.tiny import TINY, TINY_SPACE
 from supernet.config import Data, Train, from_dict
 from supernet.errors import InputError
 from supernet.files import read_json, write_json
@@ -104,3 +107,22 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), removed_on_failure(new), claim_run(new, "supernet", SupernetRun()):
         raise KeyboardInterrupt
     assert (new / "run.json").exists()  # a run that started stays
+
+
+def test_a_run_of_another_space_is_refused(tiny_run: Path, call: Call) -> None:
+    """An earlier release did not record the space, and its runs are read."""
+    document = read_json(tiny_run / "run.json")
+    arch = json.dumps({f"stage{stage}.block0.op": "shuffle3" for stage in (1, 2, 3)})
+    again = ("train_supernet", "quickstart", *TINY, *TINY_SPACE, "--out", tiny_run)
+    search = ("search", tiny_run, "--searcher", "random", "--trials", 1)
+    for digest in ("0" * 16, None):
+        write_json(tiny_run / "run.json", {**document, "space_digest": digest})
+        for command in (search, ("retrain", tiny_run, "--arch", arch), again):
+            one_line(call(*command), "run.json was made with another space 'shufflenet-small' (digest", "train again")
+    assert not (tiny_run / "search").exists()
+    assert not (tiny_run / "retrain").exists()
+    del document["space_digest"]
+    write_json(tiny_run / "run.json", document)
+    for command in (search, again):
+        code, _, err = call(*command)
+        assert code == 0, err

@@ -68,3 +68,17 @@ def test_a_folder_that_cannot_be_written_is_refused_before_work(photographs: Pat
     picture = photographs / "a.png"
     for out in (picture, picture / "below"):
         one_line(call("predict", photographs, "--images", picture, "--out", out), "a.png", "--out")
+
+
+def test_pictures_are_never_written_through_a_link_that_nobody_named(
+    photographs: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A received folder may hold a link of the default name; one that is typed is meant."""
+    victims = tmp_path / "victims"
+    victims.mkdir()
+    monkeypatch.chdir(photographs)
+    os.symlink(victims, "predictions")
+    one_line(call("predict", tmp_path, "--images", "a.png"), "'predictions' is a link", "--out")
+    assert not list(victims.iterdir())
+    assert call("predict", tmp_path, "--images", "a.png", "--out", photographs / "predictions")[0] == 0
+    assert [path.name for path in victims.iterdir()] == ["a.png"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import io
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,6 +19,7 @@ import tyro
 
 from supernet.checked import Checked, FilePath, check, fields_of, unchecked
 from supernet.errors import InputError, RunError, Terminated, nearest
+from supernet.progress import work_saved
 from supernet_tools.pipeline.trust import Trust, trust, trust_recipe
 
 T = TypeVar("T")
@@ -67,6 +69,7 @@ def _summary(script: str) -> str:
 
 def main(run: Callable[[], None]) -> None:
     """Runs a script. Exit code 2 with one line for wrong input, 1 for a run that cannot go on, 130 for Ctrl-C."""
+    work_saved.clear()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {rank()}{message}", file=sys.stderr)
     try:
         with _terminated_like_an_interrupt():
@@ -78,11 +81,18 @@ def main(run: Callable[[], None]) -> None:
         print(f"error: {rank()}{' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         raise SystemExit(1) from None
     except Terminated:
-        print("terminated; finished work is saved, and the same command goes on from it", file=sys.stderr)
+        print(_stopped("terminated"), file=sys.stderr)
         raise SystemExit(143) from None
     except KeyboardInterrupt:
-        print("interrupted; finished work is saved, and the same command goes on from it", file=sys.stderr)
+        print(_stopped("interrupted"), file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _stopped(how: str) -> str:
+    """What a command says that was stopped."""
+    if work_saved.is_set():
+        return f"{how}; finished work is saved, and the same command goes on from it"
+    return f"{how} before it saved any work; the same command begins where this one did"
 
 
 @contextlib.contextmanager
@@ -125,14 +135,21 @@ def parse(settings: type[T], description: str | None, args: Sequence[str] | None
         InputError: a flag that is unknown or given twice, or a value of a wrong type or out of range.
     """
     with unchecked():
-        values: T = _cli(settings, description=description, args=args, prog=_program())
+        values: T = _cli(settings, description=description, args=args, prog=_program(), flags=_flags(settings))
     check(values, remedy=lambda name: "" if _positional(settings, name) else _remedy(name))
     trust(getattr(values, "trust", ()))
     return values
 
 
-def _cli(target: Any, *, args: Sequence[str] | None, **options: Any) -> Any:
-    """What `tyro.cli` returns; the box that it draws around an error becomes one line."""
+def _cli(target: Any, *, args: Sequence[str] | None, flags: Iterable[str], **options: Any) -> Any:
+    """What `tyro.cli` returns; the box that it draws around an error becomes one line.
+
+    Args:
+        target: what tyro fills.
+        args: the command line; that of the process if None.
+        flags: what a wrong flag is compared with.
+        options: of `tyro.cli`.
+    """
     args = sys.argv[1:] if args is None else args
     once(args)
     messages = io.StringIO()
@@ -144,7 +161,30 @@ def _cli(target: Any, *, args: Sequence[str] | None, **options: Any) -> Any:
             raise
         rows = [re.sub("[╭╮╰╯│─]+", " ", row).strip() for row in messages.getvalue().splitlines()]
         text = " ".join(row for row in rows[1:] if row).partition("For full helptext")[0].strip(" .")
+        if text.startswith("Unrecognized"):
+            text = _unknown(args, flags, text.partition(":")[2].split(", ")[0].strip())
         raise InputError(f"{text or 'these arguments cannot be read'}; see {options['prog']} --help") from None
+
+
+def _unknown(args: Sequence[str], known: Iterable[str], first: str) -> str:
+    """Names the first flag that does not exist, with the nearest ones that do; `first` if all flags exist."""
+    names = {"--help", *known}
+    flags = [arg.partition("=")[0].replace("_", "-") for arg in args if re.match("--[A-Za-z]", arg)]
+    wrong = next((flag for flag in flags if re.sub(r"(^--|\.)no-", r"\1", flag) not in names), None)
+    if wrong is None:
+        return f"the argument {first!r} belongs to no flag"
+    close = difflib.get_close_matches(wrong, sorted(names), n=3)
+    return f"there is no flag {wrong}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
+    """Yields the flags of a dataclass, those of the dataclasses in it behind a dot."""
+    for name, kind in fields_of(settings).items():
+        flag = prefix + name.replace("_", "-")
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from _flags(kind, f"{flag}.")
+        else:
+            yield flag
 
 
 def once(args: Sequence[str]) -> None:
@@ -203,7 +243,8 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         return config, out, plan, accept_changed_data
 
     with unchecked():
-        parsed = _cli(configure, args=args[1:], prog=f"{_program()} {args[0]}", description=description)
+        flags = [*_flags(kind), "--out", "--plan", "--accept-changed-data", "--trust"]
+        parsed = _cli(configure, args=args[1:], flags=flags, prog=f"{_program()} {args[0]}", description=description)
     config, out, plan, accept = parsed
     check(Output(out))
     check(config, remedy=_remedy)

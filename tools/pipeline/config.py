@@ -15,7 +15,7 @@ from supernet.config import Data, Train, Window
 class Sampling(Checked):
     """Which architectures a training step of a supernet uses, and where the weights of its options begin."""
 
-    sampler: Text = "uniform"
+    sampler: Literal["uniform", "fair", "balanced", "sandwich"] = "uniform"
     """"uniform" draws one architecture per step (SPOS, DetNAS), "fair" uses every option once (FairNAS), "balanced"
     every option equally often up to a difference of one, "sandwich" the largest, the smallest and `random_paths` others
     (BigNAS)."""

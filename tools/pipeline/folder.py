@@ -55,7 +55,7 @@ def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
         if not (folder / RUN).exists():
             settings = dataclasses.asdict(config)
             document = {"format": RUN_FORMAT, "kind": kind, "config": settings, "commit": commit(), **facts}
-            write_json(folder / RUN, document)
+            write_json(folder / RUN, document, work=False)
         yield folder
     finally:
         lock.release()

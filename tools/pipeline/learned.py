@@ -42,7 +42,7 @@ def record_scores(run: Run, supernet: Chain) -> None:
     """Scores random architectures after a training and records in `run.json` whether one is better than guessing.
 
     For classifiers, guessing is to name the most frequent class of the search-validation split every time. For
-    detectors only the scores are recorded: any mAP above zero is better than guessing.
+    detectors any mAP above zero is better than guessing, so only that of images without boxes, -1, is no better.
     """
     scores = probe_scores(run, supernet=supernet)
     record: dict[str, Any] = {
@@ -57,6 +57,8 @@ def record_scores(run: Run, supernet: Chain) -> None:
         guess = labels.bincount().max().item() / len(labels)
         bound = guess + DEVIATIONS * math.sqrt(guess * (1 - guess) / len(labels))
         record |= {"images": len(labels), "guessing": guess, "learned": record["best"] > min(bound, 1 - 1e-9)}
+    elif record["best"] < 0:
+        record |= {"images": len(run.data.validation), "learned": False}
     document = read_run(run.folder)
     write_json(run.folder / RUN, document | {SCORES: record})
 
@@ -66,6 +68,11 @@ def not_learned(run: Run) -> str:
     record = read_run(run.folder).get(SCORES)
     if not isinstance(record, dict) or record.get("learned") is not False:
         return ""
+    if record["best"] < 0:
+        return (
+            f"none of the {record['images']} images of the search-validation split of {run.folder} has a box to find, "
+            "so their mAP ranks nothing; train again in another folder with images that show objects"
+        )
     return (
         f"the supernet of {run.folder} is no better than guessing after {_steps(run):,} steps: the best of "
         f"{record['n']} random architectures has an accuracy of {record['best']:.4f} on {record['images']} images, "

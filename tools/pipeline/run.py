@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from supernet.chain import Chain
+from supernet.checked import shown
 from supernet.config import DataSummary, from_dict
 from supernet.cost import CostTable, Feasible, LatencyTable
 from supernet.errors import InputError
@@ -61,7 +62,9 @@ class Run:
 
     @cached_property
     def _skeleton(self) -> Chain:
-        return self.kind.skeleton(self.summary)
+        skeleton = self.kind.skeleton(self.summary)
+        check_space(self.folder, skeleton.space)
+        return skeleton
 
     @property
     def space(self) -> SearchSpace:
@@ -178,6 +181,22 @@ def read_summary(folder: Path) -> DataSummary:
     if not isinstance(document.get("data"), Mapping):
         raise InputError(f"{folder / 'run.json'} is damaged: it says nothing about the data; restore it")
     return from_dict(DataSummary, document["data"], owner=f"{folder / RUN}, data")
+
+
+def check_space(folder: Path, space: SearchSpace) -> None:
+    """Checks that a run was made with the space that its settings give now.
+
+    Runs of earlier releases did not record their space, and networks beside a run have no `run.json`: they pass.
+
+    Raises:
+        InputError: `run.json` records another space, since it was edited or the space has changed.
+    """
+    document = read_run(folder) if (folder / RUN).exists() else {}
+    if "space_digest" in document and document["space_digest"] != space.digest():
+        raise InputError(
+            f"{folder / RUN} was made with another space {space.name!r} (digest {shown(document['space_digest'])}, now "
+            f"{space.digest()}); restore it or train again"
+        )
 
 
 def torch_generator(*parts: object) -> torch.Generator:

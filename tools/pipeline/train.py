@@ -23,7 +23,7 @@ from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sa
 from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
 from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, read_run, removed_on_failure
 from supernet_tools.pipeline.learned import probe_scores, record_scores
-from supernet_tools.pipeline.run import WEIGHTS, Run, read_summary, torch_generator
+from supernet_tools.pipeline.run import WEIGHTS, Run, check_space, read_summary, torch_generator
 from supernet_tools.pipeline.runs import kind_of
 
 if TYPE_CHECKING:
@@ -69,13 +69,16 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
         check_run(out, kind.name, config, free=free)
     done = bool(world.from_main(b"done" if (out / WEIGHTS).exists() else b""))
     if done and not accept_changed_data:
-        return Run(out, kind, read_summary(out))
+        run = Run(out, kind, read_summary(out))
+        check_space(out, run.space)
+        return run
     with removed_on_failure(out):
         parts = prepare(kind, inside(out, IMAGES))
         summary = parts.data.summary()
         facts = {"data": dataclasses.asdict(summary), "space_digest": parts.supernet.space.digest()}
         with claim_run(out, kind.name, config, free=free, **facts) if world.main else nullcontext():
             if world.main:
+                check_space(out, parts.supernet.space)
                 accept_data(out, config, summary, accept=accept_changed_data)
             earlier = json.loads(world.from_main(json.dumps(_earlier(out)).encode() if world.main else b""))
             if config.train.epochs and not done:
