@@ -92,10 +92,11 @@ def test_a_real_interrupt_is_passed_on() -> None:
 
 
 PLUGIN = """
-from supernet.spaces.nasbench_macro import nasbench_macro
+from supernet.spaces.shufflenet import shufflenet_small
 
 def build(num_classes=10, input_size=32, in_channels=3):
-    return nasbench_macro(num_classes=num_classes, input_size=input_size, in_channels=in_channels)
+    small = {"depths": (1, 1, 1), "widths": (8, 16, 24), "stem": 4}
+    return shufflenet_small(num_classes=num_classes, input_size=input_size, in_channels=in_channels, **small)
 
 def scans(config):
     import dataclasses

@@ -147,6 +147,7 @@ def peak_bytes(work: Callable[[], object], path: Path) -> int:
     return max(e["Total Allocated"] for e in events) - (events[0]["Total Allocated"] - events[0]["Bytes"])
 
 
+@pytest.mark.slow  # tests/spaces/test_cells.py: a path keeps no more than its network for the backward pass
 def test_memory_is_the_plain_networks_and_the_unused_weights(digits: Splits, tmp_path: Path) -> None:
     """Three steps on three paths: weights and momentum of the other options come on top, activations do not."""
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import shufflenet_v2_x1_0
 
+from helpers.tables import every_cost, table_of
 from helpers.toy_spaces import TOY_SPACES
 from supernet import Chain, create_network, create_supernet
 from supernet.blocks.choice import ChoiceBlock
@@ -21,6 +22,7 @@ from supernet.cost import CostTable, Feasible, count
 from supernet.cost.count import COSTS
 from supernet.cost.table import standalone_chain
 from supernet.errors import InputError
+from supernet.space import Arch
 from supernet.spaces import SPACES as PUBLISHED
 from supernet.spaces import build
 from supernet.spaces.nasbench_macro import OPTIONS, arch_of, table
@@ -36,36 +38,41 @@ SPACES: dict[str, Callable[..., Chain]] = {
 @pytest.fixture(scope="module")
 def macro() -> CostTable:
     """Counted costs of NAS-Bench-Macro at its published setting."""
-    return CostTable(create_supernet("nasbench-macro"))
+    return table_of("nasbench-macro")
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[Arch, dict[str, int]]:
+    """Those of every architecture of NAS-Bench-Macro."""
+    return every_cost("nasbench-macro")
 
 
 # -- published figures ------------------------------------------------------------------------------------------------
 
 
-def test_every_row_of_nasbench_macro_to_the_digit(macro: CostTable) -> None:
+def test_every_row_of_nasbench_macro_to_the_digit(macro: CostTable, costs: dict[Arch, dict[str, int]]) -> None:
     rows = table()
     assert len(rows) == macro.space.size() == 6561
-    assert set(rows) == set(macro.space.enumerate())
+    assert set(rows) == set(costs)
     assert macro.input_shape == (3, 32, 32)
     wrong = {
-        arch.to_json(): (costs, row)
+        arch.to_json(): (costs[arch], row)
         for arch, row in rows.items()
-        if (costs := macro(arch))["params"] != row["params"] or costs["macs"] != row["macs"]
+        if costs[arch]["params"] != row["params"] or costs[arch]["macs"] != row["macs"]
     }
     assert not wrong
 
 
-def test_one_network_has_one_normal_form_and_one_cost(macro: CostTable) -> None:
+def test_one_network_has_one_normal_form_and_one_cost(macro: CostTable, costs: dict[Arch, dict[str, int]]) -> None:
     networks: dict[str, set[tuple[int, ...]]] = defaultdict(set)
-    for arch in macro.space.enumerate():
-        networks[macro.space.normal_form(arch).key].add(tuple(macro(arch).values()))
-    assert len(networks) == 3969
-    assert all(len(costs) == 1 for costs in networks.values())
     # all three trainings of equal networks in the table are the same run, so the table agrees that they are equal
     accuracies: dict[str, set[float]] = defaultdict(set)
     for arch, row in table().items():
-        accuracies[macro.space.normal_form(arch).key].add(row["accuracy"])
-    assert all(len(values) == 1 for values in accuracies.values())
+        key = macro.space.normal_form(arch).key
+        networks[key].add(tuple(costs[arch].values()))
+        accuracies[key].add(row["accuracy"])
+    assert len(networks) == 3969
+    assert all(len(values) == 1 for values in (*networks.values(), *accuracies.values()))
 
 
 def test_published_first_row() -> None:
@@ -233,10 +240,13 @@ def test_params_are_the_trainable_ones() -> None:
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
+LARGE = {("shufflenet-small", 33), ("nasbench-macro", 33)}
+
+
 @pytest.mark.parametrize(
     ("space", "size"),
     [
-        pytest.param(space, size, marks=[] if space.startswith("toy-") or size == 33 else pytest.mark.slow)
+        pytest.param(space, size, marks=[] if space.startswith("toy-") or (space, size) in LARGE else pytest.mark.slow)
         for space in SPACES
         for size in (16, 33, 47)
     ],
@@ -310,10 +320,10 @@ def test_entries_are_bounded_and_dropped_ones_are_counted_again(monkeypatch: pyt
 # -- extremes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cost", COSTS)
-def test_extremes_of_nasbench_macro(macro: CostTable, cost: str) -> None:
-    values = [macro(arch)[cost] for arch in macro.space.enumerate()]
-    assert macro.extremes(cost) == (min(values), max(values))
+def test_extremes_of_nasbench_macro(macro: CostTable, costs: dict[Arch, dict[str, int]]) -> None:
+    for cost in COSTS:
+        values = [found[cost] for found in costs.values()]
+        assert macro.extremes(cost) == (min(values), max(values))
 
 
 @pytest.mark.parametrize("cost", COSTS)

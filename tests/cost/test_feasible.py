@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from scipy import stats
 
-from helpers.toy_spaces import TOY_SPACES
+from helpers.tables import every_cost, table_of
 from searchers import AgingEvolution, LocalSearch, RandomSearch, Study, TopKEvolution, search
 from searchers.testing import check_searcher, evaluate
-from supernet import Chain, create_supernet
+from supernet import Chain
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ConvBNAct
 from supernet.cost import CostTable, Feasible
@@ -30,20 +29,14 @@ SEARCHERS: dict[str, Callable[..., Any]] = {
 }
 
 
-@functools.cache
-def table_of(toy: str) -> CostTable:
-    return CostTable(TOY_SPACES[toy]())
-
-
 @pytest.fixture(scope="module")
 def macro() -> CostTable:
-    return CostTable(create_supernet("nasbench-macro"))
+    return table_of("nasbench-macro")
 
 
 @pytest.fixture(scope="module")
 def detnas() -> CostTable:
-    with torch.device("meta"):
-        return CostTable(create_supernet("detnas-300m"))
+    return table_of("detnas-300m")
 
 
 def shared() -> CostTable:
@@ -53,8 +46,8 @@ def shared() -> CostTable:
     return CostTable(Chain("twice", list(zip(names, blocks, strict=True)), input_shape=(2, 4, 4)))
 
 
-def quantile(table: CostTable, cost: str, *, share: float) -> int:
-    costs = sorted(table(arch)[cost] for arch in table.space.enumerate())
+def quantile(space: str, cost: str, *, share: float) -> int:
+    costs = sorted(row[cost] for row in every_cost(space).values())
     return costs[int(share * len(costs))]
 
 
@@ -66,7 +59,7 @@ def inside(feasible: Feasible) -> list[Arch]:
 
 
 def test_counts_equal_enumeration_under_twenty_limits(macro: CostTable) -> None:
-    costs = sorted(macro(arch)["params"] for arch in macro.space.enumerate())
+    costs = sorted(row["params"] for row in every_cost("nasbench-macro").values())
     for limit in random.Random(0).sample(costs, 20):
         assert Feasible(macro, {"params": limit}).count() == sum(cost <= limit for cost in costs)
     assert Feasible(macro, {}).count() == 6561
@@ -76,11 +69,11 @@ def test_counts_equal_enumeration_under_twenty_limits(macro: CostTable) -> None:
 @pytest.mark.parametrize("costs", [("macs",), ("params", "macs")], ids=" ".join)
 def test_draws_are_uniform_within_one_and_within_two_limits(toy: str, costs: tuple[str, ...]) -> None:
     table = table_of(toy)
-    feasible = Feasible(table, {cost: quantile(table, cost, share=0.4) for cost in costs})
+    feasible = Feasible(table, {cost: quantile(toy, cost, share=0.4) for cost in costs})
     archs = inside(feasible)
     assert feasible.count() == len(archs) < table.space.size()
     rng = random.Random(1)
-    drawn = Counter(feasible.sample(rng) for _ in range(20 * len(archs)))
+    drawn = Counter(feasible.sample(rng) for _ in range(8 * len(archs)))
     assert set(drawn) <= set(archs)
     assert stats.chisquare([drawn[arch] for arch in archs]).pvalue > 1e-3
 
@@ -123,7 +116,7 @@ def test_costs_that_cannot_be_counted_are_drawn_by_rejection() -> None:
 
 
 def test_explain_says_how_many_fit(macro: CostTable, detnas: CostTable) -> None:
-    limit = quantile(macro, "macs", share=0.25)
+    limit = quantile("nasbench-macro", "macs", share=0.25)
     count = Feasible(macro, {"macs": limit}).count()
     assert Feasible(macro, {"macs": limit}).explain().endswith(f"; {count:,} of 6,561 architectures fit")
     text = Feasible(detnas, {"macs": 3e8}).explain()
@@ -135,7 +128,7 @@ def test_limits_that_leave_nothing_name_the_tightest_cost(macro: CostTable) -> N
     with pytest.raises(InputError, match=f"the cheapest has {cheapest:,}"):
         Feasible(macro, {"macs": cheapest - 1})
     loose = table_of("loose")
-    tightest = quantile(loose, "macs", share=0.0)
+    tightest = quantile("loose", "macs", share=0.0)
     for make in SEARCHERS.values():
         with pytest.raises(InputError, match=f"the nearest has {tightest:,}"):
             make(loose.space, feasible=Feasible(loose, {"macs": 1})).ask(1)
@@ -162,13 +155,13 @@ def test_searchers_keep_their_contract_under_real_limits(name: str, toy: str) ->
     """`loose` has conditions, `sliced` costs that depend on the step before."""
     table = table_of(toy)
     check_searcher(
-        SEARCHERS[name], table.space, feasible=Feasible(table, {"macs": quantile(table, "macs", share=0.5)}), trials=20
+        SEARCHERS[name], table.space, feasible=Feasible(table, {"macs": quantile(toy, "macs", share=0.5)}), trials=20
     )
 
 
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_proposals_keep_a_limit_that_one_in_millions_keeps(name: str, detnas: CostTable) -> None:
-    proposals_within(SEARCHERS[name], detnas, trials=300)
+    proposals_within(SEARCHERS[name], detnas, trials=100)
 
 
 @pytest.mark.slow
@@ -192,7 +185,7 @@ def proposals_within(make: Callable[..., Any], table: CostTable, *, trials: int)
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_a_search_ends_with_a_message_when_the_limits_leave_nothing_new(name: str) -> None:
     table = table_of("sliced")
-    feasible = Feasible(table, {"macs": quantile(table, "macs", share=0.08)})
+    feasible = Feasible(table, {"macs": quantile("sliced", "macs", share=0.08)})
     networks = {table.space.normal_form(arch).key for arch in inside(feasible)}
     assert 10 < len(networks) < 40
     with Study(None, table.space) as study:

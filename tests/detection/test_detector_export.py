@@ -57,7 +57,6 @@ def network_of(kind: str) -> tuple[DetectorNetwork, Any]:
     return detector.subnet(arch).eval(), arch
 
 
-@pytest.mark.xdist_group("export")
 @pytest.mark.slow  # tests/tools/test_tools_detection.py exports one, and each export runs apart to measure its parity
 @pytest.mark.parametrize("kind", ["retinanet", "faster-rcnn-fpn"])
 def test_exported_detectors_detect_the_same_without_this_project(kind: str, tmp_path: Path) -> None:
@@ -119,7 +118,6 @@ class Random(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("export")
 def test_an_export_fails_where_the_part_after_the_graph_differs(tmp_path: Path) -> None:
     network, arch = network_of("retinanet")
     network[-1] = Random()
@@ -129,7 +127,6 @@ def test_an_export_fails_where_the_part_after_the_graph_differs(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("export")
 def test_parity_notices_other_weights_and_pictures_keep_their_aspect_ratio(tmp_path: Path) -> None:
     """Parity is also checked if nothing is detected, since the raw outputs are compared too."""
     network, arch = network_of("retinanet")

@@ -6,7 +6,6 @@ A case is a supernet with one or three architectures, whose losses are summed; e
 import copy
 import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,13 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers.launch import launch
 from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain, create_supernet
 from supernet.training.distributed import World, current, process_group, reduce_gradients
 
 SPACES = ("chain", "loose", "sliced", "shufflenet-small")
 CASES = tuple((space, paths) for space in SPACES for paths in (1, 3))
+SMALL = {"depths": (1, 2, 1), "widths": (16, 24, 32), "stem": 8, "head": 32}
 IMAGES, SIZE, CLASSES = 8, 16, 5
 PAYLOADS = (b"", b"\x00\xff\x80 no text", bytes(range(256)) * 40)
 
@@ -35,7 +34,7 @@ def build(space: str) -> Chain:
     """Returns a supernet with the same weights in every process and batch norms that are not identities."""
     torch.manual_seed(0)
     make = TOY_SPACES.get(space)
-    net = make(num_classes=CLASSES) if make else create_supernet(space, num_classes=CLASSES, input_size=SIZE)
+    net = make(num_classes=CLASSES) if make else create_supernet(space, num_classes=CLASSES, input_size=SIZE, **SMALL)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -188,7 +187,3 @@ def main(folder: Path) -> None:
             save_file(tensors, folder / f"{space}-{paths}.{world.rank}.safetensors")
     numbers["after"] = current().size
     (folder / f"{world.rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    launch(main, Path(sys.argv[1]))

@@ -7,13 +7,11 @@ rank 1 is killed. torchrun then starts both again, and they finish the third.
 import json
 import os
 import signal
-import sys
 import warnings
 from pathlib import Path
 
 import torch
 
-from helpers.launch import launch
 from helpers.toy_spaces import chain
 from supernet import Arch, Chain
 from supernet.config import Augment, Data, Train
@@ -69,7 +67,3 @@ def main(folder: Path) -> None:
             trained(folder, "whole", data, world)
             trained(folder, "alone", data, world)
         trained(folder, "torn", data, world, killed)
-
-
-if __name__ == "__main__":
-    launch(main, Path(sys.argv[1]))

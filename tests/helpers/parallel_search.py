@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from helpers.launch import launch
 from helpers.scoring_cases import random_images
 from helpers.toy_spaces import sliced
 from searchers import AgingEvolution, Study, search
@@ -71,7 +70,3 @@ def main(folder: Path) -> None:
         except RunError as error:
             print(f"rank {world.rank}: {error}", file=sys.stderr, flush=True)
             raise
-
-
-if __name__ == "__main__":
-    launch(main, Path(sys.argv[1]))

@@ -1,8 +1,6 @@
 """Runs scripts of `tools/` in one process and records what they should never do with folders that were received.
 
-Started as a process of its own, since audit hooks cannot be removed: `python -c "…" JOBS`, where JOBS is a JSON file of
-`{"allowed": [folders], "forbidden": folder, "calls": [[script, argument, …], …]}`. Prints a JSON list of
-`{"code", "err", "deeds"}`.
+`run_all` needs a process of its own, since audit hooks cannot be removed.
 """
 
 import contextlib
@@ -80,7 +78,12 @@ class Watch:
 
 
 def run_all(jobs: str, run_script: Callable[..., int]) -> None:
-    """Runs every call and prints what it did."""
+    """Runs every call and prints what it did, a JSON list of `{"code", "err", "deeds"}`.
+
+    Args:
+        jobs: a JSON file of `{"allowed": [folders], "forbidden": folder, "calls": [[script, argument, …], …]}`.
+        run_script: see `helpers.scripts`.
+    """
     for module in LIBRARIES:  # what these do when they are imported is not the question
         importlib.import_module(module)
     document = json.loads(Path(jobs).read_text(encoding="utf-8"))

@@ -206,7 +206,7 @@ def test_the_detectable_difference_is_found_with_power_0_8() -> None:
     base = stats.norm.ppf((np.arange(8) + 0.5) / 8)
     base /= base.std(ddof=1)
     shift = welch(base.tolist(), base.tolist()).detectable
-    result = [welch((rng.normal(size=8) + shift).tolist(), rng.normal(size=8).tolist()).p < 0.05 for _ in range(500)]
+    result = [welch((rng.normal(size=8) + shift).tolist(), rng.normal(size=8).tolist()).p < 0.05 for _ in range(250)]
     assert np.mean(result) == pytest.approx(0.8, abs=0.05)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from helpers.launch import launch
 from helpers.parallel_search import TRIALS as PARALLEL_TRIALS
-from helpers.parallel_search import make
+from helpers.parallel_search import main, make
 from helpers.toy_spaces import TOY_SPACES, sliced
 from searchers import RandomSearch, Study, search
 from supernet import create_supernet
@@ -22,8 +23,6 @@ from supernet.errors import RunError
 from supernet.scoring.parallel import ParallelEvaluator
 from supernet.space import Arch, SearchSpace
 from supernet.training.distributed import World
-
-pytestmark = pytest.mark.xdist_group("distributed")
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,11 +33,8 @@ ROOT = Path(__file__).parents[2]
 def test_two_ranks_of_which_one_is_killed_make_the_study_of_one(tmp_path: Path) -> None:
     space = sliced().space
     make(tmp_path / "alone.db", World())
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "parallel_search.py"), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "rank 0: a process of the group is gone" in done.stderr  # which of the two torchrun names is left to chance
+    said = launch(main, tmp_path)
+    assert "rank 0: a process of the group is gone" in said  # which of the two torchrun names is left to chance
     alone, both = (recorded_trials(tmp_path / name, space) for name in ("alone.db", "both.db"))
     assert len(alone) == PARALLEL_TRIALS
     assert both == alone

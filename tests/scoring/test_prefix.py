@@ -1,6 +1,7 @@
 """Prefix sharing gives the bits of scoring one by one in fewer steps, within its budget; the supernet is untouched."""
 
 import gc
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,8 +47,17 @@ def distinct(net: Chain, archs: list[Arch]) -> list[Arch]:
     return list(dict.fromkeys(map(net.space.normal_form, archs)))
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        pytest.param(
+            *case,
+            marks=pytest.mark.slow if case[0] == "nasbench-macro" else [],
+            id=f"{case[0]}-{type(case[1]).__name__}",
+        )
+        for case in itertools.product(SPACES, POLICIES)
+    ],
+)
 def test_shared_prefixes_give_the_bits_of_scoring_one_by_one(name: str, policy: BatchNormPolicy) -> None:
     torch.manual_seed(0)
     net = randomized_norms(SPACES[name]())
@@ -197,7 +207,7 @@ def weighed() -> Chain:
         steps.append((name, ChoiceBlock({"one": ConvBNAct(8, 8), "three": ConvBNAct(8, 8, kernel=3)})))
         steps.append((f"{name}-scales", Scales(8)))
     return randomized_norms(
-        Chain("weighed", [*steps, ("head", ClassifierHead(8, 5, hidden=8))], input_shape=(3, 32, 32))
+        Chain("weighed", [*steps, ("head", ClassifierHead(8, 5, hidden=8))], input_shape=(3, 16, 16))
     )
 
 
@@ -215,8 +225,8 @@ def scales() -> Iterator[type[Scales]]:
 def test_batches_are_grouped_within_the_budget_and_the_bits_stay(scales: type[Scales], unlimited: bool) -> None:
     net = weighed()
     archs = list(net.space.enumerate())
-    parts = random_images(16 * 12, 32, 1), random_images(16 * 12 - 5, 32, 2)
-    one = 16 * 8 * 32 * 32 * 4  # bytes that a step hands on for a batch of 16
+    parts = random_images(16 * 12, 16, 1), random_images(16 * 12 - 5, 16, 2)
+    one = 16 * 8 * 16 * 16 * 4  # bytes that a step hands on for a batch of 16
     memory = 2**30 if unlimited else 12 * one
     evaluate = SharedWeights(net, *parts, bn=Recalibrate(12, 16), batch=16, memory=memory, hold=0)
     rows = evaluate(archs)

@@ -209,10 +209,15 @@ def filled(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A cache of several pages."""
+    return filled(tmp_path_factory.mktemp("whole") / "scores.db")
+
+
 @pytest.mark.parametrize("damage", ["half", "within a page", "in the last page", "a page overwritten"])
-def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, damage: str, whole: bytes) -> None:
     path = tmp_path / "scores.db"
-    whole = filled(path)
     middle = len(whole) // 2 // PAGE * PAGE
     damaged = {
         "half": whole[:middle],
@@ -225,7 +230,7 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, damage: str) ->
         ScoreCache(path)
 
 
-def test_foreign_files_and_other_versions_are_refused(tmp_path: Path) -> None:
+def test_foreign_files_and_other_versions_are_refused(tmp_path: Path, whole: bytes) -> None:
     text, study, newer = (tmp_path / name for name in ("notes.txt", "study.db", "newer.db"))
     text.write_text("no database\n" * 1000)
     with pytest.raises(InputError, match=r"notes\.txt cannot be read as an evaluation cache"):
@@ -234,7 +239,8 @@ def test_foreign_files_and_other_versions_are_refused(tmp_path: Path) -> None:
         db.execute("CREATE TABLE trials (number INTEGER)")
     with pytest.raises(InputError, match=r"study\.db is not an evaluation cache.* choose another"):
         ScoreCache(study)
-    text.write_bytes(filled(newer)[:1])  # which SQLite takes for an empty database
+    newer.write_bytes(whole)
+    text.write_bytes(whole[:1])  # which SQLite takes for an empty database
     with pytest.raises(InputError, match=r"notes\.txt is not an evaluation cache, or was only partly written"):
         ScoreCache(text)
     assert text.stat().st_size == 1

@@ -1,6 +1,7 @@
 """Trunk features are cached between calls: the same bits, computed once, within a budget, and dropped in time."""
 
 import importlib
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -69,8 +70,17 @@ def distinct(net: Chain, n: int) -> list[Arch]:
     return list(archs)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        pytest.param(
+            *case,
+            marks=pytest.mark.slow if case[0] == "neck" and not isinstance(case[1], Recalibrate) else [],
+            id=f"{case[0]}-{type(case[1]).__name__}",
+        )
+        for case in itertools.product(NETS, POLICIES)
+    ],
+)
 def test_scores_equal_those_of_scoring_one_by_one_in_every_call(name: str, policy: BatchNormPolicy) -> None:
     torch.manual_seed(0)
     net = NETS[name]()

@@ -22,7 +22,8 @@ LONG = {("reinforce", "chain"), ("predictor", "chain")}  # their other space pro
     ],
 )
 def test_every_searcher_keeps_the_contract(name: str, space: str) -> None:
-    testing.check_searcher(MAKERS[name], SPACES[space], feasible=LIMITS[space], trials=30)
+    trials = 18 if name == "predictor" else 30  # it proposes at random up to the fifteenth
+    testing.check_searcher(MAKERS[name], SPACES[space], feasible=LIMITS[space], trials=trials)
 
 
 def test_the_control_of_the_tests_below_passes() -> None:

@@ -1,5 +1,6 @@
 """A search killed by SIGKILL at random moments and started again has the trials of an uninterrupted search."""
 
+import itertools
 import json
 import os
 import random
@@ -83,9 +84,13 @@ def kill(process: subprocess.Popen[str], lines: int, delay: float) -> int:
     return max(0, lines + len(rest) - 1)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("name", ["random", "evolution"])
+@pytest.mark.parametrize(
+    ("name", "batch", "kills"),
+    [
+        pytest.param(*case, marks=[] if case in (("random", 1, 2), ("evolution", 7, 2)) else pytest.mark.slow)
+        for case in itertools.product(("random", "evolution"), (1, 7), (2, 10))
+    ],
+)
 def test_a_killed_search_ends_as_the_uninterrupted_one(name: str, batch: int, kills: int, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
     print(f"kill moments: Random({seed})")  # pytest shows it if the test fails

@@ -26,10 +26,8 @@ def clock(make: Make, trials: int, *, path: Path | None = None) -> list[float]:
     return times
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("topk", "local")]
-
-
-@pytest.mark.parametrize("name", ["evolution", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["evolution", "topk", "local"])
 def test_a_late_trial_costs_no_more_than_an_early_one(name: str) -> None:
     """The median of ten slices of 100 trials each, so that a pause of the machine counts once."""
 

@@ -84,9 +84,9 @@ def run(searcher: PNAS, *, batch: int = 1, trials: int = 10**6, evaluate: Any = 
 
 def test_it_keeps_the_contract_of_a_searcher() -> None:
     def make(space: SearchSpace, **settings: Any) -> PNAS:
-        return small(space, beam=12, members=2, epochs=3, **settings)
+        return small(space, **{"beam": 12, "members": 2, "epochs": 1, "embedding": 4, "hidden": 4, **settings})
 
-    testing.check_searcher(make, SPACE, feasible=Cheap(SPACE, {"changed": 9}), trials=40)
+    testing.check_searcher(make, SPACE, feasible=Cheap(SPACE, {"changed": 9}), trials=28)
 
 
 def test_the_first_level_is_every_one_block_cell_once_and_the_later_ones_are_k_each() -> None:
@@ -427,9 +427,8 @@ def compared(seeds: range, **settings: Any) -> list[float]:
 
 
 def test_it_beats_random_search_of_the_largest_cells() -> None:
-    gains = compared(range(4), beam=20, embedding=16, hidden=32, epochs=40, members=2)
-    assert statistics.fmean(gains) > 0
-    assert sum(gain > 0 for gain in gains) >= 3
+    gains = compared(range(2), beam=20, embedding=16, hidden=32, epochs=40, members=2)
+    assert min(gains) > 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Cells: their decisions, one representative per graph, published cells as points, and what a searched one computes."""
 
+import functools
 import itertools
 import math
 import random
@@ -23,6 +24,7 @@ from supernet.spaces import NETWORKS, builder
 from supernet.spaces.published_cells import CELLS, Cells, arch_of, cell, cells_of, enas_cell
 
 
+@functools.cache
 def space_of(name: str, **settings: Any) -> SearchSpace:
     with torch.device("meta"):
         return builder(name)(phase="standalone", **settings).space

@@ -367,9 +367,9 @@ def test_elements_that_feed_nothing_are_found() -> None:
 def test_a_part_that_runs_only_in_training_is_not_idle() -> None:
     """One operation on both sides of a block is two in the subnet: unequal counts, so that NaN must find its way."""
     chain = create_supernet(
-        "nasnet-small", ops=("sep3",), filters=2, input_size=12, blocks=1, auxiliary=True, auxiliary_channels=(2, 2)
+        "nasnet-small", ops=("conv1",), filters=2, input_size=12, blocks=1, auxiliary=True, auxiliary_channels=(2, 2)
     )
-    values = {"left": 0, "right": 0, "left_op": "sep3", "right_op": "sep3"}
+    values = {"left": 0, "right": 0, "left_op": "conv1", "right_op": "conv1"}
     given = {f"{cell}.block0.{name}": value for cell in ("normal", "reduce") for name, value in values.items()}
     arch = chain.space.canonical({**chain.space.sample(random.Random(0)), **given})
     x = torch.randn(2, *chain.input_shape)

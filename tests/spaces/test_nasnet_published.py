@@ -1,5 +1,6 @@
 """The published networks of cells: parameters and MACs to the digit, shapes along the way, settings."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,17 @@ def test_every_network_has_a_row() -> None:
     assert {network.cells for network in NETWORKS.values()} == CELLS.keys()
 
 
-@pytest.mark.parametrize("name", ROWS)
+LONG = {"pnasnet-5-large", "pnasnet-5-cifar", "amoebanet-a-cifar-32"}
+"""Networks that are built in the slow tests alone: each takes a second, and others have their cells."""
+
+
+def of_each(names: Iterable[str]) -> Any:
+    """Runs a test with each network."""
+    marked = (pytest.param(name, marks=pytest.mark.slow if name in LONG else []) for name in names)
+    return pytest.mark.parametrize("name", marked)
+
+
+@of_each(ROWS)
 def test_published_counts_to_the_digit(name: str) -> None:
     check(counts(name), ROWS[name])
 
@@ -105,9 +116,9 @@ def test_counts_of_other_sizes(name: str, settings: dict[str, Any], row: tuple[i
     check(count(weightless(name, **settings), (3, side, side)), row, -2 if row[1] > 1e5 else 1)
 
 
-def test_macs_of_the_large_networks_to_the_last_digit() -> None:
-    for name, macs in (("nasnet-a-large", 23_783_414_658), ("pnasnet-5-large", 24_937_395_792)):
-        assert counts(name)["macs"] == macs
+@of_each(("nasnet-a-large", "pnasnet-5-large"))
+def test_macs_of_the_large_networks_to_the_last_digit(name: str) -> None:
+    assert counts(name)["macs"] == {"nasnet-a-large": 23_783_414_658, "pnasnet-5-large": 24_937_395_792}[name]
 
 
 # channels and side behind each cell
@@ -128,7 +139,7 @@ TRACES: dict[str, list[tuple[int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRACES)
+@of_each(TRACES)
 def test_shapes_along_the_way(name: str) -> None:
     network, side = published(name), size(name)
     state: Any = network[0](torch.empty(1, 3, side, side, device="meta"))
@@ -195,6 +206,7 @@ def test_published_networks_are_exported(tmp_path: Path) -> None:
         assert "supernet" not in source
 
 
+@pytest.mark.slow  # test_a_network_trains_with_its_auxiliary_head
 def test_an_auxiliary_head_at_two_thirds() -> None:
     plain = published("nasnet-a-large")
     network = weightless("nasnet-a-large", auxiliary=True)
@@ -248,14 +260,19 @@ def test_a_supernet_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert len(network) == 7
 
 
-def test_the_estimate_is_exact_and_nasnet_fits() -> None:
-    for name, settings in (("nasnet-small", {}), ("pnasnet-imagenet", {"filters": 9, "repeats": 1})):
-        supernet = create_supernet(name, blocks=2, **settings)
-        with torch.device("meta"):
-            eager = builder(name)(blocks=2, **settings)
-        for chain in (supernet, eager):
-            found = sum(p.numel() for p in chain.parameters())
-            assert supernet_parameters(*LOOKED_AT[name]) == found
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("nasnet-small", {}), pytest.param("pnasnet-imagenet", {"filters": 9, "repeats": 1}, marks=pytest.mark.slow)],
+)
+def test_the_estimate_is_exact(name: str, settings: dict[str, int]) -> None:
+    supernet = create_supernet(name, blocks=2, **settings)
+    with torch.device("meta"):
+        eager = builder(name)(blocks=2, **settings)
+    for chain in (supernet, eager):
+        assert supernet_parameters(*LOOKED_AT[name]) == sum(p.numel() for p in chain.parameters())
+
+
+def test_nasnet_fits_in_memory() -> None:
     nasnet = cell_space(NASNET_OPS, combiners=("add", "concat"))
     found = supernet_parameters(Skeleton(filters=32, repeats=6, ops=NASNET_OPS), {"normal": nasnet, "reduce": nasnet})
     assert found == 144_528_874  # at 32 filters, N = 6

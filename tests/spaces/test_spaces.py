@@ -9,10 +9,20 @@ import pytest
 
 from helpers.toy_spaces import TOY_SPACES
 from supernet import GENOTYPES, SPACES, create_network, create_supernet, list_networks, list_spaces
+from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.spaces import NETWORKS, builder
+from supernet.spaces.shufflenet import channel_choice, shuffle_stages
 from supernet.testing import check_space
+
+
+def searched_channels() -> Chain:
+    """The choice block of `spos-channels`, once at each stride."""
+    stages = shuffle_stages(4, (8,), (2,), shuffle="parity", affine=False, block=channel_choice)
+    steps = [("stem", ConvBNAct(3, 4, kernel=3)), *stages, ("head", ClassifierHead(8, 5, hidden=8))]
+    return Chain("channels", steps, input_shape=(3, 8, 8))
+
 
 CASES = {f"toy-{name}": builder for name, builder in TOY_SPACES.items()} | {
     "shufflenet-small": partial(create_supernet, "shufflenet-small", input_size=16),
@@ -21,6 +31,7 @@ CASES = {f"toy-{name}": builder for name, builder in TOY_SPACES.items()} | {
     ),
     "spos": partial(create_supernet, "spos", num_classes=10, input_size=32),
     "spos-channels": partial(create_supernet, "spos-channels", num_classes=10, input_size=32),
+    "blocks-of-spos-channels": searched_channels,
     "nasbench-macro": partial(create_supernet, "nasbench-macro", input_size=16),
     "nasbench201": partial(create_supernet, "nasbench201", cells=1, channels=8, input_size=16),
     "nasbench201-standalone": partial(
@@ -86,7 +97,7 @@ CASES = {f"toy-{name}": builder for name, builder in TOY_SPACES.items()} | {
         create_supernet, "mobilenetv2-widths", input_size=32, stem=6, table=((1, 4, 1, 1), (3, 6, 2, 2)), last=20
     ),
 }
-TOYS = 8
+TOYS = 4
 ARCHS = {"nasbench201": 3, "plain-small-widths": 3}  # of all other cases one, which takes a second or more
 
 
@@ -123,7 +134,15 @@ def test_space_keeps_the_contract_at_its_published_size(case: str) -> None:
     check_space(SLOW[case](), archs=1)
 
 
-LIKE_ANOTHER = {"nasnet-small-1", "pnasnet-imagenet", "shufflenet-small-standalone"}
+LIKE_ANOTHER = {
+    "nasnet-small",
+    "nasnet-small-1",
+    "pnasnet-imagenet",
+    "shufflenet-small-standalone",
+    "spos",
+    "spos-channels",
+}
+"""Cases whose blocks or skeleton another case has, in a smaller network."""
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,27 @@
 """A trained run for the tests of scripts that are not about the training."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.scripts import run_script
 from helpers.tiny import TINY, TINY_SPACE
+from supernet_tools.pipeline.classifier import ClassifierKind
+from supernet_tools.pipeline.detector import DetectorKind
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_probes() -> Iterator[None]:
+    """Lets a training end with the scores of as many random subnets as that of a detector, a quarter of the usual."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassifierKind, "probes", DetectorKind.probes)
+        yield
 
 
 @pytest.fixture(scope="session")
-def tiny_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_trained(few_probes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A supernet trained once for all tests, which only copy it: see `tiny_run` and `copy_of`."""
     out = tmp_path_factory.mktemp("tiny") / "run"
     assert run_script("train_supernet", "quickstart", *TINY, *TINY_SPACE, "--out", out) == 0

@@ -12,6 +12,7 @@ from helpers.scripts import Call
 from supernet_tools.benchmarks.detection_speed import Stopwatch
 
 
+@pytest.mark.slow  # tests/detection/test_detection_metric.py compares the metric itself
 def test_the_metric_agrees_with_pycocotools(call: Call) -> None:
     pytest.importorskip("pycocotools")
     code, said, err = call("benchmarks.detection_speed", "map", "--images", 4, "--detections", 5, 9, "--runs", 1)

@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 
 from helpers.scripts import Call, run_script
+from helpers.tiny import TINY, TINY_SPACE
 from searchers import Study
 from supernet_tools.pipeline.runs import open_run
 
-SETTINGS = ("--train.epochs", 1, "--train.batch", 512, "--data.size", 8, "--data.calibration", 64)
-SPACE = ("--space-settings", "depths=[1, 1, 1]", "widths=[8, 16, 24]", "stem=4")
-RETRAIN = ("--retrain.epochs", 1, "--retrain.batch", 512)
-TRAIN = ("train_supernet", "quickstart", *SETTINGS, *SPACE, *RETRAIN, "--out")
+TRAIN = ("train_supernet", "quickstart", *TINY, *TINY_SPACE, "--out")
 ARCH = json.dumps({f"stage{stage}.block0.op": "shuffle3" for stage in (1, 2, 3)})
 
 
@@ -51,9 +49,8 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_full_disk_is_named_and_nothing_is_lost(disk: Path, tmp_path: Path, call: Call) -> None:
-    sound, run, picture = tmp_path / "sound", disk / "run", disk / "picture.svg"
-    assert run_script(*TRAIN, sound) == 0
+def test_a_full_disk_is_named_and_nothing_is_lost(disk: Path, tiny_run: Path, call: Call) -> None:
+    sound, run, picture = tiny_run, disk / "run", disk / "picture.svg"
     shutil.copytree(sound, run, ignore=shutil.ignore_patterns("scores.db*"))
     search = ("search", run, "--searcher", "random", "--trials", 2, "--bn-batches", 1)
     commands: list[tuple[object, ...]] = [

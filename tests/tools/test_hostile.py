@@ -4,13 +4,14 @@ The commands run in one process of their own under an audit hook; its working fo
 modules that would be imported if a name in a file were enough.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import watched
 from helpers.coco import make_coco
 from helpers.scripts import run_script
 from helpers.tiny import TINY, TINY_SPACE
@@ -26,10 +28,6 @@ from searchers import Study
 from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.runs import open_run
 
-ROOT = Path(__file__).parents[2]
-DRIVER = "import sys; from helpers.scripts import run_script; from helpers import watched; " + (
-    "watched.run_all(sys.argv[1], run_script)"
-)
 ARCH = '{"stage1.block0.op": "shuffle3", "stage2.block0.op": "shuffle3", "stage3.block0.op": "shuffle3"}'
 PLANTED = """
 from pathlib import Path
@@ -127,24 +125,32 @@ class Stage:
         self.calls += [(name, folder, *OPENING[name]) for name in commands]
 
     def answers(self, *path: Path) -> list[dict[str, Any]]:
-        """Runs what was noted in one process, with these folders on PYTHONPATH too."""
+        """Runs what was noted in one process, with these folders on PYTHONPATH."""
         allowed = [str(self.runs), str(self.work / "out")]
         calls = [[str(argument) for argument in call] for call in self.calls]
-        jobs = self.runs.parent / "jobs.json"
+        jobs, said = (self.runs.parent / name for name in ("jobs.json", "answers.json"))
         jobs.write_text(json.dumps({"allowed": allowed, "forbidden": str(self.runs.parent), "calls": calls}))
-        python_path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", *path)))
-        environment = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER, jobs],
-            cwd=self.work,
-            env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found: list[dict[str, Any]] = json.loads(done.stdout)
+        child = os.fork()  # the libraries are loaded already
+        if child == 0:
+            try:
+                self._run_here(jobs, said, path)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        found: list[dict[str, Any]] = json.loads(said.read_text())
         return [{"call": call, **answer} for call, answer in zip(calls, found, strict=True)]
+
+    def _run_here(self, jobs: Path, said: Path, path: tuple[Path, ...]) -> None:
+        """Runs the calls as `python -c` would, which looks for modules in the working folder first."""
+        os.chdir(self.work)
+        sys.path[:] = ["", *map(str, path), *sys.path]
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(str, path))
+        sys.dont_write_bytecode = True
+        torch.set_num_threads(1)
+        with said.open("w") as file, contextlib.redirect_stdout(file):
+            watched.run_all(str(jobs), run_script)
 
     def state(self) -> dict[str, bytes]:
         """What the victims hold."""

@@ -18,6 +18,7 @@ from helpers.scripts import Call, one_line, run_script
 from helpers.tiny import TINY, TINY_DATA, TINY_SPACE, TINY_TRAINING
 from searchers import Study
 from supernet.config import Data
+from supernet.cost import LatencyTable
 from supernet.ranking.report import fidelity
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.recipes import quickstart
@@ -93,8 +94,11 @@ def test_a_terminal_shows_the_best_so_far(run_folder: Path) -> None:
         assert words in shown.decode(), shown
 
 
-def test_later_commands_know_the_latency_limit_of_a_search(run_folder: Path, call: Call) -> None:
+def test_later_commands_know_the_latency_limit_of_a_search(
+    run_folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Commands after a search know its limits, measured ones too; a second search reads the same measurements."""
+    monkeypatch.setattr("supernet_tools.pipeline.run.LatencyTable", partial(LatencyTable, seconds=1e-4))
     flags = ("--searcher", "random", "--name", "fast", "--trials", 3, "--max-latency", 1000, "--latency-batch", 2)
     code, out, err = call("search", run_folder, *flags)
     assert code == 0, err
@@ -149,7 +153,7 @@ def test_a_cell_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None
     for filters, epochs in ((4, 1), (8, 0)):
         out = tmp_path / str(filters)
         size = ("--space-settings", *cells, f"filters={filters}")
-        short = ("--train.epochs", epochs, "--data.calibration", 64, *TINY_TRAINING)
+        short = ("--train.epochs", epochs, *TINY_DATA, *TINY_TRAINING)
         code, _, err = call("train_supernet", "nasnet-digits", *short, *size, "--out", out)
         assert code == 0, err
         if epochs:

@@ -276,6 +276,7 @@ def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) 
     assert {"stage3.block0", "c5 ="} <= set(re.findall(r"stage\d\.block\d|c\d =", (tmp_path / "both.svg").read_text()))
 
 
+@pytest.mark.slow  # tests/scoring/test_trunk_features.py scores such images by the same class
 def test_images_left_on_disk_are_scored_from_there(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A set larger than `data.memory` is read batch by batch, and scores are the same."""
     annotations = make_coco(tmp_path, images=24, size=(64, 64))
@@ -341,8 +342,12 @@ def test_every_recipe_builds_its_detector() -> None:
     assert round(sizes["nasfpn-coco"] / 1e15, 1) == 3.0
 
 
-def test_recipes_of_paper_scale_build_their_detectors() -> None:
+def test_a_recipe_of_paper_scale_builds_its_detector() -> None:
     assert built("detnas-voc-retinanet", "cat", "dog").space.size() == 4**20
+
+
+@pytest.mark.slow  # tests/detection/test_nasfpn.py counts the published pyramid
+def test_the_final_recipe_of_nasfpn_builds_the_published_detector() -> None:
     supernet = built("nasfpn-coco-final", *map(str, range(91)))
     with torch.device("meta"):
         published = supernet.subnet(wiring_arch("nasfpn-7", supernet.space, prefix="neck"))

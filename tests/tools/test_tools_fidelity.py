@@ -15,6 +15,8 @@ from supernet_tools.pipeline.runs import open_run
 from supernet_tools.pipeline.search import searched_top
 from supernet_tools.pipeline.tables import print_table
 
+FEW = ("--bn-batches", 1)
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -32,7 +34,7 @@ def test_the_table_alone_gives_the_published_ceilings(call: Call) -> None:
 
 
 def test_a_supernet_is_compared_with_the_table(trained: Path, call: Call) -> None:
-    code, said, err = call("fidelity", trained, "--n", 12, "--resamples", 5, "--labels", 4, "--name", "table")
+    code, said, err = call("fidelity", trained, "--n", 12, "--resamples", 5, "--labels", 4, "--name", "table", *FEW)
     assert code == 0, err
     report = json.loads((trained / "fidelity" / "table.json").read_text())
     assert "Kendall" in said
@@ -59,7 +61,7 @@ def test_a_supernet_is_compared_with_retrainings_that_are_kept(tiny_run: Path, c
 def test_truth_from_a_file_and_weights_of_another_run(trained: Path, call: Call, tmp_path: Path) -> None:
     rows = "".join(f"{i:04d}0000,{0.5 + 0.01 * i}\n" for i in (1, 2, 11, 12, 22)) + "22000000,\n"
     (tmp_path / "mine.csv").write_text("arch,accuracy\n" + rows)
-    flags = ("--truth", tmp_path / "mine.csv", "--n", 0, "--checkpoints", trained, "--resamples", 5)
+    flags = ("--truth", tmp_path / "mine.csv", "--n", 0, "--checkpoints", trained, "--resamples", 5, *FEW)
     code, said, err = call("fidelity", trained, *flags)
     assert code == 0, err
     report = json.loads((trained / "fidelity" / "mine-accuracy-n6-seed0.json").read_text())
@@ -108,7 +110,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, *, failing: set[str]) -> list[tuple[Ar
 
 
 def test_a_search_is_compared_with_random_networks(trained: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = ("--searcher", "random", "--name", "mine", "--trials", 5, "--max-macs", "2e6")
+    search = ("--searcher", "random", "--name", "mine", "--trials", 5, "--max-macs", "2e6", *FEW)
     assert call("search", trained, *search)[0] == 0
     asked = fake(monkeypatch, failing=set())
     code, said, err = call("retrain", trained, "--search", "mine", "--top", 3, "--random", 3, "--seeds", 2, "--seed", 7)
@@ -135,7 +137,7 @@ def test_a_search_is_compared_with_random_networks(trained: Path, call: Call, mo
 
 
 def test_failed_retrainings_are_counted(trained: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call("search", trained, "--searcher", "random", "--name", "few", "--trials", 2)[0] == 0
+    assert call("search", trained, "--searcher", "random", "--name", "few", "--trials", 2, *FEW)[0] == 0
     opened = open_run(trained)
     best, _ = searched_top(opened, "few", 2)
     fake(monkeypatch, failing={best[0].key})

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from helpers.distributed_cases import CASES, PAYLOADS, SPACES, accumulate, architectures, build, joint_batch
+from helpers.distributed_cases import CASES, PAYLOADS, SPACES, accumulate, architectures, build, joint_batch, main
 from helpers.distributed_cases import gradients as gradients_of
+from helpers.launch import launch
 from supernet import Chain
 from supernet.errors import InputError
 from supernet.training.distributed import (
@@ -26,8 +24,6 @@ from supernet.training.distributed import (
     reduce_gradients,
     revert_sync_bn,
 )
-
-pytestmark = pytest.mark.xdist_group("distributed")  # one pair of processes serves all
 
 TESTS = Path(__file__).parents[1]
 TOLERANCE = 1e-6  # of the largest gradient of a parameter, or absolute below 1
@@ -52,10 +48,7 @@ class Ranks:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "helpers" / "distributed_cases.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    launch(main, folder)
     return Ranks(folder)
 
 

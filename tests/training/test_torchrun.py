@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.distributed_training import CONFIG, KILLED_AT, toy, train
+from helpers.distributed_training import CONFIG, KILLED_AT, main, toy, train
+from helpers.launch import launch
 from supernet import Arch
 from supernet.config import Data
 from supernet.data import load
@@ -20,8 +21,6 @@ from supernet.train import check_training
 from supernet.training.checkpoint import load_state
 from supernet.training.distributed import World
 from supernet.training.sampling import uniform
-
-pytestmark = pytest.mark.xdist_group("distributed")
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
@@ -48,10 +47,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(Stop):
         train(net, load(Data(size=8)), folder / "alone.pt", stopping)
     assert load_state(folder / "alone.pt")["step"] == 4
-    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "helpers" / "distributed_training.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    launch(main, folder)
     assert sorted(path.name for path in folder.glob("started-*")) == [
         "started-0",
         "started-1",

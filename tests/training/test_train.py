@@ -30,11 +30,6 @@ CONFIG = Train(epochs=2, batch=128, lr=0.05, save_seconds=0.0)
 STEPS = 2 * (1150 // 64)
 
 
-@pytest.fixture(scope="module")
-def digits() -> Splits:
-    return load(Data(size=8))
-
-
 def toy(**settings: int) -> Chain:
     torch.manual_seed(0)
     return TOY_SPACES["chain"](num_classes=10, input_size=8, in_channels=1, **settings)

@@ -13,10 +13,9 @@ from torch import nn
 from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain
 from supernet.blocks.cells.plain import Output
-from supernet.config import Augment, Data, Train
+from supernet.config import Augment, Train
 from supernet.cost import CostTable
 from supernet.data.images import Splits
-from supernet.data.load import load
 from supernet.data.training import training_batches
 from supernet.errors import InputError, RunError
 from supernet.train import check_training, plan_training, train_supernet
@@ -26,11 +25,6 @@ from supernet.training.optim import compiled, create_optimizer, create_schedule
 from supernet.training.sampling import ArchSampler, create_sampler, uniform
 
 CONFIG = Train(epochs=2, batch=230, lr=0.05)  # 5 steps per epoch
-
-
-@pytest.fixture(scope="module")
-def digits() -> Splits:
-    return load(Data(size=8))
 
 
 def toy(space: str = "chain") -> Chain:
