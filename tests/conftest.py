@@ -11,6 +11,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does so for wha
 
 
 @pytest.fixture
+def forked_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets exports compare their outputs in forks of one process; tests/export does so in a new one as well."""
+    from helpers.apart import server
+
+    monkeypatch.setattr("supernet.export.parity._run_runner", server)
+
+
+@pytest.fixture
 def call(capfd: pytest.CaptureFixture[str]) -> Call:
     """Runs a script of `tools/` in this process."""
 

@@ -67,6 +67,7 @@ as_written = pytest.mark.parametrize("changed", [True, pytest.param(False, marks
 
 
 @as_written
+@pytest.mark.usefixtures("forked_runner")
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool) -> None:
     (code,) = blocks(ROOT / "README.md", "python")
     lines = [line for line in code.splitlines() if line and not line.startswith("from ")]

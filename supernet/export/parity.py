@@ -94,14 +94,19 @@ def _run_apart(folder: Path, inputs: list[Tensor], leading: int) -> dict[str, Ou
     """Returns the outputs of model.py and model.pt2 from a process that cannot import this project."""
     with tempfile.TemporaryDirectory() as job:
         torch.save(inputs, Path(job, "inputs.pt"))
-        arguments = [str(folder), job, str(leading), str(torch.get_num_threads())]
-        command = [sys.executable, "-I", "-B", runner.__file__, *arguments]
-        done = subprocess.run(command, cwd=folder.anchor, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        code, errors = _run_runner([str(folder), job, str(leading), str(torch.get_num_threads())], folder.anchor)
+        if code:
+            lines = errors.strip().splitlines() or [f"exit status {code}"]
             raise InputError(f"the export does not load: {lines[-1]}")
         outputs: dict[str, Outputs] = torch.load(Path(job, "outputs.pt"), weights_only=True)
     return outputs
+
+
+def _run_runner(arguments: Sequence[str], cwd: str) -> tuple[int, str]:
+    """Runs `runner` by its path, as a process of its own; returns its exit code and what it wrote to standard error."""
+    command = [sys.executable, "-I", "-B", runner.__file__, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
 
 
 def _run_onnx(path: Path, inputs: list[Tensor], expected: Outputs) -> Outputs:

@@ -303,6 +303,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.usefixtures("forked_runner")
 def test_users_code_is_bundled(user: Write, exports: dict[str, Exported], tmp_path: Path) -> None:
     helpers = user("user_helpers", HELPERS)
     module = user("user_blocks", USER)
@@ -417,6 +418,7 @@ class Shifted(nn.Module):
         return x + self.shift
 
 
+@pytest.mark.usefixtures("forked_runner")
 def test_export_fails_if_parity_fails(tmp_path: Path) -> None:
     network = Shifted()
     network.shift = 0.25

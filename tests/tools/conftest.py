@@ -12,6 +12,11 @@ from supernet_tools.pipeline.classifier import ClassifierKind
 from supernet_tools.pipeline.detector import DetectorKind
 
 
+@pytest.fixture(autouse=True)
+def fast_exports(forked_runner: None) -> None:
+    """How an export is compared is not the question here."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_probes() -> Iterator[None]:
     """Lets a training end with the scores of as many random subnets as that of a detector, a quarter of the usual."""
