@@ -362,7 +362,7 @@ def with_searched_neck(**settings: Any) -> Detector:
     return tiny("retinanet", **{**NECK, **settings})
 
 
-@pytest.mark.parametrize("backbone", ["fixed", "searched"])
+@pytest.mark.parametrize("backbone", ["searched", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_detectors_keep_the_contract_of_a_space(backbone: str) -> None:
     detector = with_searched_neck(**({"backbone": fixed_backbone(), "repeats": 1} if backbone == "fixed" else {}))
     searched = {choice.name.partition(".")[0] for choice in detector.space.choices}
