@@ -77,6 +77,12 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "exported" / "model.py").is_file()
 
 
+def test_the_example_of_a_race_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(ROOT / "docs" / "select.md", "python")
+    exec(code, {})
+    assert "Arch(" in capsys.readouterr().out
+
+
 @as_written
 def test_the_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool) -> None:
     from supernet.data.load import load
@@ -188,8 +194,23 @@ def test_commands_parse(name: str, args: list[str], monkeypatch: pytest.MonkeyPa
 
 
 def test_commands_are_found() -> None:
-    scripts = {"train_supernet", "search", "morphnet", "retrain", "export", "evaluate", "fidelity", "draw", "predict"}
-    assert {name for name, _ in commands()} == {*scripts, "benchmarks.widths", "benchmarks.detectors"}
+    scripts = {
+        "train_supernet",
+        "search",
+        "morphnet",
+        "retrain",
+        "export",
+        "evaluate",
+        "fidelity",
+        "draw",
+        "predict",
+    }
+    assert {name for name, _ in commands()} == {
+        *scripts,
+        "benchmarks.widths",
+        "benchmarks.detectors",
+        "benchmarks.race",
+    }
 
 
 def test_make_targets_exist() -> None:

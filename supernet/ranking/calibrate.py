@@ -102,14 +102,22 @@ def _parts(features: Floats, prior: Floats | None, penalty: float) -> tuple[Floa
     return np.linalg.inv(covariance), fixed
 
 
-def _leave_one_out(features: Floats, truth: Floats, prior: Floats | None, penalty: float) -> float:
-    """Returns the mean squared leave-one-out error in closed form (Craven & Wahba, 1979)."""
+def leave_one_out(features: Floats, truth: Floats, prior: Floats | None, penalty: float) -> Floats:
+    """Returns what the others predict for each, in closed form (Craven & Wahba, 1979), (n,).
+
+    NaN where one label alone determines a coefficient that is not penalised.
+    """
     inverse, fixed = _parts(features, prior, penalty)
     project = inverse - inverse @ fixed @ np.linalg.pinv(fixed.T @ inverse @ fixed) @ fixed.T @ inverse
     diagonal = np.diag(project)
-    if (diagonal < 1e-9).any():  # one label alone determines a free coefficient
-        return math.inf
-    return float(np.mean((project @ truth / diagonal) ** 2))
+    free = diagonal >= 1e-9
+    return np.where(free, truth - project @ truth / np.where(free, diagonal, 1.0), math.nan)
+
+
+def _leave_one_out(features: Floats, truth: Floats, prior: Floats | None, penalty: float) -> float:
+    """Returns the mean squared leave-one-out error; infinite where a prediction is not defined."""
+    error = float(np.mean((leave_one_out(features, truth, prior, penalty) - truth) ** 2))
+    return error if math.isfinite(error) else math.inf
 
 
 # -- ranking ----------------------------------------------------------------------------------------------------------

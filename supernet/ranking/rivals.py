@@ -1,0 +1,168 @@
+"""Who races: the best of searches, the simple networks that every search has to beat, and random ones."""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from random import Random
+
+from supernet.errors import InputError
+from supernet.ranking.depth import NO_LAYER, layers
+from supernet.space import Arch, Choice, SearchSpace, Value
+
+Cost = Callable[[Arch], float]
+Feasible = Callable[[Arch], bool]
+
+STARTS = 64  # random architectures from the best of which the climb to the largest begins
+STEPS = 20  # of a uniform scaling
+LISTED = 20_000  # architectures that are all looked at
+
+
+# -- the best of searches ---------------------------------------------------------------------------------------------
+
+
+def finalists(
+    space: SearchSpace, scores: Mapping[Arch, float], n: int, *, cost: Cost, tied: Collection[Arch] = ()
+) -> list[Arch]:
+    """Returns the best distinct networks of one or more searches, in normal form.
+
+    Networks with equal scores are ordered by their cost, the cheapest first. Those that are statistically tied with the
+    best come first, thinned for diversity: after the best, each is the one that differs most from those before it.
+
+    Args:
+        space: of the architectures.
+        scores: shared score by architecture, higher is better; not finite ones are left out.
+        n: how many are returned, fewer if there are no more.
+        cost: that equal scores are ordered by.
+        tied: the architectures that are statistically tied with the best, see `supernet.ranking.paired.tied`.
+    """
+    best: dict[Arch, float] = {}
+    for arch, score in scores.items():
+        if math.isfinite(score):
+            form = space.normal_form(arch)
+            best[form] = max(score, best.get(form, -math.inf))
+    ranked = sorted(best, key=lambda arch: (-best[arch], cost(arch), arch.key))
+    forms = {space.normal_form(arch) for arch in tied}
+    rest = [arch for arch in ranked if arch in forms]
+    chosen = [rest.pop(0)] if rest else []
+    distance = {arch: differing(arch, chosen[0]) for arch in rest} if chosen else {}
+    while rest and len(chosen) < n:
+        furthest = max(rest, key=distance.__getitem__)  # the first, i.e. the best, of equally distant ones
+        rest.remove(furthest)
+        chosen.append(furthest)
+        distance = {arch: min(distance[arch], differing(arch, furthest)) for arch in rest}
+    return (chosen + [arch for arch in ranked if arch not in chosen])[:n]
+
+
+def differing(first: Arch, second: Arch) -> int:
+    """Returns the number of decisions in which two architectures of one space differ (Hamming distance)."""
+    return sum(value != second[name] for name, value in first.items())
+
+
+# -- simple networks --------------------------------------------------------------------------------------------------
+
+
+def simple_networks(
+    space: SearchSpace,
+    *,
+    cost: Cost,
+    feasible: Feasible,
+    rng: Random,
+    published: Mapping[str, Arch] | None = None,
+    sample: Callable[[Random], Arch] | None = None,
+) -> dict[str, Arch]:
+    """Returns the networks that anybody would try before a search, by name and in normal form.
+
+    The deepest network within the limits (of those, the dearest) comes first, then the dearest one, each option
+    everywhere at the largest uniform scale that fits, and published networks. Where two of these are one network, the
+    first name stays. The deepest and the dearest of at most `LISTED` architectures are exact; in larger spaces they are
+    found by a climb over one and two decisions at a time, from the best of random and uniform networks.
+
+    Args:
+        space: of the networks.
+        cost: usually MACs.
+        feasible: whether a network is within the limits.
+        rng: draws where the climbs start.
+        published: further networks of the space by name; those outside the limits are left out.
+        sample: draws an architecture within the limits; rejected draws of the space by default.
+
+    Raises:
+        InputError: no network within the limits was found.
+    """
+    uniform = {name: arch for name, arch in _uniform_networks(space, feasible)}
+    draw = space.sample if sample is None else sample
+    starts = [space.normal_form(arch) for arch in (*uniform.values(), *(draw(rng) for _ in range(STARTS)))]
+    starts = [arch for arch in dict.fromkeys(starts) if feasible(arch)]
+    if not starts:
+        raise InputError(
+            f"none of {STARTS} networks of {space.name!r} is within the limits; raise them, or give `sample`, which "
+            "draws within them"
+        )
+    if space.size() <= LISTED:
+        starts = [arch for arch in dict.fromkeys(map(space.normal_form, space.enumerate())) if feasible(arch)]
+    largest = _climb(space, starts, feasible, lambda arch: (cost(arch),))
+    deepest = _climb(space, [largest, *starts], feasible, lambda arch: (layers(arch), cost(arch)))
+    named = {"deepest, then largest": deepest, "largest": largest, **uniform}
+    named |= {name: arch for name, arch in (published or {}).items() if feasible(arch)}
+    distinct: dict[Arch, str] = {}
+    for name, arch in named.items():
+        distinct.setdefault(space.normal_form(arch), name)
+    return {name: arch for arch, name in distinct.items()}
+
+
+def _climb(
+    space: SearchSpace, starts: Sequence[Arch], feasible: Feasible, value: Callable[[Arch], tuple[float, ...]]
+) -> Arch:
+    """Returns the best network that changes of one or two decisions reach from the best start within the limits."""
+    at = max(starts, key=value)
+    if space.size() <= LISTED:
+        return at
+
+    def around(arch: Arch) -> list[Arch]:
+        return list(map(space.normal_form, space.neighbors(arch)))
+
+    while True:
+        best = max(filter(feasible, around(at)), key=value, default=at)
+        if value(best) <= value(at):
+            pairs = (arch for middle in around(at) for arch in around(middle))
+            best = next((arch for arch in pairs if value(arch) > value(at) and feasible(arch)), at)
+        if best == at:
+            return at
+        at = best
+
+
+def _uniform_networks(space: SearchSpace, feasible: Feasible) -> Iterator[tuple[str, Arch]]:
+    """Yields each option everywhere, at the largest uniform scale that fits.
+
+    The scale is the place within every ordered choice, and the share of layers where a choice may have none.
+    """
+    plain = [choice for choice in space.choices if not choice.ordered]
+    optional = [choice for choice in plain if any(option in NO_LAYER for option in choice.options)]
+    wide = any(choice.ordered for choice in space.choices)
+    for number in range(max((len(choice.options) for choice in plain), default=1)):
+        options = {_option(choice, number) for choice in plain}
+        if options and options <= set(NO_LAYER):
+            continue
+        for step in range(STEPS, -1, -1):
+            scale = step / STEPS
+            kept = _spread(optional, math.ceil(scale * len(optional)))
+            arch = space.normal_form(space.canonical({c.name: _value(c, number, scale, kept) for c in space.choices}))
+            if feasible(arch):
+                what = "/".join(sorted(map(str, options)))[:60] or "every decision"
+                scaled = "" if step == STEPS or not (wide or optional) else f" at scale {scale:.2f}"
+                yield f"{what} everywhere{scaled}", arch
+                break
+
+
+def _option(choice: Choice, number: int) -> Value:
+    return choice.options[min(number, len(choice.options) - 1)]
+
+
+def _spread(choices: Sequence[Choice], count: int) -> set[str]:
+    """Returns the names of `count` choices, spread evenly over all and beginning with the first."""
+    return {choices[index * len(choices) // count].name for index in range(count)}
+
+
+def _value(choice: Choice, number: int, scale: float, kept: Collection[str]) -> Value:
+    if choice.ordered:
+        return choice.options[round(scale * (len(choice.options) - 1))]
+    none = [option for option in choice.options if option in NO_LAYER]
+    return none[0] if none and choice.name not in kept else _option(choice, number)
