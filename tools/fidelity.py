@@ -43,6 +43,9 @@ class Fidelity(Checked):
     second metric is reported beside it."""
     labels: Natural = 0
     """Also report a ranking calibrated with this many true accuracies from the top of the shared ranking."""
+    probes: Natural = 0
+    """Also report a ranking corrected by this many architectures that are fine-tuned for a few steps, without any
+    truth."""
     checkpoints: tuple[FilePath, ...] = ()
     """Other weights of the same supernet, run folders or files, to see how stable the ranking is."""
     seeds: Count = 1
@@ -91,6 +94,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
     from supernet.paths import inside
     from supernet.ranking.calibrate import FEWEST
     from supernet.ranking.report import fidelity
+    from supernet_tools.pipeline.probes import probe_archs
     from supernet_tools.pipeline.runs import open_run
     from supernet_tools.pipeline.search import shared_scores, supernet_with
 
@@ -102,6 +106,8 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
         raise InputError(f"this run is not scored by {args.score!r}, but by {' and '.join(opened.kind.metrics)}")
     if 0 < args.labels < FEWEST:
         raise InputError(f"--labels {args.labels} are too few to calibrate a ranking; give 0, or at least {FEWEST}")
+    if args.probes > 0:
+        probe_archs(opened, args.probes, args.seed)  # too few or too many are refused before anything is scored
     if args.n == 1:
         raise InputError("--n 1 is too few for a ranking; give 0 for all networks, or at least 2")
     for path in args.checkpoints:
@@ -193,6 +199,7 @@ def shared_rankings(
 ) -> "tuple[dict[Arch, float], dict[str, Any]]":
     """The scores that the report is about, and further rankers beside them."""
     from supernet.ranking.calibrate import calibrated_ranking
+    from supernet_tools.pipeline.probes import metric_of, probe_stage
     from supernet_tools.pipeline.search import shared_scores
 
     metrics = shared_scores(opened, archs, bn_batches=args.bn_batches)
@@ -205,6 +212,10 @@ def shared_rankings(
 
         calibration = calibrated_ranking(scores, label, space=opened.space, labels=args.labels)
         rankers[f"calibrated, {len(calibration.labels)} labels"] = calibration.scores
+    if args.probes:
+        metric = metric_of(opened)
+        correction = probe_stage(opened, args.probes, seed=args.seed, bn_batches=args.bn_batches)
+        rankers[f"corrected, {args.probes} probes"] = correction(ranked_by(metrics, metric))
     return scores, rankers
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed, Text
+from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed, Text
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
@@ -48,6 +48,8 @@ class Search(Checked):
     searcher ("warm")."""
     settings: tuple[str, ...] = ()
     """Hyperparameters of the searcher, e.g. population_size=50 tournament_size=10."""
+    probes: Natural = 0
+    """Fine-tune this many random architectures for a few steps first, and maximise the score that they correct."""
     force: bool = False
     """Search although the supernet is no better than guessing."""
     trust: Trust = ()
@@ -60,6 +62,7 @@ def run() -> None:
     from supernet.space import Arch
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.learned import check_learned
+    from supernet_tools.pipeline.probes import CORRECTED, corrector
     from supernet_tools.pipeline.runs import config_of, open_run
     from supernet_tools.pipeline.search import create_searcher, search_folder, search_stage
 
@@ -71,8 +74,10 @@ def run() -> None:
             opened = opened.with_latency(args.latency_batch)
             limits["latency_ms"] = args.max_latency
         feasible = opened.limits(limits)
-        searcher = create_searcher(args.searcher, opened, feasible, args.seed, args.settings)
+        metric = CORRECTED if args.probes else None
+        searcher = create_searcher(args.searcher, opened, feasible, args.seed, args.settings, metric=metric)
         check_learned(opened, force=args.force)
+        adjust = corrector(opened, args.probes, bn_batches=args.bn_batches) if args.probes else None
         result = search_stage(
             opened,
             searcher,
@@ -82,6 +87,7 @@ def run() -> None:
             batch=args.batch,
             bn_batches=args.bn_batches,
             resume=args.resume,
+            adjust=adjust,
         )
     if not world.main:
         return

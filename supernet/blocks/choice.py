@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from supernet.blocks.copying import copy_option
-from supernet.chain import Layouts, Part, Searchable, parameters_of, plain_layout
-from supernet.space import Arch, Choice, SearchSpace
+from supernet.chain import Layouts, Part, Searchable, parameters_of, plain_layout, weightless_among
+from supernet.space import Arch, Choice, SearchSpace, Value
 
 
 class ChoiceBlock(Searchable):
@@ -42,6 +42,10 @@ class ChoiceBlock(Searchable):
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields all parameters of the chosen option."""
         return parameters_of([self._chosen(arch)])
+
+    def weightless_options(self) -> dict[str, frozenset[Value]]:
+        """Returns the options without parameters."""
+        return {"op": weightless_among({name: [module] for name, module in self.options.items()})}
 
     def copy_options(self, arch: Arch) -> None:
         """Copies the chosen option into all others (see `supernet.blocks.copying.copy_option`)."""

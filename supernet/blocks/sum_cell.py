@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor, nn
 
 from supernet.blocks.plain import GraphCell, sum_nodes
-from supernet.chain import Layout, Layouts, Part, Searchable, parameters_of
-from supernet.space import Arch, Choice, SearchSpace
+from supernet.chain import Layout, Layouts, Part, Searchable, parameters_of, weightless_among
+from supernet.space import Arch, Choice, SearchSpace, Value
 
 Edge = tuple[int, int]
 """`(source, target)` of an edge."""
@@ -84,6 +84,15 @@ class SumCell(Searchable):
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields all parameters of the operations on live edges."""
         return parameters_of(op for _, _, op in self._live(arch))
+
+    def weightless_options(self) -> dict[str, frozenset[Value]]:
+        """Returns the absent edge and the operations without parameters."""
+        return {
+            decision(edge): weightless_among(
+                {str(name): [self.ops[_key(edge, str(name))] if name not in self.absent else None] for name in options}
+            )
+            for edge, options in ((edge, self.space.choices[i].options) for i, edge in enumerate(self.edges))
+        }
 
 
 def _key(edge: Edge, name: str) -> str:

@@ -8,7 +8,7 @@ from supernet.chain.chain import Chain, PartsMemo
 from supernet.chain.initial import Init, initialize, realize
 from supernet.chain.layout import Hidden, Layout, Layouts, plain_layout
 from supernet.chain.naming import has_numbered_steps
-from supernet.chain.searchable import Bound, Part, Searchable, materialize, parameters_of, step_layout
+from supernet.chain.searchable import Bound, Part, Searchable, materialize, parameters_of, step_layout, weightless_among
 from supernet.chain.start import initialize_alike, initialize_copying, largest
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "plain_layout",
     "realize",
     "step_layout",
+    "weightless_among",
 ]

@@ -12,7 +12,7 @@ from supernet.chain.naming import nest, step_paths
 from supernet.chain.searchable import Part, Searchable, materialize, parameters_of, step_layout
 from supernet.chain.start import initialize_alike, largest
 from supernet.errors import InputError
-from supernet.space import Arch, SearchSpace, compose
+from supernet.space import Arch, SearchSpace, Value, compose
 from supernet.space.normal_form import Form
 
 
@@ -117,6 +117,16 @@ class Chain(Searchable):
         for name, step in self.steps:
             if isinstance(step, Searchable):
                 step.copy_options(arch.sub(name))
+
+    def weightless_options(self) -> dict[str, frozenset[Value]]:
+        """Returns the options that have nothing to train in any step, by choice, where other options do."""
+        weightless: dict[str, frozenset[Value]] = {}
+        for name, step in zip(self.step_names, self.step_modules, strict=True):
+            if isinstance(step, Searchable):
+                for choice, options in step.weightless_options().items():
+                    key = f"{name}.{choice}"
+                    weightless[key] = weightless.get(key, options) & options
+        return {name: options for name, options in weightless.items() if options}
 
     def walk(self, arch: Arch, layout: Layouts = None) -> Iterator[tuple[nn.Module, Arch, Layouts]]:
         """Yields `(step, sub-architecture, layout of its input)` for every step in order."""

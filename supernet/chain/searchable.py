@@ -4,14 +4,14 @@ A step sees its predecessors only through the `Layout` of its input, never throu
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from supernet.chain.layout import Layouts, plain_layout
 from supernet.errors import InputError
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch, SearchSpace, Value
 
 Part = tuple[nn.Parameter, tuple[slice, ...]]
 """A parameter and the index of the elements in use; `()` stands for all of them."""
@@ -70,6 +70,13 @@ class Searchable(nn.Module):
                 "none can start as a copy of another; leave out the lead"
             )
 
+    def weightless_options(self) -> dict[str, frozenset[Value]]:
+        """Returns the options that have nothing to train, such as an identity or a pooling, by choice.
+
+        Only for choices with other options beside them; none unless a class says so.
+        """
+        return {}
+
     def bind(self, arch: Arch) -> "Bound":
         """Returns this module with the architecture filled in; the weights stay shared."""
         return Bound(self, arch)
@@ -107,3 +114,17 @@ def parameters_of(modules: Iterable[nn.Module]) -> Iterator[Part]:
             if parameter is not None:
                 yield parameter, ()
         stack.extend(child for child in reversed(module._modules.values()) if child is not None)
+
+
+def weightless_among(options: Mapping[str, Iterable[nn.Module | None]]) -> frozenset[Value]:
+    """Returns the options one of whose modules has no parameters, or is None; nothing if that holds for all options.
+
+    Args:
+        options: name to the modules that the option stands for in different places.
+    """
+    bare = {name for name, modules in options.items() if any(m is None or _is_bare(m) for m in modules)}
+    return frozenset(bare) if len(bare) < len(options) else frozenset()
+
+
+def _is_bare(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is None

@@ -2,9 +2,11 @@
 
 With He initialisation every option turns its input into other random features. Where one of the options is an identity
 or a pooling, a layer behind them then sees its input's features in some steps and random ones in others, and the
-supernet hardly learns. There, options begin as copies of their input (Dirac kernels with a little noise; Zagoruyko &
-Komodakis, 2017), and residual branches begin by adding nothing (Goyal et al., 2017, section 5.1). Layers that every
-path runs, such as a stem, keep He initialisation, which gives their channels different features.
+supernet hardly learns. If a supernet has such a choice, all of its convolutions begin as copies of their input (Dirac
+kernels with a little noise; Zagoruyko & Komodakis, 2017), those of the stem and of layers between the stages too: a
+pooling leaves the channels of an image nearly as they are, but not the edges and textures that random filters make of
+it. In other supernets convolutions keep He initialisation, which gives their channels different features, and residual
+branches begin by adding nothing (Goyal et al., 2017, section 5.1).
 
 All of this is derived from the modules by running each step once per option, so a user's blocks need nothing of their
 own.
@@ -49,14 +51,22 @@ def initialize_alike(
     if any(parameter.is_meta for parameter in module.parameters()):
         return  # there are no values to set
     known: dict[tuple[str, Layouts], Start] = {}
+    starts = list[tuple[nn.Module, Start]]()
     with torch.no_grad():
         for step, layout in steps:
             key = (repr(step), layout)
             if key not in known:
                 known[key] = find_start(step, layout, size)
-            for name in known[key].copying:
-                _let_copy(step.get_submodule(name))
-            for name in known[key].ends:
+            starts.append((step, known[key]))
+        copies = any(start.copying for _, start in starts)
+        for step, start in starts:
+            if copies and not isinstance(step, Searchable):
+                _let_copy(step)
+                continue
+            for name, part in _ordinary(step) if copies else ():
+                if not any(end.startswith(f"{name}.") for end in start.ends):
+                    _let_copy(part)
+            for name in start.ends:
                 step.get_parameter(name).zero_()
 
 

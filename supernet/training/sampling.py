@@ -5,9 +5,10 @@ their normal forms are trained, which are the same networks at the same cost.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 from supernet.config import Window
@@ -15,7 +16,7 @@ from supernet.cost import CostTable, CostWindow
 from supernet.cost.count import COSTS
 from supernet.errors import InputError, nearest
 from supernet.seeding import generator
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch, SearchSpace, Value
 
 ArchSampler = Callable[[int], tuple[Arch, ...]]
 Draw = Callable[[Random], Arch]
@@ -24,6 +25,7 @@ Paths = list[list[int]]
 
 ANY = Window()  # no limits
 SWAPS = 30_000  # swaps tried per step before the window is declared too narrow
+WEIGHTLESS_SHARE = 0.5  # probability of an option without weights, relative to the others
 PATIENCE = 8  # swaps in a row without progress, per (choice, path), before new permutations are drawn
 
 
@@ -144,8 +146,49 @@ def sandwich(
     return sample
 
 
+def weighted(
+    space: SearchSpace,
+    seed: int = 0,
+    *,
+    table: CostTable | None = None,
+    window: Window = ANY,
+    weightless: Mapping[str, Collection[Value]] = MappingProxyType({}),
+) -> ArchSampler:
+    """Samples one architecture per step, in which options without weights are drawn half as often as the others.
+
+    An identity or a pooling has nothing to train, while a convolution needs every step that it gets: with equal shares
+    the shared weights favour architectures without weights. Architectures are trained as they are drawn, not in normal
+    form, which would train some of several equal options far more often than others.
+
+    Args:
+        space: the search space.
+        seed: of all draws.
+        table: not used.
+        window: none; this sampler cannot be confined.
+        weightless: the options without weights by choice (see `Chain.weightless_options`).
+
+    Raises:
+        InputError: a window.
+    """
+    if _limits(space, table, window) is not None or window.bin is not None:
+        raise InputError("a window works with the samplers 'uniform', 'sandwich', 'fair' and 'balanced'; leave it out")
+    shares = {
+        choice.name: [
+            WEIGHTLESS_SHARE if option in weightless.get(choice.name, ()) else 1.0 for option in choice.options
+        ]
+        for choice in space.choices
+    }
+
+    def sample(step: int) -> tuple[Arch, ...]:
+        rng = generator(seed, "weighted", step)
+        return (space.canonical({c.name: rng.choices(c.options, shares[c.name])[0] for c in space.choices}),)
+
+    return sample
+
+
 SAMPLERS: dict[str, Callable[..., ArchSampler]] = {
     "uniform": uniform,
+    "weighted": weighted,
     "fair": fair,
     "balanced": balanced,
     "sandwich": sandwich,
@@ -161,6 +204,7 @@ def create_sampler(
     window: Window = ANY,
     random_paths: int = 2,
     largest_steps: int = 0,
+    weightless: Mapping[str, Collection[Value]] = MappingProxyType({}),
 ) -> ArchSampler:
     """Creates the sampler of that name.
 
@@ -173,6 +217,7 @@ def create_sampler(
         random_paths: of "sandwich".
         largest_steps: steps at the start that train only the largest architecture (Cai et al., 2020, §3.3), which is
             that of a sandwich.
+        weightless: of "weighted", the options without weights by choice (see `Chain.weightless_options`).
 
     Raises:
         InputError: no such sampler (the message offers the nearest name), a space that does not suit it, or a window
@@ -180,7 +225,11 @@ def create_sampler(
     """
     if name not in SAMPLERS:
         raise InputError(f"there is no sampler {name!r}; {nearest(name, SAMPLERS)}")
-    settings: dict[str, Any] = {"random_paths": random_paths} if name == "sandwich" else {}
+    own: dict[str, dict[str, Any]] = {
+        "sandwich": {"random_paths": random_paths},
+        "weighted": {"weightless": weightless},
+    }
+    settings = own.get(name, {})
     sampler = SAMPLERS[name](space, seed, table=table, window=window, **settings)
     if not largest_steps:
         return sampler

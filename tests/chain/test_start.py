@@ -90,7 +90,7 @@ def test_published_spaces(space: str, copying: int, ends: int) -> None:
     assert sum(len(start.copying) for start in starts) == copying
     assert sum(len(start.ends) for start in starts) == ends
     zeros = sum(not parameter.any() for name, parameter in chain.named_parameters() if name.endswith("bn.weight"))
-    assert zeros == ends // 2
+    assert zeros == (0 if copying else ends // 2)  # where all convolutions copy, fixed layers copy in both branches
 
 
 class AlwaysAdds(Searchable):
@@ -130,20 +130,30 @@ def test_options_beside_one_without_weights_copy_their_input() -> None:
     assert start_of(ConvBNAct(8, 8)) == Start()
 
 
-def test_options_begin_alike_and_fixed_layers_as_with_he() -> None:
-    """In training mode batch norm normalises the copy, which is why features are compared by their correlation."""
-    steps = [("stem", ConvBNAct(3, 8, kernel=3)), ("block", block(skip=True)), ("head", ClassifierHead(8, 4, hidden=8))]
+def begun(*, skip: bool) -> Chain:
+    steps = [("stem", ConvBNAct(3, 8, kernel=3)), ("block", block(skip=skip)), ("head", ClassifierHead(8, 4, hidden=8))]
     chain = Chain("alike", steps, input_shape=(3, 8, 8))
     chain.initialize(seeded())
-    x = torch.randn(4, 3, 8, 8, generator=seeded())
-    skip, conv3, conv5 = (
-        chain.get_submodule(f"block.options.{n}")(chain.stem(x)).flatten() for n in ("skip", "conv3", "conv5")
-    )
-    assert torch.corrcoef(torch.stack([skip, conv3, conv5])).min() > 0.9
-    he = Chain("alike", steps, input_shape=(3, 8, 8), init=initialize)
-    copied = chain.stem.conv.weight.clone()
+    return chain
+
+
+def test_options_and_the_layers_before_them_begin_alike() -> None:
+    """In training mode batch norm normalises the copy, which is why features are compared by their correlation."""
+    chain, x = begun(skip=True), torch.rand(4, 3, 8, 8, generator=seeded())
+    stem = chain.stem(x)
+    options = (chain.get_submodule(f"block.options.{name}")(stem).flatten() for name in ("skip", "conv3", "conv5"))
+    assert torch.corrcoef(torch.stack([*options])).min() > 0.9
+    channels = [torch.stack([stem[:, c].flatten(), x[:, c % 3].flatten()]) for c in range(8)]
+    assert min(torch.corrcoef(pair)[0, 1].item() for pair in channels) > 0.5  # the stem ends in a ReLU
+
+
+def test_without_a_weightless_option_the_start_is_that_of_he() -> None:
+    chain = begun(skip=False)
+    he = Chain("alike", list(zip(chain.step_names, chain.step_modules, strict=True)), init=initialize)
+    weights = {name: value.clone() for name, value in chain.state_dict().items()}
     he.initialize(seeded())
-    torch.testing.assert_close(he.stem.conv.weight, copied, rtol=0, atol=0)
+    for name, value in he.state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
 
 
 def test_convolutions_copy_channel_for_channel() -> None:

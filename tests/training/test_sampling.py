@@ -19,6 +19,7 @@ from supernet.errors import InputError
 from supernet.training.loop import train_supernet
 from supernet.training.sampling import SAMPLERS, balanced, create_sampler, fair, sandwich, uniform
 
+CONFINED = tuple(name for name in SAMPLERS if name != "weighted")  # those that work in a window
 EQUAL = SearchSpace("equal", [Choice(f"c{i}", ("a", "b", "c"), ordered=True) for i in range(5)])
 UNEQUAL = SearchSpace("unequal", [Choice("two", (0, 1)), Choice("five", tuple("abcde")), Choice("three", range(3))])
 DEEP = SearchSpace(
@@ -66,7 +67,7 @@ def test_a_sampler_is_a_function_of_step_and_seed(name: str) -> None:
     assert [first(step) for step in steps] != [other(step) for step in steps]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", CONFINED)
 def test_a_sampler_in_a_window_is_one_too_and_stays_inside(name: str, detnas: CostTable) -> None:
     window = Window("macs", 320e6, 335e6)  # the mean of a fair step is 327 million
     samplers = [create_sampler(name, detnas.space, seed, table=detnas, window=window) for seed in (0, 0, 1)]
@@ -260,7 +261,7 @@ def test_a_sandwich_without_a_largest_architecture_names_the_remedy() -> None:
 # -- impossible windows -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", CONFINED)
 def test_bad_windows_are_refused_by_every_sampler(name: str, macro: CostTable) -> None:
     space = macro.space
     with pytest.raises(InputError, match=r"'equal': pass table=CostTable\(supernet\)"):
@@ -287,3 +288,42 @@ def test_the_largest_architecture_comes_first(macro: CostTable) -> None:
         (largest,), (again,) = warmed(0), warmed(1)
         assert largest == again == create_sampler("sandwich", space, table=macro, window=window)(0)[0]
         assert [warmed(step) for step in range(2, 9)] == [usual(step) for step in range(2, 9)]
+
+
+# -- weights by what there is to train --------------------------------------------------------------------------------
+
+
+def test_options_without_weights_are_drawn_half_as_often() -> None:
+    net = create_supernet("nasbench201", input_size=8, channels=2, cells=1)
+    weightless = net.weightless_options()
+    assert set(weightless) == {choice.name for choice in net.space.choices}
+    assert set(map(frozenset, weightless.values())) == {frozenset(("none", "skip_connect", "avg_pool_3x3"))}
+    sample, steps = create_sampler("weighted", net.space, 3, weightless=weightless), 4000
+    drawn = [sample(step)[0] for step in range(steps)]
+    for choice in net.space.choices:
+        counts = Counter(arch[choice.name] for arch in drawn)
+        expected = [steps / 7 if option in weightless[choice.name] else steps * 2 / 7 for option in choice.options]
+        assert stats.chisquare([counts[option] for option in choice.options], expected).pvalue > 1e-4
+    assert len(set(drawn) - {net.space.normal_form(arch) for arch in drawn}) > 1000  # trained as drawn
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "weightless"),
+    [
+        ("nasbench-macro", {}, {"identity"}),
+        ("nasnet-small", {"filters": 4, "input_size": 8, "blocks": 2}, {"identity", "avg3", "max3", "max5", "max7"}),
+        ("shufflenet-small", {}, set()),
+        ("resnet-20-widths", {}, set()),
+    ],
+)
+def test_options_without_weights_are_known_by_their_modules(
+    space: str, settings: dict[str, int], weightless: set[str]
+) -> None:
+    with torch.device("meta"):
+        net = create_supernet(space, **settings)
+    assert set[object]().union(*net.weightless_options().values()) == weightless
+
+
+def test_a_window_of_the_weighted_sampler_is_refused(macro: CostTable) -> None:
+    with pytest.raises(InputError, match="a window works with the samplers 'uniform'"):
+        create_sampler("weighted", macro.space, table=macro, window=Window("macs", high=1e8))

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +28,17 @@ from supernet.training.distributed import current
 from supernet_tools.pipeline.run import WEIGHTS, Run
 from supernet_tools.pipeline.settings import parse_settings
 
+Adjust = Callable[[Any], Any]
+"""Returns an evaluator that wraps another."""
 COSTS = "costs.json"
 COSTS_FORMAT = 2  # 2 has latencies in milliseconds
 DECIDED = ("space", "seed", "feasible")
 """Arguments of a searcher that settings cannot set: the run and flags decide them."""
 
 
-def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings: Sequence[str]) -> Any:
+def create_searcher(
+    name: str, run: Run, feasible: Feasible, seed: int, settings: Sequence[str], *, metric: str | None = None
+) -> Any:
     """A searcher by name.
 
     Args:
@@ -43,16 +47,17 @@ def create_searcher(name: str, run: Run, feasible: Feasible, seed: int, settings
         feasible: limits.
         seed: of the searcher.
         settings: hyperparameters as NAME=VALUE.
+        metric: maximised by default instead of that of the run, and scored beside the run's own.
 
     Raises:
         InputError: no such searcher, or settings that it does not take.
     """
     kind = searcher_class(name)
-    values = _defaults(kind, run.kind.metric)
+    values = _defaults(kind, metric or run.kind.metric)
     values |= parse_settings(kind, settings, owner=f"the searcher {name!r}", reserved=DECIDED)
     limits = feasible if feasible.limits else None
     searcher = searcher_maker(name)(run.space, seed=seed, feasible=limits, **values)
-    scored = (*run.kind.metrics, *run.cost.costs)
+    scored = (*run.kind.metrics, *([metric] if metric else ()), *run.cost.costs)
     for objective in getattr(searcher, "objectives", ()):
         if objective.removeprefix("-") not in scored:
             raise InputError(f"objective {objective!r} is not among what is scored; {nearest(objective, scored)}")
@@ -83,6 +88,7 @@ def search_stage(
     batch: int = 1,
     bn_batches: int = 10,
     resume: Literal["exact", "warm"] = "exact",
+    adjust: Adjust | None = None,
     verbose: bool = True,
 ) -> dict[str, Any]:
     """Searches a trained supernet; the study in `search/NAME/` goes on where it ended.
@@ -96,6 +102,7 @@ def search_stage(
         batch: proposals asked for at a time.
         bn_batches: calibration batches per candidate.
         resume: "exact" goes on only under the same settings; "warm" reports the recorded trials to this searcher.
+        adjust: wraps the evaluator, e.g. to add a corrected score.
         verbose: show progress.
 
     Returns:
@@ -115,6 +122,7 @@ def search_stage(
             batch=batch,
             bn_batches=bn_batches,
             resume=resume,
+            adjust=adjust,
             verbose=verbose,
         )
     except BaseException:
@@ -147,6 +155,7 @@ def _searched(
     batch: int,
     bn_batches: int,
     resume: Literal["exact", "warm"],
+    adjust: Adjust | None,
     verbose: bool,
 ) -> dict[str, Any]:
     """Searches into an open study; without one, this rank only scores."""
@@ -156,7 +165,8 @@ def _searched(
     if study is None:
         shared.serve()
         return {}
-    scorer = shared if world.size > 1 else evaluate
+    scorer: Any = shared if world.size > 1 else evaluate
+    scorer = scorer if adjust is None else adjust(scorer)
     try:
         with study:
             shown = _Shown(study, searcher.metric, evaluate, trials)
@@ -274,7 +284,7 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
         ],
         "hypervolume": covered,
     }
-    if evaluate.cache is not None and run.kind.metric == "accuracy":  # mAP is not a mean over images
+    if evaluate.cache is not None and metric == run.kind.metric == "accuracy":  # mAP is not a mean over images
         forms = [space.normal_form(t.arch) for t in scored]
         cheapest, *others = tied_with_best(
             evaluate.cache, evaluate.context, archs=forms, cost=lambda arch: run.cost(arch)["macs"]

@@ -139,6 +139,7 @@ def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
         window=config.window,
         random_paths=config.random_paths,
         largest_steps=round(config.largest_epochs * steps_per_epoch),
+        weightless=supernet.weightless_options() if config.sampler == "weighted" else {},
     )
     lead = _lead(config, supernet, steps_per_epoch)
     for training in (config.train, config.retrain) if config.train.epochs else (config.retrain,):

@@ -28,8 +28,8 @@ from supernet.blocks.cells.plain import (
     run_blocks,
     split_state,
 )
-from supernet.chain import Hidden, Layout, Layouts, Part, Searchable, parameters_of
-from supernet.space import Arch, SearchSpace
+from supernet.chain import Hidden, Layout, Layouts, Part, Searchable, parameters_of, weightless_among
+from supernet.space import Arch, SearchSpace, Value
 
 MakeOp = Callable[[str, int, int], nn.Module]
 """Builds an operation from (name, in_channels, stride)."""
@@ -248,6 +248,19 @@ class LooseCell(Searchable):
     def set_progress(self, t: float) -> None:
         """Sets how much of the training is over, from 0 to 1."""
         self.drop.set_progress(t)
+
+    def weightless_options(self) -> dict[str, frozenset[Value]]:
+        """Returns the operations that have no parameters on some input of their block."""
+        weightless: dict[str, frozenset[Value]] = {}
+        for choice in self.space.choices:
+            block, _, field = choice.name.partition(".")
+            if field in ("left_op", "right_op"):
+                places: dict[str, list[nn.Module]] = {str(name): [] for name in choice.options}
+                for source, name in _options(self.space, block):
+                    if name in places:
+                        places[name].append(self._op(int(block.removeprefix("block")), source, name))
+                weightless[choice.name] = weightless_among(places)
+        return weightless
 
     def _made(self, op: MakeOp, source: int, name: str) -> nn.Module:
         return op(name, self.raw if source == 1 else self.filters, self.stride if source < 2 else 1)
