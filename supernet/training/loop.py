@@ -6,7 +6,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from supernet.training.sparse_step import step_active
 from supernet.training.state import Penalty, TrainingState, prepare
 from supernet.training.task import Classification, Task, TrainingData
 
+HeldOut = Callable[[Chain, int], Mapping[str, float]]
+"""Scores a supernet after an epoch, whose number counts from 1."""
 LOSS_DECAY = 0.98  # decay of the running mean loss, against which a spike is measured
 
 
@@ -50,6 +52,7 @@ def train_supernet(
     monitor: Monitor | None = None,
     penalty: Penalty | None = None,
     lead: Lead | None = None,
+    held_out: HeldOut | None = None,
     accept: Collection[str] = (),
     verbose: bool = True,
 ) -> list[dict[str, float]]:
@@ -76,6 +79,8 @@ def train_supernet(
         monitor: records the health of the shared weights.
         penalty: added to the loss of every architecture; may end the training early.
         lead: an architecture that is trained alone at first; the other options then start from its weights.
+        held_out: called by rank 0 with the supernet and the number of every epoch that ends; what it returns joins the
+            row of the epoch, e.g. scores on images that are not trained on. It must not change the weights.
         accept: digests of other versions of the data, such as those before a repair, whose checkpoint is taken over; it
             goes on at the same place of the same epoch.
         verbose: whether to show progress.
@@ -119,7 +124,7 @@ def train_supernet(
             monitor.begin(training.total)
         try:
             with compiled(supernet, enabled=config.compile):
-                _run(training, log if world.main else None, verbose=verbose and world.main)
+                _run(training, log if world.main else None, held_out, verbose=verbose and world.main)
         finally:
             revert_sync_bn(supernet)
     if training.ema is not None:
@@ -148,7 +153,7 @@ def _check_lead(supernet: Chain, lead: Lead, steps: int) -> None:
     meta_copy(supernet).copy_options(lead.arch)  # fails now instead of after the lead's steps
 
 
-def _run(training: TrainingState, log: Path | None, *, verbose: bool) -> None:
+def _run(training: TrainingState, log: Path | None, held_out: HeldOut | None, *, verbose: bool) -> None:
     config, world = training.config, training.world
     training.restore()
     batches = training.task.batches(training.data, config, start=training.step, rank=world.rank, world=world.size)
@@ -163,7 +168,7 @@ def _run(training: TrainingState, log: Path | None, *, verbose: bool) -> None:
             train_step(training, _next(batches), interrupted)
             epoch_ended = training.step % training.per_epoch == 0
             if epoch_ended:
-                _close_epoch(training, writer)
+                _close_epoch(training, writer, held_out if world.main else None)
             stop = training.stop or (world.size == 1 and interrupted.is_set())
             due = time.monotonic() - last_save >= config.save_seconds or training.finished or stop
             # A stream cannot be resumed within an epoch, so it is saved at the end of one.
@@ -348,7 +353,7 @@ def _diverged(training: TrainingState, step: int, arch: Arch, loss: float, bound
 # -- reports ----------------------------------------------------------------------------------------------------------
 
 
-def _close_epoch(training: TrainingState, writer: Any) -> None:
+def _close_epoch(training: TrainingState, writer: Any, held_out: HeldOut | None) -> None:
     book_losses(training)
     images = max(training.sums["images"], 1.0)
     metrics = {name: value / images for name, value in training.sums.items() if name != "images"}
@@ -356,9 +361,13 @@ def _close_epoch(training: TrainingState, writer: Any) -> None:
     row = {"epoch": training.step // training.per_epoch, **metrics, "lr": lr}
     if training.penalty is not None:
         row["penalty"] = statistics.fmean(training.penalty(arch).item() for arch in training.sampler(training.step - 1))
+    scalars = {f"train/{name}": value for name, value in {**metrics, "lr": lr}.items()}
+    if held_out is not None:
+        scores = dict(held_out(training.chain, training.step // training.per_epoch))
+        row |= scores
+        scalars |= {f"held_out/{name}": value for name, value in scores.items()}
     training.history.append(row)
     training.sums = {"images": 0.0}
-    scalars = {f"train/{name}": value for name, value in {**metrics, "lr": lr}.items()}
     if training.monitor is not None:
         scalars |= training.monitor.close_epoch(training.step)
     if writer is not None:

@@ -15,10 +15,10 @@ from supernet.config import Data, Train, Window
 class Sampling(Checked):
     """Which architectures a training step of a supernet uses, and where the weights of its options begin."""
 
-    sampler: Literal["uniform", "fair", "balanced", "sandwich"] = "uniform"
-    """"uniform" draws one architecture per step (SPOS, DetNAS), "fair" uses every option once (FairNAS), "balanced"
-    every option equally often up to a difference of one, "sandwich" the largest, the smallest and `random_paths` others
-    (BigNAS)."""
+    sampler: Literal["uniform", "weighted", "fair", "balanced", "sandwich"] = "uniform"
+    """"uniform" draws one architecture per step (SPOS, DetNAS), "weighted" draws options without weights half as often,
+    "fair" uses every option once (FairNAS), "balanced" every option equally often up to a difference of one, "sandwich"
+    the largest, the smallest and `random_paths` others (BigNAS)."""
     random_paths: Annotated[int, Ge(0), Le(1000)] = 2
     """Random architectures of a sandwich."""
     largest_epochs: NonNegative = 0.0
@@ -47,6 +47,9 @@ class Sampling(Checked):
             )
         if self.largest_epochs > epochs > 0:
             yield "largest_epochs", f"should be at most train.epochs={epochs}"
+        limited = self.window.low is not None or self.window.high is not None
+        if self.sampler == "weighted" and limited:
+            yield "sampler", "is 'weighted', which cannot be confined to a window; use 'uniform'"
         if train.distill and self.sampler != "sandwich":
             yield "train.distill", f"follows the largest path of the sampler 'sandwich', not of {self.sampler!r}"
 

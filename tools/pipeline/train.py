@@ -22,6 +22,7 @@ from supernet.training.monitor import Monitor
 from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
 from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
 from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, read_run, removed_on_failure
+from supernet_tools.pipeline.held_out import HeldOutCurves
 from supernet_tools.pipeline.learned import probe_scores, record_scores
 from supernet_tools.pipeline.run import WEIGHTS, Run, check_space, read_summary, torch_generator
 from supernet_tools.pipeline.runs import kind_of
@@ -105,6 +106,7 @@ def _train(parts: Prepared, out: Path, *, accept: Sequence[str], verbose: bool) 
         log=inside(out, "events"),
         monitor=monitor,
         lead=parts.lead,
+        held_out=_curves(parts),
         accept=accept,
         verbose=verbose,
     )
@@ -119,6 +121,15 @@ def _train(parts: Prepared, out: Path, *, accept: Sequence[str], verbose: bool) 
         # Before the weights: these say that the run is finished, also to a search, so nothing may be missing then.
         record_scores(Run(out, kind, parts.data.summary(), data=parts.data), supernet.eval())
         save_weights(out / WEIGHTS, supernet, metadata)
+
+
+def _curves(parts: Prepared) -> HeldOutCurves | None:
+    """Curves of a classifier; scoring a detector between two epochs would take too long."""
+    if parts.kind.metric != "accuracy" or not current().main:
+        return None
+    train = parts.kind.config.train
+    table = parts.kind.costs(parts.supernet)
+    return HeldOutCurves(parts.supernet, parts.data, table, epochs=train.epochs, seed=train.seed)
 
 
 def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:

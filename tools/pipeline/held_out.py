@@ -1,0 +1,70 @@
+"""Curves of a training on images that are not trained on: the largest, the smallest and random architectures."""
+
+import statistics
+from typing import Any
+
+import torch
+
+from supernet.chain import Chain
+from supernet.errors import InputError
+from supernet.scoring.batch_norm import Recalibrate
+from supernet.scoring.shared_weights import SharedWeights
+from supernet.seeding import derive_seed
+from supernet.space import Arch
+from supernet.training.sampling import create_sampler
+
+POINTS = 10
+"""Points of a curve; more would cost small trainings too much."""
+RANDOM = 2
+"""Random architectures, the same at every point."""
+IMAGES = (100, 512)
+"""Fewest and most images of the search-validation split; in between a twentieth of the training split."""
+
+
+class HeldOutCurves:
+    """Scores the same few architectures of a classifier about ten times while it trains.
+
+    Args:
+        supernet: that is trained.
+        data: with the splits `train`, `calibration` and `validation`.
+        table: costs of the space, which tell the largest and the smallest architecture.
+        epochs: of the training.
+        seed: of the random architectures and the images.
+    """
+
+    def __init__(self, supernet: Chain, data: Any, table: Any, *, epochs: int, seed: int) -> None:
+        try:
+            largest, smallest, *others = create_sampler(
+                "sandwich", supernet.space, derive_seed(seed, "held out"), table=table, random_paths=RANDOM
+            )(0)
+            self.archs: dict[str, list[Arch]] = {"largest": [largest], "smallest": [smallest], "random": others}
+        except InputError:  # the extremes of some large spaces of cells are not known
+            sample = create_sampler("uniform", supernet.space, derive_seed(seed, "held out"))
+            self.archs = {"random": [sample(i)[0] for i in range(RANDOM)]}
+        self.every, self.epochs = max(epochs // POINTS, 1), epochs
+        fewest, most = IMAGES
+        count = min(max(len(data.train) // 20, fewest), most, len(data.validation))
+        rng = torch.Generator().manual_seed(derive_seed(seed, "held-out images"))
+        self._images = data.validation.subset(torch.randperm(len(data.validation), generator=rng)[:count])
+        self._calibration = data.calibration
+
+    def __call__(self, supernet: Chain, epoch: int) -> dict[str, float]:
+        """Returns the mean accuracies by name, or nothing after an epoch without a point.
+
+        Args:
+            supernet: in any mode, which it keeps.
+            epoch: number of the epoch that has ended, from 1.
+        """
+        if epoch % self.every and epoch != self.epochs:
+            return {}
+        modes = [(module, module.training) for module in supernet.modules()]
+        supernet.eval()
+        try:
+            evaluate = SharedWeights(supernet, self._calibration, self._images, bn=Recalibrate(2), hold=0)
+            return {
+                f"{name}_accuracy": statistics.fmean(metrics["accuracy"] for metrics in evaluate(archs))
+                for name, archs in self.archs.items()
+            }
+        finally:
+            for module, mode in modes:
+                module.training = mode
