@@ -14,7 +14,7 @@ from typing import Any, Self
 from supernet import sqlite
 from supernet.checked import checked_arguments
 from supernet.errors import InputError, nearest
-from supernet.progress import work_saved
+from supernet.paths import work_saved
 from supernet.space import Arch, SearchSpace
 
 SYNC_SECONDS = 1.0  # a sync takes 0.2 to 4 ms, ten times what a trial of a tabulated search does

@@ -27,7 +27,7 @@ from supernet.paths import file_operation as file_operation
 from supernet.paths import inside as inside
 from supernet.paths import lock_file as lock_file
 from supernet.paths import no_follow as no_follow
-from supernet.progress import work_saved
+from supernet.paths import work_saved
 from supernet.strict_json import parse_json, read_text
 
 FORMAT = 3  # of tensor files: 1 named the steps of a network by their numbers, 3 added checksums
@@ -42,7 +42,7 @@ def replacing(path: Path, *, work: bool = True) -> Iterator[Path]:
 
     Args:
         path: of the file.
-        work: whether the file holds work, see `supernet.progress.work_saved`.
+        work: whether the file holds work, see `supernet.paths.work_saved`.
 
     Raises:
         UnwritableError: it cannot be written, e.g. because the disk is full; the previous file at `path` is intact.

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import threading
 from pathlib import Path, PurePath
 
 import filelock
 
 from supernet.checked import LONGEST_NAME, short_names, shown
 from supernet.errors import InputError
+
+work_saved = threading.Event()
+"""Is set where a command saves work, so that one that is stopped can say whether it has saved any."""
 
 
 def inside(folder: Path, *names: str, what: str = "the name", follow: bool = False) -> Path:

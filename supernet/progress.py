@@ -2,16 +2,12 @@
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 Update = Callable[[int, str], None]
 QUIET_SECONDS = 15.0  # between lines if there is no terminal
-
-work_saved = threading.Event()
-"""Is set where a command saves work, so that one that is stopped can say whether it has saved any."""
 
 
 @contextlib.contextmanager

@@ -18,8 +18,7 @@ from supernet.cost.count import COSTS
 from supernet.cost.table import CostTable, Entry, Shape, shapes
 from supernet.errors import InputError, UnwritableError
 from supernet.files import environment
-from supernet.paths import check_file
-from supernet.progress import work_saved
+from supernet.paths import check_file, work_saved
 from supernet.space import Arch
 
 FORMAT = 2

@@ -44,8 +44,7 @@ from supernet.export.parity import (
 )
 from supernet.export.runtime import classify, detect, weights
 from supernet.export.source import Bundle, bundle, check_copyable
-from supernet.paths import file_operation
-from supernet.progress import work_saved
+from supernet.paths import file_operation, work_saved
 from supernet.space import Arch
 from supernet.strict_json import parse_json, read_text
 

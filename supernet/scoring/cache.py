@@ -14,8 +14,7 @@ import numpy as np
 from supernet import sqlite
 from supernet.checked import checked_arguments
 from supernet.errors import InputError
-from supernet.paths import file_operation, lock_file
-from supernet.progress import work_saved
+from supernet.paths import file_operation, lock_file, work_saved
 from supernet.ranking.paired import Bits, tied
 from supernet.space import Arch
 

@@ -19,7 +19,7 @@ import tyro
 
 from supernet.checked import Checked, FilePath, check, fields_of, unchecked
 from supernet.errors import InputError, RunError, Terminated, nearest
-from supernet.progress import work_saved
+from supernet.paths import work_saved
 from supernet_tools.pipeline.trust import Trust, trust, trust_recipe
 
 T = TypeVar("T")
