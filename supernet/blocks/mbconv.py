@@ -12,6 +12,7 @@ from torch.nn import functional
 from supernet.blocks.mobile import ConvNormAct, DropPath, SqueezeExcite
 from supernet.blocks.plain import Residual
 from supernet.blocks.used_layer import UsedLayer
+from supernet.blocks.vit import ElasticViTBlock
 from supernet.chain import Layout, Layouts, Part, Searchable, parameters_of
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value
@@ -242,7 +243,7 @@ def _take(tensor: Tensor | None, order: Tensor, dim: int) -> None:
 
 
 def sort_channels(supernet: nn.Module, keep: Iterable[Value] = ()) -> None:
-    """Sorts the middle channels of every `ElasticMBConv` in a supernet (see `ElasticMBConv.sort_channels`).
+    """Sorts the middle channels of every `ElasticMBConv`, and heads and perceptrons of every `ElasticViTBlock`.
 
     Outputs of the largest network change by rounding only, since sums are taken in another order.
 
@@ -255,3 +256,5 @@ def sort_channels(supernet: nn.Module, keep: Iterable[Value] = ()) -> None:
     for module in supernet.modules():
         if isinstance(module, ElasticMBConv):
             module.sort_channels([option for option in kept if option in module.mids])
+        elif isinstance(module, ElasticViTBlock):
+            module.sort_channels()

@@ -88,6 +88,10 @@ class PatchTokens(nn.Module):
         """(N, in_channels, side · patch, side · patch) to the state of `dim` channels."""
         return positioned(self.conv(x), self.token, self.positions)
 
+    def out_layout(self, layout: Layouts) -> Layouts:
+        """Returns the layouts of class token and map."""
+        return Layout(self.dim, 0), Layout(self.dim, self.patch)
+
 
 def positioned(patches: Tensor, token: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Returns class token and map with their positions added.

@@ -13,6 +13,7 @@ from supernet.blocks.transformer import (
     PatchTokens,
     TransformerBlock,
 )
+from supernet.blocks.vit import FusedAttention, ViTBlock
 from supernet.chain import Chain
 from supernet.errors import InputError
 
@@ -22,6 +23,8 @@ REACH = 14
 
 def initialize_transformer(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draws weights, tokens, positions and tables from a truncated normal of deviation 0.02, and resets layer norms.
+
+    Layer scales begin at 1e-5.
 
     Args:
         module: a network, changed in place.
@@ -39,6 +42,12 @@ def initialize_transformer(module: nn.Module, generator: torch.Generator | None 
             drawn += [part.token, part.positions]
         elif isinstance(part, TransformerBlock):
             drawn.append(part.tables)
+        elif isinstance(part, FusedAttention):
+            drawn.append(part.weight)
+            if part.bias:
+                nn.init.zeros_(part.shift)
+        elif isinstance(part, ViTBlock) and part.scaled:
+            nn.init.constant_(part.scales, 1e-5)
         for tensor in drawn:
             nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from supernet.blocks.elastic import ElasticDepth
 from supernet.blocks.plain import Whole
+from supernet.blocks.transformer import PatchTokens
 from supernet.chain import Chain, initialize
 from supernet.cost import meta_copy
 from supernet.errors import InputError, nearest
 from supernet.generators import restored_generators
+from supernet.spaces.autoformer import initialize_transformer
 from supernet.spaces.converted import NoRule
 from supernet.spaces.families import Options, Parts, parts_of
 
@@ -39,7 +41,12 @@ class ElasticChain(Chain):
         settings: Mapping[str, Any],
         whole: Sequence[str],
     ) -> None:
-        super().__init__(name, steps, input_shape=input_shape, init=initialize)
+        super().__init__(
+            name,
+            steps,
+            input_shape=input_shape,
+            init=initialize_transformer if isinstance(steps[0][1], PatchTokens) else initialize,
+        )
         self.settings, self.whole = dict(settings), tuple(whole)
         self.fresh: Callable[..., nn.Module] | None = None
 
@@ -69,20 +76,27 @@ def elastic(
 ) -> ElasticChain:
     """Returns a supernet with the weights of a network; its largest architecture gives the network's own outputs.
 
-    They agree bit for bit in eval mode. Decisions are named `stage0.depth`, and per block of a mobile network
-    `stage0.block0.kernel` and `stage0.block0.expand`, the ratio of the middle to the input channels, per block of a
-    ResNet `stage0.block0.width`, the share of its middle channels. What has no rule (mixed, grouped or conditional
-    convolutions, attention, other norms than batch norm) stays as it is, and one warning counts it.
+    They agree bit for bit in eval mode. The decisions are `stage0.depth`, and per block, as in `stage0.block0.kernel`:
+
+    - mobile networks: `kernel`, and `expand`, the ratio of the middle to the input channels;
+    - ResNets: `width`, the share of the middle channels;
+    - transformers: `heads`, and `ratio`, that of the middle to the outer channels of the perceptron.
+
+    Blocks without a rule (mixed, grouped or conditional convolutions, attention among convolutions, other norms than
+    batch norm) stay as they are, and one warning counts them.
 
     Args:
         model: a ResNet of timm or torchvision, or a network of timm's EfficientNet or MobileNetV3 classes: EfficientNet
             and its Lite, EdgeTPU and V2 versions, MobileNet V1 to V4, MNASNet, FBNet, Single-Path NAS, TinyNet, LCNet,
-            HardCoRe-NAS. It is copied.
+            HardCoRe-NAS; or a vision transformer of timm with a class token (ViT, DeiT, DINOv2 without registers). It
+            is copied.
         kernels: options for the kernels of mobile networks beside the network's own, where they are smaller.
         expansions: options for the expansions beside the network's own, where they are smaller.
-        shares: options for the middle channels of ResNets beside all of them; below 1.
+        shares: options for the middle channels of ResNets, and for heads and perceptrons of transformers, beside all of
+            them; below 1.
         drop: how many blocks at the end of each stage may be left out; only those that keep the shape are.
-        input_size: pixels at which costs are counted; that of timm's configuration by default.
+        input_size: pixels at which costs are counted; that of timm's configuration by default. A transformer has
+            positions for one size.
         quiet: whether to leave out the warning.
 
     Raises:
@@ -98,14 +112,20 @@ def elastic(
     try:
         parts = parts_of(model)
     except NoRule as error:
-        raise InputError(f"{name} cannot be made elastic: its stem or head has {error}") from error
+        raise InputError(f"{name} cannot be made elastic: it has {error}") from error
     if parts is None:
         raise InputError(
-            f"{name} cannot be made elastic; give a ResNet, or a network of timm's EfficientNet or MobileNetV3 "
-            "classes, such as timm.create_model('tf_efficientnet_lite0')"
+            f"{name} cannot be made elastic; give a ResNet, or a network of timm's classes EfficientNet, MobileNetV3 "
+            "or VisionTransformer, such as timm.create_model('tf_efficientnet_lite0')"
         )
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
-    size = input_size or config.get("input_size", (3, 224, 224))[-1]
+    fixed = [part.side * part.patch for _, part in parts.stem if isinstance(part, PatchTokens)]
+    if fixed and input_size not in (None, *fixed):
+        raise InputError(
+            f"input_size={input_size} differs from the {fixed[0]} pixels that {name} has positions for; build the "
+            "network for it, as timm.create_model(..., img_size=...) does"
+        )
+    size = fixed[0] if fixed else input_size or config.get("input_size", (3, 224, 224))[-1]
     channels = next(part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d))
     options, shape = Options(kernels, expansions, shares), (channels, size, size)
     shapes, whole = _shapes(model, parts, shape), list[str]()
@@ -183,22 +203,32 @@ def elastic_timm(
         kernels, expansions, shares, drop: see `elastic`.
         dropout: before the classifier.
     """
-    fresh = functools.partial(timm_network, model, num_classes=num_classes, in_channels=in_channels, dropout=dropout)
+    fresh = functools.partial(
+        timm_network,
+        model,
+        num_classes=num_classes,
+        input_size=input_size,
+        in_channels=in_channels,
+        dropout=dropout,
+    )
     chain = elastic(fresh(), kernels=kernels, expansions=expansions, shares=shares, drop=drop, input_size=input_size)
     chain.fresh = fresh
     return chain
 
 
-def timm_network(name: str, *, num_classes: int, in_channels: int, dropout: float) -> nn.Module:
+def timm_network(name: str, *, num_classes: int, input_size: int, in_channels: int, dropout: float) -> nn.Module:
     """Returns a network of timm with fresh weights; the global generators stay as they are.
+
+    `input_size` matters to networks with a position for each patch only.
 
     Raises:
         InputError: timm has no network of this name.
     """
     if name not in timm.list_models():
         raise InputError(f"timm has no network {name!r}; {nearest(name, timm.list_models())}")
+    sized = {"img_size": input_size} if timm.models.is_model_in_modules(name, ("vision_transformer", "deit")) else {}
     with restored_generators("cpu"):
         network: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout
+            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout, **sized
         )
     return network

@@ -13,13 +13,16 @@ from timm.models import _efficientnet_blocks as timm_blocks
 from timm.models import resnet as timm_resnet
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from supernet.blocks.mbconv import ElasticMBConv
 from supernet.blocks.mobile import ConvNormAct, MixingClassifier, SqueezeExcite, multiple_of_8
 from supernet.blocks.plain import PooledClassifier, Whole
+from supernet.chain import Searchable
 from supernet.space import Value
 from supernet.spaces.converted import NoRule, activation, assign, conv_norm, squeeze
+from supernet.spaces.vit import block_of, embedding_of, head_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Parts:
     stem: list[tuple[str, nn.Module]]
     stages: list[Sequence[nn.Module]]
     head: list[tuple[str, nn.Module]]
-    block: Callable[[nn.Module, Options], ElasticMBConv]
+    block: Callable[[nn.Module, Options], Searchable]
 
 
 def parts_of(model: nn.Module) -> Parts | None:
@@ -61,6 +64,12 @@ def parts_of(model: nn.Module) -> Parts | None:
         network = model
         stages = [network.layer1, network.layer2, network.layer3, network.layer4]
         return Parts([("stem", _resnet_stem(network))], stages, _resnet_head(network), _resnet_block)
+    if type(model) is VisionTransformer:
+        stages = [model.blocks]
+        for block in model.blocks:
+            block_of(block, ())  # a block without a rule would read another state than its neighbours
+        head: list[tuple[str, nn.Module]] = [("head", head_of(model))]
+        return Parts([("embed", embedding_of(model))], stages, head, lambda b, o: block_of(b, tuple(o.shares)))
     return None
 
 

@@ -102,6 +102,62 @@ def test_torchvision_s_resnets(name: str) -> None:
     assert CostTable(supernet)(largest(supernet.space)) == count(model, (3, 64, 64))
 
 
+VITS = {"vit_tiny_patch16_224": 64, "deit_tiny_patch16_224": 64, "vit_small_patch14_dinov2": 56}
+
+
+def transformer(name: str, size: int, **settings: object) -> nn.Module:
+    model: nn.Module = timm.create_model(name, num_classes=CLASSES, img_size=size, **settings)
+    randomize(model, 0)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name.startswith("deit") else pytest.mark.slow) for name in VITS]
+)
+def test_vision_transformers(name: str) -> None:
+    size = VITS[name]
+    model = transformer(name, size)
+    supernet, x = elastic(model), images(size)
+    arch = largest(supernet.space)
+    with torch.no_grad():
+        assert torch.equal(supernet(x, arch), model(x))
+        assert torch.equal(supernet.subnet(arch).eval()(x), model(x))
+    assert CostTable(supernet)(arch) == count(model, (3, size, size))
+    assert supernet.space["stage0.depth"].options == (10, 11, 12)
+    assert supernet.space["stage0.block0.ratio"].options == (2, 3, 4)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
+def test_the_contract_of_transformers(name: str) -> None:
+    """Class token and mean of the patches, with and without layer scale."""
+    small = {"depth": 3, "embed_dim": 32, "num_heads": 4}
+    if name.startswith("vit_small"):
+        small |= {"global_pool": "avg", "patch_size": 16}
+    supernet = elastic(transformer(name, 32, **small))
+    assert supernet.space["stage0.block0.heads"].options == (2, 3, 4)
+    check_space(supernet, archs=2)
+
+
+def test_sorting_a_transformer_keeps_the_network_and_puts_strong_heads_first() -> None:
+    model = transformer("vit_tiny_patch16_224", 32, depth=2, embed_dim=32, num_heads=4)
+    supernet, x = elastic(model).eval(), images(32)
+    with torch.no_grad():
+        sort_channels(supernet)
+        expected = model(x)
+        assert torch.allclose(supernet(x, largest(supernet.space)), expected, atol=1e-4 * float(expected.abs().max()))
+    weight = supernet.get_parameter("stage0.blocks.0.full.attention.project.weight")
+    importance = weight.abs().sum(dim=0).view(4, 8).sum(dim=1).tolist()
+    assert importance == sorted(importance, reverse=True)
+
+
+def test_a_transformer_has_positions_for_one_size() -> None:
+    with pytest.raises(InputError, match="input_size=64 differs from the 32 pixels that VisionTransformer has"):
+        elastic(transformer("vit_tiny_patch16_224", 32, depth=2, embed_dim=32, num_heads=4), input_size=64)
+    supernet = create_supernet("elastic", model="vit_tiny_patch16_224", num_classes=CLASSES, input_size=32)
+    assert supernet.input_shape == (3, 32, 32)
+    assert all(tensor.isfinite().all() for tensor in supernet.state_dict().values())
+
+
 def test_sorting_a_bottleneck_orders_both_of_its_middle_layers() -> None:
     model = network("resnet26d")
     supernet = elastic(model, input_size=64).eval()
@@ -192,8 +248,9 @@ def test_the_network_is_copied() -> None:
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        ("vit_tiny_patch16_224", {}, "VisionTransformer cannot be made elastic; give a ResNet, or a network of timm's"),
-        ("efficientnet_b0_gn", {}, "cannot be made elastic: its stem or head has the norm GroupNormAct"),
+        ("swin_tiny_patch4_window7_224", {}, "SwinTransformer cannot be made elastic; give a ResNet, or a network of"),
+        ("vit_little_patch16_reg4_gap_256", {}, "VisionTransformer cannot be made elastic: it has no class token, reg"),
+        ("efficientnet_b0_gn", {}, "cannot be made elastic: it has the norm GroupNormAct"),
         ("lcnet_035", {"kernels": (), "drop": 0}, "nothing of 'lcnet_035' can be cut"),
         ("lcnet_035", {"kernels": (2,)}, r"kernels=\(2,\) should be odd"),
     ],
@@ -333,10 +390,14 @@ def test_other_spaces_take_no_network_s_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tf_mobilenetv3_small_075", "tf_efficientnet_lite0", "efficientnet_es"])
+@pytest.mark.parametrize(
+    "name",
+    ["tf_mobilenetv3_small_075", "tf_efficientnet_lite0", "efficientnet_es", "resnet10t", "vit_tiny_patch16_224"],
+)
 def test_a_subnet_is_exported(name: str, tmp_path: Path) -> None:
-    """The smallest network, with TensorFlow's padding and squeeze-and-excitation."""
-    supernet = elastic(network(name), input_size=32)
+    """The smallest network, e.g. with TensorFlow's padding and squeeze-and-excitation."""
+    model = transformer(name, 32, depth=3) if name.startswith("vit") else network(name)
+    supernet = elastic(model, input_size=32)
     arch = supernet.space.canonical({choice.name: choice.options[0] for choice in supernet.space.choices})
     preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3, tuple("abcdefg"))
     report = export(supernet.subnet(arch), tmp_path / name, arch=arch, space="elastic", preprocess=preprocess)
