@@ -230,10 +230,7 @@ class SharedWeights:
         """The moments of the full network's batch norms on the calibration images, computed once per weights."""
         if self._full is None:
             network = revert_sync_bn(self.supernet.subnet(largest(self.supernet.space)))
-            batches = self._calibration_batches
-            self._full = output_moments(
-                network.to(memory_format=self.memory_format), map(batches.__getitem__, range(len(batches)))
-            )
+            self._full = output_moments(network.to(memory_format=self.memory_format), self._calibration_batches)
         return self._full
 
     @property
