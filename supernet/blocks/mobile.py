@@ -155,7 +155,7 @@ class DropPath(nn.Module):
         """(N, C, H, W) to the same shape; the input itself in eval mode."""
         if not self.training:
             return x
-        kept = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - self.rate)
+        kept = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.rate)
         return x * (kept / (1 - self.rate))
 
 

@@ -101,7 +101,7 @@ def positioned(patches: Tensor, token: Tensor, positions: Tensor) -> tuple[Tenso
         token: (C,).
         positions: (C, 1 + H·W).
     """
-    first = (token + positions[:, 0]).expand(len(patches), -1)
+    first = (token + positions[:, 0]).expand(patches.shape[0], -1)  # not len(): a trace would keep its number
     return first, patches + positions[:, 1:].unflatten(1, patches.shape[2:])
 
 

@@ -1,11 +1,15 @@
 """AttentiveNAS: parameters and MACs of the released models, to the digit, at their own resolutions."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from supernet import GENOTYPES, create_network
+from supernet import GENOTYPES, create_network, create_supernet
 from supernet.chain import Chain, largest
+from supernet.config import Preprocess
 from supernet.cost import CostTable, CostWindow, count
+from supernet.export import export
 from supernet.space import Arch
 from supernet.spaces import build
 from supernet.spaces.attentivenas_stages import STAGES
@@ -89,3 +93,11 @@ def test_alphanet_a5_small_in_millions() -> None:
     name = "alphanet-a5-small"
     size = GENOTYPES[name].settings["input_size"]
     assert round(count(create_network(name), (3, size, size))["macs"] / 1e6) == 491
+
+
+@pytest.mark.slow
+def test_a_subnet_is_exported(tmp_path: Path) -> None:
+    supernet = create_supernet("attentivenas", num_classes=3, input_size=32, table=STAGES[:3])
+    arch, preprocess = largest(supernet.space), Preprocess(32, (0.5,) * 3, (0.5,) * 3, tuple("abc"))
+    report = export(supernet.subnet(arch), tmp_path / "out", arch=arch, space="attentivenas", preprocess=preprocess)
+    assert report["differences"]["model.py"] == 0

@@ -1,12 +1,16 @@
 """AutoFormer: parameters and MACs of the released supernets' networks, to the digit."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from supernet import GENOTYPES, create_network, create_supernet
 from supernet.blocks.transformer import relative_positions
 from supernet.chain import largest
+from supernet.config import Preprocess
 from supernet.cost import CostTable, count
+from supernet.export import export
 from supernet.spaces import build
 
 # size; channels; heads and ratios per block; parameters; MACs with the products of attention and relative positions
@@ -150,3 +154,12 @@ def test_every_tensor_is_set_by_the_initialisation() -> None:
     assert {name.rpartition(".")[2] for name in differ} == {"weight", "token", "positions", "tables"}
     network = create_network("autoformer-tiny", arch=largest(nets[0].space), num_classes=3, **settings)  # type: ignore[arg-type]
     assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.slow
+def test_a_subnet_is_exported(tmp_path: Path) -> None:
+    settings = {"dims": (8, 12), "heads": (1, 2), "ratios": (1.5, 2), "depths": (1, 2), "patch": 8, "input_size": 16}
+    supernet = create_supernet("autoformer-tiny", num_classes=3, **settings)  # type: ignore[arg-type]
+    arch, preprocess = largest(supernet.space), Preprocess(16, (0.5,) * 3, (0.5,) * 3, tuple("abc"))
+    report = export(supernet.subnet(arch), tmp_path / "out", arch=arch, space="autoformer-tiny", preprocess=preprocess)
+    assert report["differences"]["model.py"] == 0
