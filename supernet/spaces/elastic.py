@@ -226,7 +226,9 @@ def timm_network(name: str, *, num_classes: int, input_size: int, in_channels: i
     """
     if name not in timm.list_models():
         raise InputError(f"timm has no network {name!r}; {nearest(name, timm.list_models())}")
-    sized = {"img_size": input_size} if timm.models.is_model_in_modules(name, ("vision_transformer", "deit")) else {}
+    sized: dict[str, Any] = (
+        {"img_size": input_size} if timm.models.is_model_in_modules(name, ("vision_transformer", "deit")) else {}
+    )
     with restored_generators("cpu"):
         network: nn.Module = timm.create_model(
             name, pretrained=False, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout, **sized

@@ -62,8 +62,9 @@ def head_of(model: VisionTransformer) -> ViTHead:
 
 def block_of(block: Any, shares: tuple[float, ...]) -> ElasticViTBlock:
     """Returns a block with searched heads and perceptron. Raises `NoRule` for another form of it."""
-    attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
-    if type(block) is not Block or type(attention) is not Attention or type(mlp) is not Mlp:
+    attention: Any = getattr(block, "attn", None)
+    mlp: Any = getattr(block, "mlp", None)
+    if (type(block), type(attention), type(mlp)) != (Block, Attention, Mlp):
         raise NoRule(f"blocks of another form ({type(block).__name__})")
     for part in (attention.q_norm, attention.k_norm, attention.norm, mlp.norm):
         if not isinstance(part, nn.Identity):
