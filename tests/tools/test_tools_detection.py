@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from detection import wiring_arch
 from detection.data.crops import digit_crops
 from detection.data.images import DetectionSet
-from helpers.coco import make_coco
+from helpers.coco import change, make_coco
 from helpers.scripts import Call, one_line, run_script
 from searchers import Study, list_searchers
 from supernet.chain import Chain
@@ -451,6 +451,28 @@ def test_sigkill_during_a_search_gives_identical_trials(run_folder: Path, call: 
             found.append(study.trials())
     assert len(found[0]) == 10
     assert found[0] == found[1]
+
+
+@pytest.mark.slow  # tests/detection/test_detection_data.py reads such a file
+def test_images_without_objects_are_trained_on_and_rank_nothing(call: Call, tmp_path: Path) -> None:
+    """They are legal; that nothing can be found on them is said, and a search by mAP is refused after some steps."""
+    file = change(make_coco(tmp_path, images=40), lambda document: document["annotations"].clear())
+    out, images = tmp_path / "run", ("--data.source", file, "--data.images", file.parent, "--data.size", 64)
+    sizes = ("--data.calibration", 4, "--head-width", 8, "--head-convs", 1, "--train.batch", 1, "--retrain.batch", 8)
+    steps = ("--train.epochs", 1, "--retrain.epochs", 1, "--train.lr", 1e-4, "--retrain.lr", 1e-4)
+    lead = ("--lead", "", "--lead-epochs", 0, "--backbone-settings", *SPACE)
+    code, _, err = call("train_supernet", "detnas-bccd", *images, *sizes, *steps, *lead, "--out", out)
+    assert code == 0, err
+    document = json.loads((out / "run.json").read_text())
+    record, scored = document["shared_weights"], document["data"]["n_validation"]
+    assert (record["best"], record["learned"], record["images"]) == (-1.0, False, scored)
+    search = ("search", out, "--searcher", "random", "--trials", 2)
+    one_line(call(*search), f"none of the {scored} images of the search-validation split", "--force")
+    assert call(*search, "--force")[0] == 0
+    code, _, err = call("retrain", out, "--search", "random")
+    assert code == 0, err
+    result = json.loads(next((out / "retrain").glob("*/result.json")).read_text())
+    assert (result["test_map"], result["validation_map"]) == (-1.0, -1.0)
 
 
 # -- wrong input ------------------------------------------------------------------------------------------------------
