@@ -32,6 +32,7 @@ from supernet.blocks.plain import (
     ReLUConvBN,
     Residual,
     ShuffleUnit,
+    Whole,
 )
 from supernet.errors import InputError
 from supernet.export.expression import expression
@@ -47,6 +48,7 @@ PLAIN = [
     ClassifierHead(8, 5, hidden=16, dropout=0.2, bias=False),
     ConvBNReLU6(4, 8, kernel=3, stride=2),
     Residual(ConvBNAct(4, 4, act=False), nn.Identity(), act=False),
+    Whole(nn.Conv2d(3, 4, 3, stride=2, padding=1), out_channels=4, stride=2),
     PooledClassifier(8, 5, dropout=0.2),
     ReLUConvBN(8, 12, kernel=3, stride=2, affine=False),
     PooledResidual(4, 8),
