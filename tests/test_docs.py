@@ -204,6 +204,7 @@ def test_commands_are_found() -> None:
         "fidelity",
         "draw",
         "predict",
+        "select_network",
     }
     assert {name for name, _ in commands()} == {
         *scripts,

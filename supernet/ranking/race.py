@@ -191,7 +191,7 @@ def race(
         InputError: no finalist or no simple network, a network of another space, or a budget below two trainings.
         RunError: no network was trained to the end, because trainings failed; they are named.
     """
-    _check(trainings, minutes, shares, seeds, noise, parallel)
+    check_race(trainings=trainings, minutes=minutes, shares=shares, seeds=seeds, noise=noise, parallel=parallel)
     field_ = _Field.of(space, finalists, simple, random, scores, cost)
     ledger = _Ledger(train, trainings, minutes, parallel, {} if record is None else record, on_training)
     reserve = math.floor(CONFIRMATION * trainings) if seeds > 1 else 0
@@ -203,9 +203,16 @@ def race(
     return _result(field_, ledger, noise, ended)
 
 
-def _check(
-    trainings: float, minutes: float, shares: Sequence[float], seeds: int, noise: float | None, parallel: int
+def check_race(
+    *,
+    trainings: float,
+    minutes: float = math.inf,
+    shares: Sequence[float] = (1.0,),
+    seeds: int = 3,
+    noise: float | None = None,
+    parallel: int = 1,
 ) -> None:
+    """Checks the settings of `race` before any work. Raises `InputError` that names the value and the remedy."""
     if not trainings >= 2:
         raise InputError(f"trainings={trainings} is below two: a race needs one network of the search and a simple one")
     if not minutes > 0:

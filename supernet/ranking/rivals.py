@@ -1,5 +1,6 @@
 """Who races: the best of searches, the simple networks that every search has to beat, and random ones."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from random import Random
@@ -13,7 +14,9 @@ Feasible = Callable[[Arch], bool]
 
 STARTS = 64  # random architectures from the best of which the climb to the largest begins
 STEPS = 20  # of a uniform scaling
+UNIFORM = 8  # options that are tried everywhere: choices between hundreds of inputs would give hundreds of networks
 LISTED = 20_000  # architectures that are all looked at
+PAIRS = 4000  # of changes that a climb looks at where no single one helps
 
 
 # -- the best of searches ---------------------------------------------------------------------------------------------
@@ -98,8 +101,8 @@ def simple_networks(
         )
     if space.size() <= LISTED:
         starts = [arch for arch in dict.fromkeys(map(space.normal_form, space.enumerate())) if feasible(arch)]
-    largest = _climb(space, starts, feasible, lambda arch: (cost(arch),))
-    deepest = _climb(space, [largest, *starts], feasible, lambda arch: (layers(arch), cost(arch)))
+    largest = _climb(space, starts, feasible, lambda arch: (cost(arch),), rng)
+    deepest = _climb(space, [largest, *starts], feasible, lambda arch: (layers(arch), cost(arch)), rng)
     named = {"deepest, then largest": deepest, "largest": largest, **uniform}
     named |= {name: arch for name, arch in (published or {}).items() if feasible(arch)}
     distinct: dict[Arch, str] = {}
@@ -109,7 +112,11 @@ def simple_networks(
 
 
 def _climb(
-    space: SearchSpace, starts: Sequence[Arch], feasible: Feasible, value: Callable[[Arch], tuple[float, ...]]
+    space: SearchSpace,
+    starts: Sequence[Arch],
+    feasible: Feasible,
+    value: Callable[[Arch], tuple[float, ...]],
+    rng: Random,
 ) -> Arch:
     """Returns the best network that changes of one or two decisions reach from the best start within the limits."""
     at = max(starts, key=value)
@@ -122,7 +129,9 @@ def _climb(
     while True:
         best = max(filter(feasible, around(at)), key=value, default=at)
         if value(best) <= value(at):
-            pairs = (arch for middle in around(at) for arch in around(middle))
+            middles = around(at)
+            rng.shuffle(middles)
+            pairs = itertools.islice((arch for middle in middles for arch in around(middle)), PAIRS)
             best = next((arch for arch in pairs if value(arch) > value(at) and feasible(arch)), at)
         if best == at:
             return at
@@ -137,7 +146,7 @@ def _uniform_networks(space: SearchSpace, feasible: Feasible) -> Iterator[tuple[
     plain = [choice for choice in space.choices if not choice.ordered]
     optional = [choice for choice in plain if any(option in NO_LAYER for option in choice.options)]
     wide = any(choice.ordered for choice in space.choices)
-    for number in range(max((len(choice.options) for choice in plain), default=1)):
+    for number in range(min(UNIFORM, max((len(choice.options) for choice in plain), default=1))):
         options = {_option(choice, number) for choice in plain}
         if options and options <= set(NO_LAYER):
             continue

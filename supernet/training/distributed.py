@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -70,11 +71,25 @@ class World:
 
 
 ALONE = World()
+_apart = ContextVar("_apart", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[World]:
+    """Lets this process work apart from its group, for instance train a network of its own; others need not take part.
+
+    Its CUDA device stays the one that it has in the group.
+    """
+    token = _apart.set(True)
+    try:
+        yield ALONE
+    finally:
+        _apart.reset(token)
 
 
 def current() -> World:
-    """Returns the place in the initialised process group; `ALONE` without one."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """Returns the place in the initialised process group; `ALONE` without one, or while this process works apart."""
+    if _apart.get() or not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", dist.get_rank())))
 

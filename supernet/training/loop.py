@@ -54,6 +54,7 @@ def train_supernet(
     lead: Lead | None = None,
     held_out: HeldOut | None = None,
     accept: Collection[str] = (),
+    until: int | None = None,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
     """Trains the shared weights in place.
@@ -83,6 +84,8 @@ def train_supernet(
             row of the epoch, e.g. scores on images that are not trained on. It must not change the weights.
         accept: digests of other versions of the data, such as those before a repair, whose checkpoint is taken over; it
             goes on at the same place of the same epoch.
+        until: stops at the end of this epoch, from 1; the same call with a later one, or without, goes on from `state`
+            to the result of an uninterrupted training, whose schedule of learning rates it follows.
         verbose: whether to show progress.
 
     Returns:
@@ -100,6 +103,8 @@ def train_supernet(
     check_training(config, data, task=task)
     if state is not None:
         check_file(state, "the checkpoint")
+    if until is not None and not 1 <= until <= config.epochs:
+        raise InputError(f"until={until} should be an epoch of the training, from 1 to {config.epochs}")
     if log is not None and log.exists() and not log.is_dir():
         raise InputError(f"log={str(log)!r} is not a folder; give another one for TensorBoard's events")
     if isinstance(task, Classification):
@@ -117,6 +122,7 @@ def train_supernet(
             penalty=penalty,
             lead=lead,
             accept=accept,
+            until=until,
         )
         if lead is not None:
             _check_lead(supernet, lead, training.total)

@@ -46,6 +46,7 @@ class TrainingState:
         scheduled: the modules whose behaviour follows the progress of the training, such as drop path.
         checkpoint: the file that the training is saved to and resumed from; None to keep nothing.
         accept: digests of other data whose checkpoints may be taken over.
+        until: the epoch at whose end the training stops for now; None for its last.
         step: the number of steps done.
         history: one row per finished epoch.
         sums: totals over the images of this epoch, by metric; `images` counts them.
@@ -72,6 +73,7 @@ class TrainingState:
     lead: Lead | None
     checkpoint: Path | None
     accept: Collection[str] = ()
+    until: int | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: {"images": 0.0})
@@ -97,8 +99,8 @@ class TrainingState:
 
     @property
     def finished(self) -> bool:
-        """Whether no step is left, or the penalty has settled at the end of an epoch."""
-        if self.step >= self.total:
+        """Whether no step is left for now, or the penalty has settled at the end of an epoch."""
+        if self.step >= (self.total if self.until is None else min(self.total, self.per_epoch * self.until)):
             return True
         epoch_ended = self.step > 0 and self.step % self.per_epoch == 0
         return epoch_ended and self.penalty is not None and self.penalty.settled(self.history)
@@ -200,6 +202,7 @@ def prepare(
     penalty: Penalty | None = None,
     lead: Lead | None = None,
     accept: Collection[str] = (),
+    until: int | None = None,
 ) -> TrainingState:
     """Moves the chain and the data to the device and creates what trains them: optimizer, schedule, average."""
     device = world.device(config.device)
@@ -225,4 +228,5 @@ def prepare(
         lead=lead,
         checkpoint=checkpoint,
         accept=accept,
+        until=until,
     )

@@ -239,6 +239,12 @@ def test_rankings_are_compared_with_retrained_detectors(run_folder: Path, call: 
     assert code == 0, err
     assert "test map per seed" in out
     assert "map" in out.strip().splitlines()[-1]
+    flags = ("--search", "few", "--trainings", 2, "--random", 0, *FEW, *TRUST)
+    code, out, err = call("select_network", run_folder, *flags)
+    assert code == 0, err
+    document = json.loads(next((run_folder / "select").glob("*.json")).read_text())
+    assert {row["arm"] for row in document["networks"]} == {"search", "simple"}
+    assert "validation map per seed" in out
 
 
 def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -> None:

@@ -257,3 +257,19 @@ def test_a_different_number_of_threads_is_reported(digits: Splits, tmp_path: Pat
             train_supernet(toy(), digits, Train(epochs=2, batch=512), state=state, verbose=False)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_training_stops_at_an_epoch_and_goes_on_to_the_same_weights(digits: Splits, tmp_path: Path) -> None:
+    """It follows the schedule of the whole training, and averaged weights are those of the epoch."""
+    config = Train(epochs=3, batch=512, lr=0.05, ema=0.9)
+    whole, parts = toy(), toy()
+    train_supernet(whole, digits, config, verbose=False)
+    history = train_supernet(parts, digits, config, state=tmp_path / "state.pt", until=1, verbose=False)
+    assert [row["epoch"] for row in history] == [1]
+    assert any((a != b).any() for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+    resumed = toy()
+    train_supernet(resumed, digits, config, state=tmp_path / "state.pt", until=3, verbose=False)
+    assert all((a == b).all() for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    for epoch in (0, 4):
+        with pytest.raises(InputError, match=f"until={epoch} should be an epoch of the training, from 1 to 3"):
+            train_supernet(toy(), digits, config, until=epoch, verbose=False)

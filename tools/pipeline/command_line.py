@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "train_supernet",
     "search": "search",
     "morphnet": "morphnet",
+    "select": "select_network",
     "retrain": "retrain",
     "evaluate": "evaluate",
     "fidelity": "fidelity",

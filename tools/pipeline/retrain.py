@@ -19,10 +19,13 @@ from supernet.progress import progress
 from supernet.scoring.metrics import check_finite
 from supernet.space import Arch
 from supernet.train import check_training, train_standalone
-from supernet.training.checkpoint import load_weights, save_weights
+from supernet.training.checkpoint import load_state, load_weights, save_weights
 from supernet.training.distributed import current
+from supernet.training.state import steps_per_epoch
 from supernet_tools.pipeline.folder import claim_run
 from supernet_tools.pipeline.run import NETWORK, Run, torch_generator
+
+STATE = "state.pt"
 
 
 def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, verbose: bool = True) -> dict[str, Any]:
@@ -46,24 +49,8 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
     with claim_run(folder, "retrain", train) if world.main else nullcontext():
         if done:
             return read_result(result, kind.truth)
-        network = fresh_network(run, arch, train.seed)
-        if shared:
-            inherited = run.shared_weights().subnet(arch).state_dict()
-            extra = network.load_state_dict(inherited, strict=False).unexpected_keys
-            assert not extra, f"the standalone network lacks {extra}"  # it may have more: affine batch norm
-        else:
-            kind.prepare(network, arch, train.seed)
         began = time.monotonic()
-        train_standalone(
-            network,
-            run.data,
-            train,
-            task=kind.task,
-            state=folder / "state.pt",
-            log=inside(folder, "events"),
-            accept=run.earlier_digests,
-            verbose=verbose,
-        )
+        network = _trained(run, arch, train, folder, shared=shared, verbose=verbose)
         if not world.main:
             world.barrier()  # until rank 0 has written the result
             return read_result(result, kind.truth)
@@ -83,6 +70,56 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
         write_json(result, document)
         world.barrier()
         return document
+
+
+def partial_score(run: Run, arch: Arch, train: Train, *, epochs: int, shared: bool = False) -> float:
+    """Trains one architecture to the end of an epoch and scores it on the validation split.
+
+    `retrain_stage` with the same arguments goes on from there, to the result of an uninterrupted training. Where a
+    training has gone further already, another one is made to this epoch, and nothing of it is kept.
+
+    Raises:
+        RunError: the training diverged.
+    """
+    kind = run.kind
+    check_training(train, run.data, task=kind.task)
+    folder = retrain_folder(run, arch, train.seed, shared)
+    with claim_run(folder, "retrain", train):
+        state = folder / STATE
+        further = state.exists() and load_state(state).get("step", 0) > epochs * steps_per_epoch(run.data, train)
+        network = _trained(run, arch, train, None if further else folder, shared=shared, until=epochs, verbose=False)
+        scores = kind.scores(network.eval(), run.data.validation.to(train.device))
+    check_finite(scores, f"the network {arch.key} after {epochs} epochs")
+    return float(scores[kind.metric])
+
+
+def _trained(
+    run: Run, arch: Arch, train: Train, folder: Path | None, *, shared: bool, until: int | None = None, verbose: bool
+) -> nn.Module:
+    """The standalone network of an architecture, trained in a claimed folder, where an interrupted training goes on.
+
+    Without a folder nothing is kept.
+    """
+    kind = run.kind
+    network = fresh_network(run, arch, train.seed)
+    if shared:
+        inherited = run.shared_weights().subnet(arch).state_dict()
+        extra = network.load_state_dict(inherited, strict=False).unexpected_keys
+        assert not extra, f"the standalone network lacks {extra}"  # it may have more: affine batch norm
+    else:
+        kind.prepare(network, arch, train.seed)
+    train_standalone(
+        network,
+        run.data,
+        train,
+        task=kind.task,
+        state=folder and folder / STATE,
+        log=folder and inside(folder, "events"),
+        accept=run.earlier_digests,
+        until=until,
+        verbose=verbose,
+    )
+    return network
 
 
 def read_result(file: Path, truth: str) -> dict[str, Any]:

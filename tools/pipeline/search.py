@@ -266,6 +266,8 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
     points = [[score(t, o) for o in objectives] for t in scored]
     worst, ideal = ([edge(values) for values in zip(*points, strict=True)] for edge in (min, max))
     shown = dict.fromkeys([*(o.removeprefix("-") for o in objectives), "params"])
+    equal = [t for t in scored if score(t, metric) == score(best, metric) and _within(searcher, t)]
+    best = min(equal, key=lambda t: _order(t, metric, objectives), default=best)
     box = math.prod(high - low for low, high in zip(worst, ideal, strict=True))
     covered = hypervolume([[score(t, o) for o in objectives] for t in front], worst) / box if box else 1.0
     summary = {
@@ -294,6 +296,18 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
     return summary
 
 
+def _within(searcher: Any, trial: Trial) -> bool:
+    """Whether a trial is within the limits of a search; a warm start may have reported others."""
+    feasible = getattr(searcher, "feasible", None)
+    return feasible is None or bool(feasible(trial.arch))
+
+
+def _order(trial: Trial, metric: str, objectives: Sequence[str]) -> tuple[float, ...]:
+    """What trials are sorted by: the metric, then the objectives, so that no other trial dominates the first."""
+    known = [name for name in objectives if name.removeprefix("-") in trial.metrics]
+    return (-score(trial, metric), *(-score(trial, name) for name in known), trial.number)
+
+
 def best_arch(run: Run, name: str) -> Arch:
     """The best architecture that a search of this run found, by its own metric and within its own limits."""
     (best,), _ = searched_top(run, name, 1)
@@ -305,6 +319,20 @@ def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
 
     Raises:
         InputError: no such search, or it scored fewer networks.
+    """
+    trials, feasible, _ = searched(run, name)
+    if len(trials) < n:
+        raise InputError(f"the search {name!r} scored {len(trials)} networks, not {n}; search on, or take fewer")
+    return [run.space.normal_form(trial.arch) for trial in trials[:n]], feasible
+
+
+def searched(run: Run, name: str) -> tuple[list[Trial], Feasible, str]:
+    """The distinct networks that a search of this run scored within its limits, best first, its limits and its metric.
+
+    Of networks with equal scores, the cheapest comes first, or whichever the objectives of the search prefer.
+
+    Raises:
+        InputError: no such search, or another release wrote it.
     """
     folder = search_folder(run.folder, name)
     if not (folder / "study.db").exists():
@@ -331,10 +359,8 @@ def searched_top(run: Run, name: str, n: int) -> tuple[list[Arch], Feasible]:
     for trial in trials:
         if not trial.failed and feasible(trial.arch) and math.isfinite(score(trial, metric)):
             scored.setdefault(trial.key, trial)
-    if len(scored) < n:
-        raise InputError(f"the search {name!r} scored {len(scored)} networks, not {n}; search on, or take fewer")
-    best = sorted(scored.values(), key=lambda trial: (-score(trial, metric), trial.number))[:n]
-    return [run.space.normal_form(trial.arch) for trial in best], feasible
+    objectives = settings.get("objectives") or (metric, "-macs")
+    return sorted(scored.values(), key=lambda trial: _order(trial, metric, objectives)), feasible, metric
 
 
 def supernet_with(run: Run, weights: Path) -> Chain:

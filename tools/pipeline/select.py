@@ -1,0 +1,392 @@
+"""Chooses the network to deploy: the best of searches, simple networks and random ones race by trainings."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from searchers.study import score
+from supernet.config import Train
+from supernet.cost import Feasible
+from supernet.errors import InputError, RunError, UnwritableError
+from supernet.files import remove_temporaries, write_json
+from supernet.paths import inside
+from supernet.ranking.race import Margin, Result, Runner, check_race, race
+from supernet.ranking.rivals import finalists, simple_networks
+from supernet.ranking.statistics import json_safe
+from supernet.ranking.trainings import Job, Outcome, Trainings
+from supernet.scoring.cache import tied_with_best
+from supernet.seeding import generator
+from supernet.space import Arch
+from supernet.spaces import GENOTYPES
+from supernet.spaces.create import NETWORKS
+from supernet.spaces.published_cells import CELLS
+from supernet.spaces.published_cells import arch_of as arch_of_cells
+from supernet.training.distributed import alone, current
+from supernet_tools.pipeline.architectures import random_feasible
+from supernet_tools.pipeline.config import DetectorRun
+from supernet_tools.pipeline.retrain import partial_score, retrain_stage
+from supernet_tools.pipeline.run import Run
+from supernet_tools.pipeline.search import searched, shared_scores
+
+FOLDER = "select"
+FINALISTS = 50  # of all searches; corrected scores decide which of them are trained
+
+OnTraining = Callable[[Job, Outcome], None]
+
+
+def select_stage(
+    run: Run,
+    searches: Sequence[str],
+    train: Train,
+    *,
+    limits: Mapping[str, float | None] | None = None,
+    trainings: float = 20,
+    minutes: float = math.inf,
+    seeds: int = 3,
+    shares: Sequence[float] = (),
+    random: int = 2,
+    shared: bool = False,
+    bn_batches: int = 10,
+    on_training: OnTraining | None = None,
+    verbose: bool = True,
+) -> dict[str, Any]:
+    """Races the best networks of searches against simple and random ones; a race that was stopped goes on.
+
+    In a process group each rank trains networks of its own.
+
+    Args:
+        run: whose searches they are.
+        searches: their names, at least one.
+        train: how every network is trained; its seed is that of the first training.
+        limits: by name of the cost; those of the searches, the tightest of each, where they are not given.
+        trainings: budget, in full trainings.
+        minutes: budget of time.
+        seeds: most trainings of a network.
+        shares: at which shares of the epochs only the better half goes on; a quarter by default, from four epochs on.
+        random: number of random networks.
+        shared: start from the shared weights instead of fresh ones.
+        bn_batches: calibration batches for the shared scores of simple and random networks.
+        on_training: called with every outcome.
+        verbose: show progress while networks are scored.
+
+    Returns:
+        the document of `select/INIT.json`: winner, verdict, margins and every network that was trained.
+
+    Raises:
+        InputError: no such search, no network of them within the limits, or a budget below two trainings.
+        RunError: all trainings failed.
+    """
+    if not searches:
+        raise InputError("name at least one search of this run")
+    shares = _epoch_shares(shares, train.epochs)
+    check_race(trainings=trainings, minutes=minutes, shares=shares, seeds=seeds)
+    world, init = current(), "shared" if shared else run.kind.start
+    if world.from_main(b"resumed" if (run.folder / FOLDER / f"{init}.db").exists() else b""):
+        with _record(run, init, train):  # refuses another recipe before anything is scored
+            pass
+    bounds, field = _field(run, searches, limits or {}, random, train.seed, bn_batches, verbose=verbose)
+    trainer = _Trainer(run, train, shared)
+    with _record(run, init, train) as record:
+        result = race(
+            run.space,
+            field["finalists"],
+            trainer,
+            simple=field["simple"],
+            random=field["random"],
+            scores=field["scores"],
+            cost=lambda arch: float(run.cost(arch)["macs"]),
+            trainings=trainings,
+            minutes=minutes,
+            shares=shares,
+            seeds=seeds,
+            parallel=world.size,
+            record=record,
+            on_training=on_training,
+        )
+    document = {
+        "format": 1,
+        "searches": list(searches),
+        "limits": bounds,
+        "recipe": dataclasses.asdict(train),
+        "init": init,
+        **_document(run, result),
+        f"test_{run.kind.metric}": trainer.test_scores(result.winner),
+    }
+    if world.main:
+        remove_temporaries(inside(run.folder, FOLDER), alone=False)
+        write_json(inside(run.folder, FOLDER, f"{init}.json"), json_safe(document))
+    return document
+
+
+def _epoch_shares(shares: Sequence[float], epochs: int) -> tuple[float, ...]:
+    """Shares of a training that end with an epoch, ascending to 1."""
+    wanted = shares or ((0.25,) if epochs >= 4 else ())
+    for share in wanted:
+        if not 0 < share <= 1:
+            raise InputError(f"shares={tuple(shares)} should be above 0 and at most 1")
+    return tuple(sorted({max(1, round(share * epochs)) / epochs for share in wanted} | {1.0}))
+
+
+# -- who races --------------------------------------------------------------------------------------------------------
+
+
+def _field(
+    run: Run,
+    searches: Sequence[str],
+    given: Mapping[str, float | None],
+    random: int,
+    seed: int,
+    bn_batches: int,
+    *,
+    verbose: bool,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The limits, and the networks with their scores, which rank 0 reads for all."""
+    world = current()
+    text = b""
+    try:
+        if world.main:
+            with alone():
+                limits, field = _read_field(run, searches, given, random, seed, bn_batches, verbose=verbose)
+            text = json.dumps([limits, {name: _written(value) for name, value in field.items()}]).encode()
+    except BaseException:
+        world.from_main(b"")
+        raise
+    text = world.from_main(text)
+    if not text:
+        raise InputError("rank 0 could not read the searches")
+    limits, written = json.loads(text)
+    return limits, {name: _read(rows) for name, rows in written.items()}
+
+
+def _written(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return [[dict(arch), None] for arch in value]
+    return [[dict(key), number] if isinstance(key, Arch) else [dict(number), key] for key, number in value.items()]
+
+
+def _read(rows: Sequence[Sequence[Any]]) -> Any:
+    """The inverse of `_written`: a list, architectures by name, or numbers by architecture."""
+    if all(other is None for _, other in rows):
+        return [Arch(values) for values, _ in rows]
+    if all(isinstance(other, str) for _, other in rows):
+        return {name: Arch(values) for values, name in rows}
+    return {Arch(values): number for values, number in rows}
+
+
+def _read_field(
+    run: Run,
+    searches: Sequence[str],
+    given: Mapping[str, float | None],
+    random: int,
+    seed: int,
+    bn_batches: int,
+    *,
+    verbose: bool,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    space = run.space
+    studies = {name: searched(run, name) for name in searches}
+    metrics = {metric for _, _, metric in studies.values()}
+    metric = metrics.pop() if len(metrics) == 1 else run.kind.metric
+    limits: dict[str, float] = {}
+    cost = run.cost
+    for _, own, _ in studies.values():
+        limits |= {name: min(limit, limits.get(name, math.inf)) for name, limit in own.limits.items()}
+        cost = own.cost if "latency_ms" in own.limits else cost
+    limits |= {name: limit for name, limit in given.items() if limit is not None}
+    for name in limits:
+        if name not in cost.costs:
+            raise InputError(f"{space.name} has no cost {name!r} to limit; it has {', '.join(cost.costs)}")
+    feasible = Feasible(cost, limits)
+
+    def macs(arch: Arch) -> float:
+        return float(run.cost(arch)["macs"])
+
+    scores: dict[Arch, float] = {}
+    for trials, _, _ in studies.values():
+        for trial in trials:
+            form = space.normal_form(trial.arch)
+            if feasible(form) and metric.removeprefix("-") in trial.metrics:
+                scores[form] = max(score(trial, metric), scores.get(form, -math.inf))
+    if not scores:
+        raise InputError(
+            f"none of the networks of {', '.join(searches)} is a finalist; {feasible.explain()}; raise the limits or "
+            "search under them"
+        )
+    best = finalists(space, scores, FINALISTS, cost=macs, tied=_tied(run, scores, bn_batches))
+    simple = simple_networks(
+        space,
+        cost=macs,
+        feasible=feasible,
+        rng=generator(seed, "simple"),
+        published=published_networks(run),
+        sample=feasible.sample,
+    )
+    drawn = _random(run, feasible, random, seed)
+    others = [arch for arch in dict.fromkeys([*simple.values(), *drawn]) if arch not in scores]
+    for arch, row in shared_scores(run, others, bn_batches=bn_batches, verbose=verbose).items():
+        name = metric.removeprefix("-")
+        scores[arch] = -row[name] if metric.startswith("-") else row[name]
+    kept = {arch: scores[arch] for arch in dict.fromkeys([*best, *simple.values(), *drawn])}
+    return limits, {"finalists": best, "simple": simple, "random": drawn, "scores": kept}
+
+
+def _tied(run: Run, scores: Collection[Arch], bn_batches: int) -> list[Arch]:
+    """The networks that are statistically tied with the best; none where correctness by image is not kept."""
+    if run.kind.metric != "accuracy":
+        return []
+    evaluate = run.shared_weights(bn_batches=bn_batches)
+    if evaluate.cache is None:
+        return []
+    try:
+        return tied_with_best(evaluate.cache, evaluate.context, archs=scores)
+    except InputError:  # scored with other calibration batches
+        return []
+
+
+def _random(run: Run, feasible: Feasible, n: int, seed: int) -> list[Arch]:
+    """Up to `n` random networks: a limit that few meet is no reason not to race."""
+    while n:
+        with contextlib.suppress(InputError):
+            return random_feasible(run, feasible, n, seed, tries=1000)
+        n -= 1
+    return []
+
+
+def published_networks(run: Run) -> dict[str, Arch]:
+    """The published networks of the run's space, by name; a space with other settings may have none."""
+    config, space = run.config, run.space
+    detector = isinstance(config, DetectorRun)
+    own = config.backbone if detector else config.space
+    networks: dict[str, Arch] = {}
+    for name, genotype in GENOTYPES.items():
+        if genotype.space == own:
+            with contextlib.suppress(InputError):
+                networks[name] = space.from_indices(genotype.indices)
+    for name, network in NETWORKS.items():
+        if network.space == own and not detector:
+            with contextlib.suppress(InputError):
+                networks[name] = arch_of_cells(CELLS[network.cells], space)
+    return networks
+
+
+# -- trainings --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _record(run: Run, init: str, train: Train) -> Iterator[MutableMapping[Job, Outcome]]:
+    """The outcomes so far: in a file that rank 0 writes, and as they are at the start on the other ranks."""
+    world = current()
+    recipe = dataclasses.asdict(train)
+    del recipe["save_seconds"]
+    with contextlib.ExitStack() as stack:
+        record: MutableMapping[Job, Outcome] = {}
+        text = b""
+        try:
+            if world.main:
+                folder = inside(run.folder, FOLDER)
+                folder.mkdir(parents=True, exist_ok=True)
+                record = stack.enter_context(Trainings(folder / f"{init}.db", run.space, recipe))
+                text = json.dumps([[dict(job.arch), *job[1:], *outcome] for job, outcome in record.items()]).encode()
+        except BaseException:
+            world.from_main(b"")
+            raise
+        text = world.from_main(text)
+        if not text:
+            raise InputError("rank 0 could not open the record of trainings")
+        if not world.main:
+            for values, seed, share, value, seconds in json.loads(text):
+                record[Job(Arch(values), seed, share)] = Outcome(value, seconds)
+        yield record
+
+
+@dataclasses.dataclass
+class _Trainer:
+    """Trains networks of a run; each rank its share of the jobs."""
+
+    run: Run
+    train: Train
+    shared: bool
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """The outcomes of jobs, the same on every rank."""
+        world = current()
+        with alone():
+            own = [self._outcome(job) for job in jobs[world.rank :: world.size]]
+        gathered = [json.loads(part) for part in world.gather(json.dumps(own).encode())]
+        return [Outcome(*gathered[place % world.size][place // world.size]) for place in range(len(jobs))]
+
+    def _outcome(self, job: Job) -> Outcome:
+        train, began = self._recipe(job.seed), time.monotonic()
+        try:
+            if job.share < 1:
+                epochs = round(job.share * train.epochs)
+                value = partial_score(self.run, job.arch, train, epochs=epochs, shared=self.shared)
+            else:
+                result = retrain_stage(self.run, job.arch, train, shared=self.shared, verbose=False)
+                value = float(result[f"validation_{self.run.kind.metric}"])
+        except UnwritableError:  # a full disk says nothing about the network
+            raise
+        except RunError as error:
+            warnings.warn(f"{job.arch.key}, seed {train.seed}: {error}", stacklevel=2)
+            return Outcome(None, time.monotonic() - began)
+        return Outcome(value, time.monotonic() - began)
+
+    def _recipe(self, seed: int) -> Train:
+        return dataclasses.replace(self.train, seed=self.train.seed + seed)
+
+    def test_scores(self, runner: Runner) -> list[float]:
+        """The score on the test split of every full training of a network."""
+        with alone():
+            results = [
+                retrain_stage(self.run, runner.arch, self._recipe(seed), shared=self.shared, verbose=False)
+                for seed in range(len(runner.scores))
+            ]
+        return [float(result[self.run.kind.truth]) for result in results]
+
+
+# -- the document -----------------------------------------------------------------------------------------------------
+
+
+def _document(run: Run, result: Result) -> dict[str, Any]:
+    return {
+        "metric": f"validation_{run.kind.metric}",
+        "winner": _network(result.winner),
+        "verdict": result.verdict,
+        "paid": result.paid,
+        "ended": result.ended,
+        "trainings": result.spent,
+        "trainings_without_halving": result.without_halving,
+        "minutes": result.seconds / 60,
+        "noise": result.noise,
+        "margins": {arm: _margin(margin) for arm, margin in result.margins.items()},
+        "tied": None if result.tied is None else [runner.arch.key for runner in result.tied],
+        "failed": [runner.arch.key for runner in result.runners if runner.failed],
+        "networks": [_network(runner) for runner in result.runners],
+    }
+
+
+def _margin(margin: Margin) -> dict[str, Any]:
+    return {
+        "over": margin.over.arch.key,
+        "difference": dataclasses.asdict(margin.difference),
+        "detectable": margin.detectable,
+    }
+
+
+def _network(runner: Runner) -> dict[str, Any]:
+    return {
+        "arch": dict(runner.arch),
+        "key": runner.arch.key,
+        "arm": runner.arm,
+        "name": runner.name,
+        "macs": runner.cost,
+        "scores": list(runner.scores),
+        "estimate": runner.estimate,
+        "curve": {f"{share:g}": value for share, value in runner.curve.items()},
+        "failed": runner.failed,
+    }

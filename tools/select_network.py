@@ -1,0 +1,131 @@
+"""Choose the network to deploy by stand-alone trainings: python tools/select_network.py runs/x --trainings 20"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed
+from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.trust import Trust
+
+
+@dataclass(frozen=True)
+class Select(Checked):
+    """Race the best networks of searches against simple and random ones, all trained by the recipe of the run.
+
+    A race that was stopped goes on where it ended. Under torchrun each process trains networks of its own.
+    """
+
+    run: Annotated[FilePath, tyro.conf.Positional]
+    """Folder of the trained supernet."""
+    search: tuple[Name, ...] = ("aging-evolution",)
+    """Names of the searches whose best networks race."""
+    trainings: Positive = 20
+    """Ends the race: full trainings, of which a training to a quarter of its epochs is a quarter; at least 2."""
+    minutes: Positive | None = None
+    """Ends the race: no training begins after so many minutes of training."""
+    seeds: Count = 3
+    """Most trainings of a network, with the same seeds for all."""
+    shares: tuple[float, ...] = ()
+    """At these shares of the epochs only the better half goes on; 0.25 by default for four epochs or more."""
+    random: Natural = 2
+    """Random networks in the race."""
+    init: Literal["scratch", "shared"] = "scratch"
+    """Start from fresh weights (a detector's backbone as the recipe's `start` says), or fine-tune the shared ones."""
+    seed: Seed = 0
+    """Seed of the first training of each network."""
+    epochs: Count | None = None
+    """Epochs instead of the recipe's."""
+    lr: Positive | None = None
+    """Learning rate instead of the recipe's."""
+    max_macs: Positive | None = None
+    """Limit on multiply-accumulates; that of the searches by default, as for all limits."""
+    max_params: Positive | None = None
+    """Limit on parameters."""
+    max_backbone_macs: Positive | None = None
+    """Limit on multiply-accumulates of a detector's backbone at 224 pixels."""
+    bn_batches: Count = 10
+    """Calibration batches per network that is scored with shared weights."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
+
+
+def run() -> None:
+    args = parse(Select, __doc__)
+
+    from supernet.training.distributed import process_group
+    from supernet_tools.pipeline.runs import config_of, open_run
+    from supernet_tools.pipeline.select import select_stage
+
+    changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
+    with process_group(config_of(args.run).retrain.device) as world:
+        opened = open_run(args.run)
+        count = 0
+
+        def say(job: Any, outcome: Any) -> None:
+            nonlocal count
+            count += 1
+            score = "failed" if outcome.score is None else f"{outcome.score:.4f}"
+            print(f"{count:4}  {job.arch.key}  seed {args.seed + job.seed}  {job.share:4.0%}  {score}", flush=True)
+
+        document = select_stage(
+            opened,
+            args.search,
+            dataclasses.replace(opened.config.retrain, seed=args.seed, **changes),
+            limits={"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs},
+            trainings=args.trainings,
+            minutes=math.inf if args.minutes is None else args.minutes,
+            seeds=args.seeds,
+            shares=args.shares,
+            random=args.random,
+            shared=args.init == "shared",
+            bn_batches=args.bn_batches,
+            on_training=say if world.main else None,
+            verbose=world.main,
+        )
+    if world.main:
+        show(document)
+
+
+def show(document: dict[str, Any]) -> None:
+    """Prints the networks, the winner and the verdict."""
+    from supernet.space import Arch
+
+    limits = ", ".join(f"{name} <= {limit:,.0f}" for name, limit in document["limits"].items()) or "no limits"
+    rows = [
+        (
+            row["name"] or row["arm"],
+            row["key"],
+            row["macs"],
+            ", ".join(f"{value:.4f}" for value in row["scores"])
+            or ("failed" if row["failed"] else ", ".join(f"{v:.4f} at {s}" for s, v in row["curve"].items())),
+        )
+        for row in document["networks"]
+    ]
+    metric = document["metric"].replace("_", " ")
+    print_table(f"trained by one recipe, {limits}", ("from", "network", "macs", f"{metric} per seed"), rows)
+    test = next(name for name in document if name.startswith("test_"))
+    facts = [
+        ("winner", document["winner"]["key"]),
+        (test.replace("_", " "), ", ".join(f"{value:.4f}" for value in document[test])),
+        ("trainings", document["trainings"]),
+        ("trainings without halving", document["trainings_without_halving"]),
+        ("minutes", document["minutes"]),
+        ("ended", document["ended"]),
+    ]
+    for arm, margin in document["margins"].items():
+        ahead = margin["difference"]
+        known = ahead["low"] is not None and math.isfinite(ahead["low"])
+        interval = f" ({ahead['low']:+.4f} to {ahead['high']:+.4f})" if known else ""
+        facts.append((f"ahead of the best of arm {arm!r}", f"{ahead['value']:+.4f}{interval}"))
+    print_table("selected", ("what", "value"), facts)
+    print(document["verdict"])
+    print(Arch(document["winner"]["arch"]).to_json())
+
+
+if __name__ == "__main__":
+    main(run)
