@@ -1,4 +1,4 @@
-"""Curves of the largest, the smallest and random architectures on images that are not trained on."""
+"""Curves of a small, a large and random architectures on images that are not trained on."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from supernet_tools.pipeline import train as stage
 
 SPACE = ("--space-settings", "depths=[1, 1, 1]", "widths=[16, 24, 32]", "stem=8")
 COMMAND = ("train_supernet", "quickstart", *SPACE, "--data.size", 8, "--train.batch", 64, "--train.epochs", 3)
-NAMES = ("largest_accuracy", "smallest_accuracy", "random_accuracy")
+NAMES = ("large_accuracy", "small_accuracy", "random_accuracy")
 
 
 def trained(call: Call, out: Path) -> tuple[bytes, list[dict[str, float]]]:

@@ -1,22 +1,21 @@
-"""Curves of a training on images that are not trained on: the largest, the smallest and random architectures."""
+"""Curves of a training on images that are not trained on: of a small, a large and random architectures."""
 
 import statistics
 from typing import Any
 
 import torch
 
-from supernet.chain import Chain
-from supernet.errors import InputError
+from supernet.chain import Chain, largest
 from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.shared_weights import SharedWeights
-from supernet.seeding import derive_seed
-from supernet.space import Arch
-from supernet.training.sampling import create_sampler
+from supernet.seeding import derive_seed, generator
 
 POINTS = 10
 """Points of a curve; more would cost small trainings too much."""
 RANDOM = 2
 """Random architectures, the same at every point."""
+COMPARED = 16
+"""Random architectures among which the small and the large one are chosen, beside the first and the last options."""
 IMAGES = (100, 512)
 """Fewest and most images of the search-validation split; in between a twentieth of the training split."""
 
@@ -27,25 +26,22 @@ class HeldOutCurves:
     Args:
         supernet: that is trained.
         data: with the splits `train`, `calibration` and `validation`.
-        table: costs of the space, which tell the largest and the smallest architecture.
+        table: costs of the space, which tell what is small and large.
         epochs: of the training.
         seed: of the random architectures and the images.
     """
 
     def __init__(self, supernet: Chain, data: Any, table: Any, *, epochs: int, seed: int) -> None:
-        try:
-            largest, smallest, *others = create_sampler(
-                "sandwich", supernet.space, derive_seed(seed, "held out"), table=table, random_paths=RANDOM
-            )(0)
-            self.archs: dict[str, list[Arch]] = {"largest": [largest], "smallest": [smallest], "random": others}
-        except InputError:  # the extremes of some large spaces of cells are not known
-            sample = create_sampler("uniform", supernet.space, derive_seed(seed, "held out"))
-            self.archs = {"random": [sample(i)[0] for i in range(RANDOM)]}
+        space, rng = supernet.space, generator(seed, "held out")
+        drawn = [space.normal_form(space.sample(rng)) for _ in range(COMPARED)]
+        ends = (space.from_indices([0] * len(space)), largest(space))
+        by_cost = sorted({*drawn, *map(space.normal_form, ends)}, key=lambda arch: (table(arch)["macs"], arch.key))
+        self.archs = {"small": [by_cost[0]], "large": [by_cost[-1]], "random": drawn[:RANDOM]}
         self.every, self.epochs = max(epochs // POINTS, 1), epochs
         fewest, most = IMAGES
         count = min(max(len(data.train) // 20, fewest), most, len(data.validation))
-        rng = torch.Generator().manual_seed(derive_seed(seed, "held-out images"))
-        self._images = data.validation.subset(torch.randperm(len(data.validation), generator=rng)[:count])
+        shuffled = torch.Generator().manual_seed(derive_seed(seed, "held-out images"))
+        self._images = data.validation.subset(torch.randperm(len(data.validation), generator=shuffled)[:count])
         self._calibration = data.calibration
 
     def __call__(self, supernet: Chain, epoch: int) -> dict[str, float]:
