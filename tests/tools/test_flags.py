@@ -202,7 +202,7 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"config__space": 5}, "run.json: space=5"),
     (
         {"config__sampler": "unifrom"},
-        "run.json: sampler='unifrom' should be 'uniform', 'fair', 'balanced' or 'sandwich'",
+        "run.json: sampler='unifrom' should be 'uniform', 'weighted', 'fair', 'balanced' or 'sandwich'",
     ),
     ({"config__train": {"clip": -1}}, "run.json: train.clip=-1"),
     ({"data__classes": [1]}, "run.json, data: classes="),
