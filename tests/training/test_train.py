@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -84,9 +85,13 @@ def test_sigkill_and_resume_give_identical_weights(tmp_path: Path, digits: Split
     assert first["step"] == second["step"] == STEPS
 
 
-def test_an_interrupted_and_resumed_training_is_the_uninterrupted_one(digits: Splits, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "nmuon", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_an_interrupted_and_resumed_training_is_the_uninterrupted_one(
+    digits: Splits, tmp_path: Path, optimizer: str
+) -> None:
     whole, parted = toy(), toy()
-    history = train_supernet(whole, digits, CONFIG, verbose=False)
+    config = replace(CONFIG, optimizer=optimizer, lr=0.01)
+    history = train_supernet(whole, digits, config, verbose=False)
     stop = 11
 
     def interrupted(step: int) -> tuple:  # type: ignore[type-arg]
@@ -97,11 +102,11 @@ def test_an_interrupted_and_resumed_training_is_the_uninterrupted_one(digits: Sp
 
     state = tmp_path / "state.pt"
     with pytest.raises(KeyboardInterrupt):
-        train_supernet(parted, digits, CONFIG, sampler=interrupted, state=state, verbose=False)
+        train_supernet(parted, digits, config, sampler=interrupted, state=state, verbose=False)
     assert load_state(state)["step"] == stop + 1
     torch.manual_seed(99)
     fresh = TOY_SPACES["chain"](num_classes=10, input_size=8, in_channels=1)
-    resumed = train_supernet(fresh, digits, CONFIG, state=state, verbose=False)
+    resumed = train_supernet(fresh, digits, config, state=state, verbose=False)
     assert resumed == history
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, fresh.state_dict()[name]), name

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from supernet.chain import Chain, largest
+from supernet.cost import CostTable
 from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.seeding import derive_seed, generator
@@ -31,7 +32,7 @@ class HeldOutCurves:
         seed: of the random architectures and the images.
     """
 
-    def __init__(self, supernet: Chain, data: Any, table: Any, *, epochs: int, seed: int) -> None:
+    def __init__(self, supernet: Chain, data: Any, table: CostTable, *, epochs: int, seed: int) -> None:
         space, rng = supernet.space, generator(seed, "held out")
         drawn = [space.normal_form(space.sample(rng)) for _ in range(COMPARED)]
         ends = (space.from_indices([0] * len(space)), largest(space))

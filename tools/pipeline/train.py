@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supernet.chain import Chain
-from supernet.cost import meta_copy
+from supernet.cost import CostTable, meta_copy
 from supernet.errors import InputError
 from supernet.files import write_json
 from supernet.paths import inside
@@ -39,6 +39,7 @@ class Prepared:
     kind: "Kind[Any]"
     data: Any
     supernet: Chain
+    costs: CostTable
     sampler: ArchSampler
     lead: Lead | None
 
@@ -128,8 +129,7 @@ def _curves(parts: Prepared) -> HeldOutCurves | None:
     if parts.kind.metric != "accuracy" or not current().main:
         return None
     train = parts.kind.config.train
-    table = parts.kind.costs(parts.supernet)
-    return HeldOutCurves(parts.supernet, parts.data, table, epochs=train.epochs, seed=train.seed)
+    return HeldOutCurves(parts.supernet, parts.data, parts.costs, epochs=train.epochs, seed=train.seed)
 
 
 def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
@@ -141,12 +141,13 @@ def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
     config = kind.config
     data = _load(kind, cache)
     supernet = kind.supernet(data.summary(), torch_generator(config.train.seed, "supernet"))
+    costs = kind.costs(supernet)
     steps_per_epoch = len(data.train) // max(config.train.batch, 1)
     sampler = create_sampler(
         config.sampler,
         supernet.space,
         config.train.seed,
-        table=kind.costs(supernet),
+        table=costs,
         window=config.window,
         random_paths=config.random_paths,
         largest_steps=round(config.largest_epochs * steps_per_epoch),
@@ -155,7 +156,7 @@ def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
     lead = _lead(config, supernet, steps_per_epoch)
     for training in (config.train, config.retrain) if config.train.epochs else (config.retrain,):
         check_training(training, data, task=kind.task)
-    return Prepared(kind, data, supernet, sampler, lead)
+    return Prepared(kind, data, supernet, costs, sampler, lead)
 
 
 def _load(kind: "Kind[Any]", cache: Path | None) -> Any:
