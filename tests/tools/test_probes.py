@@ -31,6 +31,10 @@ def test_a_search_maximises_the_corrected_score_and_a_kill_loses_no_probe(tiny_r
     assert call(*command)[0] == 0  # the finished search is only shown; its scores have to be the same
     assert json.loads(file.read_text()) == whole
 
+    for wrong in ({"loss": "low"}, {"accuracy": 0.5}, 3):
+        file.write_text(json.dumps({**whole, "probes": {**kept, "planted": wrong}}))
+        one_line(call(*command), file.name, "the scores of the probe planted", "delete the file")
+
 
 def test_the_report_compares_the_corrected_ranking(tiny_run: Path, tmp_path: Path, call: Call) -> None:
     space, table = open_run(tiny_run).space, tmp_path / "truth.csv"

@@ -1,5 +1,6 @@
 """Curves of a training on images that are not trained on: of a small, a large and random architectures."""
 
+import math
 import statistics
 from typing import Any
 
@@ -46,7 +47,7 @@ class HeldOutCurves:
         self._calibration = data.calibration
 
     def __call__(self, supernet: Chain, epoch: int) -> dict[str, float]:
-        """Returns the mean accuracies by name, or nothing after an epoch without a point.
+        """Returns the mean accuracies by name, those that are finite, or nothing after an epoch without a point.
 
         Args:
             supernet: in any mode, which it keeps.
@@ -58,10 +59,11 @@ class HeldOutCurves:
         supernet.eval()
         try:
             evaluate = SharedWeights(supernet, self._calibration, self._images, bn=Recalibrate(2), hold=0)
-            return {
+            means = {
                 f"{name}_accuracy": statistics.fmean(metrics["accuracy"] for metrics in evaluate(archs))
                 for name, archs in self.archs.items()
             }
+            return {name: mean for name, mean in means.items() if math.isfinite(mean)}
         finally:
             for module, mode in modes:
                 module.training = mode

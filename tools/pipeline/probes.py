@@ -1,6 +1,7 @@
 """Fine-tunes a few architectures from the shared weights and corrects the shared scores by what that changes."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -111,6 +112,10 @@ def probe_stage(
         if document.get("context") != context or not isinstance(document.get("probes"), dict):
             raise InputError(f"{file} is damaged or was written for {shown(document.get('context'))}; delete it")
         known = document["probes"]
+        for key, scores in known.items():
+            value = scores.get(metric) if isinstance(scores, dict) else None
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"{file} has {shown(scores)} as the scores of the probe {key}; delete the file")
     with progress("probes", count, start=sum(a.key in known for a in archs), enabled=verbose) as update:
         for number, arch in enumerate(archs):
             if arch.key not in known:
