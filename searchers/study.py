@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from supernet import sqlite
@@ -118,7 +117,7 @@ def best_of(trials: Iterable[Trial], metric: str) -> Trial:
     return max(scored, key=lambda trial: score(trial, metric))
 
 
-class Study:
+class Study(sqlite.Closing):
     """The record of one search, opened or created. A search has no other state.
 
     One process at a time writes a study (a lock on `PATH.lock`). The file is SQLite with a write-ahead log: a kill
@@ -166,14 +165,6 @@ class Study:
     def __len__(self) -> int:
         """The number of trials."""
         return len(self._trials)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the file and lets other writers in; a second call does nothing."""

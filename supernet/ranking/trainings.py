@@ -5,8 +5,7 @@ import math
 import sqlite3
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from supernet import sqlite
 from supernet.errors import InputError
@@ -46,7 +45,7 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
 
 
-class Trainings(MutableMapping[Job, Outcome]):
+class Trainings(MutableMapping[Job, Outcome], sqlite.Closing):
     """Outcomes by job, in an SQLite file that one process at a time writes; an outcome is in the file once it is set.
 
     Args:
@@ -83,14 +82,6 @@ class Trainings(MutableMapping[Job, Outcome]):
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the file and lets other writers in."""

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -43,7 +41,7 @@ class Score:
     correct: Bits | None = None
 
 
-class ScoreCache:
+class ScoreCache(sqlite.Closing):
     """Scores in one SQLite file, under the settings they depend on and the key of the normal form.
 
     Any number of processes may read and write at the same time: writers wait for each other, a score is on disk when
@@ -69,14 +67,6 @@ class ScoreCache:
         with sqlite.reported(self.path, CACHE, malformed=sqlite.MALFORMED), creating:
             self._db = sqlite.opened(self.path, CACHE, wait=WAIT)
             self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may take the last scores, a kill none
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __len__(self) -> int:
         """Returns the number of scores in the file, under whatever settings."""
