@@ -102,10 +102,14 @@ def builder(space: str) -> "Callable[..., Chain]":
 def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
     """Returns the supernet of a space before initialisation; settings that are None keep the default of the builder.
 
+    Torch's global generators are left as they were, although its modules draw weights from them when they are made.
+
     Raises:
         InputError: see `builder`; or a setting that the builder does not take (the nearest one is offered), or a value
             that its blocks refuse. Whatever a user's own builder raises instead is one line that names it.
     """
+    import torch
+
     from supernet.chain import Chain
 
     make = builder(space)
@@ -129,7 +133,7 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
         signature.bind(**phases, **arguments)
     except TypeError as error:
         raise InputError(f"the builder of the space {space!r} cannot be called: {error}") from error
-    with _naming(space):
+    with _naming(space), torch.random.fork_rng(devices=[]):
         try:
             with warnings.catch_warnings():  # the error below says it
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")

@@ -14,10 +14,15 @@ from supernet.config import Train
 def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
     """Creates timm's optimizer of that name; one-dimensional weights are not decayed."""
     from timm.optim import create_optimizer_v2
+    from timm.optim.muon import Muon as TimmMuon
+
+    from supernet.training.muon import Muon
 
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         module, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
+    if type(optimizer) is TimmMuon:
+        optimizer.__class__ = Muon  # with all groups and settings as timm chose them
     return optimizer
 
 
