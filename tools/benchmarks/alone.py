@@ -172,5 +172,10 @@ def _ratio(rows: Sequence[Compared]) -> str:
     return f"{sum(row.shared for row in rows) / alone:.2f}" if alone > 0 and math.isfinite(alone) else "-"
 
 
+def run() -> None:
+    """Reads the command line and compares."""
+    tyro.cli(alone, description=__doc__)
+
+
 if __name__ == "__main__":
-    main(lambda: tyro.cli(alone, description=__doc__))
+    main(run)
