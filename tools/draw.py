@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from supernet.checked import Checked, FilePath, Text
+from supernet.checked import Checked, FilePath, Name, Text
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.trust import Trust
 
@@ -27,7 +27,10 @@ class Draw(Checked):
     """A published network or pyramid. With --arch a space (for a detector its name or its backbone's, for a pyramid
     alone "nasfpn"), or the folder of a run, whose settings the space then has."""
     arch: Text | None = None
-    """Architecture of the space: JSON, or a file with it, such as an export's arch.json."""
+    """Architecture of the space: JSON, or a file with it, such as an export's arch.json; of a run also a key, or
+    front:3 for the third of the front of --search."""
+    search: Name | None = None
+    """Of a run: draw the best architecture of this search."""
     out: FilePath | None = None
     """File to write; pictures are .svg. NAME.svg by default."""
     trust: Trust = ()
@@ -39,7 +42,14 @@ def run() -> None:
 
     if args.out is not None:
         check_out(args.out)
-    picture = published(args.name) if args.arch is None else decided(args.name, args.arch)
+    if (Path(args.name) / "run.json").exists():
+        picture = of_run(Path(args.name), args.arch, args.search)
+    elif args.search is not None:
+        from supernet.errors import InputError
+
+        raise InputError(f"{args.name!r} is not the folder of a run and has no searches; give --arch without --search")
+    else:
+        picture = published(args.name) if args.arch is None else decided(args.name, read(args.arch))
     out = args.out or Path(f"{Path(args.name).resolve().name}.svg")
     check_out(out)
     picture.save(out)
@@ -83,16 +93,34 @@ def published(name: str) -> "Picture":
     return draw_pyramid(pyramids[name], title=name)
 
 
-def decided(name: str, text: str) -> "Picture":
+def read(text: str) -> "Arch":
+    """An architecture from JSON text or a file with it."""
+    from supernet_tools.pipeline.architectures import read_arch
+
+    return read_arch(text)
+
+
+def of_run(folder: Path, text: str | None, search: str | None) -> "Picture":
+    """An architecture of a run: one that is given, or the best of a search."""
+    from supernet.errors import InputError
+    from supernet_tools.pipeline.architectures import named_arch, read_arch
+    from supernet_tools.pipeline.runs import open_run
+
+    if text is None and search is None:
+        raise InputError(f"{str(folder)!r} is the folder of a run; give --search NAME, or --arch")
+    name, settings = recipe_of(folder)
+    if search is None and text is not None and not text.startswith("front:") and (Path(text).exists() or "{" in text):
+        return decided(name, read_arch(text), settings)  # no search is opened for it
+    arch = named_arch(open_run(folder, trained=False), text, search or "aging-evolution")
+    return decided(name, arch, settings)
+
+
+def decided(name: str, arch: "Arch", settings: Mapping[str, Any] | None = None) -> "Picture":
     """An architecture of a space; for a detector the searched ones of backbone and pyramid, side by side."""
     from supernet.errors import InputError
     from supernet.plugins import FUNCTION, check_importable
-    from supernet_tools.pipeline.architectures import read_arch
 
-    arch, settings = read_arch(text), dict[str, Any]()
-    if (Path(name) / "run.json").exists():
-        name, settings = recipe_of(Path(name))
-    elif FUNCTION.fullmatch(name):
+    if settings is None and FUNCTION.fullmatch(name):
         check_importable(name)
     backbone_arch, pyramid = arch.sub("backbone"), None
     if any(choice.endswith("cell1.inputs") for choice in arch):

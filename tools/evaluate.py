@@ -21,7 +21,7 @@ class Evaluate(Checked):
     search: Name = "aging-evolution"
     """Name of the search whose best architecture is scored."""
     arch: Text | None = None
-    """An architecture instead: JSON, or a file with it."""
+    """An architecture instead: JSON, a file with it, a key, or front:3 for the third of the search's front."""
     exported: FilePath | None = None
     """An exported folder instead, with --run-code."""
     run_code: bool = False
@@ -43,9 +43,8 @@ def run() -> None:
 
     from supernet.export import load_exported
     from supernet.scoring.metrics import check_finite
-    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.runs import open_run
-    from supernet_tools.pipeline.search import best_arch
 
     opened = open_run(args.run, trained=args.exported is None)
     if args.exported is not None:
@@ -54,7 +53,7 @@ def run() -> None:
         check_finite(metrics, f"the network of {args.exported}")
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
         return
-    arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
+    arch = named_arch(opened, args.arch, args.search)
     scores = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
     check_finite(scores, f"architecture {arch.key}")
     print_table("shared weights, search-validation split", ("what", "value"), list(scores.items()))

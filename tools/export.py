@@ -20,7 +20,7 @@ class Export(Checked):
     search: Name = "aging-evolution"
     """Name of the search whose best architecture is exported."""
     arch: Text | None = None
-    """An architecture instead: JSON, or a file with it."""
+    """An architecture instead: JSON, a file with it, a key, or front:3 for the third of the search's front."""
     seed: Seed = 0
     """Seed of the retraining to export."""
     init: Literal["scratch", "shared"] = "scratch"
@@ -38,14 +38,13 @@ class Export(Checked):
 def run() -> None:
     args = parse(Export, __doc__)
 
-    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.export import export_folder, export_stage
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
-    from supernet_tools.pipeline.search import best_arch
 
     opened = open_run(args.run, trained=args.inherit or args.init == "shared")
-    arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
+    arch = named_arch(opened, args.arch, args.search)
     export_folder(opened, arch, args.out)  # a folder that is taken is reported before anything is trained
     network = trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
     folder, report = export_stage(opened, arch, network, onnx=args.onnx, out=args.out)

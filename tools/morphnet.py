@@ -14,6 +14,7 @@ from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import choose, main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
+from supernet_tools.pipeline.units import Limit
 
 if TYPE_CHECKING:
     from searchers import MorphNet, Trial
@@ -30,9 +31,9 @@ class Morph(Checked):
     """Folder of a trained width supernet."""
     name: Name = "morphnet"
     """Name of the search, a folder below RUN/search/."""
-    max_macs: Positive | None = None
+    max_macs: Limit = None
     """Budget of multiply-accumulates; FLOPs are regularised."""
-    max_params: Positive | None = None
+    max_params: Limit = None
     """Budget of parameters instead; model size is regularised."""
     rounds: Count = 1
     """How often to shrink and widen."""

@@ -46,7 +46,7 @@ class Predict(Checked):
     search: Name = "aging-evolution"
     """Of a run: name of the search whose best architecture is used."""
     arch: Text | None = None
-    """Of a run: an architecture instead, JSON or a file with it."""
+    """Of a run: an architecture instead: JSON, a file with it, a key, or front:3 for the third of the front."""
     seed: Seed = 0
     """Of a run: seed of the retraining."""
     trust: Trust = ()
@@ -146,15 +146,14 @@ def from_export(folder: Path) -> "tuple[nn.Module, DetectorPreprocess, None]":
 def from_run(args: Predict) -> "tuple[nn.Module, DetectorPreprocess, Run]":
     """The retrained network of a run, what it expects of images, and the run."""
     from detection.config import DetectorPreprocess
-    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
-    from supernet_tools.pipeline.search import best_arch
 
     opened = open_run(args.model, trained=False)
     if opened.kind.metric != "map":
         raise InputError(f"{args.model} holds a classifier's run; give one of a detector, or an exported detector")
-    arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
+    arch = named_arch(opened, args.arch, args.search)
     preprocess = opened.kind.preprocess(opened.summary)
     assert isinstance(preprocess, DetectorPreprocess)
     return trained_network(opened, arch, args.seed), preprocess, opened

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Positive, Seed
+from supernet.checked import Checked, Count, FilePath, Seed
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.recipes import quickstart
 from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.units import Amount
 
 if TYPE_CHECKING:
     from supernet.config import Train
@@ -30,7 +31,7 @@ class Quickstart(Checked):
     """Folder of the run; an interrupted one goes on."""
     trials: Count = 60
     """Trials of each searcher."""
-    max_macs: Positive = 1.4e6
+    max_macs: Amount = 1.4e6
     """Limit on multiply-accumulates, for the search and for the random controls."""
     epochs: Count = quickstart().train.epochs
     """Epochs of the supernet."""

@@ -26,7 +26,7 @@ class Retrain(Checked):
     search: Name = "aging-evolution"
     """Name of the search whose best architecture is retrained."""
     arch: Text | None = None
-    """An architecture instead: JSON, or a file with it."""
+    """An architecture instead: JSON, a file with it, a key, or front:3 for the third of the search's front."""
     init: Literal["scratch", "shared"] = "scratch"
     """Start from fresh weights (a detector's backbone as the recipe's `start` says), or fine-tune the shared ones."""
     seed: Seed = 0
@@ -52,11 +52,10 @@ def run() -> None:
         raise InputError("a comparison takes --top and --random of at least 1, --seeds too, and no --arch or --init")
 
     from supernet.training.distributed import process_group
-    from supernet_tools.pipeline.architectures import arch_of
+    from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.compare import control_stage
     from supernet_tools.pipeline.retrain import retrain_stage
     from supernet_tools.pipeline.runs import open_run
-    from supernet_tools.pipeline.search import best_arch
 
     opened = open_run(args.run, trained=args.init == "shared")
     changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
@@ -66,7 +65,7 @@ def run() -> None:
             sizes = {"top": args.top, "random": args.random, "seeds": args.seeds}
             result = control_stage(opened, args.search, train, **sizes, verbose=world.main)
         else:
-            arch = arch_of(args.arch, opened.space) if args.arch is not None else best_arch(opened, args.search)
+            arch = named_arch(opened, args.arch, args.search)
             result = retrain_stage(opened, arch, train, shared=args.init == "shared")
     if not world.main:
         return

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed, Text
-from supernet_tools.pipeline.command_line import main, parse
+from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
+from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
+from supernet_tools.pipeline.units import Limit, TimeLimit
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Search(Checked):
     """Architectures proposed at a time."""
     seed: Seed = 0
     """Seed of the searcher."""
-    max_macs: Positive | None = None
-    """Limit on multiply-accumulates."""
-    max_params: Positive | None = None
-    """Limit on parameters."""
-    max_backbone_macs: Positive | None = None
+    max_macs: Limit = None
+    """Limit on multiply-accumulates, such as 5M."""
+    max_params: Limit = None
+    """Limit on parameters, such as 200k."""
+    max_backbone_macs: Limit = None
     """Limit on multiply-accumulates of a detector's backbone at 224 pixels."""
-    max_latency: Positive | None = None
-    """Limit on measured latency of a forward pass, in milliseconds."""
+    max_latency: TimeLimit = None
+    """Limit on measured latency of a forward pass: 5ms, or 5 for milliseconds."""
     latency_batch: Annotated[int, Ge(1), Le(100_000)] = 1
     """Images per timed forward pass."""
     bn_batches: Count = 10
@@ -101,6 +102,13 @@ def run() -> None:
     lines = [(*(row[name] for name in columns), Arch(row["arch"]).key) for row in front]
     print_table("Pareto front", (*columns, "architecture"), lines)
     print(Arch(result["arch"]).to_json())
+    folder, name = search_folder(args.run, args.name or args.searcher), args.name or args.searcher
+    closing(
+        [folder / "best.json", folder / "front.json"],
+        command("select", args.run, "--search", name),
+        command("retrain", args.run, "--search", name),
+        command("retrain", args.run, "--search", name, "--arch", f"front:{min(3, len(front))}"),
+    )
 
 
 if __name__ == "__main__":

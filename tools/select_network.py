@@ -11,6 +11,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, 
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
+from supernet_tools.pipeline.units import Limit
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class Select(Checked):
     """Epochs instead of the recipe's."""
     lr: Positive | None = None
     """Learning rate instead of the recipe's."""
-    max_macs: Positive | None = None
+    max_macs: Limit = None
     """Limit on multiply-accumulates; that of the searches by default, as for all limits."""
-    max_params: Positive | None = None
-    """Limit on parameters."""
-    max_backbone_macs: Positive | None = None
+    max_params: Limit = None
+    """Limit on parameters, such as 200k."""
+    max_backbone_macs: Limit = None
     """Limit on multiply-accumulates of a detector's backbone at 224 pixels."""
     bn_batches: Count = 10
     """Calibration batches per network that is scored with shared weights."""

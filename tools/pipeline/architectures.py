@@ -1,11 +1,15 @@
 """Architectures that a user names, and random ones within limits."""
 
+import contextlib
 import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supernet.checked import shown
 from supernet.errors import InputError
+from supernet.files import read_json
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
 from supernet.strict_json import parse_json, read_text
@@ -41,6 +45,65 @@ def arch_of(text: str, space: SearchSpace) -> Arch:
         InputError: see `read_arch`, or it is not in the space.
     """
     return space.normal_form(space.canonical(read_arch(text)))
+
+
+def named_arch(run: "Run", text: str | None, search: str) -> Arch:
+    """The architecture that a user means, in normal form.
+
+    Args:
+        run: of whose space it is.
+        text: JSON, a file with it, `front:3` for the third network of the front of `search` (`front:1` has the best
+            score), or the key of a network of this run, of which the first digits are enough if they are unambiguous;
+            None for the best network of `search`.
+        search: name of a search of the run.
+
+    Raises:
+        InputError: no such search, no such network in it, or an architecture of another space.
+    """
+    from supernet_tools.pipeline.search import best_arch, searched_front
+
+    if text is None:
+        return best_arch(run, search)
+    if place := re.fullmatch(r"front:(\d{1,9})", text):
+        front, _ = searched_front(run, search)
+        number = int(place[1])
+        if not 1 <= number <= len(front):
+            raise InputError(
+                f"the front of the search {search!r} has {len(front)} networks; give front:1 to front:{len(front)}, "
+                f"not {text}"
+            )
+        return run.space.normal_form(front[number - 1].arch)
+    if re.fullmatch("[0-9a-f]{4,16}", text) and not Path(text).exists():
+        return _of_key(run, text)
+    return arch_of(text, run.space)
+
+
+def _of_key(run: "Run", key: str) -> Arch:
+    """The network of a run whose key begins with some digits: of its searches, races and retrainings."""
+    found = {arch.key: arch for arch in _known(run) if arch.key.startswith(key)}
+    if not found:
+        raise InputError(
+            f"no search, race or retraining of {run.folder} has a network with the key {key!r}; give its architecture "
+            "as JSON or a file, or front:1"
+        )
+    if len(found) > 1:
+        raise InputError(f"{len(found)} networks of {run.folder} have a key that begins with {key!r}; give more digits")
+    return next(iter(found.values()))
+
+
+def _known(run: "Run") -> Iterator[Arch]:
+    """Yields the networks that the files of a run name, in normal form; files that cannot be read are passed over."""
+    from searchers import Study
+
+    for study in sorted(run.folder.glob("search/*/study.db")):
+        with Study(study, run.space, read=True) as opened:
+            yield from (run.space.normal_form(trial.arch) for trial in opened.trials())
+    for file in sorted([*run.folder.glob("retrain/*/result.json"), *run.folder.glob("select/*.json")]):
+        with contextlib.suppress(InputError):
+            document = read_json(file)
+            for row in [document, *document.get("networks", ())]:
+                if isinstance(row, Mapping) and isinstance(row.get("arch"), Mapping):
+                    yield run.space.normal_form(run.space.canonical(row["arch"]))
 
 
 def random_feasible(run: "Run", feasible: "Feasible", n: int, seed: int, tries: int = 10_000) -> list[Arch]:

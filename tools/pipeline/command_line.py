@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -161,7 +162,8 @@ def _cli(target: Any, *, args: Sequence[str] | None, flags: Iterable[str], **opt
         if stopped.code in (0, None):
             raise
         rows = [re.sub("[╭╮╰╯│─]+", " ", row).strip() for row in messages.getvalue().splitlines()]
-        text = " ".join(row for row in rows[1:] if row).partition("For full helptext")[0].strip(" .")
+        text = " ".join(row for row in rows[1:] if row).partition("For full helptext")[0]
+        text = text.partition("Argument helptext:")[0].strip(" .")
         if text.startswith("Unrecognized"):
             text = _unknown(args, flags, text.partition(":")[2].split(", ")[0].strip())
         raise InputError(f"{text or 'these arguments cannot be read'}; see {options['prog']} --help") from None
@@ -250,6 +252,20 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
     check(Output(out))
     check(config, remedy=_remedy)
     return config, out, plan, accept
+
+
+def command(name: str, *arguments: object) -> str:
+    """A command line that a user can copy, in the form in which this command was called."""
+    start = ["supernet", name] if sys.argv[0].startswith("supernet ") else ["python", f"tools/{COMMANDS[name]}.py"]
+    return shlex.join([*start, *map(str, arguments)])
+
+
+def closing(written: Iterable[object], *following: str) -> None:
+    """Says on standard error what a command has written, and which commands come next."""
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+    for number, line in enumerate(following):
+        print(f"{'next:' if not number else '  or:'} {line}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +30,12 @@ from supernet_tools.pipeline.settings import parse_settings
 
 Adjust = Callable[[Any], Any]
 """Returns an evaluator that wraps another."""
-COSTS = "costs.json"
+COSTS, BEST, FRONT = "costs.json", "best.json", "front.json"
 COSTS_FORMAT = 2  # 2 has latencies in milliseconds
+COSTLY = ("macs", "params", "latency_ms")
+"""Costs by which equal scores are ordered after the objectives of a search, the cheapest first."""
+VALUES_FORMAT = 1
+"""Of best.json and front.json."""
 DECIDED = ("space", "seed", "feasible")
 """Arguments of a searcher that settings cannot set: the run and flags decide them."""
 
@@ -137,7 +141,7 @@ def search_stage(
 
 def _remove_study(folder: Path) -> None:
     """Removes a study in which nothing was recorded, with its folder if nothing else is there."""
-    for name in ("study.db", "study.db-wal", "study.db-shm", "study.db.lock", COSTS):
+    for name in ("study.db", "study.db-wal", "study.db-shm", "study.db.lock", COSTS, BEST, FRONT):
         (folder / name).unlink(missing_ok=True)
     for place in (folder, folder.parent):
         with contextlib.suppress(OSError):
@@ -181,7 +185,9 @@ def _searched(
                     resume=resume,
                     on_trial=lambda trial: update(trial.number + 1, shown(trial)),
                 )
-            return _summary(run, study, best, searcher, evaluate)
+            summary = _summary(run, study, best, searcher, evaluate)
+            _write_values(run, name, study, summary)
+            return summary
     finally:
         shared.close()
 
@@ -257,7 +263,7 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
     """The best, the Pareto front and its hypervolume, and the networks statistically tied with the best.
 
     The front is of the searcher's objectives, score and MACs by default; the hypervolume is its share of the box
-    between the worst and the best scored value of each objective.
+    between the worst and the best scored value of each objective. Of equal scores the cheapest is the best.
     """
     space, trials, metric = run.space, study.trials(), searcher.metric
     scored = [t for t in trials if not t.failed and not t.repeat]
@@ -296,6 +302,52 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
     return summary
 
 
+def _write_values(run: Run, name: str, study: Study, summary: Mapping[str, Any]) -> None:
+    """Writes `best.json` and `front.json` beside the study: what the search found, for people and other programs."""
+    folder = search_folder(run.folder, name)
+    settings = study.settings or {}
+    head = {
+        "format": VALUES_FORMAT,
+        "search": name,
+        "space": run.kind.space,
+        "space_digest": run.space.digest(),
+        "metric": settings.get("metric", run.kind.metric),
+        "limits": settings.get("feasible") or {},
+    }
+    front, objectives = _front(study.trials(), settings, run)
+    best = {key: summary[key] for key in ("arch", "key", "score", "tied", "trials", "evaluations") if key in summary}
+    trial = next(t for t in study.trials() if t.key == summary["key"] and not t.failed)
+    write_json(folder / BEST, {**head, **best, "metrics": dict(trial.metrics)})
+    rows = [{"arch": dict(run.space.normal_form(t.arch)), "key": t.key, "metrics": dict(t.metrics)} for t in front]
+    write_json(folder / FRONT, {**head, "objectives": list(objectives), "networks": rows})
+
+
+def _front(trials: Sequence[Trial], settings: Mapping[str, Any], run: Run) -> tuple[list[Trial], tuple[str, ...]]:
+    """The Pareto front of trials within the limits of a search, best score first, and its objectives."""
+    metric = settings.get("metric", run.kind.metric)
+    objectives = tuple(settings.get("objectives") or (metric, "-macs"))
+    limits = settings.get("feasible") or {}
+    distinct: dict[str, Trial] = {}
+    for trial in trials:
+        within = all(trial.metrics.get(name, -math.inf) <= limit for name, limit in limits.items())
+        if not trial.failed and within and all(o.removeprefix("-") in trial.metrics for o in objectives):
+            distinct.setdefault(trial.key, trial)
+    return pareto_front(sorted(distinct.values(), key=lambda t: _order(t, metric, objectives)), objectives), objectives
+
+
+def searched_front(run: Run, name: str) -> tuple[list[Trial], tuple[str, ...]]:
+    """The Pareto front of a search of this run, best score first, and its objectives; also of one that goes on.
+
+    Raises:
+        InputError: no such search, or nothing was scored within its limits.
+    """
+    settings, trials = _recorded(run, name)
+    front, objectives = _front(trials, settings, run)
+    if not front:
+        raise InputError(f"the search {name!r} has scored no network within its limits yet; search on, or give --arch")
+    return front, objectives
+
+
 def _within(searcher: Any, trial: Trial) -> bool:
     """Whether a trial is within the limits of a search; a warm start may have reported others."""
     feasible = getattr(searcher, "feasible", None)
@@ -303,8 +355,9 @@ def _within(searcher: Any, trial: Trial) -> bool:
 
 
 def _order(trial: Trial, metric: str, objectives: Sequence[str]) -> tuple[float, ...]:
-    """What trials are sorted by: the metric, then the objectives, so that no other trial dominates the first."""
-    known = [name for name in objectives if name.removeprefix("-") in trial.metrics]
+    """What trials are sorted by: the metric, then the objectives and costs, so that none dominates the first."""
+    names = dict.fromkeys((*objectives, *(f"-{cost}" for cost in COSTLY)))
+    known = [name for name in names if name.removeprefix("-") in trial.metrics]
     return (-score(trial, metric), *(-score(trial, name) for name in known), trial.number)
 
 
@@ -335,10 +388,7 @@ def searched(run: Run, name: str) -> tuple[list[Trial], Feasible, str]:
         InputError: no such search, or another release wrote it.
     """
     folder = search_folder(run.folder, name)
-    if not (folder / "study.db").exists():
-        raise InputError(f"{run.folder} has no search {name!r}; run tools/search.py first, or give --arch")
-    with Study(folder / "study.db", run.space, read=True) as study:
-        settings, trials = study.settings or {}, study.trials()
+    settings, trials = _recorded(run, name)
     metric, limits = settings.get("metric", "accuracy"), settings.get("feasible") or {}
     if "latency" in limits:
         raise InputError(
@@ -361,6 +411,22 @@ def searched(run: Run, name: str) -> tuple[list[Trial], Feasible, str]:
             scored.setdefault(trial.key, trial)
     objectives = settings.get("objectives") or (metric, "-macs")
     return sorted(scored.values(), key=lambda trial: _order(trial, metric, objectives)), feasible, metric
+
+
+def searches_of(folder: Path) -> list[str]:
+    """The names of the searches in a run folder."""
+    return sorted(study.parent.name for study in folder.glob("search/*/study.db"))
+
+
+def _recorded(run: Run, name: str) -> tuple[dict[str, Any], list[Trial]]:
+    """Settings and trials of a search. Raises `InputError` if there is none, with the names of those that there are."""
+    folder = search_folder(run.folder, name)
+    if not (folder / "study.db").exists():
+        others = searches_of(run.folder)
+        remedy = f"it has {', '.join(others)}; name one with --search" if others else "run tools/search.py first"
+        raise InputError(f"{run.folder} has no search {name!r}; {remedy}, or give --arch")
+    with Study(folder / "study.db", run.space, read=True) as study:
+        return dict(study.settings or {}), list(study.trials())
 
 
 def supernet_with(run: Run, weights: Path) -> Chain:
