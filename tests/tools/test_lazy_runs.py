@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -139,3 +141,15 @@ def test_a_run_opens_only_what_is_asked_for(trained: Path, decoded: list[str]) -
     assert "data" not in vars(run)
     assert run.data is run.data
     assert decoded == []
+
+
+def test_reading_a_run_s_images_and_weights_does_without_slow_libraries(trained: Path) -> None:
+    """timm and torchvision take seconds to load, which every search would begin with."""
+    code = (
+        "import sys; from pathlib import Path; from supernet_tools.pipeline.runs import open_run; "
+        f"run = open_run(Path({str(trained)!r})); run.data, run.supernet, run.cost; "
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch" in done.stdout.split()
+    assert not {"timm", "torchvision", "torch._dynamo", "tensorboard"} & set(done.stdout.split())

@@ -20,7 +20,6 @@ from supernet.scoring.metrics import accuracy, classification
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch
 from supernet.spaces import build, builder, create_network, create_supernet
-from supernet.spaces.pretrained import check_pretrained, load_pretrained
 from supernet.training.task import Classification
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.settings import parse_settings
@@ -65,6 +64,8 @@ class ClassifierKind:
         with torch.device("meta"):
             chain = build(self.config.space, "supernet", arguments)
         if self.config.pretrained:
+            from supernet.spaces.pretrained import check_pretrained  # loads timm, which takes a second
+
             check_pretrained(chain, self.config.pretrained)
         return self.config
 
@@ -99,6 +100,8 @@ class ClassifierKind:
     def begin(self, supernet: Chain) -> None:
         """Loads the weights of a network, if the recipe names a file of them."""
         if self.config.pretrained:
+            from supernet.spaces.pretrained import load_pretrained
+
             load_pretrained(supernet, self.config.pretrained)
 
     def network(self, summary: DataSummary, arch: Arch, generator: torch.Generator) -> nn.Module:
