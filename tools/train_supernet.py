@@ -6,20 +6,30 @@ from supernet_tools.pipeline.command_line import main, parse_recipe
 from supernet_tools.pipeline.recipes import RECIPES
 from supernet_tools.pipeline.tables import print_table
 
+STEPS = 90  # that try a learning rate
+
 
 def run() -> None:
-    config, out, plan, accept = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
+    config, out, action, accept = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
 
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.learned import not_learned
     from supernet_tools.pipeline.run import WEIGHTS
-    from supernet_tools.pipeline.train import plan_stage, supernet_accuracy, train_stage
+    from supernet_tools.pipeline.train import plan_stage, rates_stage, supernet_accuracy, train_stage
 
     with process_group(config.train.device) as world:
-        if plan:
+        if action == "plan":
             rows = plan_stage(config)
             if world.main:
                 print_table("plan, from three steps", ("what", "value"), rows)
+            return
+        if action == "find-lr":
+            rates = rates_stage(config, steps=STEPS)
+            if world.main:
+                best = min(rates, key=lambda rate: (rates[rate], rate))
+                title = f"learning rates of {config.train.optimizer}, {STEPS} steps each"
+                print_table(title, ("rate", "loss"), [(f"{rate:.3g}", f"{loss:.4f}") for rate, loss in rates.items()])
+                print(f"the lowest loss is that of --train.lr {best:.3g}")
             return
         trained = train_stage(config, out, accept_changed_data=accept)
         if not world.main:

@@ -296,6 +296,7 @@ def check_flags(data: st.DataObject) -> None:
         [
             "out",
             "plan",
+            "find-lr",
             "space",
             "train.lr",
             "train.epochs",

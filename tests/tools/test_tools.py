@@ -121,6 +121,18 @@ def test_a_plan_is_printed_and_nothing_written(call: Call, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_learning_rates_are_tried_and_nothing_written(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supernet_tools.train_supernet.STEPS", 3)
+    flags = ("train_supernet", "quickstart", *SHORT, "--out", tmp_path / "run", "--find-lr")
+    code, out, err = call(*flags)
+    assert code == 0, err
+    assert "the lowest loss is that of --train.lr 0." in out
+    assert not (tmp_path / "run").exists()
+    one_line(call(*flags, "--plan"), "--plan and --find-lr are two questions")
+
+
 def test_settings_of_a_space_are_part_of_the_recipe(call: Call, tmp_path: Path) -> None:
     """They apply to training, search and retraining; a wrong one is named before anything is written."""
     cells = ("--space", "nasnet-small", *TINY_DATA, "--space-settings")

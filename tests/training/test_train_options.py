@@ -18,7 +18,7 @@ from supernet.cost import CostTable
 from supernet.data.images import Splits
 from supernet.data.training import training_batches
 from supernet.errors import InputError, RunError
-from supernet.train import check_training, plan_training, train_supernet
+from supernet.train import check_training, compare_rates, plan_training, train_supernet
 from supernet.training.checkpoint import load_state
 from supernet.training.monitor import Monitor
 from supernet.training.optim import compiled, create_optimizer, create_schedule
@@ -302,6 +302,27 @@ def test_a_plan_counts_and_leaves_the_supernet_alone(digits: Splits, tmp_path: P
     state = tmp_path / "state.pt"
     train_supernet(net, digits, CONFIG, sampler=create_sampler("balanced", net.space), state=state, verbose=False)
     assert state.stat().st_size < plan["disk_bytes"] < 4 * state.stat().st_size
+
+
+def test_rates_are_tried_on_copies_with_the_same_batches(digits: Splits) -> None:
+    net = toy()
+    before, state = weights(net), torch.get_rng_state()
+    losses = compare_rates(net, digits, CONFIG, rates=[1e-6, CONFIG.lr], steps=30)
+    assert losses[CONFIG.lr] < losses[1e-6] - 0.05  # so small a rate learns nothing
+    assert torch.equal(weights(net), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert compare_rates(net, digits, CONFIG, rates=[CONFIG.lr], steps=30) == {CONFIG.lr: losses[CONFIG.lr]}
+
+
+def test_a_rate_that_diverges_has_an_infinite_loss(digits: Splits) -> None:
+    assert compare_rates(toy(), digits, CONFIG, rates=[1e30], steps=9) == {1e30: math.inf}
+
+
+def test_rates_and_steps_out_of_range_are_named(digits: Splits) -> None:
+    with pytest.raises(InputError, match="lr=-1"):
+        compare_rates(toy(), digits, CONFIG, rates=[-1.0])
+    with pytest.raises(InputError, match="steps=2 should be an integer from 3"):
+        compare_rates(toy(), digits, CONFIG, steps=2)
 
 
 # -- schedules and auxiliary heads inside networks ---------------------------------------------------------------------

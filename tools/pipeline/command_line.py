@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -24,6 +24,9 @@ from supernet.paths import work_saved
 from supernet_tools.pipeline.trust import Trust, trust, trust_recipe
 
 T = TypeVar("T")
+
+Action = Literal["train", "plan", "find-lr"]
+"""What a recipe is read for."""
 
 COMMANDS = {
     "train": "train_supernet",
@@ -207,11 +210,11 @@ def _positional(settings: Any, name: str) -> bool:
     return tyro.conf.Positional in getattr(fields_of(settings)[name], "__metadata__", ())
 
 
-def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path, bool, bool]:
-    """Reads `RECIPE [--field value …] --out FOLDER [--plan]`, where every field of the recipe is a flag.
+def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tuple[T, Path, Action, bool]:
+    """Reads `RECIPE [--field value …] --out FOLDER [--plan | --find-lr]`, where every field of the recipe is a flag.
 
     Returns:
-        the recipe with the given fields, the folder, whether only a plan is wanted, whether changed data are accepted.
+        the recipe with the given fields, the folder, what to do, whether changed data are accepted.
     """
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
@@ -228,30 +231,34 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         *,
         out: Path,
         plan: bool = False,
+        find_lr: bool = False,
         accept_changed_data: bool = False,
         trust: Trust = (),
         config: Annotated[kind, tyro.conf.arg(name="")] = recipe,
-    ) -> tuple[Any, Path, bool, bool]:
+    ) -> tuple[Any, Path, Action, bool]:
         """Train by this recipe.
 
         Args:
             out: Folder of the run. An interrupted run goes on.
             plan: Only print parameters, memory, time and disk that the training would take.
+            find_lr: Only try learning rates in short trainings on copies, and print their losses.
             accept_changed_data: Go on although images were repaired, removed or added, or data.skip-unreadable set.
             trust: Code from outside this project that the run of `pretrained` names and that may run, as
                 package.module:function. What is typed here as space, backbone or data.source is trusted.
             config: Every field of the recipe.
         """
+        if plan and find_lr:
+            raise InputError("--plan and --find-lr are two questions; give one of them")
         trust_recipe(config, trust)
-        return config, out, plan, accept_changed_data
+        return config, out, "plan" if plan else "find-lr" if find_lr else "train", accept_changed_data
 
     with unchecked():
-        flags = [*_flags(kind), "--out", "--plan", "--accept-changed-data", "--trust"]
+        flags = [*_flags(kind), "--out", "--plan", "--find-lr", "--accept-changed-data", "--trust"]
         parsed = _cli(configure, args=args[1:], flags=flags, prog=f"{_program()} {args[0]}", description=description)
-    config, out, plan, accept = parsed
+    config, out, action, accept = parsed
     check(Output(out))
     check(config, remedy=_remedy)
-    return config, out, plan, accept
+    return config, out, action, accept
 
 
 def command(name: str, *arguments: object) -> str:

@@ -19,6 +19,7 @@ from supernet.train import check_training, plan_training, train_supernet
 from supernet.training.checkpoint import save_weights
 from supernet.training.distributed import check_device, current
 from supernet.training.monitor import Monitor
+from supernet.training.rates import compare_rates
 from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
 from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
 from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, read_run, removed_on_failure
@@ -194,6 +195,16 @@ def plan_stage(config: "Recipe") -> list[tuple[str, str]]:
         ("time in all", f"{eta} for {plan['steps']:,.0f} steps"),
         ("disk", f"{plan['disk_bytes'] / mib:,.1f} MiB"),
     ]
+
+
+def rates_stage(config: "Recipe", steps: int) -> dict[float, float]:
+    """The losses of short trainings by learning rate, on copies of the supernet as the training starts it."""
+    if not config.train.epochs:
+        raise InputError("train.epochs=0 trains no supernet, so no learning rate matters")
+    kind = kind_of(kind_of(config).resolved())
+    parts = prepare(kind)
+    kind.begin(parts.supernet)
+    return compare_rates(parts.supernet, parts.data, config.train, sampler=parts.sampler, task=kind.task, steps=steps)
 
 
 def supernet_accuracy(run: Run, archs: int | None = None) -> dict[str, float]:
