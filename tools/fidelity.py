@@ -136,7 +136,11 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
     file = inside(folder, "fidelity", f"{name}.json", what="the name of the report")
     remove_temporaries(file.parent, alone=False)
     asked = {key: str(value) for key, value in dataclasses.asdict(args).items()}
-    write_json(file, {**report.to_json(), "settings": asked})
+    networks = [
+        {"indices": list(opened.space.to_indices(arch)), "score": scores[arch], "truth": truth.values[arch]}
+        for arch in archs
+    ]
+    write_json(file, {**report.to_json(), "settings": asked, "networks": networks})
     return report, file
 
 

@@ -11,7 +11,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, 
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
-from supernet_tools.pipeline.units import Limit
+from supernet_tools.pipeline.units import Amount, Limit
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ class Select(Checked):
     """Epochs instead of the recipe's."""
     lr: Positive | None = None
     """Learning rate instead of the recipe's."""
-    max_macs: Limit = None
-    """Limit on multiply-accumulates; that of the searches by default, as for all limits."""
+    max_macs: tuple[Amount, ...] = ()
+    """Limit on multiply-accumulates, such as 5M; that of the searches by default, as for all limits. Several give one
+    race each, and no network is trained twice for them."""
     max_params: Limit = None
     """Limit on parameters, such as 200k."""
     max_backbone_macs: Limit = None
@@ -60,7 +61,7 @@ def run() -> None:
 
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.runs import config_of, open_run
-    from supernet_tools.pipeline.select import select_stage
+    from supernet_tools.pipeline.select import select_stage, select_under_limits
 
     changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
     with process_group(config_of(args.run).retrain.device) as world:
@@ -73,23 +74,32 @@ def run() -> None:
             score = "failed" if outcome.score is None else f"{outcome.score:.4f}"
             print(f"{count:4}  {job.arch.key}  seed {args.seed + job.seed}  {job.share:4.0%}  {score}", flush=True)
 
-        document = select_stage(
-            opened,
-            args.search,
-            dataclasses.replace(opened.config.retrain, seed=args.seed, **changes),
-            limits={"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs},
-            trainings=args.trainings,
-            minutes=math.inf if args.minutes is None else args.minutes,
-            seeds=args.seeds,
-            shares=args.shares,
-            random=args.random,
-            shared=args.init == "shared",
-            bn_batches=args.bn_batches,
-            on_training=say if world.main else None,
-            verbose=world.main,
-        )
-    if world.main:
+        train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changes)
+        limits: dict[str, float | None] = {"params": args.max_params, "backbone_macs": args.max_backbone_macs}
+        settings: dict[str, Any] = {
+            "trainings": args.trainings,
+            "minutes": math.inf if args.minutes is None else args.minutes,
+            "seeds": args.seeds,
+            "shares": args.shares,
+            "random": args.random,
+            "shared": args.init == "shared",
+            "bn_batches": args.bn_batches,
+            "on_training": say if world.main else None,
+            "verbose": world.main,
+        }
+        if len(args.max_macs) < 2:
+            limits["macs"] = next(iter(args.max_macs), None)
+            documents = [select_stage(opened, args.search, train, limits=limits, **settings)]
+        else:
+            documents = select_under_limits(
+                opened, args.search, train, cost="macs", bounds=args.max_macs, limits=limits, **settings
+            )
+    if not world.main:
+        return
+    for document in documents:
         show(document)
+    if len(documents) > 1:
+        show_front(documents)
 
 
 def show(document: dict[str, Any]) -> None:
@@ -126,6 +136,32 @@ def show(document: dict[str, Any]) -> None:
     print_table("selected", ("what", "value"), facts)
     print(document["verdict"])
     print(Arch(document["winner"]["arch"]).to_json())
+
+
+def show_front(documents: list[dict[str, Any]]) -> None:
+    """Prints the winner under each limit, and what the races have saved by sharing their trainings."""
+    rows: list[tuple[object, ...]] = []
+    for document in documents:
+        winner, limit = document["winner"], document["limits"]["macs"]
+        test = next(name for name in document if name.startswith("test_"))
+        means = [sum(values) / len(values) for values in (winner["scores"], document[test])]
+        paid = "yes" if document["paid"] else "no"
+        rows.append((limit, winner["key"], winner["name"] or winner["arm"], winner["macs"], *means, paid))
+    metric = documents[0]["metric"].replace("_", " ")
+    columns = ("limit", "winner", "from", "macs", metric, metric.replace("validation", "test"), "paid")
+    print_table("the winner under each limit", columns, rows)
+    alone = sum(document["trainings"] for document in documents)
+    print(f"{distinct_trainings(documents):g} trainings for all limits; {alone:g} if no race had used another's")
+
+
+def distinct_trainings(documents: list[dict[str, Any]]) -> float:
+    """Full trainings that races took together; those that several of them used count once."""
+    trained: dict[tuple[str, int], float] = {}
+    for row in (row for document in documents for row in document["networks"]):
+        shares = dict.fromkeys(range(len(row["scores"])), 1.0) or {0: max(map(float, row["curve"]), default=0.0)}
+        for seed, share in shares.items():
+            trained[row["key"], seed] = max(share, trained.get((row["key"], seed), 0.0))
+    return sum(trained.values())
 
 
 if __name__ == "__main__":

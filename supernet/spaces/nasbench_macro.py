@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import lzma
+from collections.abc import Sequence
 from importlib import resources
 
 from torch import nn
@@ -28,19 +29,27 @@ def identities_last(arch: Arch) -> dict[str, Value]:
     return values
 
 
-def nasbench_macro(*, num_classes: int = 10, input_size: int = 32, in_channels: int = 3) -> Chain:
+def nasbench_macro(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    widths: Sequence[int] = WIDTHS,
+    stem: int = 32,
+    head: int = 1280,
+) -> Chain:
     """3×3 stem to 32; stages of 2, 3, 3 layers at 64, 128, 256 channels, the first of each at stride 2; 1×1 to 1,280.
 
     Options in index order: `identity` (1×1 convolution and batch norm where the shape changes), `mb3_k3` (inverted
     residual, expansion 3, kernel 3), `mb6_k5` (expansion 6, kernel 5). 6,561 architectures, 3,969 distinct networks.
     """
-    steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(in_channels, 32, kernel=3))]
-    channels = 32
-    for stage, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True), start=1):
+    steps: list[tuple[str, nn.Module]] = [("stem", ConvBNAct(in_channels, stem, kernel=3))]
+    channels = stem
+    for stage, (width, depth) in enumerate(zip(widths, DEPTHS, strict=True), start=1):
         for block in range(depth):
             steps.append((f"stage{stage}.block{block}", _layer(channels, width, stride=2 if block == 0 else 1)))
             channels = width
-    steps.append(("head", ClassifierHead(channels, num_classes, hidden=1280)))
+    steps.append(("head", ClassifierHead(channels, num_classes, hidden=head)))
     shape = (in_channels, input_size, input_size)
     return Chain("nasbench-macro", steps, input_shape=shape, normal_form=identities_last)
 

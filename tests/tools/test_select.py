@@ -166,6 +166,38 @@ def test_fine_tuning_the_shared_weights(run_folder: Path, call: Call) -> None:
     assert len(list((run_folder / "retrain").glob("*-shared"))) == 2
 
 
+def test_several_limits_share_their_trainings(
+    selected: dict[str, Any], run_folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each race ends as it would alone, and what one has trained the next does not train again."""
+    trained: list[tuple[str, int, int]] = []
+    partial, full = pipeline.partial_score, pipeline.retrain_stage
+
+    def noted_part(run: Any, arch: Arch, train: Any, **options: Any) -> float:
+        trained.append((arch.key, train.seed, options["epochs"]))
+        return partial(run, arch, train, **options)
+
+    def noted(run: Any, arch: Arch, train: Any, **options: Any) -> dict[str, Any]:
+        finished = (run.folder / f"retrain/{arch.key}-seed{train.seed}/result.json").exists()
+        trained.extend([] if finished else [(arch.key, train.seed, train.epochs)])
+        return full(run, arch, train, **options)
+
+    monkeypatch.setattr(pipeline, "partial_score", noted_part)
+    monkeypatch.setattr(pipeline, "retrain_stage", noted)
+    code, out, err = call("select_network", run_folder, *FLAGS, "--max-macs", 24_000, 21_500)
+    assert code == 0, err
+    assert len(trained) == len(set(trained))
+    tight, wide = (read_json(run_folder / f"select/scratch-macs-{limit}.json") for limit in (21_500, 24_000))
+    assert outcome(wide) == outcome(selected)
+    assert all(row["macs"] <= 21_500 for row in tight["networks"])
+    both = {row["key"] for row in tight["networks"]} & {row["key"] for row in wide["networks"]}
+    assert both, "the limits should have a network in common, or this test shows nothing"
+    assert "the winner under each limit" in out
+    (line,) = (line for line in out.splitlines() if "trainings for all limits" in line)
+    shared, alone = (float(part.split()[0]) for part in line.split(";"))
+    assert shared < alone == tight["trainings"] + wide["trainings"]
+
+
 def test_all_trainings_fail(run_folder: Path, call: Call) -> None:
     code, out, err = call("select_network", run_folder, "--search", "random", "--trainings", 2, "--lr", 1e30)
     assert code == 1

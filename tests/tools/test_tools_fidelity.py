@@ -11,6 +11,7 @@ from helpers.tiny import TINY
 from searchers import Study
 from supernet import Arch
 from supernet.errors import RunError
+from supernet_tools.benchmarks import race
 from supernet_tools.pipeline.runs import open_run
 from supernet_tools.pipeline.search import searched_top
 from supernet_tools.pipeline.tables import print_table
@@ -42,6 +43,9 @@ def test_a_supernet_is_compared_with_the_table(trained: Path, call: Call) -> Non
     assert report["n"] == report["ceiling"]["n"] == 12
     names = [ranker["name"] for ranker in report["rankers"]]
     assert names[:3] == ["shared weights", "shared loss", "calibrated, 4 labels"]
+    kept = race.scores_of(race.Races(), race.shipped_table(), trained / "fidelity" / "table.json")
+    assert len(set(kept.values())) > 1
+    assert len(kept) == 12  # the benchmark of races takes its scores from the report
     health = json.loads((trained / "history.json").read_text())["health"]
     assert sum(health["visits"]["stage1.block0.op"].values()) == 4  # steps of one path
 

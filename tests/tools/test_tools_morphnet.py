@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,3 +274,23 @@ def test_a_width_profile_is_drawn(net: WidthChain, call: Call, tmp_path: Path) -
     text = (tmp_path / "a.svg").read_text()
     assert ">64 of 32<" in text
     assert ">4 of 16<" in text
+
+
+def test_widths_race_against_the_published_network_scaled_to_the_limit(
+    trained: Path, net: WidthChain, half: float, call: Call, tmp_path: Path
+) -> None:
+    """Scores of MorphNet's own weights say nothing of other networks, so that all are scored with the shared ones."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    code, _, err = call("morphnet", run, "--max-macs", half, "--settings", "scan=[1]", "--name", "raced")
+    assert code == 0, err
+    (found,) = trials_of(run, "raced", net)
+    flags = ("--search", "raced", "--trainings", 3, "--random", 0, "--bn-batches", 1)
+    code, _, err = call("select_network", run, *flags)
+    assert code == 0, err
+    document = json.loads((run / "select/scratch.json").read_text())
+    simple = {row["name"]: row for row in document["networks"] if row["arm"] == "simple"}
+    scaled = simple["the published widths, scaled to the limit"]
+    assert 0.99 * half <= scaled["macs"] <= half
+    shares = [scaled["arch"][name] / width for name, width in net.seed.items()]
+    assert max(shares) / min(shares) < 1.3
+    assert found.key in {row["key"] for row in document["networks"] if row["arm"] == "search"}

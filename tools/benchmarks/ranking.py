@@ -17,6 +17,7 @@ import tyro
 
 from supernet.config import Augment, Window
 from supernet.errors import InputError, nearest
+from supernet_tools.benchmarks.race import LIMITS, Races, raced, shipped_table, simple_of
 from supernet_tools.pipeline.command_line import main
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.tables import print_table
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from supernet_tools.pipeline.run import Run
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.15, "weight_decay": 5e-4, "clip": 1.0}
-LIMITS = (0.35, 0.50, 0.65, None)
-"""Limits on MACs, as shares of the largest network's; None is no limit."""
-
 
 Change = Callable[[SupernetRun], SupernetRun]
 """Turns a recipe into a variant of it."""
@@ -208,7 +206,8 @@ def picks(
         runs: Folders of trained supernets.
         evaluations: Distinct networks that a search scores; all, where fewer are within the limit.
         seeds: Searches per limit.
-        labels: Standalone trainings that correct a ranking; the table's first training of each network stands for them.
+        labels: Standalone trainings that correct a ranking, or that a race takes; the table's first training of each
+            network stands for them.
         tuned_epochs: Under `tuned_limit`, the top ten of the first search are ranked again by held-out accuracy after
             fine-tuning each from the shared weights for so many epochs; 0 leaves this out.
         tuned_limit: One of the limits, as a share of the largest MACs.
@@ -225,6 +224,7 @@ def picks(
     truth, settings = shipped()
     macs = {arch: row["macs"] for arch, row in settings["costs"].items()}
     accuracy = {arch: value for arch, value in truth.values.items() if value is not None}
+    table = shipped_table()
     opened = [open_run(run) for run in runs]
     scores = [shared_scores(run, list(truth.values), bn_batches=bn_batches) for run in opened]
     for limit in LIMITS:
@@ -232,10 +232,16 @@ def picks(
         ranked = sorted(inside, key=lambda arch: -accuracy[arch])
         rank = {arch: place for place, arch in enumerate(ranked, start=1)}
         rows = _untrained_choices(inside, macs, rank, opened[0].space)
+        simple = simple_of(table, inside)
         for run, scored, path in zip(opened, scores, runs, strict=True):
             searches = [
                 _searched(run, inside, scored, truth, evaluations, labels, seed, limit is None) for seed in range(seeds)
             ]
+            known = {arch: -scored[arch]["loss"] for arch in inside}
+            for seed, choices in enumerate(searches):
+                own = {arch: known[arch] for arch in choices.pop("scored")}
+                result = raced(Races(trainings=labels), table, own, known, simple, seed)
+                choices[f"evolution, then a race of {labels} trainings"] = [runner.arch for runner in result.runners]
             for name in searches[0]:
                 ranks = [[rank[arch] for arch in choices[name]] for choices in searches]
                 first = _median_and_range([places[0] for places in ranks])
@@ -280,7 +286,10 @@ def _searched(
     seed: int,
     unlimited: bool,
 ) -> "dict[str, list[Arch]]":
-    """Returns the choices of one evolution, best first: by shared loss, and corrected by a few standalone trainings."""
+    """Returns the choices of one evolution, best first: by shared loss, and corrected by a few standalone trainings.
+
+    "scored" has all networks that it scored.
+    """
     from searchers import AgingEvolution, Study, search
     from supernet.cost import Feasible
     from supernet.ranking.calibrate import calibrated_ranking
@@ -305,6 +314,7 @@ def _searched(
     corrected = sorted(calibration.scores, key=lambda arch: -calibration.scores[arch])
     accuracy = {arch: value for arch, value in truth.values.items() if value is not None}
     return {
+        "scored": list(shared),
         "evolution": sorted(shared, key=lambda arch: -shared[arch])[:10],
         f"evolution, corrected by {len(calibration.labels)} trainings": corrected[:10],
         "the best that the evolution saw": sorted(shared, key=lambda arch: -accuracy[arch])[:10],

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from searchers import Study
+from searchers.morphnet.resources import equal_widths
 from searchers.study import score
 from supernet.config import Train
 from supernet.cost import Feasible
@@ -26,12 +28,13 @@ from supernet.spaces import GENOTYPES
 from supernet.spaces.create import NETWORKS
 from supernet.spaces.published_cells import CELLS
 from supernet.spaces.published_cells import arch_of as arch_of_cells
+from supernet.spaces.widths import WidthChain
 from supernet.training.distributed import alone, current
 from supernet_tools.pipeline.architectures import random_feasible
 from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.retrain import partial_score, retrain_stage
 from supernet_tools.pipeline.run import Run
-from supernet_tools.pipeline.search import searched, shared_scores
+from supernet_tools.pipeline.search import search_folder, searched, shared_scores
 
 FOLDER = "select"
 FINALISTS = 50  # of all searches; corrected scores decide which of them are trained
@@ -54,10 +57,12 @@ def select_stage(
     bn_batches: int = 10,
     on_training: OnTraining | None = None,
     verbose: bool = True,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Races the best networks of searches against simple and random ones; a race that was stopped goes on.
 
-    In a process group each rank trains networks of its own.
+    Races of a run by one recipe share their trainings, whatever their limits. In a process group each rank trains
+    networks of its own.
 
     Args:
         run: whose searches they are.
@@ -73,9 +78,10 @@ def select_stage(
         bn_batches: calibration batches for the shared scores of simple and random networks.
         on_training: called with every outcome.
         verbose: show progress while networks are scored.
+        name: of the document, INIT by default: where the weights of the trained networks start, `scratch` or `shared`.
 
     Returns:
-        the document of `select/INIT.json`: winner, verdict, margins and every network that was trained.
+        the document of `select/NAME.json`: winner, verdict, margins and every network that was trained.
 
     Raises:
         InputError: no such search, no network of them within the limits, or a budget below two trainings.
@@ -119,8 +125,49 @@ def select_stage(
     }
     if world.main:
         remove_temporaries(inside(run.folder, FOLDER), alone=False)
-        write_json(inside(run.folder, FOLDER, f"{init}.json"), json_safe(document))
+        write_json(inside(run.folder, FOLDER, f"{name or init}.json"), json_safe(document))
     return document
+
+
+def select_under_limits(
+    run: Run,
+    searches: Sequence[str],
+    train: Train,
+    *,
+    cost: str,
+    bounds: Sequence[float],
+    limits: Mapping[str, float | None] | None = None,
+    shared: bool = False,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Runs one race per limit on a cost, the tightest first; a network that one has trained is not trained again.
+
+    Every race has the whole budget. What it takes from an earlier race counts too, so that its result does not depend
+    on the other limits.
+
+    Args:
+        run, searches, train, shared: see `select_stage`.
+        cost: name of the cost.
+        bounds: its limits, in any order.
+        limits: on other costs.
+        settings: further arguments of `select_stage`.
+
+    Returns:
+        the documents of `select/INIT-COST-BOUND.json`, the tightest limit first.
+    """
+    init = "shared" if shared else run.kind.start
+    return [
+        select_stage(
+            run,
+            searches,
+            train,
+            limits={**(limits or {}), cost: bound},
+            shared=shared,
+            name=f"{init}-{cost}-{bound:.0f}",
+            **settings,
+        )
+        for bound in sorted(set(bounds))
+    ]
 
 
 def _epoch_shares(shares: Sequence[float], epochs: int) -> tuple[float, ...]:
@@ -207,6 +254,7 @@ def _read_field(
         return float(run.cost(arch)["macs"])
 
     scores: dict[Arch, float] = {}
+    own_weights = any(_has_own_weights(run, name) for name in searches)
     for trials, _, _ in studies.values():
         for trial in trials:
             form = space.normal_form(trial.arch)
@@ -218,7 +266,8 @@ def _read_field(
             "search under them"
         )
     best = finalists(space, scores, FINALISTS, cost=macs, tied=_tied(run, scores, bn_batches))
-    simple = simple_networks(
+    scaled = scaled_widths(run, limits)
+    simple = scaled | simple_networks(
         space,
         cost=macs,
         feasible=feasible,
@@ -227,11 +276,12 @@ def _read_field(
         sample=feasible.sample,
     )
     drawn = _random(run, feasible, random, seed)
-    others = [arch for arch in dict.fromkeys([*simple.values(), *drawn]) if arch not in scores]
+    raced = dict.fromkeys([*best, *simple.values(), *drawn])
+    others = list(raced) if own_weights else [arch for arch in raced if arch not in scores]
     for arch, row in shared_scores(run, others, bn_batches=bn_batches, verbose=verbose).items():
         name = metric.removeprefix("-")
         scores[arch] = -row[name] if metric.startswith("-") else row[name]
-    kept = {arch: scores[arch] for arch in dict.fromkeys([*best, *simple.values(), *drawn])}
+    kept = {arch: scores[arch] for arch in raced}
     return limits, {"finalists": best, "simple": simple, "random": drawn, "scores": kept}
 
 
@@ -255,6 +305,36 @@ def _random(run: Run, feasible: Feasible, n: int, seed: int) -> list[Arch]:
             return random_feasible(run, feasible, n, seed, tries=1000)
         n -= 1
     return []
+
+
+def _has_own_weights(run: Run, name: str) -> bool:
+    """Whether a search has scored with weights of its own, which say nothing of networks that it has not seen."""
+    with Study(search_folder(run.folder, name) / "study.db", run.space, read=True) as study:
+        return (study.settings or {}).get("searcher") == "MorphNet"
+
+
+def scaled_widths(run: Run, limits: Mapping[str, float]) -> dict[str, Arch]:
+    """The published network of a space of widths, all its groups scaled by one factor up to the limit; none elsewhere.
+
+    With several limits, that on MACs decides if there is one.
+    """
+    supernet = run.kind.skeleton(run.summary)
+    bounds = [(name, limits[name]) for name in ("macs", "params") if name in limits]
+    if not isinstance(supernet, WidthChain) or not bounds:
+        return {}
+    space, layers, (cost, limit) = run.space, supernet.layers(), bounds[0]
+
+    def spent(widths: Mapping[str, int]) -> int:
+        return sum(layer.macs(widths) if cost == "macs" else layer.params(widths) for layer in layers)
+
+    largest = {choice.name: int(choice.options[-1]) for choice in space.choices}
+    seed = {name: int(width) for name, width in supernet.seed.items()}
+    try:
+        arch = space.normal_form(space.canonical(equal_widths(seed, largest, spent, limit=limit, share=0.01)))
+    except InputError:  # even one channel per group costs more, though a network without some groups may fit
+        return {}
+    within = all(run.cost(arch)[name] <= bound for name, bound in limits.items() if name in run.cost.costs)
+    return {"the published widths, scaled to the limit": arch} if within else {}
 
 
 def published_networks(run: Run) -> dict[str, Arch]:

@@ -1,0 +1,52 @@
+"""Detectors race by mAP: a killed race goes on to the identical result."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import supernet_tools.pipeline.select as pipeline
+from helpers.scripts import run_script
+from supernet.files import read_json
+
+SPACE = ("--backbone-settings", "depths=[1, 1, 1]", "widths=[8, 16, 24]", "stem=4")
+DATA = ("--data.size", 64, "--data.compose", 40, 12, 12, "--data.calibration", 16, "--scoring-batch", 6)
+HEADS = ("--head-width", 8, "--head-convs", 1)
+EPOCHS = ("--train.epochs", 1, "--train.batch", 8, "--retrain.epochs", 2, "--retrain.batch", 8)
+TRAIN = ("detnas-digits", "--start", "scratch", *DATA, *HEADS, *EPOCHS, *SPACE)
+FLAGS = ("--search", "random", "--trainings", 4, "--random", 1, "--shares", 0.5, "--bn-batches", 1)
+
+
+@pytest.mark.slow
+def test_a_killed_race_of_detectors_goes_on_to_the_identical_result(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_script("train_supernet", *TRAIN, "--out", whole) == 0
+    assert run_script("search", whole, "--searcher", "random", "--trials", 4, "--bn-batches", 1) == 0
+    shutil.copytree(whole, killed)
+    assert run_script("select_network", whole, *FLAGS) == 0
+    process = os.fork()
+    if process == 0:
+        original, calls = pipeline.partial_score, 0
+
+        def third_kills(*arguments: Any, **options: Any) -> float:
+            nonlocal calls
+            calls += 1
+            score = original(*arguments, **options)
+            if calls == 3:  # trained, but not recorded
+                os.kill(os.getpid(), signal.SIGKILL)
+            return score
+
+        pipeline.partial_score = third_kills
+        run_script("select_network", killed, *FLAGS)
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    assert not (killed / "select/scratch.json").exists()
+    assert run_script("select_network", killed, *FLAGS) == 0
+    expected, result = (read_json(folder / "select/scratch.json") for folder in (whole, killed))
+    assert {**result, "minutes": 0} == {**expected, "minutes": 0}
+    assert result["metric"] == "validation_map"
+    assert {"search", "simple"} <= {row["arm"] for row in result["networks"]}
+    assert len(result["test_map"]) == len(result["winner"]["scores"]) >= 1
