@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -75,10 +75,57 @@ class FeaturePyramid(nn.Module):
         return tuple(levels)
 
 
-def tower(width: int, convs: int, norm: Norm) -> nn.Sequential:
-    """Returns 3×3 convolutions with norm and ReLU, as in torchvision's heads."""
-    layer = norm_layer(norm, width)
-    return nn.Sequential(*(Conv2dNormActivation(width, width, norm_layer=layer) for _ in range(convs)))
+class LevelNorms(nn.ModuleList):
+    """One batch norm per level of a pyramid, under a convolution that all levels share.
+
+    Levels differ in their statistics by orders of magnitude, so one running mean and variance would fit none of them in
+    evaluation. As in the released code of NAS-FPN and EfficientDet and in MMDetection's `RetinaSepBNHead`, each level
+    also has its own scale and shift.
+
+    Args:
+        width: channels.
+        levels: number of levels.
+    """
+
+    def __init__(self, width: int, *, levels: int) -> None:
+        super().__init__(nn.BatchNorm2d(width) for _ in range(levels))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """Returns the normalised map of a level, (N, width, H, W)."""
+        normalized: Tensor = self[level](x)
+        return normalized
+
+    def older_release(self, names: Collection[str]) -> str | None:
+        """Returns what is wrong with the tensors of an older release, None if these are not from one."""
+        if "running_mean" not in names:
+            return None
+        return "its RetinaNet towers have one batch norm for all levels, which fits none of them in evaluation"
+
+
+class Tower(nn.Sequential):
+    """3×3 convolutions with norm and ReLU, as in torchvision's heads, shared by all levels of a pyramid.
+
+    Batch norm is the levels' own (`LevelNorms`). Group norm keeps no statistics and is shared.
+
+    Args:
+        width: channels.
+        convs: number of convolutions.
+        norm: normalisation after each of them.
+        levels: number of levels.
+    """
+
+    def __init__(self, width: int, *, convs: int, norm: Norm, levels: int) -> None:
+        layer = norm_layer(norm, width)
+        if norm == "batch":
+            layer = functools.partial(LevelNorms, levels=levels)
+        super().__init__(*(Conv2dNormActivation(width, width, norm_layer=layer) for _ in range(convs)))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:  # type: ignore[override]
+        """Returns the features of a level, (N, width, H, W)."""
+        for block in self:
+            for part in block.children():
+                x = part(x, level) if isinstance(part, LevelNorms) else part(x)
+        return x
 
 
 class Anchors(nn.Module):

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes, sigmoid_focal_loss
 
 from detection.backbone import Backbone, MapStep
 from detection.detector import Detector
 from detection.inputs import DetectorState, ImageBatch, Target
-from detection.pyramid import Anchors, Norm, Sizes, draw_small, initialize_pyramid, tower
+from detection.pyramid import Anchors, Norm, Sizes, Tower, draw_small, initialize_pyramid
 from detection.pyramid import FeaturePyramid as FeaturePyramid
 
 RATIOS = (0.5, 1.0, 2.0)
 OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # three sizes per octave
+SMALLEST = 0.01  # pixels of the shorter side of a detection, as in torchvision's two-stage detectors
 PRIOR = 0.01  # initial probability of every class at every anchor
 
 RetinaPredictions = tuple[dict[str, list[Tensor]], Tensor, list[Target] | None]
@@ -40,21 +41,39 @@ class RetinaHead(nn.Module):
         in_channels: channels of the pyramid.
         anchors: number of anchors per position.
         classes: number of classes without the background.
+        levels: number of maps.
         convs: number of 3×3 convolutions in each tower.
-        norm: normalisation after each of them; all levels share its weights and statistics.
+        norm: normalisation after each of them; batch norm has statistics, scale and shift of its own for every level
+            (see `LevelNorms`), group norm one scale and shift for all.
     """
 
-    def __init__(self, in_channels: int, anchors: int, classes: int, *, convs: int = 4, norm: Norm = "none") -> None:
+    def __init__(
+        self, in_channels: int, anchors: int, classes: int, *, levels: int, convs: int = 4, norm: Norm = "none"
+    ) -> None:
         super().__init__()
-        self.in_channels, self.anchors, self.classes, self.convs, self.norm = in_channels, anchors, classes, convs, norm
+        self.in_channels, self.anchors, self.classes, self.levels = in_channels, anchors, classes, levels
+        self.convs, self.norm = convs, norm
         self.head = RetinaNetHead(in_channels, anchors, classes)
-        self.head.classification_head.conv = tower(in_channels, convs, norm)
-        self.head.regression_head.conv = tower(in_channels, convs, norm)
+        self.head.classification_head.conv = Tower(in_channels, convs=convs, norm=norm, levels=levels)
+        self.head.regression_head.conv = Tower(in_channels, convs=convs, norm=norm, levels=levels)
+
+    def of_level(self, x: Tensor, level: int) -> dict[str, Tensor]:
+        """Returns the raw outputs of a level, `cls_logits`, (N, H, W, A, classes), and `bbox_regression`, (…, 4)."""
+        classification, regression = self.head.classification_head, self.head.regression_head
+        raw = {
+            "cls_logits": classification.cls_logits(classification.conv(x, level)),
+            "bbox_regression": regression.bbox_reg(regression.conv(x, level)),
+        }
+        n, _, height, width = x.shape
+        return {
+            name: out.view(n, self.anchors, -1, height, width).permute(0, 3, 4, 1, 2).contiguous()
+            for name, out in raw.items()
+        }
 
     def forward(self, maps: Any) -> Any:
         """Returns the raw outputs, before anchors and non-maximum suppression."""
-        out: dict[str, Tensor] = self.head(list(maps))
-        return out
+        levels = [self.of_level(x, level) for level, x in enumerate(maps)]
+        return {name: torch.cat([level[name].flatten(1, 3) for level in levels], dim=1) for name in levels[0]}
 
     def out_layout(self, layout: Any) -> Any:
         """Returns None: no step reads the outputs as maps."""
@@ -67,12 +86,8 @@ class RetinaPredictor(RetinaHead):
     def forward(self, state: DetectorState) -> RetinaPredictions:
         """Returns the `RetinaPredictions` of a `DetectorState`."""
         maps, sizes, targets = state
-        raw: dict[str, list[Tensor]] = {"cls_logits": [], "bbox_regression": []}
-        for level in maps:
-            (n, _, height, width), out = level.shape, self.head([level])
-            for name, tensor in out.items():
-                raw[name].append(tensor.view(n, height, width, self.anchors, tensor.shape[-1]))
-        return raw, sizes, targets
+        levels = [self.of_level(x, level) for level, x in enumerate(maps)]
+        return {name: [level[name] for level in levels] for name in levels[0]}, sizes, targets
 
 
 class RetinaBoxes(nn.Module):
@@ -190,7 +205,8 @@ class RetinaBoxes(nn.Module):
             likely = likely[order]
             at = likely // classes
             boxes = clip_boxes_to_image(self.coder.decode_single(level_deltas[at], level_anchors[at]), size)
-            candidates.append((boxes, scores, likely % classes + 1))
+            kept = remove_small_boxes(boxes, SMALLEST)  # those in the padding have no area left
+            candidates.append((boxes[kept], scores[kept], likely[kept] % classes + 1))
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
         kept = batched_nms(boxes, scores, labels, self.overlap)[: self.detections]
         return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
@@ -255,7 +271,10 @@ def retinanet(
         ImageBatch(divisor=max(backbone.out_channels), stride=strides[-1], classes=num_classes),
         [
             ("neck", MapStep(pyramid, "all")),
-            ("head", RetinaPredictor(head_width, anchors, num_classes, convs=head_convs, norm=norm)),
+            (
+                "head",
+                RetinaPredictor(head_width, anchors, num_classes, levels=len(strides), convs=head_convs, norm=norm),
+            ),
             ("boxes", boxes),
         ],
         image_size=image_size,

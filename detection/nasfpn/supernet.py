@@ -216,7 +216,10 @@ def retinanet_nasfpn(
         [
             ("inputs", MapStep(inputs, "all")),
             *((NECK, SearchableMapStep(pyramid, "all")) for pyramid in pyramids),
-            ("head", RetinaPredictor(head_width, anchors, num_classes, convs=head_convs, norm=norm)),
+            (
+                "head",
+                RetinaPredictor(head_width, anchors, num_classes, levels=len(strides), convs=head_convs, norm=norm),
+            ),
             ("boxes", boxes),
         ],
         image_size=image_size,

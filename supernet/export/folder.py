@@ -52,6 +52,8 @@ __all__ = ["check_parity", "export", "expression", "load_exported"]
 
 FORMAT = 1
 """The version of the folder's layout, written to parity.json."""
+DETECTOR_FORMAT = 2
+"""The same of a detector: 2 has batch norm of its own for every level, and resizes images as training does."""
 
 _FILES = {"model.py", "model.safetensors", "arch.json", "preprocess.json", "model.pt2", "model.onnx", "parity.json"}
 _BATCHES = (2, 1, 3)  # the first is traced: a batch of one would be taken for a constant
@@ -116,7 +118,7 @@ def export(
         check_differences(differences, tolerance, expected)
         files = sorted(path.name for path in partial.iterdir())
         parity = {
-            "format": FORMAT,
+            "format": DETECTOR_FORMAT if leading else FORMAT,
             "differences": differences,
             "tolerance": tolerance,
             "inputs": {"seed": SEED, "shapes": [list(shape) for shape in shapes], "traced_batch": _BATCHES[0]},
@@ -346,14 +348,29 @@ def _parity(folder: Path) -> dict[str, Any]:
             raise ValueError("sha256 names files of other folders")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({one_line(error)}); export the network again") from error
-    if version != FORMAT:
-        raise InputError(f"{path} has format {version}, this release reads {FORMAT}; export the network again")
+    if version == FORMAT and _is_detector(folder):
+        raise InputError(
+            f"{folder} is a detector exported by an older release, which normalised all levels by the same statistics "
+            "and resized images by another routine than training; train and export it again"
+        )
+    if version not in (FORMAT, DETECTOR_FORMAT):
+        raise InputError(
+            f"{path} has format {version}, this release reads {FORMAT} and {DETECTOR_FORMAT}; export the network again"
+        )
     if not shapes or not names >= {"model.py", "model.safetensors", "model.pt2"}:
         raise InputError(f"{path} is damaged (it lacks inputs or files); export the network again")
     for name in sorted(names):
         if not (folder / name).is_file():
             raise InputError(f"the export {folder} lacks {name}; export the network again")
     return parity
+
+
+def _is_detector(folder: Path) -> bool:
+    """Whether an export holds a detector, whose preprocessing knows a longest side."""
+    try:
+        return "longest" in parse_json(read_text(folder / "preprocess.json"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

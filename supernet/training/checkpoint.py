@@ -7,7 +7,7 @@ weights: a state as the comment of its zip archive, weights in their metadata.
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,20 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> 
             file.write(digest)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the metadata of a file of weights.
+
+    Raises:
+        InputError: the file cannot be read, or has changed since it was written.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+        return _checked(path, notes)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore it, or delete it to train again") from error
+
+
 def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     """Loads safetensors into a module, strictly, and returns the file's metadata.
 
@@ -119,6 +133,7 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
     own = module.state_dict()
     if own.keys() != tensors.keys() and has_numbered_steps(tensors):
         raise InputError(f"{path} was written by an older release (numbered steps); train again")
+    check_release(path, module, tensors)
     for name in sorted(own.keys() | tensors.keys()):
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
             raise InputError(f"{path} belongs to another network: tensor {name!r} is missing or has another shape")
@@ -126,6 +141,24 @@ def load_weights(path: Path, module: nn.Module) -> dict[str, str]:
             raise InputError(f"{path} holds values that are not finite, the first in tensor {name!r}; train again")
     module.load_state_dict(tensors)
     return metadata
+
+
+def check_release(path: Path, module: nn.Module, names: Iterable[str]) -> None:
+    """Refuses tensors of an older release that a module recognises by their names and could not use.
+
+    A part of the module says so by a method `older_release(names)`, which gets the names below its own path and returns
+    what is wrong with them, or None.
+
+    Raises:
+        InputError: the tensors are from an older release.
+    """
+    known = list(names)
+    for prefix, part in module.named_modules():
+        explain = getattr(part, "older_release", None)
+        start = f"{prefix}." if prefix else ""
+        reason = explain and explain([name.removeprefix(start) for name in known if name.startswith(start)])
+        if reason:
+            raise InputError(f"{path} was written by an older release: {reason}; train again in a new folder")
 
 
 def _checked(path: Path, notes: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from supernet.config import Train
 from supernet.errors import InputError
 from supernet.files import environment
 from supernet.space import Arch
-from supernet.training.checkpoint import load_state, save_state
+from supernet.training.checkpoint import check_release, load_state, save_state
 from supernet.training.distributed import World, convert_sync_bn
 from supernet.training.monitor import Monitor
 from supernet.training.optim import create_ema, create_optimizer, create_schedule
@@ -126,6 +126,7 @@ class TrainingState:
         _check_content(path, state)
         if state.get("data") not in (self.data.digest, *self.accept):
             raise InputError(f"{path} was trained on other images; restore the data or give another folder")
+        check_release(path, self.chain, state["model"])
         self._warn_of_changes(path, state["environment"])
         try:
             self.chain.load_state_dict(state["model"])

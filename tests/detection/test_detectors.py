@@ -81,7 +81,7 @@ def _searched_neck() -> Detector:
     strides = tuple(backbone.out_channels)
     steps: list[tuple[str, nn.Module]] = [
         ("neck", SearchableMapStep(ChoiceBlock(pyramids), "all")),
-        ("head", RetinaPredictor(WIDTH, 1, CLASSES, convs=1)),
+        ("head", RetinaPredictor(WIDTH, 1, CLASSES, levels=2, convs=1)),
         ("boxes", RetinaBoxes(strides, ((8,), (16,)), (1.0,))),
     ]
     batch = ImageBatch(divisor=8, stride=8, classes=CLASSES)

@@ -18,7 +18,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, remove_small_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from detection import DetectorNetwork, Labelled, backbone_of, create_detector, create_detector_network, load_backbone
@@ -27,7 +27,7 @@ from detection.build import DETECTORS, DetectorSettings
 from detection.faster_rcnn import ConvFCHead, RegionBoxes, faster_rcnn_fpn
 from detection.nasfpn.supernet import retinanet_nasfpn
 from detection.pyramid import Anchors, FeaturePyramid
-from detection.retinanet import RetinaBoxes, RetinaHead, retinanet
+from detection.retinanet import SMALLEST, RetinaBoxes, RetinaHead, retinanet
 from helpers.detector_cases import (
     BACKBONE,
     CLASSES,
@@ -113,6 +113,13 @@ def _torchvisions(kind: str, network: DetectorNetwork) -> nn.Module:
     )
 
 
+def _begins_like(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    """Whether detections are torchvision's, whose RetinaNet also returns boxes without area, which take up places."""
+    kept = remove_small_boxes(theirs["boxes"], SMALLEST)
+    assert len(kept) > len(theirs["boxes"]) / 2
+    return all(torch.equal(ours[name][: len(kept)], theirs[name][kept]) for name in ours)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_detectors_compute_what_torchvisions_do(kind: str) -> None:
     """Detections, losses and number of parameters are equal; the labels of torchvision's RetinaNet start at 0."""
@@ -125,7 +132,7 @@ def test_detectors_compute_what_torchvisions_do(kind: str) -> None:
     with torch.no_grad():
         detections, expected = ours(x), theirs(list(x))
     assert all(len(image["boxes"]) > 10 for image in detections)
-    assert same(detections, [{**image, "labels": image["labels"] + shift} for image in expected])
+    assert all(map(_begins_like, detections, [{**image, "labels": image["labels"] + shift} for image in expected]))
     torch.manual_seed(0)
     losses = ours.train()(list(x), targets())
     torch.manual_seed(0)

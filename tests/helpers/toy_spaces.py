@@ -349,7 +349,7 @@ def detector(*, num_classes: int = 5, input_size: int = 32, in_channels: int = 3
         ("stage1", stage(8, 12)),
         ("stage2", stage(12, 16)),
         ("neck", FeaturePyramid((8, 12, 16), 8)),
-        ("head", RetinaHead(8, 3, num_classes)),
+        ("head", RetinaHead(8, 3, num_classes, levels=3)),
     ]
     return Chain("toy-detector", steps, input_shape=(in_channels, input_size, input_size))
 

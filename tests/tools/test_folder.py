@@ -13,7 +13,7 @@ from helpers.tiny import TINY, TINY_SPACE
 from supernet.config import Data, Train, from_dict
 from supernet.errors import InputError
 from supernet.files import read_json, write_json
-from supernet_tools.pipeline.config import SupernetRun
+from supernet_tools.pipeline.config import DetectorRun, SupernetRun
 from supernet_tools.pipeline.folder import check_run, claim_run, removed_on_failure
 
 
@@ -88,6 +88,16 @@ def test_a_folder_of_another_release_is_refused_by_name(tmp_path: Path) -> None:
     write_json(folder / "run.json", {"format": 2, "kind": "supernet"})
     with pytest.raises(InputError, match=r"run\.json is damaged: it lacks 'config'"):
         check_run(folder, "supernet", SupernetRun())
+
+
+def test_a_detector_of_an_older_release_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with claim_run(folder, "detector", DetectorRun()):
+        pass
+    check_run(folder, "detector", DetectorRun())
+    write_json(folder / "run.json", {**read_json(folder / "run.json"), "format": 2})
+    with pytest.raises(InputError, match=r"holds a detector of an older release.*; train again in a new folder"):
+        check_run(folder, "detector", DetectorRun())
 
 
 def fail_after_decoding(folder: Path) -> None:

@@ -26,6 +26,7 @@ from helpers.scripts import run_script
 from helpers.tiny import TINY, TINY_SPACE
 from searchers import Study
 from supernet_tools.pipeline.config import DetectorRun
+from supernet_tools.pipeline.folder import DETECTOR_FORMAT
 from supernet_tools.pipeline.runs import open_run
 
 ARCH = '{"stage1.block0.op": "shuffle3", "stage2.block0.op": "shuffle3", "stage3.block0.op": "shuffle3"}'
@@ -215,7 +216,9 @@ def detector(stage: Stage, folder: Path) -> None:
     folder.mkdir()
     document = json.loads((stage.trained / "run.json").read_text())
     config = dataclasses.asdict(DetectorRun(backbone="planted:build"))
-    (folder / "run.json").write_text(json.dumps({**document, "kind": "detector", "config": config}))
+    (folder / "run.json").write_text(
+        json.dumps({**document, "format": DETECTOR_FORMAT, "kind": "detector", "config": config})
+    )
     shutil.copy(stage.trained / "supernet.safetensors", folder)
     (folder / "preprocess.json").write_text("{}")  # does not turn the run into an export
 

@@ -18,6 +18,8 @@ from supernet.files import commit, flatten, is_temporary, lock_file, read_json, 
 
 RUN_FORMAT = 2
 """Of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
+DETECTOR_FORMAT = 3
+"""Of a detector's run.json. 3 has batch norm of its own for every level in RetinaNet's towers."""
 LOCK, RUN, IMAGES = ".lock", "run.json", "images"
 FOREIGN = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in a folder that they have shown."""
@@ -54,7 +56,7 @@ def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
         remove_temporaries(folder)
         if not (folder / RUN).exists():
             settings = dataclasses.asdict(config)
-            document = {"format": RUN_FORMAT, "kind": kind, "config": settings, "commit": commit(), **facts}
+            document = {"format": _format(kind), "kind": kind, "config": settings, "commit": commit(), **facts}
             write_json(folder / RUN, document, work=False)
         yield folder
     finally:
@@ -103,10 +105,16 @@ def read_run(folder: Path) -> dict[str, Any]:
         InputError: there is none, it is damaged, or another release wrote it.
     """
     document = read_json(folder / RUN)
-    if document.get("format") != RUN_FORMAT:
+    detector = document.get("kind") == "detector"
+    if detector and document.get("format") == RUN_FORMAT:
+        raise InputError(
+            f"{folder} holds a detector of an older release, which scored every level of a RetinaNet with the same "
+            "batch-norm statistics and images with their padding, so its mAP is too low; train again in a new folder"
+        )
+    if document.get("format") != _format(document.get("kind")):
         raise InputError(
             f"{folder} was written by another release (format {shown(document.get('format'))}, this one reads "
-            f"{RUN_FORMAT}); train again in a new folder"
+            f"{_format(document.get('kind'))}); train again in a new folder"
         )
     missing = {"kind", "config"} - document.keys()
     if missing or not isinstance(document["config"], Mapping):
@@ -114,6 +122,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not isinstance(document["kind"], str):
         raise InputError(f"{folder / RUN} is damaged: kind={shown(document['kind'])} should be a text; restore it")
     return document
+
+
+def _format(kind: object) -> int:
+    """The format of run.json for a kind of run."""
+    return DETECTOR_FORMAT if kind == "detector" else RUN_FORMAT
 
 
 @contextlib.contextmanager
