@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detection.data.images import DetectionSet
 from detection.inputs import Target
-from supernet.data.images import Images
+from supernet.data.batches import Batches
 from supernet.errors import InputError
 from supernet.scoring.metrics import BatchMetric, Metrics
 
@@ -186,16 +186,19 @@ class DetectionMetric(BatchMetric):
         return torch.cat(rows).float()
 
     def combine(self, parts: Sequence[Tensor]) -> Metrics:
-        """Returns the metrics over all images."""
-        return self.truth.figures(torch.cat(list(parts)), every=self.every)
+        """Returns the metrics over all images, whatever their order."""
+        rows = torch.cat(list(parts))
+        return self.truth.figures(rows[rows[:, 0].argsort(stable=True)], every=self.every)
 
     @torch.no_grad()
-    def __call__(self, network: nn.Module, images: Images | DetectionSet, batch: int) -> Metrics:
-        """Returns the metrics of a network.
+    def __call__(self, network: nn.Module, images: DetectionSet, batch: int) -> Metrics:
+        """Returns the metrics of a network, which do not depend on `batch` beyond rounding.
 
         Args:
             network: a detector in eval mode.
-            images: the set, or its images in memory (`DetectionSet.images`).
-            batch: images per forward pass.
+            images: the set (see `DetectionSet.images` for its images in memory).
+            batch: at most so many images per forward pass, all of one height and width: padding an image to the size of
+                another one would change what is detected in it.
         """
-        return self.combine([self.of_batch(network(x), positions) for x, positions in images.batches(batch)])
+        batches = Batches(images, batch, alike=True)
+        return self.combine([self.of_batch(network(x), batches.labels(number)) for number, x in enumerate(batches)])

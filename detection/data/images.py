@@ -17,7 +17,6 @@ from detection.data.coco import Annotations
 from supernet.data.batches import digest
 from supernet.data.cache import Entry, cache_key, cached
 from supernet.data.decode import UNREADABLE, report_animated
-from supernet.data.images import Images
 from supernet.data.opening import FRAMES, open_image
 from supernet.errors import InputError
 from supernet.memory import free_memory
@@ -39,6 +38,8 @@ class DetectionSet:
         mean, std: float32, (3, 1, 1), on the scale 0..1; their device is where batches go.
         root: folder of the image files; None for images that have none.
         pixels: decoded images, uint8, (3, H, W) each as stored; None for images that are read from `root`.
+        resized: the images as detectors see them, uint8, (3, h, w) each; None for images that are resized when they are
+            used.
     """
 
     annotations: Annotations
@@ -47,6 +48,7 @@ class DetectionSet:
     std: Tensor
     root: Path | None = None
     pixels: tuple[Tensor, ...] | None = None
+    resized: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -64,13 +66,28 @@ class DetectionSet:
     @property
     def scales(self) -> Tensor:
         """Stored pixels per pixel that a detector sees, in x and y, float64, (N, 2)."""
-        seen = torch.tensor([self.resize.of(*size) for size in self.annotations.sizes.tolist()])
-        return self.annotations.sizes.flip(1).double() / seen.flip(1)
+        return self.annotations.sizes.flip(1).double() / torch.tensor(self._seen_sizes()).flip(1)
+
+    def _seen_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of every image as detectors see it."""
+        return [self.resize.of(*size) for size in self.annotations.sizes.tolist()]
+
+    def groups(self, size: int) -> list[Tensor]:
+        """Returns the positions of all images in groups of at most `size` that detectors see at one height and width.
+
+        An image of such a batch is padded as it would be alone, so its detections do not depend on the other images.
+        """
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for position, shape in enumerate(self._seen_sizes()):
+            by_shape.setdefault(shape, []).append(position)
+        return [group for positions in by_shape.values() for group in torch.tensor(positions).split(size)]
 
     def subset(self, index: Tensor) -> "DetectionSet":
         """Returns the images at these positions, in this order."""
-        pixels = None if self.pixels is None else tuple(self.pixels[i] for i in index.tolist())
-        return dataclasses.replace(self, annotations=self.annotations.subset(index), pixels=pixels)
+        rows = index.tolist()
+        pixels = None if self.pixels is None else tuple(self.pixels[i] for i in rows)
+        resized = None if self.resized is None else tuple(self.resized[i] for i in rows)
+        return dataclasses.replace(self, annotations=self.annotations.subset(index), pixels=pixels, resized=resized)
 
     def to(self, device: torch.device | str) -> "DetectionSet":
         """Returns the same set with its batches moved to a device."""
@@ -116,40 +133,32 @@ class DetectionSet:
 
     def seen(self, index: int) -> Tensor:
         """Returns one image as a detector sees it, but not normalised, uint8, (3, h, w)."""
-        return self.resize(self.image(index))
+        return self.resize(self.image(index)) if self.resized is None else self.resized[index]
 
     def batches(self, size: int) -> Iterator[tuple[Pixels, Tensor]]:
-        """Yields normalised images and their positions in this set, int64, (n,), in order."""
+        """Yields normalised images and their positions in this set, int64, (n,), in order.
+
+        Images of several sizes come as a list, which a detector pads to one size; scores are computed on `groups`.
+        """
         for positions in torch.arange(len(self)).split(size):
             yield self.normalize(gathered([self.seen(i) for i in positions.tolist()])), positions
 
-    def images(self) -> Images:
-        """Returns all images in memory as detectors see them, for `SharedWeights`.
-
-        Their labels are positions in this set, by which a `DetectionMetric` finds the boxes. Smaller images are padded
-        at the right and the bottom with the mean.
+    def images(self) -> "DetectionSet":
+        """Returns the same set with all images in memory as detectors see them, for `SharedWeights`.
 
         Raises:
             InputError: they need more memory than is free, or as `image`.
         """
-        seen = [self.resize.of(*size) for size in self.annotations.sizes.unique(dim=0).tolist()]
-        height, width = (max(sides) for sides in zip(*seen, strict=True))
-        needed, free = len(self) * 3 * height * width, free_memory()
+        sizes = self._seen_sizes()
+        needed, free = sum(3 * height * width for height, width in sizes), free_memory()
         if free is not None and needed > free:
+            height, width = (max(sides) for sides in zip(*sizes, strict=True))
             raise InputError(
-                f"{len(self)} images of {width}×{height} need {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB "
-                "are free; lower data.size, or score with fewer images"
+                f"{len(self)} images of up to {width}×{height} need {needed / 1e9:.1f} GB of memory and "
+                f"{free / 1e9:.1f} GB are free; lower data.size, or score with fewer images"
             )
-        pixels = torch.empty(len(self), 3, height, width, dtype=torch.uint8)
-        pixels[:] = (self.mean.cpu() * 255).round().to(torch.uint8)
-
-        def fill(index: int) -> None:
-            image = self.seen(index)
-            pixels[index, :, : image.shape[1], : image.shape[2]] = image
-
         with _threads() as pool:
-            list(pool.map(fill, range(len(self))))
-        return Images(pixels, torch.arange(len(self)), self.mean.cpu(), self.std.cpu()).to(self.mean.device)
+            return dataclasses.replace(self, resized=tuple(pool.map(self.seen, range(len(self)))))
 
     def decoded(self, limit: int, *, cache: Path | None = None) -> "DetectionSet":
         """Returns the same set decoded in memory, or the set itself if that takes more than `limit` bytes.

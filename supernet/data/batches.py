@@ -46,10 +46,14 @@ class Batches:
         images: the set.
         size: images per batch; the last one of a whole set may have fewer.
         count: how many batches; all by default.
+        alike: whether a batch holds images of one height and width, where the set has a method `groups(size)` that says
+            which; the order is then that of the groups.
     """
 
-    def __init__(self, images: ImageSet, size: int, count: int | None = None) -> None:
-        self._images, self._positions = images, torch.arange(len(images)).split(size)[:count]
+    def __init__(self, images: ImageSet, size: int, count: int | None = None, *, alike: bool = False) -> None:
+        groups = getattr(images, "groups", None) if alike else None
+        positions = torch.arange(len(images)).split(size) if groups is None else groups(size)
+        self._images, self._positions = images, positions[:count]
 
     def __len__(self) -> int:
         return len(self._positions)

@@ -1,6 +1,7 @@
 """Batch-norm statistics when shared weights are scored: inherited from training, of the batch, or recalibrated."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,6 +65,20 @@ def use_batch_statistics(norm: _BatchNorm) -> None:
     """Makes a batch norm normalise every batch with its own statistics and leave the running ones alone."""
     norm.train()
     norm.momentum = 0.0
+
+
+@contextmanager
+def single_values_explained(remedy: str) -> Iterator[None]:
+    """Turns torch's error about a batch norm that sees one value per channel into an `InputError` with this remedy."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "a batch norm sees a single value per channel, which has no variance: one image whose feature map has one "
+            f"position; {remedy}"
+        ) from error
 
 
 @torch.no_grad()

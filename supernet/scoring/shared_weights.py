@@ -23,6 +23,7 @@ from supernet.scoring.batch_norm import (
     norms_of,
     output_moments,
     recalibrate_bn,
+    single_values_explained,
     use_batch_statistics,
 )
 from supernet.scoring.cache import Score, ScoreCache
@@ -198,7 +199,8 @@ class SharedWeights:
             if self.cache is not None:
                 self.cache.put(context, form, score)
 
-        with restored_generators(self._device):
+        remedy = "raise the images per calibration batch (scoring_batch of a detector) to two or more"
+        with restored_generators(self._device), single_values_explained(remedy):
             for start in range(0, len(new), GROUP):
                 self._evaluate(new[start : start + GROUP], record)
         costs = [dict(self.cost(arch)) if self.cost is not None else {} for arch in archs]
@@ -275,7 +277,7 @@ class SharedWeights:
             for number, arch in enumerate(archs):
                 record(arch, self._score(self._prefixes.network(trie, number)))
             return
-        batches = Batches(self.validation, self.batch)
+        batches = Batches(self.validation, self.batch, alike=True)
         parts: list[list[Any]] = [[] for _ in archs]
 
         def visit(number: int, outputs: Any) -> None:
@@ -291,8 +293,9 @@ class SharedWeights:
     def _score(self, network: nn.Module) -> Score:
         if not isinstance(self.metric, BatchMetric):
             return Score(dict(self.metric(network, self.validation, self.batch)))
+        batches = Batches(self.validation, self.batch, alike=True)
         with torch.no_grad():
-            parts = [self.metric.of_batch(network(x), y) for x, y in self.validation.batches(self.batch)]
+            parts = [self.metric.of_batch(network(x), batches.labels(at)) for at, x in enumerate(batches)]
         return Score(dict(self.metric.combine(parts)), self.metric.correct(parts))
 
     def _refresh(self) -> None:

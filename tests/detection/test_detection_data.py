@@ -22,8 +22,9 @@ from detection.data.batches import training_batches
 from detection.data.coco import Annotations, read_annotations
 from detection.data.images import DetectionSet
 from detection.data.load import DetectionSplits, load
-from helpers.coco import Document, annotation, change, make_coco, settings, write
+from helpers.coco import Document, annotation, change, make_coco, mixed_coco, settings, write
 from supernet.config import from_dict
+from supernet.data.batches import Batches
 from supernet.errors import InputError
 from supernet.seeding import generator
 
@@ -469,23 +470,19 @@ def test_sizes_keep_the_aspect_ratio_or_become_square() -> None:
     assert Resize(800, 1333).of(300, 900) == (444, 1333)
 
 
-def test_images_of_several_sizes_are_a_list_or_padded_with_the_mean_in_memory(tmp_path: Path) -> None:
-    wide, tall = make_coco(tmp_path, images=3), make_coco(tmp_path, images=3, size=(48, 64), name="tall")
-    both, other = (json.loads(path.read_text(encoding="utf-8")) for path in (wide, tall))
-    both["images"] += [{**image, "id": image["id"] + 50} for image in other["images"]]
-    path = write(tmp_path / "both.json", both)
-    part = load(settings(path, longest=64, validation_source=str(path), test_source=str(path))).train
+def test_images_of_several_sizes_are_a_list_and_scored_in_groups_of_one_shape(tmp_path: Path) -> None:
+    path = mixed_coco(tmp_path)
+    part = load(settings(path, longest=64, validation_source=str(path), test_source=str(path))).test
     images, _ = next(part.batches(6))
     assert isinstance(images, list)
     assert {image.shape for image in images} == {(3, 32, 43), (3, 43, 32)}
-    padded = part.images()
-    assert padded.pixels.shape == (6, 3, 43, 43)
-    assert padded.labels.tolist() == list(range(6))
-    for row, image in zip(padded.normalize(padded.pixels), images, strict=True):
-        assert torch.equal(row[:, : image.shape[1], : image.shape[2]], image)
-        assert (
-            row[:, image.shape[1] :].abs().sum() + row[:, :, image.shape[2] :].abs().sum() < 2000 / 255 / part.std.min()
-        )
+    assert [group.tolist() for group in part.groups(2)] == [[0, 1], [2], [3, 4], [5]]
+    kept, again = part.images(), part.subset(torch.tensor([4, 1])).images()
+    assert all(map(torch.equal, next(kept.batches(6))[0], images))
+    assert all(map(torch.equal, next(again.batches(2))[0], (images[4], images[1])))
+    alike = Batches(part, 2, alike=True)
+    assert [x.shape for x in alike] == [(2, 3, 32, 43), (1, 3, 32, 43), (2, 3, 43, 32), (1, 3, 43, 32)]
+    assert torch.cat([alike.labels(number) for number in range(4)]).tolist() == [*range(6)]
     for i in range(6):
         height, width = images[i].shape[1:]
         seen = torch.tensor([width, height]) * part.scales[i]

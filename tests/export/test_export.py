@@ -92,7 +92,7 @@ def test_export_is_complete_and_equal(exports: dict[str, Exported], space: str) 
     text = (exported.folder / "model.py").read_text()
     assert "supernet" not in text
     assert "NotImplementedError" not in text
-    for function in (weights.load, weights._tensors, weights._resized, classify._prepared, classify.predict):
+    for function in (weights.load, weights._tensors, classify._resized, classify._prepared, classify.predict):
         assert inspect.getsource(function) in text  # unchanged
 
     x = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(9))

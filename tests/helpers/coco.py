@@ -35,6 +35,17 @@ def make_coco(root: Path, *, images: int = 12, size: tuple[int, int] = (64, 48),
     return write(root / f"{name}.json", {"images": entries, "annotations": annotations, "categories": CATEGORIES})
 
 
+def mixed_coco(root: Path, *, images: int = 3) -> Path:
+    """Writes a data set of so many wide images followed by as many tall ones; returns the file."""
+    wide, tall = make_coco(root, images=images), make_coco(root, images=images, size=(48, 64), name="tall")
+    both, other = (json.loads(path.read_text(encoding="utf-8")) for path in (wide, tall))
+    both["images"] += [{**image, "id": image["id"] + 50} for image in other["images"]]
+    both["annotations"] += [
+        {**entry, "id": entry["id"] + 5000, "image_id": entry["image_id"] + 50} for entry in other["annotations"]
+    ]
+    return write(root / "both.json", both)
+
+
 def write(path: Path, document: Any) -> Path:
     """Writes a document as JSON and returns the path."""
     path.write_text(json.dumps(document), encoding="utf-8")

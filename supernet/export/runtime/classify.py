@@ -3,8 +3,17 @@
 from typing import Any
 
 import torch
+from torch import nn
 
-from supernet.export.runtime.weights import _loaded, _resized
+from supernet.export.runtime.weights import _loaded
+
+
+def _resized(x: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """Resizes images (N, C, H, W) with values from 0 to 255 to (height, width), rounding to whole numbers."""
+    if x.shape[-2:] == size:
+        return x
+    antialias = mode in ("bilinear", "bicubic")
+    return nn.functional.interpolate(x, size, mode=mode, antialias=antialias).clamp(0, 255).round()
 
 
 def _prepared(images: torch.Tensor, preprocess: dict[str, Any]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from supernet.export.runtime.weights import _loaded, _resized
+from supernet.export.runtime.weights import _loaded
 
 LEADING = 1  # modules in the graphs; the exporter writes the number of the exported network
 
@@ -20,12 +20,14 @@ def finish(outputs: object) -> list[dict[str, torch.Tensor]]:
 
 
 def _prepared(image: torch.Tensor, preprocess: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Resizes and normalises one uint8 image; also returns the factors that turn its boxes into pixels of the original.
+    """Resizes one uint8 image by torchvision, as in training, and normalises it.
 
     Returns:
-        (C, height, width), and the factors of x1, y1, x2 and y2.
+        (C, height, width), and the factors that turn x1, y1, x2 and y2 of its boxes into pixels of the original.
     """
-    mean, std = (torch.tensor(preprocess[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    from torchvision.transforms.v2 import functional as transforms
+
+    mean, std = (torch.tensor(preprocess[name]).view(-1, 1, 1) for name in ("mean", "std"))
     if image.dtype is not torch.uint8 or image.dim() != 3 or image.shape[0] != mean.numel():
         raise ValueError(f"an image is uint8, ({mean.numel()}, H, W), not {image.dtype}, {tuple(image.shape)}")
     size, longest = preprocess["input_size"], preprocess.get("longest", 0)
@@ -33,13 +35,13 @@ def _prepared(image: torch.Tensor, preprocess: dict[str, Any]) -> tuple[torch.Te
     if longest:  # the shorter side is resized to the size, unless the longer one would exceed this
         factor = min(size / min(sides), longest / max(sides))
         target = (max(1, round(sides[0] * factor)), max(1, round(sides[1] * factor)))
-    x = _resized(image[None].float(), target, preprocess["interpolation"])
+    x = transforms.resize(image, list(target), antialias=True)
     scale = torch.tensor([sides[1] / target[1], sides[0] / target[0]]).repeat(2)
-    return ((x / 255 - mean) / std)[0], scale
+    return (x.float() / 255 - mean) / std, scale
 
 
 def predict(images: torch.Tensor | list[torch.Tensor]) -> list[list[tuple[str | int, float, tuple[float, ...]]]]:
-    """Detects the objects in images.
+    """Detects the objects in images, one by one: padded to the size of another one, an image would look different.
 
     Args:
         images: uint8, (N, C, H, W) or (C, H, W), or a list of (C, H, W), of any sizes.
@@ -51,12 +53,12 @@ def predict(images: torch.Tensor | list[torch.Tensor]) -> list[list[tuple[str | 
     network, preprocess = _loaded()
     if isinstance(images, torch.Tensor):
         images = list(images[None] if images.dim() == 3 else images)
-    prepared = [_prepared(image, preprocess) for image in images]
-    with torch.no_grad():
-        detections = network([x for x, _ in prepared])
     names = preprocess["classes"]
     results = []
-    for detected, (_, scale) in zip(detections, prepared, strict=True):
+    for image in images:
+        x, scale = _prepared(image, preprocess)
+        with torch.no_grad():
+            (detected,) = network(x[None])
         labels, scores = detected["labels"].tolist(), detected["scores"].tolist()
         boxes = (detected["boxes"] * scale).tolist()
         results.append(

@@ -1,4 +1,4 @@
-"""Reads the weights of an export and resizes its images; the functions are copied into model.py."""
+"""Reads the weights of an export; the functions are copied into model.py."""
 
 import functools
 import json
@@ -43,11 +43,3 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
 def _loaded() -> tuple[nn.Module, dict[str, Any]]:
     """Returns the network and the settings in preprocess.json, read once."""
     return load(), json.loads((Path(__file__).parent / "preprocess.json").read_text(encoding="utf-8"))
-
-
-def _resized(x: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """Resizes images (N, C, H, W) with values from 0 to 255 to (height, width), rounding to whole numbers."""
-    if x.shape[-2:] == size:
-        return x
-    antialias = mode in ("bilinear", "bicubic")
-    return nn.functional.interpolate(x, size, mode=mode, antialias=antialias).clamp(0, 255).round()
