@@ -3,7 +3,7 @@
 The last feature map at each stride is kept, and the classifier head is dropped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -32,11 +32,33 @@ class MapStep(nn.Module):
     Args:
         block: takes the last map, or in mode "all" the tuple of maps.
         mode: see `Mode`.
+        freeze_bn: whether the block's batch norm is frozen: its statistics, scale and shift stay as they are.
+        frozen: whether all weights of the block stay as they are, with its batch norm.
     """
 
-    def __init__(self, block: nn.Module, mode: Mode) -> None:
+    def __init__(self, block: nn.Module, mode: Mode, *, freeze_bn: bool = False, frozen: bool = False) -> None:
         super().__init__()
-        self.block, self.mode = block, mode
+        self.block, self.mode, self.freeze_bn, self.frozen = block, mode, False, False
+        if freeze_bn:
+            self.freeze_norms()
+        if frozen:
+            self.freeze()
+
+    def freeze(self) -> None:
+        """Fixes all weights of the block and its batch norm, in place."""
+        self.frozen = True
+        self.freeze_norms()
+        self.block.requires_grad_(requires_grad=False)
+
+    def freeze_norms(self) -> None:
+        """Replaces every batch norm of the block with its frozen form, in place."""
+        self.freeze_bn = True
+        if isinstance(self.block, nn.BatchNorm2d):
+            self.block = frozen_norm(self.block)
+        for parent in list(self.block.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(parent, name, frozen_norm(child))
 
     def forward(self, state: DetectorState) -> DetectorState:
         """Returns the `DetectorState` with its maps updated."""
@@ -126,6 +148,7 @@ class Backbone:
         out_channels: stride to channels of each kept map, the finest first.
         in_channels: channels of the images.
         layouts: of the input of each step.
+        strides: of the output of each step.
         init: initialises the steps of a standalone network as in classification.
         starts_alike: whether the options of a supernet begin alike (see `supernet.chain.Chain`).
     """
@@ -136,6 +159,7 @@ class Backbone:
     out_channels: dict[int, int]
     in_channels: int
     layouts: tuple[Layout, ...]
+    strides: tuple[int, ...]
     init: Init
     starts_alike: bool
 
@@ -182,6 +206,7 @@ def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
         {steps[number][2].stride: steps[number][2].channels for number in kept},
         classifier.input_shape[0],
         (classifier.input_layout, *(out for _, _, out in steps[:-1])),
+        tuple(out.stride for _, _, out in steps),
         classifier.init,
         classifier.starts_alike and bool(classifier.space.choices),
     )
@@ -236,13 +261,41 @@ def check_frozen(supernet: Chain, steps: list[nn.Module], *, freeze: bool = Fals
 def freeze_batch_norm(network: nn.Module) -> None:
     """Replaces every batch norm in the backbone of a detector with its frozen form, in place."""
     for step in backbone_steps(network):
-        for parent in list(step.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, nn.BatchNorm2d):
-                    setattr(parent, name, _frozen(child))
+        assert isinstance(step, MapStep), "batch norm is frozen in fixed backbones alone (`check_frozen`)"
+        step.freeze_norms()
 
 
-def _frozen(norm: nn.BatchNorm2d) -> FrozenNorm:
+def freeze_stages(network: nn.Module, strides: Sequence[int], stages: int) -> None:
+    """Fixes the weights of the first stages of a backbone, in place.
+
+    Args:
+        network: a detector with a fixed backbone, or the network of one architecture.
+        strides: of the output of each step of the backbone (`Backbone.strides`).
+        stages: number of stages; a stage holds the steps whose outputs have one stride. Of a ResNet, the first are the
+            stem and `layer1`, as MMDetection counts them.
+
+    Raises:
+        InputError: the backbone has fewer stages, or a step with choices.
+    """
+    present = sorted(set(strides))
+    if not 0 <= stages <= len(present):
+        raise InputError(
+            f"frozen_stages={stages!r} should be an integer from 0 to {len(present)}, the number of stages of the "
+            "backbone"
+        )
+    for step, stride in zip(backbone_steps(network), strides, strict=True):
+        if stride not in present[:stages]:
+            continue
+        if not isinstance(step, MapStep):
+            raise InputError(
+                f"frozen_stages={stages} needs a fixed backbone: the weights of a searched one are trained with the "
+                "detector"
+            )
+        step.freeze()
+
+
+def frozen_norm(norm: nn.BatchNorm2d) -> FrozenNorm:
+    """Returns the frozen form of a batch norm, with copies of its tensors."""
     frozen = FrozenNorm(norm.num_features, norm.eps)
     for name, tensor in norm.state_dict().items():
         if name != "num_batches_tracked":

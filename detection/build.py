@@ -9,12 +9,13 @@ from typing import Any, Literal, TypedDict, Unpack, cast, get_type_hints
 import torch
 from torch import nn
 
-from detection.backbone import as_backbone, check_frozen, freeze_batch_norm
+from detection.backbone import as_backbone, check_frozen, freeze_batch_norm, freeze_stages
 from detection.detector import Detector, DetectorNetwork
 from detection.faster_rcnn import faster_rcnn_fpn
 from detection.nasfpn.supernet import Gate, retinanet_nasfpn
 from detection.pyramid import Norm
 from detection.retinanet import retinanet
+from detection.timm_backbone import is_timm, timm_backbone
 from supernet import plugins
 from supernet.chain import Chain, realize
 from supernet.checked import is_number, is_whole
@@ -84,9 +85,11 @@ def create_detector(
     head_width: int = 256,
     levels: int | None = None,
     freeze_bn: bool = False,
+    frozen_stages: int = 0,
     backbone_settings: Mapping[str, Any] | None = None,
     backbone_arch: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
+    searched: bool = True,
     **settings: Unpack[DetectorSettings],
 ) -> Detector:
     """Returns a searchable detector with fresh weights; `create_detector_network` returns that of one architecture.
@@ -94,8 +97,9 @@ def create_detector(
     Args:
         kind: "retinanet" or "faster-rcnn-fpn".
         backbone: a space in `SPACES` or `"package.module:builder"`; a classification supernet, whose modules become
-            part of the detector and keep their weights; or, if the neck is searched, the name of a published network
-            in `GENOTYPES`, which is fixed.
+            part of the detector and keep their weights; or, if the neck is searched, what is fixed: the name of a
+            published network in `GENOTYPES`, or "timm:NAME" for a network of timm (see
+            `detection.timm_backbone.timm_backbone`).
         neck: "fpn", which has no choices, or for RetinaNet "nasfpn", which is searched together with the backbone, or
             alone if the backbone is fixed.
         num_classes: number of classes without the background; labels run from 1 to this number.
@@ -106,9 +110,12 @@ def create_detector(
         levels: how many of the backbone's coarsest strides are read; by default 3 for RetinaNet, 4 for Faster R-CNN.
         freeze_bn: fixes statistics, scale and shift of batch norm in a fixed backbone; load its weights afterwards
             (`load_backbone`).
+        frozen_stages: fixes the weights of so many stages of a fixed backbone (see
+            `detection.backbone.freeze_stages`).
         backbone_settings: further arguments of the backbone's builder.
         backbone_arch: an architecture of the backbone's space; fixes the backbone to it.
         generator: source of the initial weights; torch's global generator if None.
+        searched: whether something must be left to search; False also returns a detector without choices.
         settings: settings of the detector's builder. All detectors take head_convs, norm, anchor_scale,
             score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative, focal_alpha and
             focal_gamma, with the neck "nasfpn" also repeats, cells, pooled_levels, ops, gate and bias. Faster R-CNN
@@ -129,7 +136,7 @@ def create_detector(
     detector_builder(kind, neck)  # an unknown kind or neck is the first thing to report
     _check_backbone(backbone, backbone_settings)
     fixed = _is_fixed(backbone, backbone_arch)
-    if fixed and neck not in SEARCHED_NECKS:
+    if searched and fixed and neck not in SEARCHED_NECKS:
         raise InputError(
             f"there is nothing to search: the backbone {_name(backbone)!r} is fixed, and the neck {neck!r} has no "
             "choices; give a space as backbone or neck='nasfpn', or call create_detector_network"
@@ -151,6 +158,7 @@ def create_detector(
     detector.initialize(generator)
     if freeze_bn:
         freeze_batch_norm(detector)
+    freeze_stages(detector, detector.backbone_strides, frozen_stages)
     if isinstance(backbone, str) and not fixed and phase != "standalone":
         detector.standalone = functools.partial(  # the layers of the networks, whose parameters are counted
             _build,
@@ -182,6 +190,7 @@ def create_detector_network(
     head_width: int = 256,
     levels: int | None = None,
     freeze_bn: bool = False,
+    frozen_stages: int = 0,
     backbone_settings: Mapping[str, Any] | None = None,
     backbone_arch: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
@@ -197,6 +206,7 @@ def create_detector_network(
             nothing is left to decide: the backbone is fixed and the neck has no choices.
         freeze_bn: fixes statistics, scale and shift of batch norm in the backbone, for small batches on pre-trained
             weights; load these afterwards (`load_backbone`).
+        frozen_stages: fixes the weights of so many stages of the backbone, also with its batch norm.
         kind, neck, num_classes, image_size, phase, head_width, levels, backbone_settings, backbone_arch, generator,
         settings: as in `create_detector`.
 
@@ -235,6 +245,7 @@ def create_detector_network(
         network = cast("DetectorNetwork", realize(network, detector.init, generator))
     if freeze_bn:
         freeze_batch_norm(network)
+    freeze_stages(network, detector.backbone_strides, frozen_stages)
     return network
 
 
@@ -336,7 +347,7 @@ def _keep_weights(module: nn.Module, generator: torch.Generator | None) -> None:
 
 def _is_fixed(backbone: str | Chain, backbone_arch: Mapping[str, Any] | None) -> bool:
     """Whether a backbone is given as a single architecture."""
-    return backbone_arch is not None or (isinstance(backbone, str) and backbone in GENOTYPES)
+    return backbone_arch is not None or (isinstance(backbone, str) and (backbone in GENOTYPES or is_timm(backbone)))
 
 
 def _name(backbone: str | Chain) -> str:
@@ -355,7 +366,11 @@ def _classifier(backbone: str | Chain, phase: Phase, settings: Mapping[str, Any]
 def _fixed_classifier(
     backbone: str | Chain, phase: Phase, settings: Mapping[str, Any], arch: Mapping[str, Any] | None
 ) -> Chain:
-    """Returns a classification network, a published one or that of an architecture, as a chain without choices."""
+    """Returns a classification network as a chain without choices: published, of timm, or that of an architecture."""
+    if is_timm(backbone):
+        if arch is not None or settings:
+            raise InputError(f"the backbone {backbone!r} has neither decisions nor settings; leave them out")
+        return timm_backbone(str(backbone))
     if isinstance(backbone, str) and backbone in GENOTYPES:
         if arch is not None:
             raise InputError(f"the backbone {backbone!r} is an architecture already; leave backbone_arch out")

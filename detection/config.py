@@ -31,16 +31,20 @@ class DetectionData(Checked):
     """Where images with boxes come from and how they are split. Splits depend on the seed alone."""
 
     source: str = "digits"
-    """"digits" (embedded: scikit-learn's digits on its photographs), or the annotation file of the training images in
-    COCO's layout, such as "coco/annotations/instances_train2017.json"."""
+    """"digits" (embedded: scikit-learn's digits on its photographs), or the annotations of the training images: a file
+    in COCO's layout, such as "coco/annotations/instances_train2017.json"; the data.yaml of a set in YOLO's layout; or,
+    in Pascal VOC's, a folder or a list such as "VOC2007/ImageSets/Main/train.txt"."""
     images: str = ""
-    """Folder that the file names in `source` are relative to."""
+    """Folder that the file names in `source` are relative to; not for YOLO's layout, whose data.yaml names it, and for
+    VOC's only where it is neither JPEGImages nor images."""
     validation_source: str = ""
-    """Annotation file of the images that score architectures; if empty, a share of the training images does."""
+    """Annotations of the images that score architectures; if empty, the `val` images of a data.yaml do, or else a share
+    of the training images."""
     validation_images: str = ""
     """Folder of the images of `validation_source`; if empty, `images`."""
     test_source: str = ""
-    """Annotation file of the images for the final report; if empty, the share `test` of the training images."""
+    """Annotations of the images for the final report; if empty, the `test` images of a data.yaml, or else the share
+    `test` of the training images."""
     test_images: str = ""
     """Folder of the images of `test_source`; if empty, `images`."""
     size: Pixels = 96
@@ -92,3 +96,5 @@ class DetectorPreprocess(Preprocess):
     longest: Annotated[int, Ge(0), Le(2**14)] = 0
     """The shorter side gets `input_size` pixels unless the longer one would exceed this many; 0 stretches every image
     to a square of `input_size`, which is what model.pt2 takes in either case."""
+    category_ids: tuple[int, ...] = ()
+    """Ids of the labels 1, 2 and so on in the annotations of the training images."""

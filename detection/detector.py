@@ -78,6 +78,7 @@ class Detector(Chain):
         head_spaces: dict[str, SearchSpace] = {name: step.space for name, step in steps if isinstance(step, Searchable)}
         self.space = compose(self.space.name, {PREFIX: backbone.space, **head_spaces})
         self.out_channels = dict(backbone.out_channels)
+        self.backbone_strides = backbone.strides
 
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Sets the initial weights: of the backbone as in classification, of neck and heads as their builder says.

@@ -1,7 +1,8 @@
 """Detection in image files, and pictures of the results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -84,3 +85,46 @@ def draw_detections(
         draw.rectangle(draw.textbbox(at, text, font=font), fill=color)
         draw.text(at, text, fill="white", font=font)
     return picture, len(kept)
+
+
+CSV_COLUMNS = ("file", "category_id", "category", "score", "x1", "y1", "x2", "y2")
+
+
+def coco_results(
+    image_id: int, file: str, detections: Mapping[str, Tensor], preprocess: DetectorPreprocess
+) -> list[dict[str, Any]]:
+    """Returns the detections in one image in COCO's format of results, best first.
+
+    Args:
+        image_id: of the image, e.g. that in the annotations, by which results are scored.
+        file: name of the image, which every result carries as `file_name`.
+        detections: `boxes` in pixels of the image, `scores`, and `labels` from 1 on.
+        preprocess: with the names of the labels and their ids; without ids the labels stand for them.
+
+    Returns:
+        dicts of `image_id`, `file_name`, `category_id`, `category`, `bbox` (x, y, width and height in pixels of the
+        image as a viewer shows it) and `score`.
+    """
+    results = []
+    for label, score, (x1, y1, x2, y2) in zip(
+        detections["labels"].tolist(), detections["scores"].tolist(), detections["boxes"].tolist(), strict=True
+    ):
+        results.append(
+            {
+                "image_id": image_id,
+                "file_name": file,
+                "category_id": preprocess.category_ids[label - 1] if preprocess.category_ids else label,
+                "category": preprocess.classes[label - 1],
+                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(score, 6),
+            }
+        )
+    return results
+
+
+def csv_rows(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """Yields a row of `CSV_COLUMNS` for each of `coco_results`; the corners are in pixels."""
+    for result in results:
+        x, y, width, height = result["bbox"]
+        corners = (x, y, round(x + width, 3), round(y + height, 3))
+        yield result["file_name"], result["category_id"], result["category"], result["score"], *corners

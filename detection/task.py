@@ -12,8 +12,11 @@ from detection.data.load import DetectionSplits
 from detection.inputs import Labelled
 from supernet.config import Train
 from supernet.errors import InputError
+from supernet.scoring.batch_norm import single_values_explained
 from supernet.space import Arch
 from supernet.training.task import LossMetrics, PathLoss, memory_format
+
+ONE_VALUE = "raise train.batch to two images for each process or more, or data.size, or take norm='group'"
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,12 @@ class Detection:
     ) -> PathLoss:
         """Returns a function from an architecture to the sum of its losses on a batch and the losses by name."""
         images, targets = batch
+        device = images[0].device.type
         if isinstance(images, Tensor):
             images = images.contiguous(memory_format=memory_format(config))
 
         def loss_of(arch: Arch) -> tuple[Tensor, LossMetrics]:
-            with torch.autocast(images[0].device.type, torch.bfloat16, enabled=config.bf16):
+            with single_values_explained(ONE_VALUE), torch.autocast(device, torch.bfloat16, enabled=config.bf16):
                 losses = {name: value.float() for name, value in network(Labelled(images, targets), arch).items()}
             total = torch.stack(list(losses.values())).sum()
             return total, {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}

@@ -218,6 +218,8 @@ class DataSummary(Checked):
     """Number of images for the final report."""
     digest: str
     """16 hex digits that identify the images, labels and splits."""
+    category_ids: tuple[int, ...] = ()
+    """Ids of a detector's classes in the annotations of its training images."""
 
     def preprocess(self) -> Preprocess:
         """Returns what a classifier trained on this data set expects of its input."""

@@ -135,7 +135,22 @@ def read_annotations(path: Path, folder: Path, *, min_side: int = 1, like: Annot
             an integer or is used twice; two categories have one name; the categories differ from those of `like`. The
             message names the file and the entry, and shows the value as it stands in the file.
     """
-    document = _document(path)
+    return annotations_of(_document(path), path, folder, min_side=min_side, like=like)
+
+
+def annotations_of(
+    document: Document, path: Path, folder: Path, *, min_side: int = 1, like: Annotations | None = None
+) -> Annotations:
+    """Returns the annotations in a document of COCO's layout, which may have been read from another layout.
+
+    Args:
+        document: with lists of objects `images`, `annotations` and `categories`.
+        path: what messages name.
+        folder, min_side, like: see `read_annotations`.
+
+    Raises:
+        InputError: see `read_annotations`.
+    """
     found = _categories(document, path)
     categories = found if like is None else dict(zip(like.categories, like.classes, strict=True))
     if like is not None:

@@ -16,8 +16,9 @@ from torch import Tensor
 from detection.config import DetectionData
 from detection.data import digits
 from detection.data.augment import Resize
-from detection.data.coco import Annotations, read_annotations
+from detection.data.coco import Annotations, annotations_of, read_annotations
 from detection.data.images import DetectionSet
+from detection.data.layouts import has_split, layout_of, voc_document, yolo_document
 from supernet.config import DataSummary
 from supernet.data.cache import cache_file, cache_folder
 from supernet.data.split import warn_if_fewer
@@ -52,6 +53,7 @@ class DetectionSplits:
         """Returns what others need to know about this data set without its images, e.g. to store it."""
         return DataSummary(
             classes=self.classes,
+            category_ids=self.train.annotations.categories,
             in_channels=3,
             size=self.train.resize.size,
             mean=tuple(self.train.mean.flatten().tolist()),
@@ -88,17 +90,17 @@ def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits
             config, *(_set(config, _composed(part, name), pixels=tuple(part.pixels)) for name, part in named)
         )
     where = cache_folder(config.cache, cache)
-    train = _read(config, config.source, config.images, room=config.memory, cache=where)
+    train = _read(config, config.source, config.images, "train", room=config.memory, cache=where)
     room = config.memory - train.held_bytes
-    validation = test = None
-    if config.validation_source:
-        folder = config.validation_images or config.images
-        validation = _read(config, config.validation_source, folder, room=room, cache=where, like=train)
-        room -= validation.held_bytes
-    if config.test_source:
-        folder = config.test_images or config.images
-        test = _read(config, config.test_source, folder, room=room, cache=where, like=train)
-    return split(config, train, validation, test)
+    held_out: dict[str, DetectionSet] = {}
+    for name in ("validation", "test"):
+        source, folder = getattr(config, f"{name}_source"), getattr(config, f"{name}_images") or config.images
+        if not source and layout_of(config.source) == "yolo" and has_split(Path(config.source), name):
+            source = config.source
+        if source:
+            held_out[name] = _read(config, source, folder, name, room=room, cache=where, like=train)
+            room -= held_out[name].held_bytes
+    return split(config, train, held_out.get("validation"), held_out.get("test"))
 
 
 def _set(config: DetectionData, annotations: Annotations, **where: Any) -> DetectionSet:
@@ -107,13 +109,29 @@ def _set(config: DetectionData, annotations: Annotations, **where: Any) -> Detec
 
 
 def _read(
-    config: DetectionData, source: str, folder: str, *, room: int, cache: Path | None, like: DetectionSet | None = None
+    config: DetectionData,
+    source: str,
+    folder: str,
+    split: str,
+    *,
+    room: int,
+    cache: Path | None,
+    like: DetectionSet | None = None,
 ) -> DetectionSet:
-    """Returns the set of an annotation file, decoded if it takes at most `room` bytes, with the labels of `like`."""
+    """Returns a split from its annotations, decoded if it takes at most `room` bytes, with the labels of `like`."""
     training = None if like is None else like.annotations
-    annotations = read_annotations(Path(source), Path(folder), min_side=config.min_side, like=training)
-    path = None if cache is None else cache_file(cache, os.path.realpath(source), os.path.realpath(folder))
-    return _set(config, annotations, root=Path(folder)).decoded(room, cache=path)
+    file, root = Path(source), Path(folder)
+    if layout_of(source) == "coco":
+        annotations = read_annotations(file, root, min_side=config.min_side, like=training)
+    else:
+        if layout_of(source) == "yolo":
+            document, root = yolo_document(file, split)
+        else:
+            names = None if training is None else dict(zip(training.categories, training.classes, strict=True))
+            document, root = voc_document(file, folder, names)
+        annotations = annotations_of(document, file, root, min_side=config.min_side, like=training)
+    path = None if cache is None else cache_file(cache, os.path.realpath(source), os.path.realpath(root))
+    return _set(config, annotations, root=root).decoded(room, cache=path)
 
 
 def _composed(part: digits.Composed, name: str) -> Annotations:

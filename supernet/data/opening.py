@@ -38,6 +38,27 @@ def open_image(file: "str | Path | IO[bytes]") -> "Image.Image":
         raise OSError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
+def shown_size(file: "str | Path") -> tuple[int, int]:
+    """Returns width and height of an image as a viewer shows it; of most formats only the header is read.
+
+    Raises:
+        OSError, SyntaxError, ValueError: as `open_image`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            turned = image.format == "TIFF"  # Pillow turns TIFF files when it loads their pixels
+            if turned:
+                image.load()
+            exchanged = not turned and _orientation(image) >= 5
+            return (image.height, image.width) if exchanged else (image.width, image.height)
+    except (OSError, SyntaxError, ValueError):
+        raise
+    except Exception as error:  # as in `open_image`
+        raise OSError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
 def as_rgb(image: "Image.Image") -> "Image.Image":
     """Returns an image as a viewer shows it, in RGB with 8 bits.
 

@@ -80,8 +80,9 @@ def train_supernet(
         monitor: records the health of the shared weights.
         penalty: added to the loss of every architecture; may end the training early.
         lead: an architecture that is trained alone at first; the other options then start from its weights.
-        held_out: called by rank 0 with the supernet and the number of every epoch that ends; what it returns joins the
-            row of the epoch, e.g. scores on images that are not trained on. It must not change the weights.
+        held_out: called by rank 0 with the supernet, or its moving average if there is one, and the number of every
+            epoch that ends; what it returns joins the row of the epoch, e.g. scores on images that are not trained on.
+            It must not change the weights.
         accept: digests of other versions of the data, such as those before a repair, whose checkpoint is taken over; it
             goes on at the same place of the same epoch.
         until: stops at the end of this epoch, from 1; the same call with a later one, or without, goes on from `state`
@@ -369,7 +370,8 @@ def _close_epoch(training: TrainingState, writer: Any, held_out: HeldOut | None)
         row["penalty"] = statistics.fmean(training.penalty(arch).item() for arch in training.sampler(training.step - 1))
     scalars = {f"train/{name}": value for name, value in {**metrics, "lr": lr}.items()}
     if held_out is not None:
-        scores = dict(held_out(training.chain, training.step // training.per_epoch))
+        scored = training.chain if training.ema is None else training.ema.module  # what the training will return
+        scores = dict(held_out(scored, training.step // training.per_epoch))
         row |= scores
         scalars |= {f"held_out/{name}": value for name, value in scores.items()}
     training.history.append(row)

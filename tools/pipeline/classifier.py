@@ -22,6 +22,7 @@ from supernet.space import Arch
 from supernet.spaces import build, builder, create_network, create_supernet
 from supernet.training.task import Classification
 from supernet_tools.pipeline.config import SupernetRun
+from supernet_tools.pipeline.kinds import Table
 from supernet_tools.pipeline.settings import parse_settings
 
 STAND_INS = {"num_classes": 10, "input_size": 32, "in_channels": 3}
@@ -38,6 +39,8 @@ class ClassifierKind:
     name = "supernet"
     metric = "accuracy"
     metrics = ("accuracy", "loss")
+    curves = ("accuracy",)
+    curve_batches = 2
     truth = "test_accuracy"
     probes = 16
     start = "scratch"
@@ -116,12 +119,23 @@ class ClassifierKind:
         """MACs, parameters and activations."""
         return CostTable(supernet)
 
+    def tables(self, supernet: Chain, data: Splits) -> list[Table]:
+        """Nothing: `run.json` has the numbers of images and the classes."""
+        return []
+
     def shared_weights(
-        self, supernet: Chain, data: Splits, *, cache: ScoreCache | None, bn_batches: int, cost: CostTable | None = None
+        self,
+        supernet: Chain,
+        data: Splits,
+        *,
+        cache: ScoreCache | None,
+        bn_batches: int,
+        cost: CostTable | None = None,
+        hold: int = 2**29,
     ) -> SharedWeights:
         """The evaluator on the search-validation split."""
         bn = Recalibrate(bn_batches)
-        return SharedWeights(supernet, data.calibration, data.validation, bn=bn, cost=cost, cache=cache)
+        return SharedWeights(supernet, data.calibration, data.validation, bn=bn, cost=cost, cache=cache, hold=hold)
 
     def figures(self, network: nn.Module, data: Splits, device: str) -> dict[str, float]:
         """Accuracy on the test and the validation split."""
@@ -129,6 +143,9 @@ class ClassifierKind:
             "test_accuracy": accuracy(network, data.test.to(device)),
             "validation_accuracy": accuracy(network, data.validation.to(device)),
         }
+
+    def validation(self, data: Splits, device: str) -> None:
+        """Nothing."""
 
     def scores(self, network: nn.Module, images: Images) -> Mapping[str, float]:
         """Accuracy and loss of a network in eval mode."""

@@ -84,11 +84,17 @@ class DetectorRun(Sampling):
     detector: Text = "retinanet"
     """"retinanet" or "faster-rcnn-fpn"."""
     backbone: Text = "shufflenet-small"
-    """A space in SPACES or "package.module:builder", which is searched, or a published network, which is fixed."""
+    """A space in SPACES or "package.module:builder", which is searched; or what is fixed: a published network, or
+    "timm:NAME", a ResNet, EfficientNet or MobileNet of timm. With one of timm and the neck "fpn" nothing is searched,
+    and the detector itself is trained."""
     backbone_settings: tuple[str, ...] = ()
     """Arguments of the backbone's builder as NAME=VALUE, values in JSON; the same as in the pre-training."""
     backbone_arch: str = ""
     """Fixes the backbone to this architecture (JSON or a file with it), so that only the neck is searched."""
+    freeze_bn: bool = False
+    """Keep statistics, scale and shift of batch norm in a fixed, pre-trained backbone as they are."""
+    frozen_stages: Annotated[int, Ge(0), Le(16)] = 0
+    """Keep the weights of so many stages of a fixed, pre-trained backbone as they are, the finest first."""
     neck: Text = "fpn"
     """"fpn", which has no decisions, or "nasfpn", which is searched (RetinaNet only)."""
     head_width: Annotated[int, Ge(1), Le(2**14)] = 256
@@ -98,7 +104,8 @@ class DetectorRun(Sampling):
     norm: Literal["none", "batch", "group"] = "batch"
     """Normalisation after the convolutions of pyramid and heads. DetNAS and NAS-FPN use batch norm everywhere."""
     settings: tuple[str, ...] = ()
-    """Further arguments of the detector's builder as NAME=VALUE, values in JSON: repeats=3 anchor_scale=3."""
+    """Further arguments of the detector's builder as NAME=VALUE, values in JSON: repeats=3 anchor_scale=3. One with
+    the name of a detector in front, as retinanet.anchor_scale=3, holds for this detector alone."""
     data: DetectionData = field(default_factory=DetectionData)
     train: Train = field(default_factory=Train)
     """How the supernet is trained. With 0 epochs it is not, and the run serves to retrain given architectures."""
@@ -107,7 +114,8 @@ class DetectorRun(Sampling):
     pretrained: str = ""
     """Where the backbone's weights come from: the folder of a trained classification supernet over the same space, or
     for a fixed backbone also a folder of its retraining or a file of weights, such as torchvision's or timm's for its
-    ResNet; fresh weights if empty. data.mean and data.std may repeat the normalisation of its images."""
+    ResNet or for a backbone "timm:NAME"; fresh weights if empty. data.mean and data.std may repeat the normalisation of
+    its images; with weights of timm they are timm's by default."""
     start: Literal["scratch", "supernet", "classification"] = "scratch"
     """What the backbone of a retrained detector starts with: fresh weights, its weights in the pre-trained supernet, or
     weights trained on classification alone by the `retrain` recipe of the pre-training (as in the paper)."""

@@ -1,7 +1,7 @@
 """Runs of detectors."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,18 @@ import torch
 from torch import nn
 
 from detection import DetectorCosts, create_detector, create_detector_network, load_backbone
-from detection.build import detector_builder
+from detection.build import DETECTORS, detector_builder
 from detection.config import DetectorPreprocess
+from detection.coverage import anchor_coverage
 from detection.data import DetectionSet, DetectionSplits, load
+from detection.data.summary import COLUMNS, summary_row
 from detection.detector import PREFIX, Detector
 from detection.metric import DetectionMetric
 from detection.task import Detection
+from detection.timm_backbone import is_timm, normalisation, timm_backbone
 from detection.weights import backbone_weights
 from supernet.config import DataSummary
 from supernet.cost import CostTable
-from supernet.data import Images
 from supernet.errors import InputError
 from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.cache import ScoreCache
@@ -28,12 +30,15 @@ from supernet.space import Arch, SearchSpace
 from supernet.spaces import GENOTYPES, build, builder
 from supernet_tools.pipeline.architectures import arch_of
 from supernet_tools.pipeline.config import DetectorRun
+from supernet_tools.pipeline.kinds import Table
 from supernet_tools.pipeline.pretrained import check_pretrained, classified, inherited
 from supernet_tools.pipeline.run import NETWORK, WEIGHTS
 from supernet_tools.pipeline.settings import parse_settings
 
 DECIDED = ("backbone", "num_classes", "image_size", "head_width", "head_convs", "norm")
 """Arguments of a detector's builder that `settings` cannot set: the recipe and the data decide them."""
+MOST_NAMES = 20
+"""Names of categories that are printed before a training."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class DetectorKind:
     metrics = ("map", "map50", "map75")
     truth = "test_map"
     probes = 4
+    curves = ("map", "map50")
+    curve_batches = 4
 
     @property
     def space(self) -> str:
@@ -72,16 +79,27 @@ class DetectorKind:
             raise InputError(f"start={config.start!r} needs a pre-training; name its folder with pretrained")
         if config.pretrained:
             check_pretrained(config, self.backbone_settings())
-            if Path(config.pretrained).is_file():
+            if is_timm(config.backbone):
+                self._check_timm()
+                if not config.data.mean:
+                    mean, std = normalisation(config.backbone)
+                    config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=mean, std=std))
+            elif Path(config.pretrained).is_file():
                 self._check_file(Path(config.pretrained))
         with torch.device("meta"):
-            create_detector(**self._arguments(2))
+            self._create(2)
         return config
+
+    def _create(self, classes: int, generator: torch.Generator | None = None) -> Detector:
+        """The searchable detector; of one with a fixed backbone of timm there may be nothing to search."""
+        return create_detector(
+            **self._arguments(classes), generator=generator, searched=not is_timm(self.config.backbone)
+        )
 
     def _check_file(self, file: Path) -> None:
         """Checks before any image is read that a file of weights fits the backbone."""
         with torch.device("meta"):
-            detector = create_detector(**self._arguments(2))
+            detector = self._create(2)
             backbone_weights(detector, file)
         searched = any(choice.name.startswith(f"{PREFIX}.") for choice in detector.space.choices)
         if searched and self.config.start != "scratch":
@@ -89,6 +107,13 @@ class DetectorKind:
                 f"pretrained={str(file)!r} holds one set of weights, and a retraining with "
                 f"start={self.config.start!r} needs those of any backbone of the space; give a run's folder"
             )
+
+    def _check_timm(self) -> None:
+        """Checks before any image is read that a file holds the weights of a backbone of timm."""
+        file = self.config.pretrained
+        if not Path(file).is_file():
+            raise InputError(f"pretrained={file!r} should be a file of the weights of {self.config.backbone!r}")
+        timm_backbone(self.config.backbone, file)
 
     def load(self, cache: Path | None) -> DetectionSplits:
         """The images."""
@@ -101,12 +126,12 @@ class DetectorKind:
 
     def supernet(self, summary: DataSummary, generator: torch.Generator | None = None) -> Detector:
         """The searchable detector with fresh weights; those of a pre-training are loaded by `begin`."""
-        return create_detector(**self._arguments(len(summary.classes)), generator=generator)
+        return self._create(len(summary.classes), generator)
 
     def begin(self, supernet: Any) -> None:
         """Loads pre-trained weights into the backbone, if the recipe names any."""
         if self.config.pretrained:
-            load_backbone(supernet, self._backbone_file(None, self.config.train.seed))
+            self._load(supernet, None, self.config.train.seed)
 
     def network(self, summary: DataSummary, arch: Arch, generator: torch.Generator) -> nn.Module:
         """The detector of an architecture with fresh weights."""
@@ -120,11 +145,30 @@ class DetectorKind:
         if self.config.start == "supernet" and inside:
             load_backbone(network, inherited(Path(self.config.pretrained), inside))
         else:
-            load_backbone(network, self._backbone_file(inside or None, seed))
+            self._load(network, inside or None, seed)
+
+    def _load(self, network: nn.Module, inside: Arch | None, seed: int) -> None:
+        """Loads pre-trained weights into the backbone of a detector."""
+        if is_timm(self.config.backbone):
+            load_backbone(network, timm_backbone(self.config.backbone, self.config.pretrained))
+        else:
+            load_backbone(network, self._backbone_file(inside, seed))
 
     def costs(self, supernet: Any) -> DetectorCosts:
         """MACs of backbone, neck and heads, parameters and activations."""
         return DetectorCosts(supernet)
+
+    def tables(self, supernet: Any, data: DetectionSplits) -> list[Table]:
+        """What the images hold, and how many objects of the training images the anchors can match."""
+        parts = {"train": data.train, "search validation": data.validation, "test": data.test}
+        share = anchor_coverage(supernet, data.train)
+        names = ", ".join(data.classes[:MOST_NAMES]) + (", …" if len(data.classes) > MOST_NAMES else "")
+        facts = [
+            ("categories", f"{len(data.classes)}: {names}"),
+            ("training objects with an anchor of IoU 0.5 or more", f"{100 * share:.1f} %"),
+        ]
+        rows = [(name, *summary_row(part)) for name, part in parts.items()]
+        return [("images", COLUMNS, rows), ("detector", ("what", "value"), facts)]
 
     def shared_weights(
         self,
@@ -134,6 +178,7 @@ class DetectorKind:
         cache: ScoreCache | None,
         bn_batches: int,
         cost: CostTable | None = None,
+        hold: int = 2**29,
     ) -> SharedWeights:
         """The evaluator on the search-validation split."""
         batch = self.config.scoring_batch
@@ -146,6 +191,7 @@ class DetectorKind:
             metric=DetectionMetric(data.validation),
             cost=cost,
             cache=cache,
+            hold=hold,
         )
 
     def figures(self, network: nn.Module, data: DetectionSplits, device: str) -> dict[str, float]:
@@ -158,6 +204,12 @@ class DetectorKind:
             **{f"validation_{name}": validation[name] for name in self.metrics},
         }
 
+    def validation(self, data: DetectionSplits, device: str) -> Callable[[nn.Module], Mapping[str, float]]:
+        """The mAP metrics on the search-validation split."""
+        images = _scored(data.validation).to(device)
+        metric = DetectionMetric(images)
+        return lambda network: metric(network, images, self.config.scoring_batch)
+
     def scores(self, network: nn.Module, images: DetectionSet) -> Mapping[str, float]:
         """COCO's figures of a network in eval mode."""
         return DetectionMetric(images, every=True)(network, images, self.config.scoring_batch)
@@ -165,11 +217,22 @@ class DetectorKind:
     def preprocess(self, summary: DataSummary) -> DetectorPreprocess:
         """What an export records."""
         data = self.config.data
-        return DetectorPreprocess(data.size, summary.mean, summary.std, summary.classes, longest=data.longest)
+        return DetectorPreprocess(
+            data.size,
+            summary.mean,
+            summary.std,
+            summary.classes,
+            longest=data.longest,
+            category_ids=summary.category_ids,
+        )
 
     def backbone_settings(self) -> dict[str, Any]:
         """The recipe's settings of the backbone as arguments of its builder. Raises `InputError` if they do not fit."""
         config = self.config
+        if is_timm(config.backbone):
+            if config.backbone_settings:
+                raise InputError(f"the backbone {config.backbone!r} has no settings; leave backbone_settings out")
+            return {}
         space = GENOTYPES[config.backbone].space if config.backbone in GENOTYPES else config.backbone
         reserved = ("phase", "num_classes")
         owner = f"the backbone {config.backbone!r}"
@@ -187,7 +250,7 @@ class DetectorKind:
         config, size = self.config, self.config.data.size
         settings = parse_settings(
             detector_builder(config.detector, config.neck),
-            config.settings,
+            _settings_of(config.detector, config.settings),
             owner=f"the detector {config.detector!r} with the neck {config.neck!r}",
             reserved=DECIDED,
             extra={"levels": int},
@@ -203,6 +266,8 @@ class DetectorKind:
             "head_width": config.head_width,
             "head_convs": config.head_convs,
             "norm": config.norm,
+            "freeze_bn": config.freeze_bn,
+            "frozen_stages": config.frozen_stages,
             **settings,
         }
 
@@ -221,6 +286,18 @@ class DetectorKind:
         return folder / WEIGHTS if wanted is None else classified(folder, wanted, seed)
 
 
-def _scored(images: DetectionSet) -> Images | DetectionSet:
+def _settings_of(detector: str, texts: Sequence[str]) -> list[str]:
+    """The settings that hold for a detector, without its name in front."""
+    kept = []
+    for text in texts:
+        owner, dot, rest = text.partition(".")
+        if not dot or owner not in DETECTORS:
+            kept.append(text)
+        elif owner == detector:
+            kept.append(rest)
+    return kept
+
+
+def _scored(images: DetectionSet) -> DetectionSet:
     """The set in memory as detectors see it, or the set itself where `data.memory` left images on disk."""
     return images.images() if images.held_bytes else images

@@ -1,14 +1,14 @@
-"""Curves of a training on images that are not trained on: of a small, a large and random architectures."""
+"""Curves of a supernet's training on images that are not trained on: a small, a large and random architectures."""
 
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from supernet.chain import Chain, largest
 from supernet.cost import CostTable
-from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.seeding import derive_seed, generator
 
@@ -23,31 +23,45 @@ IMAGES = (100, 512)
 
 
 class HeldOutCurves:
-    """Scores the same few architectures of a classifier about ten times while it trains.
+    """Scores the same few architectures of a supernet about ten times while it trains, the only one after every epoch.
 
     Args:
         supernet: that is trained.
-        data: with the splits `train`, `calibration` and `validation`.
+        data: with the splits `train` and `validation`.
+        scorer: returns the evaluator of a supernet on some of the validation images.
+        metrics: the names of the metrics that are recorded.
         table: costs of the space, which tell what is small and large.
         epochs: of the training.
         seed: of the random architectures and the images.
     """
 
-    def __init__(self, supernet: Chain, data: Any, table: CostTable, *, epochs: int, seed: int) -> None:
+    def __init__(
+        self,
+        supernet: Chain,
+        data: Any,
+        scorer: Callable[[Chain, Any], SharedWeights],
+        metrics: Sequence[str],
+        table: CostTable,
+        *,
+        epochs: int,
+        seed: int,
+    ) -> None:
         space, rng = supernet.space, generator(seed, "held out")
         drawn = [space.normal_form(space.sample(rng)) for _ in range(COMPARED)]
         ends = (space.from_indices([0] * len(space)), largest(space))
         by_cost = sorted({*drawn, *map(space.normal_form, ends)}, key=lambda arch: (table(arch)["macs"], arch.key))
         self.archs = {"small": [by_cost[0]], "large": [by_cost[-1]], "random": drawn[:RANDOM]}
         self.every, self.epochs = max(epochs // POINTS, 1), epochs
+        if len(by_cost) == 1 and space.size() == 1:  # an ordinary network, such as a detector on a fixed backbone
+            self.archs, self.every = {"network": by_cost}, 1
         fewest, most = IMAGES
         count = min(max(len(data.train) // 20, fewest), most, len(data.validation))
         shuffled = torch.Generator().manual_seed(derive_seed(seed, "held-out images"))
         self._images = data.validation.subset(torch.randperm(len(data.validation), generator=shuffled)[:count])
-        self._calibration = data.calibration
+        self._scorer, self._metrics = scorer, tuple(metrics)
 
     def __call__(self, supernet: Chain, epoch: int) -> dict[str, float]:
-        """Returns the mean accuracies by name, those that are finite, or nothing after an epoch without a point.
+        """Returns the finite mean metrics by name, as "small_accuracy", or nothing after an epoch without a point.
 
         Args:
             supernet: in any mode, which it keeps.
@@ -58,10 +72,12 @@ class HeldOutCurves:
         modes = [(module, module.training) for module in supernet.modules()]
         supernet.eval()
         try:
-            evaluate = SharedWeights(supernet, self._calibration, self._images, bn=Recalibrate(2), hold=0)
+            evaluate = self._scorer(supernet, self._images)
+            scores = {name: evaluate(archs) for name, archs in self.archs.items()}
             means = {
-                f"{name}_accuracy": statistics.fmean(metrics["accuracy"] for metrics in evaluate(archs))
-                for name, archs in self.archs.items()
+                f"{name}_{metric}": statistics.fmean(score[metric] for score in scores[name])
+                for name in scores
+                for metric in self._metrics
             }
             return {name: mean for name, mean in means.items() if math.isfinite(mean)}
         finally:

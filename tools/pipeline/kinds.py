@@ -1,6 +1,6 @@
 """What a kind of run, a classifier's or a detector's, must offer to the stages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -43,6 +43,10 @@ class RunData(Protocol):
 Data = TypeVar("Data", bound=RunData)
 
 
+Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
+"""Title, columns and rows."""
+
+
 class Kind(Protocol[Data]):
     """A recipe's data, networks and scores."""
 
@@ -57,6 +61,14 @@ class Kind(Protocol[Data]):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Everything that scoring returns, costs aside."""
+
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """The metrics that are recorded on the search-validation split while a supernet trains."""
+
+    @property
+    def curve_batches(self) -> int:
+        """Calibration batches for them."""
 
     @property
     def truth(self) -> str:
@@ -106,6 +118,9 @@ class Kind(Protocol[Data]):
     def costs(self, supernet: "Chain") -> "CostTable":
         """What architectures cost."""
 
+    def tables(self, supernet: "Chain", data: Data) -> list[Table]:
+        """What is printed before a training, about the images and about how the networks fit them."""
+
     def shared_weights(
         self,
         supernet: "Chain",
@@ -114,11 +129,15 @@ class Kind(Protocol[Data]):
         cache: "ScoreCache | None",
         bn_batches: int,
         cost: "CostTable | None" = None,
+        hold: int = 2**29,
     ) -> "SharedWeights":
         """The evaluator on the search-validation split."""
 
     def figures(self, network: "nn.Module", data: Data, device: str) -> dict[str, float]:
         """What a retraining reports: metrics named by their split."""
+
+    def validation(self, data: Data, device: str) -> "Callable[[nn.Module], Mapping[str, float]] | None":
+        """What scores a retraining on the validation split after every epoch; None where nothing does."""
 
     def scores(self, network: "nn.Module", images: Any) -> Mapping[str, float]:
         """All metrics of a network in eval mode."""

@@ -200,7 +200,7 @@ def detnas_digits() -> DetectorRun:
         backbone_settings=SMALL,
         head_width=64,
         head_convs=2,
-        settings=("levels=2", "anchor_scale=3"),
+        settings=("levels=2", "retinanet.anchor_scale=3"),
         data=DetectionData("digits", size=96, workers=1),
         train=replace(SMALL_STEPS, epochs=5),
         retrain=replace(SMALL_STEPS, epochs=6),

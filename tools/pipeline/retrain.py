@@ -24,6 +24,7 @@ from supernet.training.distributed import current
 from supernet.training.state import steps_per_epoch
 from supernet_tools.pipeline.folder import claim_run
 from supernet_tools.pipeline.run import NETWORK, Run, torch_generator
+from supernet_tools.pipeline.validation import BEST, ValidationCurve, best_epoch
 
 STATE = "state.pt"
 
@@ -64,6 +65,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             "seed": train.seed,
             "init": "shared" if shared else kind.start,
             **figures,
+            **best_epoch(folder / BEST, kind.metric),
             **run.cost(arch),
             "seconds": time.monotonic() - began,
         }
@@ -108,18 +110,30 @@ def _trained(
         assert not extra, f"the standalone network lacks {extra}"  # it may have more: affine batch norm
     else:
         kind.prepare(network, arch, train.seed)
-    train_standalone(
+    history = train_standalone(
         network,
         run.data,
         train,
         task=kind.task,
         state=folder and folder / STATE,
         log=folder and inside(folder, "events"),
+        held_out=None if folder is None else _curve(run, arch, train, folder),
         accept=run.earlier_digests,
         until=until,
         verbose=verbose,
     )
+    if folder is not None and current().main:
+        write_json(folder / "history.json", {"format": 1, "epochs": history})
     return network
+
+
+def _curve(run: Run, arch: Arch, train: Train, folder: Path) -> ValidationCurve | None:
+    """The validation curve of a kind that has one, with the best weights beside the last ones; on rank 0."""
+    kind = run.kind
+    score = kind.validation(run.data, train.device) if current().main else None
+    if score is None:
+        return None
+    return ValidationCurve(score, kind.metric, folder / BEST, {"space": kind.space, "arch": arch.to_json()})
 
 
 def read_result(file: Path, truth: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from supernet.cost import CostTable, meta_copy
 from supernet.errors import InputError
 from supernet.files import write_json
 from supernet.paths import inside
+from supernet.scoring.shared_weights import SharedWeights
 from supernet.train import check_training, plan_training, train_supernet
 from supernet.training.checkpoint import save_weights
 from supernet.training.distributed import check_device, current
@@ -27,6 +28,7 @@ from supernet_tools.pipeline.held_out import HeldOutCurves
 from supernet_tools.pipeline.learned import probe_scores, record_scores
 from supernet_tools.pipeline.run import WEIGHTS, Run, check_space, read_summary, torch_generator
 from supernet_tools.pipeline.runs import kind_of
+from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
     from supernet_tools.pipeline.config import Recipe
@@ -84,6 +86,9 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
                 check_space(out, parts.supernet.space)
                 accept_data(out, config, summary, accept=accept_changed_data)
             earlier = json.loads(world.from_main(json.dumps(_earlier(out)).encode() if world.main else b""))
+            if verbose and world.main and not done:
+                for table in kind.tables(parts.supernet, parts.data):
+                    print_table(*table)
             if config.train.epochs and not done:
                 _train(parts, out, accept=earlier, verbose=verbose)
             world.barrier()
@@ -126,11 +131,24 @@ def _train(parts: Prepared, out: Path, *, accept: Sequence[str], verbose: bool) 
 
 
 def _curves(parts: Prepared) -> HeldOutCurves | None:
-    """Curves of a classifier; scoring a detector between two epochs would take too long."""
-    if parts.kind.metric != "accuracy" or not current().main:
+    """What rank 0 records of the validation split during the training."""
+    if not current().main:
         return None
-    train = parts.kind.config.train
-    return HeldOutCurves(parts.supernet, parts.data, parts.costs, epochs=train.epochs, seed=train.seed)
+    kind, train = parts.kind, parts.kind.config.train
+
+    def scorer(supernet: Chain, images: Any) -> SharedWeights:
+        data = dataclasses.replace(parts.data, validation=images)
+        return kind.shared_weights(supernet, data, cache=None, bn_batches=kind.curve_batches, hold=0)
+
+    return HeldOutCurves(
+        parts.supernet,
+        parts.data,
+        scorer,
+        kind.curves,
+        parts.costs,
+        epochs=train.epochs,
+        seed=train.seed,
+    )
 
 
 def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:

@@ -85,6 +85,8 @@ def _outside(config: Recipe) -> Iterator[tuple[str, str]]:
     Names that nobody knows and that are not those of functions are left to whoever looks them up.
     """
     if isinstance(config, DetectorRun):
+        if config.backbone.startswith("timm:"):
+            return  # the name of a network; nothing is downloaded for it
         yield from _function("backbone", config.backbone, SPACES, {*KNOWN_SPACES, *GENOTYPES})
         return
     yield from _function("space", config.space, SPACES, KNOWN_SPACES)

@@ -1,0 +1,68 @@
+"""Networks of timm as backbones of detectors, written with torch alone so that a detector can be exported."""
+
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from supernet.blocks.plain import Whole
+from supernet.chain import Chain, Layout, largest, step_layout
+from supernet.errors import InputError
+from supernet.spaces.elastic import elastic_timm
+from supernet.spaces.pretrained import load_pretrained
+
+PREFIX = "timm:"
+"""What the name of a backbone begins with that is a network of timm."""
+
+
+def is_timm(backbone: object) -> bool:
+    """Returns whether a backbone is given as the name of a network of timm, such as "timm:resnet18"."""
+    return isinstance(backbone, str) and backbone.startswith(PREFIX)
+
+
+def timm_backbone(name: str, weights: str | Path | None = None) -> Chain:
+    """Returns a network of timm as a chain without choices, for `create_detector` and `create_detector_network`.
+
+    It has no classifier, and its maps are those of `timm.create_model(name, features_only=True)`. The layers are this
+    project's, with copies of the weights, and an export writes them out with torch alone.
+
+    Args:
+        name: of timm, with or without "timm:" in front: a ResNet, or a network of timm's classes EfficientNet and
+            MobileNetV3, all of whose blocks `supernet.spaces.elastic` can write.
+        weights: a file of the network's weights, `.safetensors` or `.pth`, with timm's names; fresh weights if None.
+            The classifier in it is not used.
+
+    Raises:
+        InputError: timm has no such network, it is of another family, or the file does not hold its weights.
+    """
+    bare = name.removeprefix(PREFIX)
+    supernet = elastic_timm(model=bare)
+    if supernet.whole:
+        raise InputError(
+            f"{PREFIX}{bare} cannot be a backbone: {len(supernet.whole)} of its blocks cannot be written with torch "
+            f"alone, the first is {supernet.whole[0]}; take a ResNet, an EfficientNet or a MobileNet, such as "
+            "timm:resnet18 or timm:tf_efficientnet_lite0"
+        )
+    if weights is not None:
+        load_pretrained(supernet, weights, sort=False)
+    arch = largest(supernet.space)
+    modules = supernet.steps_in(supernet.subnet(arch))
+    steps: list[tuple[str, nn.Module]] = []
+    for name_of_step, module, (step, sub, before) in zip(
+        supernet.step_names, modules, supernet.walk(arch), strict=True
+    ):
+        after = step_layout(step, sub, before)
+        assert isinstance(before, Layout)
+        assert isinstance(after, Layout)
+        if after.stride == 0:  # the classifier
+            break
+        steps.append((name_of_step, Whole(module, out_channels=after.channels, stride=after.stride // before.stride)))
+    return Chain(f"{PREFIX}{bare}", steps, input_shape=supernet.input_shape, init=supernet.init)
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation per channel, on the scale 0..1, that timm's weights of a network expect."""
+    config = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
+    if config is None:
+        raise InputError(f"timm has no weights for {name!r}; give data.mean and data.std")
+    return tuple(map(float, config.mean)), tuple(map(float, config.std))
