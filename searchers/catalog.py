@@ -2,11 +2,16 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from supernet.errors import InputError, nearest
+from supernet.space import SearchSpace
+
+PUBLISHED = ":published"
+"""Behind a name, as in `reinforce:published`: the settings of the paper, whatever the budget."""
 
 
 class Entry(NamedTuple):
@@ -79,10 +84,40 @@ def searcher_settings(name: str) -> dict[str, inspect.Parameter]:
     return {key: value for key, value in parameters.items() if key not in ("space", "seed", "feasible")}
 
 
+def budget_settings(
+    name: str, space: SearchSpace, evaluations: int, given: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The settings in which a searcher departs from its paper because the budget is small.
+
+    The papers searched with thousands of evaluations. A class with a method `for_budget` says what suits fewer.
+
+    Args:
+        name: of a searcher. A name with `:published`, or of a preset such as `enas`, has the settings of its paper.
+        space: the space to search.
+        evaluations: the number of networks that the search will score.
+        given: settings chosen by hand; none of them is returned.
+
+    Returns:
+        constructor arguments; empty if the published settings, which are the defaults of the classes, suit the budget.
+
+    Raises:
+        InputError: there is no searcher of that name, or it does not fit the space.
+    """
+    kind, preset = _resolve(name)
+    if preset or name.endswith(PUBLISHED) or not hasattr(kind, "for_budget"):
+        return {}
+    settings: dict[str, Any] = kind.for_budget(space, evaluations, given)
+    return {key: value for key, value in settings.items() if key not in given}
+
+
 def _resolve(name: str) -> tuple[type[Any], str]:
     """The class of a searcher, and the name of the preset or nothing."""
-    if name not in SEARCHERS:
-        raise InputError(f"there is no searcher {name!r}; {nearest(name, SEARCHERS)}")
-    module, _, path = SEARCHERS[name].home.partition(":")
+    plain = name.removesuffix(PUBLISHED)
+    if plain not in SEARCHERS:
+        raise InputError(f"there is no searcher {plain!r}; {nearest(plain, SEARCHERS)}")
+    module, _, path = SEARCHERS[plain].home.partition(":")
     kind, _, preset = path.partition(".")
-    return getattr(importlib.import_module(module), kind), preset
+    found = getattr(importlib.import_module(module), kind)
+    if plain != name and (preset or not hasattr(found, "for_budget")):
+        raise InputError(f"{plain!r} has the same settings for every budget; leave out {PUBLISHED!r}")
+    return found, preset

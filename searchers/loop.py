@@ -134,7 +134,7 @@ def search(
         on_trial: called for every new trial, after it is recorded and reported.
 
     Returns:
-        the best evaluated trial, the earliest if tied.
+        the best evaluated trial; if tied, the one with the fewest MACs (where trials have them), then the earliest.
 
     Raises:
         InputError: a budget below 1, changed settings, or an evaluation that returns the wrong number of results,

@@ -99,8 +99,17 @@ def score(trial: Trial, metric: str) -> float:
     return -value if metric.startswith("-") else value
 
 
+def preference(trial: Trial, metric: str) -> tuple[float, float]:
+    """What is larger for the better of two trials: the score, and between equal scores the negated MACs if known.
+
+    Accuracies on a few hundred images tie often, and the cheaper of two networks of the same accuracy is the better.
+    """
+    return score(trial, metric), -trial.metrics.get("macs", 0.0)
+
+
 def best_of(trials: Iterable[Trial], metric: str) -> Trial:
-    """The trial with the highest `score`, the first if tied. Trials without a finite value of the metric are skipped.
+    """The trial with the highest `score`: if tied, the one with the fewest MACs (where the trials have them), then the
+    first. Trials without a finite value of the metric are skipped.
 
     Raises:
         InputError: no trial has a finite value.
@@ -114,7 +123,7 @@ def best_of(trials: Iterable[Trial], metric: str) -> Trial:
         empty = f"all failed, the last with: {failures[-1]}" if failures else "there are no trials; search first"
         hint = nearest(name, known) if known else empty
         raise InputError(f"no trial has a finite {name!r}; {hint}")
-    return max(scored, key=lambda trial: score(trial, metric))
+    return max(scored, key=lambda trial: preference(trial, metric))
 
 
 class Study(sqlite.Closing):
@@ -218,7 +227,9 @@ class Study(sqlite.Closing):
         return self._first.get(key)
 
     def best(self, metric: str) -> Trial:
-        """The trial with the highest `metric`, or with a leading minus the lowest; ties go to the earliest.
+        """The trial with the highest `metric`, or with a leading minus the lowest.
+
+        If several are tied, it is the one with the fewest MACs (where the trials have them), then the earliest.
 
         Raises:
             InputError: the study is empty, or no trial has a finite value of this metric.

@@ -21,9 +21,10 @@ class Search(Checked):
     """Folder of the trained supernet."""
     searcher: Text = "aging-evolution"
     """random, aging-evolution, top-k-evolution, detnas or spos (its published settings), local-search, predictor,
-    nsga2, reinforce, enas (its published settings), pnas, or optuna."""
+    nsga2, reinforce, enas (its published settings), pnas, or optuna. The settings of aging-evolution, nsga2, reinforce
+    and pnas suit the budget; reinforce:published, for instance, keeps those of its paper."""
     name: Name | None = None
-    """Name of the search, a folder below RUN/search/; that of the searcher by default."""
+    """Name of the search, a folder below RUN/search/; that of the searcher by default, with - for a colon."""
     trials: Count = 200
     """Ends the search after this many trials, repeats included."""
     evaluations: Count | None = None
@@ -67,7 +68,8 @@ def run() -> None:
     from supernet_tools.pipeline.runs import config_of, open_run
     from supernet_tools.pipeline.search import create_searcher, search_folder, search_stage
 
-    search_folder(args.run, args.name or args.searcher)  # a wrong name is reported before any work
+    name = args.name or args.searcher.replace(":", "-")
+    search_folder(args.run, name)  # a wrong name is reported before any work
     with process_group(config_of(args.run).train.device) as world:
         opened = open_run(args.run)
         limits = {"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs}
@@ -76,13 +78,22 @@ def run() -> None:
             limits["latency_ms"] = args.max_latency
         feasible = opened.limits(limits)
         metric = CORRECTED if args.probes else None
-        searcher = create_searcher(args.searcher, opened, feasible, args.seed, args.settings, metric=metric)
+        searcher = create_searcher(
+            args.searcher,
+            opened,
+            feasible,
+            args.seed,
+            args.settings,
+            metric=metric,
+            evaluations=min(args.trials, args.evaluations or args.trials),
+            study=name if args.resume == "exact" else None,
+        )
         check_learned(opened, force=args.force)
         adjust = corrector(opened, args.probes, bn_batches=args.bn_batches) if args.probes else None
         result = search_stage(
             opened,
             searcher,
-            args.name or args.searcher,
+            name,
             trials=args.trials,
             evaluations=args.evaluations,
             batch=args.batch,
@@ -97,12 +108,12 @@ def run() -> None:
         result["cheapest of these, MACs"] = cheapest["macs"]
     labels = {"tied": "statistically tied with the best"}
     rows = [(labels.get(name, name), value) for name, value in result.items() if name != "arch"]
-    print_table(f"search {args.name or args.searcher}", ("what", "value"), rows)
+    print_table(f"search {name}", ("what", "value"), rows)
     columns = [name for name in front[0] if name != "arch"]
     lines = [(*(row[name] for name in columns), Arch(row["arch"]).key) for row in front]
     print_table("Pareto front", (*columns, "architecture"), lines)
     print(Arch(result["arch"]).to_json())
-    folder, name = search_folder(args.run, args.name or args.searcher), args.name or args.searcher
+    folder = search_folder(args.run, name)
     closing(
         [folder / "best.json", folder / "front.json"],
         command("select", args.run, "--search", name),

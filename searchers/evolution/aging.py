@@ -1,11 +1,13 @@
 """Aging evolution: tournament selection among the most recent architectures."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from searchers.loop import Limits, Metric
 from searchers.proposals import sample, within
-from searchers.study import Trial, score
+from searchers.study import Trial, preference
 from supernet.checked import Count, Probability, Seed, checked_arguments
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
@@ -16,7 +18,8 @@ class AgingEvolution:
 
     The first `population_size` architectures are random. After that, each is the mutated winner of a tournament. Every
     scored trial enters the population and pushes out the oldest member. Any number may be asked for at a time;
-    children that are asked for together have parents from the same population. A failed trial does not enter.
+    children that are asked for together have parents from the same population. A failed trial does not enter. Of
+    members with equal scores, the one with the fewest MACs wins a tournament.
 
     Args:
         space: the space to search; a mutation gives one active decision another value.
@@ -33,6 +36,22 @@ class AgingEvolution:
     Raises:
         InputError: a size below 1, or a probability outside [0, 1].
     """
+
+    @staticmethod
+    def for_budget(
+        space: SearchSpace, evaluations: int, given: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """Settings for a small budget: a tenth of it, from 10 to the published 100, and tournaments of a quarter.
+
+        With the published population the first 100 networks are random.
+
+        Args:
+            space: not used.
+            evaluations: the number of networks that the search will score.
+            given: settings chosen by hand, which the others then suit.
+        """
+        population = int(given.get("population_size", min(100, max(10, evaluations // 10))))
+        return {} if population >= 100 else {"population_size": population, "tournament_size": max(2, population // 4)}
 
     @checked_arguments
     def __init__(
@@ -84,11 +103,11 @@ class AgingEvolution:
 
     def _parent(self) -> Trial:
         tournament = self._rng.choices(self._population, k=self.tournament_size)
-        return max(tournament, key=lambda trial: score(trial, self.metric))
+        return max(tournament, key=lambda trial: preference(trial, self.metric))
 
     def _remove_one(self) -> None:
         if self.aging:
             self._population.popleft()
         else:
             tournament = self._rng.choices(range(len(self._population)), k=self.tournament_size)
-            del self._population[min(tournament, key=lambda i: score(self._population[i], self.metric))]
+            del self._population[min(tournament, key=lambda i: preference(self._population[i], self.metric))]

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from searchers.loop import Limits, Metric
 from searchers.proposals import Visited, up_to
-from searchers.study import Trial, score
+from searchers.study import Trial, preference
 from supernet.checked import Count, Natural, Probability, Seed, Size, checked_arguments
 from supernet.errors import InputError
 from supernet.seeding import generator
@@ -111,7 +111,7 @@ class TopKEvolution:
             if legal and trial.key not in known:
                 known.add(trial.key)
                 self._best.append(trial)
-        self._best.sort(key=lambda trial: -score(trial, self.metric))  # stable: ties keep the earlier first
+        self._best.sort(key=lambda trial: preference(trial, self.metric), reverse=True)  # stable, also in reverse
         del self._best[self.parents :]
 
     def _next(self) -> Arch | None:

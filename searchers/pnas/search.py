@@ -5,14 +5,15 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
-from searchers.loop import Limits, Metric
-from searchers.pnas.ladder import Block, Kind, _Cell, find_ladder
+from searchers.loop import Feasible, Limits, Metric
+from searchers.pnas.ladder import Block, Kind, Ladder, _Cell, find_ladder
 from searchers.proposals import nothing_fits
 from searchers.study import Trial, score
-from supernet.checked import Count, Rate, Seed, Text, Units, checked_arguments
+from supernet.checked import Count, Natural, Rate, Seed, Text, Units, checked_arguments
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, SearchSpace
 
@@ -20,24 +21,40 @@ SHORTLIST = 20
 """How many of a level's best predicted expansions are brought to their normal form, as a multiple of K. A normal form
 is computed in Python in 0.3 ms, and a published level has 590,000 expansions. Up to 20 K, all are taken."""
 
+BEAM = 256
+"""K of the paper."""
+
+PROBE_TRIES = 100
+"""Draws per random cell of a level before fewer are taken, in a level that is small or barely within the limits."""
+
+Targets = Literal["level", "common"]
+
 MEAN, DEVIATION = 0.86, 0.05
-"""The surrogate is trained on scores rescaled so that every level has this mean and the first level this deviation.
+"""The surrogate is trained on scores rescaled so that the first level has this mean and this deviation.
 0.86 is the initial output of the surrogate, and was the mean accuracy of the paper's one-block cells."""
 
 _log = logging.getLogger("searchers")
+
+
+EPOCHS = {"mlp": 100, "lstm": 20}
+"""Passes over the scores of a level, by surrogate: with 100, the LSTM overfits (BENCHMARKS.md)."""
 
 
 class Correlation(NamedTuple):
     """Spearman's rank correlation of predictions and scores on one level; None where it is not defined.
 
     Attributes:
-        fit: for the predictions after training on the level.
-        extrapolation: for the predictions by which the level was chosen, before any of it was scored; None on the
-            first level.
+        fit: for the predictions of all its scored cells after training on the level.
+        extrapolation: for the predictions of its random cells (`probes`) before any cell of the level was scored, as
+            in § 5.2 of the paper; None on the first level, and without probes.
+        beam: the same for the cells that were chosen by these predictions. Their predictions are all close to the
+            highest, so that this is near zero, or negative, even if the surrogate extrapolates well; None on the first
+            level.
     """
 
     fit: float | None
     extrapolation: float | None
+    beam: float | None
 
 
 class PNAS:
@@ -53,8 +70,8 @@ class PNAS:
     ladder are fixed at their first option (`held`).
 
     Expansions are predicted as they are written. The best `SHORTLIST` times `beam` of them are brought to their normal
-    form and ordered by the predictions for it. Scores are shifted and scaled before the surrogate is trained on them:
-    every level has mean 0.86, and the first a deviation of 0.05. Only the order within a level matters.
+    form and ordered by the predictions for it. Scores are shifted and scaled before the surrogate is trained on them
+    (`targets`); the first level then has mean 0.86 and deviation 0.05.
 
     Any number may be asked for at a time. A level is chosen when its first cell is asked for, from the scores known by
     then. The published schedule is a batch that divides the sizes of the levels (8 divides 136 and 256). Fewer cells
@@ -68,12 +85,16 @@ class PNAS:
         ladder: the name of the choice of the number of blocks; None if there is only one.
         beam: K, the number of cells to evaluate per level after the first.
         surrogate: "mlp" (that of the paper's search) or "lstm"; see `LadderSurrogate`.
-        members: the size of the surrogate's ensemble.
+        members: the size of the surrogate's ensemble; 1 for a single network.
+        targets: "level" shifts the scores of every level to mean 0.86, since only the order within a level matters;
+            "common" shifts all levels alike, as in the paper, which trains on accuracies.
         embedding: the width of the surrogate's embeddings.
         hidden: the number of hidden units of the surrogate.
         learning_rate: the learning rate of Adam on the first level.
         later_learning_rate: the learning rate on the later levels.
-        epochs: passes over the scores of a level [not published].
+        epochs: passes over the scores of a level [not published]; None for those of `EPOCHS`.
+        probes: random cells of each later level that are evaluated beside the beam, to measure how well the surrogate
+            extrapolates (`correlations`). The surrogate learns from them too; they are not expanded.
 
     Attributes:
         held: the decisions outside the ladder that have several options, each with the option it is fixed at.
@@ -82,6 +103,28 @@ class PNAS:
         InputError: a space without a ladder, an unknown surrogate, a number that is too small, or, from `ask`, limits
             that exclude all cells of one block.
     """
+
+    @staticmethod
+    def for_budget(
+        space: SearchSpace, evaluations: int, given: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """The beam with which a small budget reaches the largest cells; nothing if the published one does.
+
+        The first level takes all its cells, and each later one an equal share of the rest. A budget that leaves nothing
+        gives a beam of 1, and `schedule` then says what the search lacks.
+
+        Args:
+            space: the space to search.
+            evaluations: the number of networks that the search will score.
+            given: settings chosen by hand, which the others then suit.
+
+        Raises:
+            InputError: the space has no ladder, or several.
+        """
+        ladder = find_ladder(space, given.get("ladder"))
+        left = evaluations - len(one_block(space, ladder, None))
+        beam = max(1, left // (len(ladder.blocks) - 1) - int(given.get("probes", 0)))
+        return {"beam": beam} if beam < BEAM else {}
 
     @checked_arguments
     def __init__(
@@ -92,14 +135,16 @@ class PNAS:
         metric: Metric = "accuracy",
         feasible: Limits = None,
         ladder: Text | None = None,
-        beam: Count = 256,
+        beam: Count = BEAM,
         surrogate: Kind = "mlp",
         members: Units = 5,
+        targets: Targets = "level",
         embedding: Units = 100,
         hidden: Units = 100,
         learning_rate: Rate = 0.01,
         later_learning_rate: Rate = 0.002,
-        epochs: Count = 100,
+        epochs: Count | None = None,
+        probes: Natural = 0,
     ) -> None:
         self.space = space
         self.seed = seed
@@ -109,11 +154,13 @@ class PNAS:
         self.beam = beam
         self.surrogate: Kind = surrogate
         self.members = members
+        self.targets: Targets = targets
         self.embedding = embedding
         self.hidden = hidden
         self.learning_rate = learning_rate
         self.later_learning_rate = later_learning_rate
         self.epochs = epochs
+        self.probes = probes
         self._ladder = find_ladder(space, ladder)
         self.held = dict(self._ladder.held)
         if self.held:
@@ -129,6 +176,7 @@ class PNAS:
             hidden=hidden,
         )
         self._levels: list[list[_Cell]] = []  # the levels chosen so far
+        self._random: list[list[_Cell]] = []  # the probes of each level
         self._queue: deque[_Cell] = deque()
         self._scores: dict[str, float] = {}  # by network
         self._new: dict[str, _Cell] = {}  # scored since the surrogate was trained
@@ -162,16 +210,38 @@ class PNAS:
     @property
     def correlations(self) -> dict[int, Correlation]:
         """Per number of blocks, how well the surrogate ranked the cells scored so far."""
-        correlations = {}
-        for size, level in enumerate(self._levels, start=1):
-            scored = [cell for cell in level if cell.key in self._scores and cell.predicted is not None]
-            truth = [self._scores[cell.key] for cell in scored]
-            predicted = [cell.predicted for cell in scored if cell.predicted is not None]
-            correlations[size] = Correlation(self._fitted.get(size), spearman(predicted, truth))
-        return correlations
+        return {
+            size: Correlation(self._fitted.get(size), self._agreement(probes), self._agreement(level))
+            for size, (level, probes) in enumerate(zip(self._levels, self._random, strict=True), start=1)
+        }
+
+    @property
+    def schedule(self) -> list[int]:
+        """The number of cells per level that the search evaluates if no level is smaller than its beam and probes."""
+        later = [self.beam + self.probes] * (len(self._ladder.blocks) - 1)
+        return [len(one_block(self.space, self._ladder, self.feasible)), *later]
+
+    def predict(self, archs: Sequence[Arch]) -> list[float]:
+        """What the surrogate, as it is trained now, predicts for cells of any size.
+
+        Args:
+            archs: architectures of the space; decisions outside the ladder are not looked at.
+
+        Returns:
+            predictions between 0 and 1, comparable within a level.
+        """
+        forms = [self.space.normal_form(arch) for arch in archs]
+        return self._model.predict([self._ladder.read(form) for form in forms])
+
+    def _agreement(self, cells: Sequence["_Cell"]) -> float | None:
+        """The rank correlation of predictions and scores over the cells that have both."""
+        scored = [cell for cell in cells if cell.key in self._scores and cell.predicted is not None]
+        predicted = [cell.predicted for cell in scored if cell.predicted is not None]
+        return spearman(predicted, [self._scores[cell.key] for cell in scored])
 
     def _climb(self) -> bool:
         """Chooses the next level; returns False if there is none, or no score to choose it by."""
+        probes: list[_Cell] = []
         if not self._levels:
             level = self._first()
         elif len(self._levels) == len(self._ladder.blocks) or not any(
@@ -181,21 +251,21 @@ class PNAS:
         else:
             self._learn()
             level = self._chosen()
+            probes = self._probes(level) if level else []
         if level:
             self._levels.append(level)
-            self._queue.extend(level)
+            self._random.append(probes)
+            keys = {cell.key for cell in level}
+            self._queue.extend([*level, *(cell for cell in probes if cell.key not in keys)])
         return bool(level)
 
     def _first(self) -> list["_Cell"]:
         """All cells of one block, in random order."""
-        cells: dict[str, _Cell] = {}
-        for numbers in itertools.product(*map(range, self._ladder.counts(0))):
-            cell = self._legal((numbers,))
-            if cell is not None:
-                cells.setdefault(cell.key, cell)
-        if not cells:
+        forms = one_block(self.space, self._ladder, self.feasible)
+        if not forms:
             assert self.feasible is not None
             raise nothing_fits(self.feasible, math.prod(self._ladder.counts(0)))
+        cells = {form.key: _Cell(form.key, form, self._ladder.read(form)) for form in forms}
         level = [cells[key] for key in sorted(cells)]
         generator("PNAS", self.seed, "first level").shuffle(level)
         _log.info("PNAS: all %d cells of one block", len(level))
@@ -228,6 +298,21 @@ class PNAS:
             _log.info("PNAS: all %d cells of %d blocks, fewer than beam=%d", len(cells), size, self.beam)
         return [cells[i]._replace(predicted=predictions[i]) for i in ranked[: self.beam]]
 
+    def _probes(self, level: Sequence["_Cell"]) -> list["_Cell"]:
+        """Distinct random cells of the size of a level, with their predictions."""
+        size = len(level[0].blocks)
+        rng = generator("PNAS", self.seed, "probes", size)
+        probes: dict[str, _Cell] = {}
+        for _ in range(PROBE_TRIES * self.probes):
+            if len(probes) == self.probes:
+                break
+            numbers = [tuple(rng.randrange(n) for n in self._ladder.counts(block)) for block in range(size)]
+            cell = self._legal(numbers)
+            if cell is not None and len(cell.blocks) == size:
+                probes.setdefault(cell.key, cell)
+        predictions = self._model.predict([cell.blocks for cell in probes.values()])
+        return [cell._replace(predicted=p) for cell, p in zip(probes.values(), predictions, strict=True)]
+
     def _learn(self) -> None:
         """Trains the surrogate on the scores since the last training."""
         cells = list(self._new.values())
@@ -240,10 +325,12 @@ class PNAS:
             deviation = statistics.pstdev(self._learnt[min(self._learnt)])
             self._slope = DEVIATION / deviation if deviation > 0 else 0.0
         means = {size: statistics.fmean(scores) for size, scores in self._learnt.items()}
+        if self.targets == "common":
+            means = dict.fromkeys(means, means[min(means)])
         raw = [MEAN + self._slope * (self._scores[cell.key] - means[len(cell.blocks)]) for cell in cells]
         rate = self.later_learning_rate if len(self._levels) > 1 else self.learning_rate
         rows, targets = [cell.blocks for cell in cells], [min(max(target, 0.0), 1.0) for target in raw]
-        self._model.fit(rows, targets, learning_rate=rate, epochs=self.epochs)
+        self._model.fit(rows, targets, learning_rate=rate, epochs=self.epochs or EPOCHS[self.surrogate])
         size = len(self._levels)
         level = [cell for cell in cells if len(cell.blocks) == size]
         predictions = self._model.predict([cell.blocks for cell in level])
@@ -260,6 +347,13 @@ class PNAS:
         if any(form[name] != value for name, value in self.held.items()):
             return None
         return _Cell(form.key, form, self._ladder.read(form))
+
+
+def one_block(space: SearchSpace, ladder: Ladder, feasible: Feasible | None) -> list[Arch]:
+    """The normal forms of all cells of one block within the limits, each network once."""
+    blocks = itertools.product(*map(range, ladder.counts(0)))
+    forms = dict.fromkeys(space.normal_form(ladder.arch(space, [block])) for block in blocks)
+    return [form for form in forms if feasible is None or feasible(form)]
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:

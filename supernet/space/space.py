@@ -221,14 +221,21 @@ class SearchSpace:
             raise InputError(f"rng={rng!r} should be a generator, such as random.Random(0)")
         return self._complete(lambda choice: choice.draw(rng))
 
-    def mutate(self, arch: Arch, rng: Random, prob: float) -> Arch:
-        """Redraws each active choice with probability `prob`; the old value may be drawn again (DetNAS, SPOS)."""
+    def mutate(self, arch: Arch, rng: Random, prob: float, *, other: bool = False) -> Arch:
+        """Redraws each active choice with probability `prob`.
+
+        The old value may be drawn again, as in the released code of DetNAS and SPOS, unless `other` excludes it, as
+        when a bit is flipped.
+        """
         active = {choice.name for choice in self.active(arch)}
 
         def redraw(choice: Choice) -> Value:
-            if choice.name not in active or rng.random() < prob:
+            if choice.name not in active:
                 return choice.draw(rng)
-            return arch[choice.name]
+            if rng.random() >= prob:
+                return arch[choice.name]
+            changes = other and len(choice.options) > 1
+            return choice.draw_other(arch[choice.name], rng) if changes else choice.draw(rng)
 
         return self._complete(redraw)
 

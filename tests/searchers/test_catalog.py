@@ -3,7 +3,7 @@
 import pytest
 
 from searchers import AgingEvolution, TopKEvolution, list_searchers
-from searchers.catalog import SEARCHERS, searcher_class, searcher_maker, searcher_settings
+from searchers.catalog import SEARCHERS, budget_settings, searcher_class, searcher_maker, searcher_settings
 from supernet.errors import InputError
 from supernet.space import Choice, SearchSpace
 
@@ -38,6 +38,25 @@ def test_a_preset_has_its_own_values() -> None:
     assert isinstance(spos, TopKEvolution)
     assert (spos.mutants, spos.crossovers) == (24, 25)
     assert searcher_class("aging-evolution") is AgingEvolution
+
+
+def test_settings_follow_the_budget_unless_the_published_ones_are_named() -> None:
+    assert budget_settings("reinforce", SPACE, 300) == {"learning_rate": 0.0035, "minibatch": 10}
+    assert budget_settings("reinforce", SPACE, 300, {"minibatch": 5}) == {"learning_rate": 0.0035}
+    assert budget_settings("nsga2", SPACE, 300) == {"population_size": 20}
+    assert budget_settings("aging-evolution", SPACE, 200) == {"population_size": 20, "tournament_size": 5}
+    assert budget_settings("aging-evolution", SPACE, 200, {"population_size": 40}) == {"tournament_size": 10}
+    for name in ("reinforce", "nsga2", "aging-evolution"):
+        assert budget_settings(name, SPACE, 20_000) == {}
+        assert budget_settings(f"{name}:published", SPACE, 300) == {}
+        assert searcher_class(f"{name}:published") is searcher_class(name)
+        searcher_maker(f"{name}:published")(SPACE, **budget_settings(name, SPACE, 60)).ask(1)
+    assert budget_settings("enas", SPACE, 300) == budget_settings("random", SPACE, 300) == {}
+    for name in ("enas", "random"):
+        with pytest.raises(InputError, match=f"'{name}' has the same settings for every budget"):
+            searcher_maker(f"{name}:published")
+    with pytest.raises(InputError, match="did you mean 'reinforce'"):
+        searcher_class("reinforc:published")
 
 
 def test_an_unknown_searcher_is_an_error() -> None:

@@ -63,6 +63,24 @@ def test_a_leading_minus_prefers_the_lowest() -> None:
     assert set(searcher.ask(20)) == {ARCHS[3]}
 
 
+@pytest.mark.parametrize("aging", [True, False])
+def test_of_equal_scores_the_cheapest_wins_and_the_dearest_dies(aging: bool) -> None:
+    searcher = AgingEvolution(SPACE, population_size=5, tournament_size=300, identity=1.0, aging=aging)
+    searcher.ask(5)
+    trials = [trial(i, ARCHS[i], 1.0) for i in range(5)]
+    macs = (30.0, 50.0, 10.0, 20.0, 40.0)
+    searcher.tell([dataclasses.replace(t, metrics={**t.metrics, "macs": m}) for t, m in zip(trials, macs, strict=True)])
+    assert set(searcher.ask(20)) == {ARCHS[2]}
+    searcher.tell([trial(9, ARCHS[9], 0.0)])
+    assert [t.number for t in searcher._population] == ([1, 2, 3, 4, 9] if aging else [0, 2, 3, 4, 9])
+
+
+def test_a_tenth_of_the_budget_is_random() -> None:
+    assert AgingEvolution.for_budget(SPACE, 60) == {"population_size": 10, "tournament_size": 2}
+    assert AgingEvolution.for_budget(SPACE, 400) == {"population_size": 40, "tournament_size": 10}
+    assert AgingEvolution.for_budget(SPACE, 1_000) == AgingEvolution.for_budget(SPACE, 20_000) == {}
+
+
 @pytest.mark.parametrize("identity", [0.0, 0.05, 0.5, 1.0])
 def test_identity_comes_at_its_rate_and_every_other_child_is_one_mutation_away(identity: float) -> None:
     searcher = grown([1.0], identity=identity)

@@ -215,3 +215,20 @@ def test_the_front_is_larger_than_that_of_random_search() -> None:
 def test_the_limits_of_the_contract_are_kept() -> None:
     limit = LIMITS["conditional"]
     assert all(limit(arch) for arch in NSGA2(SPACES["conditional"], feasible=limit).ask(50))
+
+
+def test_a_mutation_never_draws_the_old_value_again() -> None:
+    """Without crossover and with a chance of one, every decision of a child differs from its parent."""
+    searcher = NSGA2(
+        SPACE, population_size=2, crossover=0.0, mutation=1.0, cost=letters, objectives=("accuracy", "-letters")
+    )
+    parents = searcher.ask(2)
+    searcher.tell([scored(i, arch, accuracy=noise(arch)) for i, arch in enumerate(parents)])
+    for child in searcher.ask(30):
+        assert any(all(child[name] != parent[name] for name in child) for parent in parents)
+
+
+def test_the_population_is_a_fifteenth_of_the_budget() -> None:
+    assert NSGA2.for_budget(SPACE, 100) == {"population_size": 10}
+    assert NSGA2.for_budget(SPACE, 600) == {"population_size": 40}
+    assert NSGA2.for_budget(SPACE, 1_500) == NSGA2.for_budget(SPACE, 20_000) == {}

@@ -13,7 +13,7 @@ import torch
 from helpers.searcher_cases import CONDITIONAL, Cheap, chain_space, trial
 from searchers import PNAS, RandomSearch, Study, Trial, search, testing
 from searchers.pnas.ladder import find_ladder
-from searchers.pnas.search import spearman
+from searchers.pnas.search import EPOCHS, spearman
 from searchers.pnas.surrogate import LadderSurrogate, ranking
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value, compose
@@ -273,6 +273,8 @@ def test_the_spaces_of_pnasnet_are_ladders() -> None:
 
 BAD = {
     "surrogate": "svm",
+    "targets": "raw",
+    "probes": -1,
     "beam": 0,
     "members": 0,
     "embedding": 0,
@@ -387,21 +389,89 @@ def test_equal_predictions_are_ranked_at_random_and_others_by_value() -> None:
 
 
 def test_rank_correlations_of_every_level_are_on_record() -> None:
-    searcher = small(SPACE, epochs=60)
-    run(searcher)
+    searcher = small(SPACE, epochs=60, probes=20)
+    trials = run(searcher)
     correlations = searcher.correlations
     assert set(correlations) == {1, 2, 3}
-    assert correlations[1].extrapolation is None
+    assert correlations[1].extrapolation is correlations[1].beam is None
     assert correlations[3].fit is None  # nothing is chosen after it, so the surrogate is not trained on it
     assert correlations[1].fit is not None
     assert correlations[1].fit > 0.5
+    assert correlations[2].extrapolation is not None
+    assert correlations[2].extrapolation > 0.1
     for size in (2, 3):
-        value = correlations[size].extrapolation
+        value = correlations[size].beam
         assert value is not None
         assert -1 <= value <= 1
+        assert 24 < sum(t.arch["blocks"] == size for t in trials) <= 24 + 20
     assert spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
     assert spearman([1, 1, 2], [3, 3, 9]) == pytest.approx(1.0)
     assert spearman([1, 1], [2, 3]) is None
+
+
+def test_the_beam_says_less_about_a_surrogate_than_random_cells() -> None:
+    """The predictions of the best few are all alike, so their order is mostly noise."""
+    searchers = [small(SPACE, epochs=60, probes=40, seed=seed) for seed in range(3)]
+    for searcher in searchers:
+        run(searcher)
+    beam, chance = ([getattr(s.correlations[2], name) for s in searchers] for name in ("beam", "extrapolation"))
+    assert statistics.fmean(beam) < statistics.fmean(chance) - 0.1
+
+
+def test_random_cells_are_not_expanded_and_known_ones_are_not_scored_twice() -> None:
+    searcher = small(SPACE, probes=60)
+    trials = run(searcher)
+    assert len({t.key for t in trials}) == len(trials)
+    assert len(searcher._levels[1]) == 24
+    assert len(searcher._random[1]) == 60
+    chosen = [cell.blocks for cell in searcher._levels[1]]
+    for cell in searcher._levels[2]:  # a cell without one of its blocks, in any order, is of the level before
+        first = [SPACE.normal_form(searcher._ladder.arch(SPACE, cell.blocks[:2]))]
+        assert any(searcher._ladder.read(form) in chosen for form in first)
+
+
+def test_predictions_are_those_that_chose_the_level() -> None:
+    searcher = small(SPACE, probes=5)
+    searcher.tell([trial(n, arch, oracle(arch), space=SPACE) for n, arch in enumerate(searcher.ask(21))])
+    searcher.ask(1)
+    cells = [*searcher._levels[1], *searcher._random[1]]
+    assert searcher.predict([cell.arch for cell in cells]) == pytest.approx([cell.predicted for cell in cells])
+
+
+def test_targets_are_shifted_by_level_or_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second level scores 0.3 more: with common targets its mean is above that of the first by as much."""
+    means: dict[str, list[float]] = {}
+    for targets in ("level", "common"):
+        searcher = small(SPACE, targets=targets, epochs=1)
+
+        def record(rows: Any, values: list[float], targets: str = targets, **settings: Any) -> None:
+            means.setdefault(targets, []).append(statistics.fmean(values))
+
+        monkeypatch.setattr(searcher._model, "fit", record)
+        run(searcher, evaluate=lambda archs: [{"accuracy": 0.1 * oracle(a) + 0.02 * (a["blocks"] - 1)} for a in archs])
+    assert means["level"] == pytest.approx([0.86, 0.86], abs=0.01)
+    assert means["common"][1] > 0.9
+
+
+def test_the_lstm_takes_fewer_epochs_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for settings in ({"surrogate": "mlp"}, {"surrogate": "lstm"}, {"surrogate": "lstm", "epochs": 7}):
+        searcher = PNAS(SPACE, embedding=4, hidden=4, beam=2, **settings)
+        monkeypatch.setattr(searcher._model, "fit", lambda *_, epochs, **__: taken.append(epochs))
+        run(searcher, trials=22)
+    assert taken == [EPOCHS["mlp"], EPOCHS["lstm"], 7]
+    assert EPOCHS["lstm"] < EPOCHS["mlp"]
+
+
+def test_the_beam_follows_the_budget() -> None:
+    """21 cells of one block, and two levels more."""
+    assert PNAS.for_budget(SPACE, 121) == {"beam": 50}
+    assert PNAS.for_budget(SPACE, 121, {"probes": 10}) == {"beam": 40}
+    assert PNAS.for_budget(SPACE, 10) == {"beam": 1}
+    assert PNAS.for_budget(SPACE, 21 + 512) == {}
+    searcher = small(SPACE, **PNAS.for_budget(SPACE, 61))
+    assert searcher.schedule == [21, 20, 20]
+    assert [t.arch["blocks"] for t in run(searcher, trials=61)].count(3) == 20
 
 
 # -- the benefit -------------------------------------------------------------------------------------------------------

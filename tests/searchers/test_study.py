@@ -78,6 +78,17 @@ def test_best_maximises_minimises_and_prefers_the_earliest() -> None:
             study.best("acuracy")
 
 
+def test_of_equal_scores_the_cheapest_is_the_best() -> None:
+    space = chain_space(2, form=False)
+    archs = list(space.enumerate())
+    with Study(None, space) as study:
+        for number, (value, macs) in enumerate(((1.0, 10.0), (3.0, 30.0), (3.0, 20.0), (3.0, 20.0))):
+            metrics = {"accuracy": value, "macs": macs}
+            study.append([dataclasses.replace(trial(number, archs[number], value), metrics=metrics)])
+        assert study.best("accuracy").number == 2
+        assert study.best("-macs").number == 0
+
+
 def test_an_empty_study_has_no_best() -> None:
     with Study(None, chain_space()) as study, pytest.raises(InputError, match="search first"):
         study.best("accuracy")

@@ -300,6 +300,10 @@ def test_mutate_changes_each_gene_with_the_stated_probability() -> None:
     assert all(child["one"] == 0 for child in children)
     assert {child["five"] for child in children} == set(range(5))
     assert all(space.mutate(arch, rng, 0.0) == arch for _ in range(50))
+    others = [space.mutate(arch, rng, prob, other=True) for _ in range(draws)]
+    for name in ("two", "five"):
+        assert binomtest(sum(child[name] != arch[name] for child in others), draws, prob).pvalue > LEVEL
+    assert {child["five"] for child in others} == set(range(5))
 
 
 def test_mutate_draws_what_becomes_active() -> None:

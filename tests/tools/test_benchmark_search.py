@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -293,3 +294,80 @@ def test_objectives_that_are_not_scored_are_refused_before_a_search() -> None:
     assert create("predictor", "acquisition=ucb", "beta=2").beta == 2.0
     with pytest.raises(InputError, match="objective '-mac' is not among what is scored; did you mean 'macs'"):
         create("nsga2", 'objectives=["accuracy", "-mac"]')
+
+
+def test_settings_follow_the_budget_and_a_resumed_search_keeps_its_own(tmp_path: Path) -> None:
+    """A search of 60 trials is extended to 600: its population stays that of 60."""
+    from supernet import create_supernet
+    from supernet.cost import CostTable, Feasible
+    from supernet_tools.pipeline import search as searching
+
+    supernet = create_supernet("nasbench-macro", input_size=8)
+    kind = SimpleNamespace(metric="accuracy", metrics=("accuracy", "loss"))
+    run: Any = SimpleNamespace(space=supernet.space, cost=CostTable(supernet), kind=kind, folder=tmp_path)
+
+    def population(name: str, evaluations: int | None, *settings: str, study: str | None = None) -> int:
+        free = Feasible(run.cost, {})
+        made = searching.create_searcher(name, run, free, 0, settings, evaluations=evaluations, study=study)
+        return int(made.population_size)
+
+    assert population("aging-evolution", 200) == 20
+    assert population("aging-evolution", 200, "population_size=35") == 35
+    assert population("aging-evolution:published", 200) == population("aging-evolution", None) == 100
+    assert population("nsga2", 300) == 20
+    folder = searching.search_folder(tmp_path, "short")
+    folder.mkdir(parents=True)
+    made = searching.create_searcher("aging-evolution", run, Feasible(run.cost, {}), 0, (), evaluations=60)
+    with Study(folder / "study.db", run.space) as study:
+        search(made, lambda archs: [{"accuracy": stand_in(arch)} for arch in archs], study, trials=5)
+    assert population("aging-evolution", 600, study="short") == 10
+    assert population("aging-evolution", 600, study="another") == 60
+    assert population("nsga2", 600, study="short") == 40  # of another class
+
+
+def test_a_budget_that_does_not_reach_the_largest_cells_is_warned_of(tmp_path: Path) -> None:
+    import torch
+
+    from supernet.spaces import builder
+    from supernet_tools.pipeline import search as searching
+
+    with torch.device("meta"):
+        space = builder("pnasnet-small")(filters=2, input_size=8, blocks=3).space
+    kind = SimpleNamespace(metric="accuracy", metrics=("accuracy", "loss"))
+    run: Any = SimpleNamespace(space=space, cost=SimpleNamespace(costs=("macs",)), kind=kind, folder=tmp_path)
+    free: Any = SimpleNamespace(limits={})
+    for settings, evaluations, words in (
+        ((), 100, r"needs 138 evaluations .*136 \+ 1 \+ 1 over its levels.*100 are asked for"),
+        (("beam=256",), 200, "needs 648 evaluations"),
+    ):
+        with pytest.warns(UserWarning, match=words):
+            searching.create_searcher("pnas", run, free, 0, settings, evaluations=evaluations)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert searching.create_searcher("pnas", run, free, 0, (), evaluations=200).beam == 32
+
+
+def test_gains_are_paired_with_random_search_of_the_same_seed(call: Callable[..., Any]) -> None:
+    flags = ("--oracles", "nasbench-macro", "--seeds", 3, "--evaluations", 30, "--points", 10, 30)
+    code, out, err = call("benchmarks.search", "gains", *flags, "--searchers", "random", "local-search", "enas")
+    assert code == 0, err
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "±" in line]
+    rows = {name: [float(value.split()[0]) for value in values] for name, *values in cells}
+    assert rows["random"] == [0.0, 0.0]
+    assert rows["local-search"][1] > 0.1
+    assert set(rows) == {"random", "local-search", "enas"}
+
+
+def test_formulas_have_mean_0_and_deviation_1_and_a_landscape_for_each_seed(bench: Any) -> None:
+    import random
+
+    for name in ("pyramid", "ladder"):
+        first, second = bench.oracles_of(name, (0, 1))
+        rng = random.Random(1)
+        forms = [first.space.normal_form(first.space.sample(rng)) for _ in range(100)]
+        scores, others = ([m["accuracy"] for m in oracle.score(forms)] for oracle in (first, second))
+        assert abs(sum(scores) / 100) < 0.4
+        assert scores != others
+        assert first.name == f"{name}-0"
+    with pytest.raises(InputError, match="did you mean 'pyramid-0'"):
+        bench.oracle_of("pyramyd-0")

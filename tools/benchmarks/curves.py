@@ -1,8 +1,8 @@
 """Searches as curves of the best score so far, with intervals and plots. Used by tools/benchmarks/search.py."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,26 +24,46 @@ Curve = list[float]
 # -- searches ----------------------------------------------------------------------------------------------------------
 
 
-def maker(text: str) -> "functools.partial[Any]":
-    """Returns the constructor of a searcher with its settings bound.
+def maker(text: str, evaluations: int | None = None) -> "_Maker":
+    """Returns what makes a searcher with its settings bound.
 
     Args:
-        text: a name from tools/search.py, with settings after a colon: `nsga2:population_size=20,mutation=0.1`.
+        text: a name from tools/search.py, with settings after a colon: `nsga2:population_size=20,mutation=0.1`, or
+            `nsga2:published`, or `nsga2:published:mutation=0.1`.
+        evaluations: the budget that settings suit which are not given; None for the published ones.
 
     Raises:
         InputError: there is no such searcher or setting, or a value has the wrong type.
     """
-    from searchers.catalog import searcher_class, searcher_maker
+    from searchers.catalog import PUBLISHED, searcher_class
     from supernet_tools.pipeline.settings import parse_settings
 
     name, _, settings = text.partition(":")
+    if f":{settings.partition(':')[0]}" == PUBLISHED:
+        name, settings = name + PUBLISHED, settings.partition(":")[2]
     values = parse_settings(
         searcher_class(name),
         [pair for pair in settings.split(",") if pair],
         owner=f"the searcher {name!r}",
         reserved=("space", "seed", "feasible"),
     )
-    return functools.partial(searcher_maker(name), **values)
+    return _Maker(name, values, evaluations)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """A searcher by name, with settings, for a budget."""
+
+    name: str
+    keywords: Mapping[str, Any]
+    evaluations: int | None
+
+    def __call__(self, space: SearchSpace, **settings: Any) -> Any:
+        from searchers.catalog import budget_settings, searcher_maker
+
+        given = {**self.keywords, **settings}
+        suited = {} if self.evaluations is None else budget_settings(self.name, space, self.evaluations, given)
+        return searcher_maker(self.name)(space, **suited, **given)
 
 
 class Scored(Protocol):
@@ -61,7 +81,7 @@ class Scored(Protocol):
         """Returns the metrics of architectures in normal form; an empty mapping stands for a failed training."""
 
 
-def curve(oracle: Scored, searcher: "Searcher", *, evaluations: int, batch: int) -> Curve:
+def curve(oracle: Scored, searcher: "Searcher", *, evaluations: int, batch: int, trials: int | None = None) -> Curve:
     """Runs a search and returns the best score so far after each distinct evaluation.
 
     The curve ends at the best network of the space, at the budget, or when the searcher proposes nothing new.
@@ -71,6 +91,7 @@ def curve(oracle: Scored, searcher: "Searcher", *, evaluations: int, batch: int)
         searcher: a fresh one.
         evaluations: the budget, in distinct networks.
         batch: architectures per proposal.
+        trials: the budget in trials, repeats included; None for no other limit than `PATIENCE`.
     """
     from searchers import Trial
 
@@ -78,17 +99,17 @@ def curve(oracle: Scored, searcher: "Searcher", *, evaluations: int, batch: int)
     name, sign = metric.removeprefix("-"), -1.0 if metric.startswith("-") else 1.0
     best: Curve = []
     seen: set[str] = set()
-    trials = last_new = 0
-    while trials < last_new + PATIENCE and (archs := searcher.ask(batch)):
+    done = last_new = 0
+    while done < (last_new + PATIENCE if trials is None else trials) and (archs := searcher.ask(batch)):
         forms = [oracle.space.normal_form(arch) for arch in archs]
         reports = []
         for arch, form, metrics in zip(archs, forms, oracle.score(forms), strict=True):
             repeat, failed = form.key in seen, "" if metrics else "the table has no score"
-            reports.append(Trial.of(oracle.space, arch, metrics, number=trials, repeat=repeat, failed=failed))
-            trials += 1
+            reports.append(Trial.of(oracle.space, arch, metrics, number=done, repeat=repeat, failed=failed))
+            done += 1
             if not repeat:
                 seen.add(form.key)
-                last_new = trials
+                last_new = done
                 score = sign * metrics[name] if metrics else -math.inf
                 best.append(max(best[-1] if best else -math.inf, score))
             if best[-1] >= oracle.best or len(best) >= evaluations:

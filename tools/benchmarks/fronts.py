@@ -25,7 +25,11 @@ class PointsOf(Protocol):
 
 
 def front(
-    seeds: int = 30, first_seed: int = 0, evaluations: int = 300, populations: tuple[int, ...] = (20, 50, 100)
+    seeds: int = 30,
+    first_seed: int = 0,
+    evaluations: int = 300,
+    populations: tuple[int, ...] = (20, 50, 100),
+    peers: bool = True,
 ) -> None:
     """Hypervolume of accuracy and MACs on NAS-Bench-Macro, as a share of that of the table's Pareto front.
 
@@ -38,6 +42,7 @@ def front(
         first_seed: Seed of the first search; the others count up from it.
         evaluations: Distinct networks per search.
         populations: Population sizes.
+        peers: Whether Optuna and pymoo are compared.
     """
     import searchers
 
@@ -54,7 +59,9 @@ def front(
         "Optuna NSGA-II": functools.partial(optuna_points, oracle, evaluations=evaluations),
         "pymoo NSGA-II": functools.partial(pymoo_points, oracle, evaluations=evaluations),
     }
-    if importlib.util.find_spec("pymoo") is None:
+    if not peers:
+        implementations = {"nsga2": nsga2}
+    elif importlib.util.find_spec("pymoo") is None:
         print("pymoo is left out: it is not installed")
         del implementations["pymoo NSGA-II"]
     searches: dict[str, Callable[[int], list[Point]]] = {

@@ -2,16 +2,19 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from supernet.errors import InputError, nearest
-from supernet.seeding import derive_seed
+from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, Choice, SearchSpace
 
 OPS = ("skip", "k3", "k5", "k7")
+MOMENTS = 200
+"""Random networks from which the mean and the deviation of a formula are taken."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,28 @@ class Listed:
     def explain(self) -> str:
         """Returns the reason why nothing else can be proposed, for error messages."""
         return "the table has no other network"
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A space too large to list, whose scores are a function with mean 0 and deviation 1 over random networks."""
+
+    name: str
+    space: SearchSpace
+    raw: Callable[[Arch], float]  # of a normal form
+    feasible: None = None
+    best: float = math.inf  # not known
+
+    @functools.cached_property
+    def _moments(self) -> tuple[float, float]:
+        rng = generator("formula", self.name)
+        scores = [self.raw(self.space.normal_form(self.space.sample(rng))) for _ in range(MOMENTS)]
+        return statistics.fmean(scores), statistics.pstdev(scores)
+
+    def score(self, archs: Sequence[Arch]) -> list[Mapping[str, float]]:
+        """Returns the scores of architectures in normal form."""
+        mean, deviation = self._moments
+        return [{"accuracy": (self.raw(arch) - mean) / deviation} for arch in archs]
 
 
 # -- oracles -----------------------------------------------------------------------------------------------------------
@@ -167,12 +192,85 @@ def from_csv(path: Path, space_name: str) -> Oracle:
     return Oracle(path.stem, space, metrics, Listed(space, tuple(values)))
 
 
-def oracle_of(name: str) -> Oracle:
-    """Returns an oracle by name: `nasbench-macro`, or a synthetic kind with its seed, such as `interactions-3`."""
+def pyramid(seed: int) -> Formula:
+    """Returns the pyramids of NAS-FPN, seven cells on P3 to P7, scored by a sum over their decisions.
+
+    Every option of every decision adds a normal value. The sum is taken over the normal form.
+
+    Args:
+        seed: of the values.
+    """
+    import numpy as np
+
+    from detection.nasfpn.space import pyramid_space
+
+    space = pyramid_space()
+    rng = np.random.default_rng(derive_seed("oracle", "pyramid", seed))
+    values = [rng.standard_normal(len(choice.options)) for choice in space.choices]
+
+    def raw(arch: Arch) -> float:
+        return float(sum(column[i] for column, i in zip(values, space.to_indices(arch), strict=True)))
+
+    return Formula(f"pyramid-{seed}", space, raw)
+
+
+def ladder(seed: int) -> Formula:
+    """Returns the cells of PNASNet with one to three blocks, in which operations interact.
+
+    The value of a block is the sum of the values of its two operations and of a value of their pair, and grows with
+    the values of the blocks that it reads; the score of a cell is the mean over its blocks, to which each block adds.
+
+    Args:
+        seed: of the values.
+    """
+    import numpy as np
+
+    from supernet.blocks.cells.graph import cell_space
+    from supernet.blocks.cells.ops import PNASNET_OPS
+
+    space = cell_space(PNASNET_OPS, blocks=3, fewer=True, chosen=False)
+    rng = np.random.default_rng(derive_seed("oracle", "ladder", seed))
+    n = len(PNASNET_OPS)
+    single, pairs = rng.standard_normal(n), rng.standard_normal((n, n))
+    pairs = (pairs + pairs.T) / 2
+
+    def raw(arch: Arch) -> float:
+        outputs = [0.0, 0.5]  # an advantage of the older input
+        for block in range(int(arch["blocks"])):
+            names = [f"block{block}.{part}" for part in ("left", "right", "left_op", "right_op")]
+            left, right = (int(arch[name]) for name in names[:2])
+            first, second = (PNASNET_OPS.index(str(arch[name])) for name in names[2:])
+            apart = 0.5 * (left != right)
+            own = single[first] + single[second] + pairs[first, second] + apart
+            outputs.append(own + 0.5 * (outputs[left] + outputs[right]))
+        return sum(outputs[2:]) / (len(outputs) - 2) + 0.3 * len(outputs)
+
+    return Formula(f"ladder-{seed}", space, raw)
+
+
+FORMULAS = {"pyramid": pyramid, "ladder": ladder}
+TABLES = ("additive", "interactions", "conditional")
+
+
+def oracles_of(name: str, seeds: Sequence[int]) -> "list[Oracle | Formula]":
+    """Returns an oracle for each seed: the same one, or, for a kind without a number, that of the seed."""
+    if name in FORMULAS or name in TABLES:
+        return [oracle_of(f"{name}-{seed}") for seed in seeds]
+    return [oracle_of(name)] * len(seeds)
+
+
+def oracle_of(name: str) -> "Oracle | Formula":
+    """Returns an oracle by name: `nasbench-macro`, or a synthetic kind with its seed, such as `interactions-3`.
+
+    Raises:
+        InputError: there is no such oracle.
+    """
     kind, _, seed = name.rpartition("-")
     if name == "nasbench-macro":
         return nasbench_macro()
-    if kind not in ("additive", "interactions", "conditional") or not seed.isdigit():
-        known = ("nasbench-macro", "additive-0", "interactions-0", "conditional-0")
+    if seed.isdigit() and kind in FORMULAS:
+        return FORMULAS[kind](int(seed))
+    if kind not in TABLES or not seed.isdigit():
+        known = ("nasbench-macro", *(f"{kind}-0" for kind in (*TABLES, *FORMULAS)))
         raise InputError(f"there is no oracle {name!r}; {nearest(name, known)}")
     return synthetic(kind, int(seed))

@@ -2,6 +2,8 @@
 
     python tools/benchmarks/search.py regret --seeds 20       on tables and synthetic spaces whose best network is known
     python tools/benchmarks/search.py supernet runs/x         on the shared-weight scores of trained supernets
+    python tools/benchmarks/search.py gains                   better than random search? paired differences
+    python tools/benchmarks/search.py ladder                  do the surrogates of progressive search extrapolate?
     python tools/benchmarks/search.py front                   accuracy against MACs: NSGA-II here, in Optuna, in pymoo
 
 Each prints one table per space with a row per searcher, means with 95 % intervals over seeds, and ends with it.
@@ -17,6 +19,7 @@ import tyro
 from supernet.errors import InputError
 from supernet_tools.benchmarks.curves import Curve, best_after, curve, format_mean, maker, new_figure, plot, save_plot
 from supernet_tools.benchmarks.fronts import front
+from supernet_tools.benchmarks.gains import gains, ladder
 from supernet_tools.benchmarks.oracles import Oracle, from_csv, oracle_of
 from supernet_tools.benchmarks.supernets import supernet
 from supernet_tools.pipeline.command_line import main
@@ -61,8 +64,10 @@ def regret(
         out.mkdir(parents=True, exist_ok=True)
     from searchers import list_searchers
 
-    makers = {name: maker(name) for name in searchers or list_searchers()}
+    makers = {name: maker(name, evaluations) for name in searchers or list_searchers()}
     for oracle in [from_csv(csv, space)] if csv is not None else map(oracle_of, oracles):
+        if not isinstance(oracle, Oracle):
+            raise InputError(f"the best network of {oracle.name} is not known, so there is no regret; take gains")
         curves: dict[str, list[Curve]] = {}
         seconds: dict[str, float] = {}
         for name, make in makers.items():
@@ -105,7 +110,13 @@ def row(oracle: Oracle, curves: Sequence[Sequence[float]], points: Sequence[int]
 
 def run() -> None:
     """Runs the command that the first argument names."""
-    commands: dict[str, Callable[..., None]] = {"regret": regret, "supernet": supernet, "front": front}
+    commands: dict[str, Callable[..., None]] = {
+        "regret": regret,
+        "supernet": supernet,
+        "gains": gains,
+        "ladder": ladder,
+        "front": front,
+    }
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 

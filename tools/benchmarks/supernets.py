@@ -125,7 +125,7 @@ def supernet(
             raise InputError(f"{name}={value} is too small; give at least 1")
     if len({path.resolve().name for path in runs}) < len(runs):
         raise InputError("two runs have folders of the same name, which names their results; rename one")
-    makers = {name: _searching_for(name, score) for name in searchers}
+    makers = {name: _searching_for(name, score, evaluations) for name in searchers}
     if out is not None:
         new_figure()  # fails before the searches, not after them, if plotly is missing
         out.mkdir(parents=True, exist_ok=True)
@@ -157,9 +157,9 @@ SearcherOf = Callable[[Supernet, int], "Searcher"]
 """Makes a searcher for a supernet from a seed."""
 
 
-def _searching_for(name: str, score: str) -> SearcherOf:
+def _searching_for(name: str, score: str, evaluations: int) -> SearcherOf:
     """Returns what makes a searcher that maximises `score`; the second objective of NSGA-II is MACs."""
-    make, metric = maker(name), "-loss" if score == "loss" else score
+    make, metric = maker(name, evaluations), "-loss" if score == "loss" else score
     fixed = {"metric"} | ({"objectives", "cost"} if name.partition(":")[0] == "nsga2" else set())
     for key in fixed & make.keywords.keys():
         raise InputError(f"{key} of {name!r} follows from score={score!r}; leave it out")

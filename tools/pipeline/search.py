@@ -4,12 +4,13 @@ import contextlib
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from searchers import Study, Trial, search
-from searchers.catalog import searcher_class, searcher_maker
+from searchers.catalog import budget_settings, searcher_class, searcher_maker
 from searchers.pareto import hypervolume, pareto_front
 from searchers.study import score
 from supernet.chain import Chain
@@ -41,9 +42,20 @@ DECIDED = ("space", "seed", "feasible")
 
 
 def create_searcher(
-    name: str, run: Run, feasible: Feasible, seed: int, settings: Sequence[str], *, metric: str | None = None
+    name: str,
+    run: Run,
+    feasible: Feasible,
+    seed: int,
+    settings: Sequence[str],
+    *,
+    metric: str | None = None,
+    evaluations: int | None = None,
+    study: str | None = None,
 ) -> Any:
     """A searcher by name.
+
+    Settings that are not given suit the budget (`searchers.catalog.budget_settings`). A search that goes on keeps those
+    of its study, whose budget was another one.
 
     Args:
         name: one of `searchers.list_searchers()`.
@@ -52,6 +64,8 @@ def create_searcher(
         seed: of the searcher.
         settings: hyperparameters as NAME=VALUE.
         metric: maximised by default instead of that of the run, and scored beside the run's own.
+        evaluations: networks that the search will score; None for the published settings.
+        study: name of the search in the run, which may exist already.
 
     Raises:
         InputError: no such searcher, or settings that it does not take.
@@ -60,7 +74,18 @@ def create_searcher(
     values = _defaults(kind, metric or run.kind.metric)
     values |= parse_settings(kind, settings, owner=f"the searcher {name!r}", reserved=DECIDED)
     limits = feasible if feasible.limits else None
-    searcher = searcher_maker(name)(run.space, seed=seed, feasible=limits, **values)
+    suited = {} if evaluations is None else budget_settings(name, run.space, evaluations, values)
+    recorded = {} if study is None else _study_settings(run, study)
+    if recorded.get("searcher") == kind.__name__:
+        suited = {key: recorded[key] for key in suited if key in recorded}
+    searcher = searcher_maker(name)(run.space, seed=seed, feasible=limits, **{**suited, **values})
+    schedule = getattr(searcher, "schedule", None)
+    if evaluations is not None and schedule is not None and evaluations < sum(schedule):
+        warnings.warn(
+            f"{name} needs {sum(schedule):,} evaluations to reach the largest cells ({' + '.join(map(str, schedule))} "
+            f"over its levels), and {evaluations:,} are asked for; raise them, or choose a smaller beam",
+            stacklevel=2,
+        )
     scored = (*run.kind.metrics, *([metric] if metric else ()), *run.cost.costs)
     for objective in getattr(searcher, "objectives", ()):
         if objective.removeprefix("-") not in scored:
@@ -68,6 +93,15 @@ def create_searcher(
     if searcher.metric.removeprefix("-") not in scored:
         raise InputError(f"metric={searcher.metric!r} is not among what is scored; {nearest(searcher.metric, scored)}")
     return searcher
+
+
+def _study_settings(run: Run, name: str) -> Mapping[str, Any]:
+    """The settings of a search of this run; empty if there is none yet, or another process has its study."""
+    path = search_folder(run.folder, name) / "study.db"
+    if not path.exists():
+        return {}
+    with Study(path, run.space, read=True) as study:
+        return study.settings or {}
 
 
 def _defaults(searcher: type[Any], metric: str) -> dict[str, Any]:
