@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from supernet.checked import (
     Checked,
@@ -45,6 +45,9 @@ class Augment(Checked):
     """Smallest share of an image's area that a random resized crop keeps (0.08 for ImageNet); 1 for no crop."""
     color_jitter: Annotated[float, Ge(0), Le(1)] = 0.0
     """Brightness, contrast and saturation are scaled by factors within 1 ± this (0.4 in SPOS and DetNAS)."""
+    cutout: Natural = 0
+    """Side in pixels of a black square at a random place of each image, which may lie partly outside (16 on CIFAR-10 in
+    DeVries & Taylor, 2017, and NASNet); 0 for none."""
     mixup: NonNegative = 0.0
     """Alpha of mixup; 0 for none."""
     cutmix: NonNegative = 0.0
@@ -91,9 +94,11 @@ class Data(Checked):
     """Seed of the splits."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """A translation that leaves nothing of an image."""
+        """A translation or a square that leaves nothing of an image."""
         if self.augment.shift >= self.size:
             yield "augment.shift", f"should be less than size={self.size}"
+        if self.augment.cutout >= self.size:
+            yield "augment.cutout", f"should be less than size={self.size}"
 
 
 @dataclass(frozen=True)
@@ -112,14 +117,19 @@ class Train(Checked):
     """Momentum of the optimizer."""
     weight_decay: NonNegative = 5e-4
     """Weight decay of tensors with more than one dimension; biases and batch norm are not decayed."""
-    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "exponential", "constant"] = "cosine"
     """How the learning rate falls from its peak."""
     drops: Annotated[
         tuple[float, ...], Rule("shares of the training between 0 and 1, in ascending order", _ascending)
     ] = (2 / 3, 8 / 9)
     """When the schedule "step" divides the rate by 10, as shares of all steps (Detectron's by default)."""
+    decay_rate: Annotated[float, Gt(0), Lt(1)] = 0.97
+    """What the schedule "exponential" multiplies the rate by (BigNAS and NASNet: 0.97)."""
+    decay_epochs: Positive = 2.4
+    """Every so many epochs (BigNAS and NASNet: 2.4)."""
     lr_floor: Share = 0.0
-    """Lowest learning rate of the schedules "cosine" and "linear", as a share of the peak (0.05 in BigNAS)."""
+    """Lowest learning rate of the schedules "cosine", "linear" and "exponential", as a share of the peak (0.05 in
+    BigNAS)."""
     warmup_epochs: NonNegative = 1.0
     """Epochs of linear warm-up, which starts at a tenth of the learning rate."""
     label_smoothing: Share = 0.0
@@ -133,6 +143,9 @@ class Train(Checked):
     """Largest gradient norm; 0 for no clipping."""
     ema: Share = 0.0
     """Decay of an exponential moving average of the weights, which becomes the result; 0 for none."""
+    ema_warmup: bool = True
+    """Let the decay grow with the step t as 1 - t**(-2/3), up to `ema`. Otherwise the average of a training of
+    fewer than 1 / (1 - ema) steps is mostly the initial weights."""
     spike: NonNegative = 10.0
     """Stop when a loss exceeds both this many times the recent mean and the loss of guessing (ln of the number of
     classes); 0 stops only when a loss is not finite."""

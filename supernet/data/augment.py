@@ -17,7 +17,7 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def augment(pixels: Tensor, config: Augment, *, generator: torch.Generator, rank: int = 0, world: int = 1) -> Tensor:
-    """Flips, translates, crops and recolours each image independently; pairs are mixed by `mix`.
+    """Flips, translates, crops, recolours and covers each image independently; pairs are mixed by `mix`.
 
     Args:
         pixels: uint8, (N, C, H, W); with several processes, the images `rank`, `rank + world`, … of a joint batch.
@@ -48,7 +48,34 @@ def augment(pixels: Tensor, config: Augment, *, generator: torch.Generator, rank
         factors = 1 + config.color_jitter * (2 * torch.rand(joint, 3, generator=generator) - 1)
         order = torch.rand(joint, 3, generator=generator).argsort(1)
         pixels = adjust_colors(pixels, factors[share].to(device), order=order[share].to(device))
+    if config.cutout:
+        places = torch.rand(joint, 2, generator=generator)[share]
+        centres = (places * torch.tensor([h, w])).long().to(device)  # any pixel, so that squares may leave the image
+        pixels = covered(pixels, centres, side=config.cutout)
     return pixels
+
+
+def covered(pixels: Tensor, centres: Tensor, *, side: int) -> Tensor:
+    """Returns images with a black square each (cutout: DeVries & Taylor, 2017, § 3.2).
+
+    Args:
+        pixels: uint8, (N, C, H, W).
+        centres: int64, (N, 2): row and column of the pixel at half of the square's side.
+        side: of the squares, in pixels; what lies outside an image is left out.
+
+    Returns:
+        uint8, (N, C, H, W).
+    """
+    n, _, h, w = pixels.shape
+    first = centres - side // 2
+    rows, columns = (
+        (at >= start[:, None]) & (at < start[:, None] + side)
+        for at, start in zip(
+            (torch.arange(h, device=pixels.device), torch.arange(w, device=pixels.device)), first.unbind(1), strict=True
+        )
+    )
+    inside = rows.view(n, 1, h, 1) & columns.view(n, 1, 1, w)
+    return pixels.masked_fill(inside, 0)
 
 
 def crop_boxes(n: int, size: tuple[int, int], *, scale: float, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from supernet.blocks.cells.graph import ADD, CONCAT, cell_space
-from supernet.blocks.cells.ops import AMOEBANET_RELEASED, NASNET_OPS, PNASNET_OPS, cell_op
+from supernet.blocks.cells.ops import AMOEBANET_OPS, AMOEBANET_RELEASED, NASNET_OPS, PNASNET_OPS, cell_op
 from supernet.blocks.cells.plain import CellStem
 from supernet.blocks.cells.searchable import LooseAuxiliary, LooseCell, LooseClassifier, Source
 from supernet.chain import Chain
@@ -247,6 +247,37 @@ def nasnet_cifar(
     return _two_cells("nasnet-cifar", Skeleton(**locals()))
 
 
+def nasnet_search(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 24,
+    repeats: int = 2,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = NASNET_OPS,
+    combiners: Sequence[str] = (ADD, CONCAT),
+    chosen: bool = False,
+    skip_reduction: bool = False,
+    keep: float = 1.0,
+    keep_by_depth: bool = True,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.0,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    count_padding: bool = False,
+) -> Chain:
+    """NASNet as it was searched: only unused states are outputs, N = 2 (Zoph et al., 2018, § 3 and appendix A).
+
+    5.2e36 architectures: two cells of five blocks, 13 operations, two combiners. The paper does not give the filters
+    of a search; 24 are those of PNASNet's comparison. The arguments are described in `Skeleton`.
+    """
+    return _two_cells("nasnet-search", Skeleton(**locals()))
+
+
 def nasnet_imagenet(
     *,
     num_classes: int = 1000,
@@ -415,6 +446,37 @@ def amoebanet_cifar(
     the three further ones of the released AmoebaNet-B and -D. The arguments are described in `Skeleton`.
     """
     return _two_cells("amoebanet-cifar", Skeleton(**locals()))
+
+
+def amoebanet_search(
+    *,
+    num_classes: int = 10,
+    input_size: int = 32,
+    in_channels: int = 3,
+    phase: Phase = "supernet",
+    filters: int = 24,
+    repeats: int = 3,
+    stem: int | None = None,
+    blocks: int = 5,
+    ops: Sequence[str] = AMOEBANET_OPS,
+    combiners: Sequence[str] = (ADD,),
+    chosen: bool = False,
+    skip_reduction: bool = False,
+    keep: float = 1.0,
+    keep_by_depth: bool = False,
+    auxiliary: bool = False,
+    auxiliary_channels: tuple[int, int] = (128, 768),
+    dropout: float = 0.0,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    count_padding: bool = False,
+) -> Chain:
+    """AmoebaNet as it was searched: 8 operations, only unused states are outputs, N = 3, F = 24 (Real et al., 2019).
+
+    3.1e29 architectures: two cells of five blocks, 20 inputs and 20 operations, so that a mutation of one decision
+    changes an input as often as an operation (Methods, "Mutation"). The arguments are described in `Skeleton`.
+    """
+    return _two_cells("amoebanet-search", Skeleton(**locals()))
 
 
 def amoebanet_imagenet(

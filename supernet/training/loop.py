@@ -270,7 +270,7 @@ def train_step(training: TrainingState, batch: Any, interrupted: threading.Event
         parameter.grad = None
     training.step += 1
     if training.ema is not None:
-        training.ema.update(chain)
+        training.ema.update(chain, step=training.step if config.ema_warmup else None)
 
 
 def _paths(training: TrainingState) -> Sequence[Arch]:

@@ -29,6 +29,7 @@ def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
 def create_schedule(optimizer: torch.optim.Optimizer, config: Train, per_epoch: int) -> Any:
     """Creates timm's schedule by steps, `step_update(step)`: linear warm-up, then `config.schedule` to the floor."""
     from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
+    from timm.scheduler.step_lr import StepLRScheduler
 
     total = max(per_epoch * config.epochs, 1)
     settings: dict[str, Any] = {
@@ -40,6 +41,16 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: Train, per_epoch: 
     if config.schedule == "step":
         drops = [round(total * drop) + 1 for drop in config.drops]  # timm drops one step before the number in the list
         return MultiStepLRScheduler(optimizer, drops, decay_rate=0.1, **settings)
+    if config.schedule == "exponential":
+        floor = config.lr * config.lr_floor
+
+        class Floored(StepLRScheduler):  # type: ignore[misc]  # timm's has no lowest rate
+            def _get_lr(self, t: int) -> list[float]:
+                rates: list[float] = super()._get_lr(t)
+                return rates if t < self.warmup_t else [max(rate, floor) for rate in rates]
+
+        every = max(1, round(per_epoch * config.decay_epochs))
+        return Floored(optimizer, decay_t=every, decay_rate=config.decay_rate, **settings)
     settings |= {"t_initial": total, "lr_min": config.lr * (1 if config.schedule == "constant" else config.lr_floor)}
     if config.schedule == "linear":
         return PolyLRScheduler(optimizer, power=1.0, **settings)
@@ -55,7 +66,7 @@ def create_ema(module: nn.Module, config: Train) -> Any:
         return None
     from timm.utils import ModelEmaV3
 
-    return ModelEmaV3(module, decay=config.ema)
+    return ModelEmaV3(module, decay=config.ema, use_warmup=config.ema_warmup)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from supernet.cost import CostTable, CostWindow
 from supernet.cost.count import COSTS
 from supernet.errors import InputError, nearest
 from supernet.seeding import generator
-from supernet.space import Arch, SearchSpace, Value
+from supernet.space import Arch, Choice, SearchSpace, Value
 
 ArchSampler = Callable[[int], tuple[Arch, ...]]
 Draw = Callable[[Random], Arch]
@@ -186,9 +186,53 @@ def weighted(
     return sample
 
 
+def even(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
+    """Samples one architecture per step, in which the options of a choice take turns.
+
+    The order is drawn again for every round, so that after any number of steps the options of a choice with n of them
+    were drawn equally often up to a difference of one. Architectures are trained as they are drawn: normal forms, which
+    scores are always those of, would put the weights of one of several interchangeable blocks before all others.
+
+    An option of an ordered choice that makes others active, such as the number of blocks of a cell, comes as often as
+    these are many and one: blocks that only large cells have would otherwise be trained seldom.
+
+    Args:
+        space: the search space.
+        seed: of all draws.
+        table: not used.
+        window: none; this sampler cannot be confined.
+
+    Raises:
+        InputError: a window.
+    """
+    if _limits(space, table, window) is not None or window.bin is not None:
+        raise InputError("a window works with the samplers 'uniform', 'sandwich', 'fair' and 'balanced'; leave it out")
+    rounds = [_round(space, choice) for choice in space.choices]
+
+    def sample(step: int) -> tuple[Arch, ...]:
+        indices = []
+        for choice, row in zip(space.choices, rounds, strict=True):
+            turn, place = divmod(step, len(row))
+            shuffled = generator(seed, "even", choice.name, turn).sample(row, len(row)) if len(row) > 1 else row
+            indices.append(shuffled[place])
+        return (space.from_indices(indices),)
+
+    return sample
+
+
+def _round(space: SearchSpace, choice: Choice) -> list[int]:
+    """The option numbers of a choice, each as often as it comes in one round of `even`."""
+    options = range(len(choice.options))
+    if not choice.ordered:
+        return list(options)
+    parents = [other.when[1] for other in space.choices if other.when is not None and other.when[0] == choice.name]
+    return [i for i in options for _ in range(1 + sum(choice.options[i] in values for values in parents))]
+
+
 SAMPLERS: dict[str, Callable[..., ArchSampler]] = {
     "uniform": uniform,
     "weighted": weighted,
+    "even": even,
     "fair": fair,
     "balanced": balanced,
     "sandwich": sandwich,

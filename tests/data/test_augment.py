@@ -130,8 +130,24 @@ def test_jitter_stays_within_its_range() -> None:
     assert 135 < levels.max() <= 140
 
 
+def test_cutout_blackens_a_square_around_any_pixel() -> None:
+    """As in the released code of DeVries & Taylor: a centre may be any pixel, and what lies outside is left out."""
+    pixels = torch.full((2000, 3, 12, 12), 200, dtype=torch.uint8)
+    black = augment(pixels, Augment(cutout=4), generator=seed()) == 0
+    assert (black == black[:, :1]).all()  # in all channels
+    rows, columns = black[:, 0].any(2), black[:, 0].any(1)
+    assert (black[:, 0] == (rows[:, :, None] & columns[:, None, :])).all()  # a rectangle
+    for side in (rows, columns):
+        first, length = side.int().argmax(1), side.sum(1)
+        assert set(length.tolist()) == {2, 3, 4}
+        whole = first[length == 4]
+        assert set(whole.tolist()) == set(range(9))
+        assert (length == 4).float().mean().item() == pytest.approx(9 / 12, abs=0.04)
+    assert torch.equal(augment(pixels, Augment(), generator=seed()), pixels)
+
+
 def test_ranks_vary_their_images_as_a_single_process_does() -> None:
-    everything = Augment(shift=3, flip=True, scale=0.3, color_jitter=0.4)
+    everything = Augment(shift=3, flip=True, scale=0.3, color_jitter=0.4, cutout=6)
     pixels = pictures(24)
     joint = augment(pixels, everything, generator=seed(3))
     for rank in range(3):

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from searchers import AgingEvolution
 from supernet import Arch, SearchSpace, create_supernet
 from supernet.blocks.cells.graph import Block, CellGraph, canonical_graph, cell_space, graph_of, loose_ends
 from supernet.blocks.cells.ops import AMOEBANET_OPS, OPS, cell_op
@@ -50,6 +51,25 @@ def test_sizes_by_the_papers_formulas() -> None:
     assert f"{pnasnet.fix({'cell.blocks': 5}).size():.2e}" == "5.57e+14"
     # with a choice of outputs, any of the six states but the last may be handed on too
     assert space_of("nasnet-cifar").size() == nasnet.size() * (1 + 2**6) ** 2
+
+
+def test_the_searched_spaces_are_those_of_the_papers() -> None:
+    """No choice of outputs, so that of AmoebaNet's decisions half are inputs and half are operations."""
+    nasnet, amoebanet = space_of("nasnet-search"), space_of("amoebanet-search")
+    assert f"{nasnet.size():.2e}" == "5.23e+36"
+    assert f"{amoebanet.size():.1e}" == "3.1e+29"
+    assert len(nasnet) == 2 * 25
+    assert len(amoebanet) == 2 * 20
+    rng, draws = random.Random(0), 4000
+    parent = amoebanet.sample(rng)
+    changed = Counter(
+        next(name for name in parent if child[name] != parent[name])
+        for child in (amoebanet.mutate_one(parent, rng) for _ in range(draws))
+    )
+    shares = Counter(kind for name in changed.elements() for kind in (name.endswith("_op"), name.split(".")[0]))
+    assert shares[True] == pytest.approx(draws / 2, abs=150)  # operations
+    assert shares["normal"] == pytest.approx(draws / 2, abs=150)
+    assert AgingEvolution(amoebanet).identity == 0.05
 
 
 @pytest.mark.parametrize(

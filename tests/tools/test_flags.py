@@ -124,7 +124,7 @@ RECIPE: list[tuple[tuple[object, ...], str]] = [
     (("--train.lr", 0.1, "--train.lr", 0.2), "the flag --train.lr is given twice"),
     (("--data.stream", "--data.no-stream"), "the flag --data.stream is given twice"),
     (("--train.lrr", 0.1), "there is no flag --train.lrr; did you mean --train.lr or --"),
-    (("--train.epoch", 3), "no flag --train.epoch; did you mean --train.epochs or --retrain.epochs or --train.batch?"),
+    (("--train.epoch", 3), "no flag --train.epoch; did you mean --train.epochs or --retrain.epochs or --train."),
     (("--space-settings", "stem=0"), "'shufflenet-small' cannot be built with stem=0"),
     (("--space-settings", "stem=-1"), "stem=-1, input_size=16: Trying to create tensor with negative dimension"),
     (("--space-settings", "stem=1000000000000"), "stem=1000000000000"),
@@ -202,7 +202,7 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"config__space": 5}, "run.json: space=5"),
     (
         {"config__sampler": "unifrom"},
-        "run.json: sampler='unifrom' should be 'uniform', 'weighted', 'fair', 'balanced' or 'sandwich'",
+        "run.json: sampler='unifrom' should be 'uniform', 'weighted', 'even', 'fair', 'balanced' or 'sandwich'",
     ),
     ({"config__train": {"clip": -1}}, "run.json: train.clip=-1"),
     ({"data__classes": [1]}, "run.json, data: classes="),

@@ -1,12 +1,17 @@
 """NAME=VALUE settings have the types of the signature that they configure; nothing is rounded or guessed."""
 
+import dataclasses
+import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
 from helpers.scripts import Call, one_line
+from supernet.config import Data
 from supernet.errors import InputError
 from supernet_tools.pipeline.settings import pairs, parse_settings
 
@@ -105,3 +110,39 @@ def test_recipes_are_checked_before_images_are_read(call: Call, tmp_path: Path) 
     one_line(call("train_supernet", *recipe, "stems=2"), "the space 'shufflenet-small' has no setting 'stems'")
     one_line(call("train_supernet", *recipe, "num_classes=2"), "cannot take num_classes")
     assert not (tmp_path / "run").exists()
+
+
+def test_networks_trained_from_scratch_have_settings_of_their_own() -> None:
+    """nasnet-cifar10 retrains with an auxiliary head, cutout and plain momentum; its supernet has none of them."""
+    import torch
+
+    from supernet_tools.pipeline.classifier import ClassifierKind
+    from supernet_tools.pipeline.recipes import nasnet_cifar10
+
+    config = nasnet_cifar10()
+    assert (config.retrain.optimizer, config.retrain.lr, config.retrain.weight_decay) == ("momentum", 0.025, 5e-4)
+    small = (*config.space_settings[2:], "blocks=1", "filters=2")
+    kind = ClassifierKind(dataclasses.replace(config, space_settings=small))
+    assert kind.resolved() is kind.config
+    assert (kind.task.augment.cutout, kind.retrain_task.augment.cutout) == (0, 16)
+    summary: Any = SimpleNamespace(classes=range(10), size=32, in_channels=3)
+    chain = kind.skeleton(summary)
+    assert "auxiliary" not in chain.step_names
+    network = kind.network(summary, chain.space.sample(random.Random(0)), torch.Generator().manual_seed(0))
+    assert any(type(module).__name__ == "AuxiliaryHead" for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retrain_cutout": 1.0}, "retrain_cutout=1.0 should be less than 1"),
+        ({"retrain_settings": ("auxilary=true",)}, "did you mean 'auxiliary'"),
+        ({"data": Data("digits", size=8)}, "the auxiliary head pools over 5×5 pixels"),
+    ],
+)
+def test_settings_for_networks_trained_from_scratch_are_checked_first(settings: dict[str, Any], message: str) -> None:
+    from supernet_tools.pipeline.classifier import ClassifierKind
+    from supernet_tools.pipeline.recipes import nasnet_cifar10
+
+    with pytest.raises(InputError, match=re.escape(message)):
+        ClassifierKind(dataclasses.replace(nasnet_cifar10(), **settings)).resolved()

@@ -19,7 +19,7 @@ from supernet.errors import InputError
 from supernet.training.loop import train_supernet
 from supernet.training.sampling import SAMPLERS, balanced, create_sampler, fair, sandwich, uniform
 
-CONFINED = tuple(name for name in SAMPLERS if name != "weighted")  # those that work in a window
+CONFINED = tuple(name for name in SAMPLERS if name not in ("weighted", "even"))  # those that work in a window
 EQUAL = SearchSpace("equal", [Choice(f"c{i}", ("a", "b", "c"), ordered=True) for i in range(5)])
 UNEQUAL = SearchSpace("unequal", [Choice("two", (0, 1)), Choice("five", tuple("abcde")), Choice("three", range(3))])
 DEEP = SearchSpace(
@@ -307,6 +307,30 @@ def test_options_without_weights_are_drawn_half_as_often() -> None:
     assert len(set(drawn) - {net.space.normal_form(arch) for arch in drawn}) > 1000  # trained as drawn
 
 
+def test_options_take_turns() -> None:
+    """After any number of steps the counts of two options differ by one at most, and paths are trained as drawn."""
+    space = create_supernet("nasbench201", input_size=8, channels=2, cells=1).space
+    sample, steps = create_sampler("even", space, 3), 1001
+    drawn = [sample(step)[0] for step in range(steps)]
+    for until in (7, 500, steps):
+        for choice in space.choices:
+            counts = Counter(arch[choice.name] for arch in drawn[:until])
+            assert max(counts.values()) - min(counts[option] for option in choice.options) <= 1
+    assert len(set(drawn)) > 900  # decisions do not move together
+    assert len(set(drawn) - {space.normal_form(arch) for arch in drawn}) > 200
+    assert [sample(step)[0] for step in (400, 3)] == [drawn[400], drawn[3]]
+    assert create_sampler("even", space, 4)(0) != create_sampler("even", space, 3)(0)
+
+
+def test_large_cells_come_as_often_as_they_have_decisions() -> None:
+    """Of one to five blocks of four decisions: the first has 1 of 45 rounds, five have 17."""
+    with torch.device("meta"):
+        space = create_supernet("pnasnet-small", filters=2, input_size=8).space
+    sample = create_sampler("even", space, 0)
+    counts = Counter(sample(step)[0]["cell.blocks"] for step in range(90))
+    assert counts == {1: 2, 2: 10, 3: 18, 4: 26, 5: 34}
+
+
 @pytest.mark.parametrize(
     ("space", "settings", "weightless"),
     [
@@ -324,6 +348,7 @@ def test_options_without_weights_are_known_by_their_modules(
     assert set[object]().union(*net.weightless_options().values()) == weightless
 
 
-def test_a_window_of_the_weighted_sampler_is_refused(macro: CostTable) -> None:
+@pytest.mark.parametrize("name", ["weighted", "even"])
+def test_a_window_of_samplers_without_one_is_refused(macro: CostTable, name: str) -> None:
     with pytest.raises(InputError, match="a window works with the samplers 'uniform'"):
-        create_sampler("weighted", macro.space, table=macro, window=Window("macs", high=1e8))
+        create_sampler(name, macro.space, table=macro, window=Window("macs", high=1e8))

@@ -78,6 +78,29 @@ def test_the_step_schedule_drops_at_its_settings() -> None:
     assert rates[25:] == pytest.approx([0.2] * 35 + [0.02] * 20 + [0.002] * 20)
 
 
+def test_an_average_with_the_decay_of_a_long_training_leaves_the_initial_weights(digits: Splits) -> None:
+    """A short training ends nearer to its last weights than to its first; without the warm-up it stays at the first."""
+    moved = {}
+    for warmup in (True, False):
+        net, plain = toy(), toy()
+        first = weights(net)
+        train_supernet(net, digits, replace(CONFIG, ema=0.9999, ema_warmup=warmup), verbose=False)
+        train_supernet(plain, digits, CONFIG, verbose=False)
+        moved[warmup] = ((weights(net) - first).norm() / (weights(plain) - first).norm()).item()
+    assert moved[True] > 0.5
+    assert moved[False] < 0.01
+
+
+def test_the_exponential_schedule_falls_in_steps_down_to_the_floor() -> None:
+    """By 0.97 every 2.4 epochs, to a constant 5 % of the peak, as in BigNAS; here faster."""
+    config = Train(epochs=8, lr=0.2, schedule="exponential", decay_rate=0.5, decay_epochs=0.8, lr_floor=0.05)
+    rates = rates_of(config, 200)
+    assert rates[10] == pytest.approx(0.02 + 0.18 * 10 / 25)
+    assert rates[25:] == pytest.approx([max(0.2 * 0.5 ** (step // 20), 0.01) for step in range(25, 200)])
+    assert rates[-1] == pytest.approx(0.01)
+    assert (Train().decay_rate, Train().decay_epochs) == (0.97, 2.4)
+
+
 def test_biases_and_batch_norm_are_not_decayed() -> None:
     net = toy()
     groups = create_optimizer(net, Train(weight_decay=0.1)).param_groups
@@ -86,8 +109,9 @@ def test_biases_and_batch_norm_are_not_decayed() -> None:
     assert {decay[id(p)] for p in net.parameters() if p.ndim > 1} == {0.1}
 
 
-def test_averaged_weights_are_the_result_and_resume_exactly(digits: Splits, tmp_path: Path) -> None:
-    config = replace(CONFIG, ema=0.8, save_seconds=0.0)
+@pytest.mark.parametrize("warmup", [True, False])
+def test_averaged_weights_are_the_result_and_resume_exactly(digits: Splits, tmp_path: Path, warmup: bool) -> None:
+    config = replace(CONFIG, ema=0.8, ema_warmup=warmup, save_seconds=0.0)
     seen: list[torch.Tensor] = []
     net = toy()
 
@@ -99,8 +123,9 @@ def test_averaged_weights_are_the_result_and_resume_exactly(digits: Splits, tmp_
     raw = load_state(tmp_path / "state.pt")["model"]
     last = torch.cat([raw[name].flatten() for name, _ in net.named_parameters()])
     average = seen[0]
-    for now in [*seen[1:], last]:
-        average = 0.8 * average + 0.2 * now
+    for step, now in enumerate([*seen[1:], last], start=1):
+        decay = min(0.8, 1 - step ** (-2 / 3)) if warmup else 0.8
+        average = decay * average + (1 - decay) * now
     torch.testing.assert_close(weights(net), average)
     assert not torch.allclose(weights(net), last, atol=1e-4)
     parted, half = toy(), tmp_path / "half.pt"

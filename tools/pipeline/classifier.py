@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,13 @@ class ClassifierKind:
         """Cross-entropy on images varied as the recipe says."""
         return Classification(self.config.data.augment)
 
+    @property
+    def retrain_task(self) -> Classification:
+        """The same with the cutout of standalone networks."""
+        data = self.config.data
+        side = round(self.config.retrain_cutout * data.size)
+        return Classification(replace(data.augment, cutout=max(data.augment.cutout, side)))
+
     def resolved(self) -> SupernetRun:
         """The recipe, of which the space can be built."""
         arguments = self.space_settings()
@@ -66,6 +73,9 @@ class ClassifierKind:
                 arguments.setdefault(name, value)
         with torch.device("meta"):
             chain = build(self.config.space, "supernet", arguments)
+        if self.config.retrain_settings:
+            with torch.device("meta"):
+                build(self.config.space, "standalone", arguments | self.retrain_settings())
         if self.config.pretrained:
             from supernet.spaces.pretrained import check_pretrained  # loads timm, which takes a second
 
@@ -77,6 +87,12 @@ class ClassifierKind:
         owner = f"the space {self.config.space!r}"
         target = builder(self.config.space)
         return parse_settings(target, self.config.space_settings, owner=owner, reserved=FROM_DATA)
+
+    def retrain_settings(self) -> dict[str, Any]:
+        """What the recipe adds to the settings of the space for standalone networks. Raises `InputError` likewise."""
+        owner = f"the space {self.config.space!r}"
+        target = builder(self.config.space)
+        return parse_settings(target, self.config.retrain_settings, owner=owner, reserved=FROM_DATA)
 
     def builder_arguments(self, summary: DataSummary) -> dict[str, Any]:
         """All arguments of the space's builder: those that follow from the data, and the recipe's."""
@@ -109,7 +125,7 @@ class ClassifierKind:
 
     def network(self, summary: DataSummary, arch: Arch, generator: torch.Generator) -> nn.Module:
         """The standalone network of an architecture with fresh weights."""
-        arguments = self.builder_arguments(summary)
+        arguments = self.builder_arguments(summary) | self.retrain_settings()
         return create_network(self.config.space, arch=arch, generator=generator, **arguments)
 
     def prepare(self, network: nn.Module, arch: Arch, seed: int) -> None:

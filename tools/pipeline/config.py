@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from detection.config import DetectionData
-from supernet.checked import Checked, Count, NonNegative, Text
+from supernet.checked import Checked, Count, NonNegative, Share, Text
 from supernet.config import Data, Train, Window
 
 
@@ -15,10 +15,10 @@ from supernet.config import Data, Train, Window
 class Sampling(Checked):
     """Which architectures a training step of a supernet uses, and where the weights of its options begin."""
 
-    sampler: Literal["uniform", "weighted", "fair", "balanced", "sandwich"] = "uniform"
+    sampler: Literal["uniform", "weighted", "even", "fair", "balanced", "sandwich"] = "uniform"
     """"uniform" draws one architecture per step (SPOS, DetNAS), "weighted" draws options without weights half as often,
-    "fair" uses every option once (FairNAS), "balanced" every option equally often up to a difference of one, "sandwich"
-    the largest, the smallest and `random_paths` others (BigNAS)."""
+    "even" lets the options of a choice take turns, "fair" uses every option once (FairNAS), "balanced" every option
+    equally often up to a difference of one, "sandwich" the largest, the smallest and `random_paths` others (BigNAS)."""
     random_paths: Annotated[int, Ge(0), Le(1000)] = 2
     """Random architectures of a sandwich."""
     largest_epochs: NonNegative = 0.0
@@ -48,8 +48,8 @@ class Sampling(Checked):
         if self.largest_epochs > epochs > 0:
             yield "largest_epochs", f"should be at most train.epochs={epochs}"
         limited = self.window.low is not None or self.window.high is not None
-        if self.sampler == "weighted" and limited:
-            yield "sampler", "is 'weighted', which cannot be confined to a window; use 'uniform'"
+        if self.sampler in ("weighted", "even") and limited:
+            yield "sampler", f"is {self.sampler!r}, which cannot be confined to a window; use 'uniform'"
         if train.distill and self.sampler != "sandwich":
             yield "train.distill", f"follows the largest path of the sampler 'sandwich', not of {self.sampler!r}"
 
@@ -70,6 +70,11 @@ class SupernetRun(Sampling):
     """How the supernet is trained. With 0 epochs it is not, and the run serves to retrain given architectures."""
     retrain: Train = field(default_factory=Train)
     """How a standalone network is trained from scratch."""
+    retrain_settings: tuple[str, ...] = ()
+    """Arguments of the space's builder for standalone networks alone, besides `space_settings`: auxiliary=true."""
+    retrain_cutout: Share = 0.0
+    """Side of the square that is cut out of images (`data.augment.cutout`) while standalone networks are trained, as a
+    share of the image's side: 0.5 for 16 of 32 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,11 @@ class DetectorKind:
         """The detector's losses on images varied as the recipe says."""
         return Detection(self.config.data.augment, self.config.data.workers)
 
+    @property
+    def retrain_task(self) -> Detection:
+        """The same."""
+        return self.task
+
     def resolved(self) -> DetectorRun:
         """The recipe with the architecture of a fixed backbone instead of its file; its detector can be built."""
         config = self.config

@@ -94,6 +94,10 @@ class Kind(Protocol[Data]):
     def task(self) -> "Task":
         """What trainings optimise."""
 
+    @property
+    def retrain_task(self) -> "Task":
+        """What trainings of standalone networks optimise."""
+
     def resolved(self) -> Any:
         """The recipe with files replaced by what they hold, everything checked that can be without reading images."""
 

@@ -46,7 +46,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
     world, result = current(), folder / "result.json"
     done = bool(world.from_main(b"done" if result.exists() and (folder / NETWORK).exists() else b""))
     if not done:
-        check_training(train, run.data, task=kind.task)  # a training that cannot start leaves no folder behind
+        check_training(train, run.data, task=kind.retrain_task)  # a training that cannot start leaves no folder behind
     with claim_run(folder, "retrain", train) if world.main else nullcontext():
         if done:
             return read_result(result, kind.truth)
@@ -84,7 +84,7 @@ def partial_score(run: Run, arch: Arch, train: Train, *, epochs: int, shared: bo
         RunError: the training diverged.
     """
     kind = run.kind
-    check_training(train, run.data, task=kind.task)
+    check_training(train, run.data, task=kind.retrain_task)
     folder = retrain_folder(run, arch, train.seed, shared)
     with claim_run(folder, "retrain", train):
         state = folder / STATE
@@ -114,7 +114,7 @@ def _trained(
         network,
         run.data,
         train,
-        task=kind.task,
+        task=kind.retrain_task,
         state=folder and folder / STATE,
         log=folder and inside(folder, "events"),
         held_out=None if folder is None else _curve(run, arch, train, folder),
