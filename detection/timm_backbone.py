@@ -51,11 +51,11 @@ def timm_backbone(name: str, weights: str | Path | None = None) -> Chain:
     for name_of_step, module, (step, sub, before) in zip(
         supernet.step_names, modules, supernet.walk(arch), strict=True
     ):
+        if not name_of_step.startswith(("stem", "stage")):  # a last 1×1 convolution, and the classifier
+            break
         after = step_layout(step, sub, before)
         assert isinstance(before, Layout)
         assert isinstance(after, Layout)
-        if after.stride == 0:  # the classifier
-            break
         steps.append((name_of_step, Whole(module, out_channels=after.channels, stride=after.stride // before.stride)))
     return Chain(f"{PREFIX}{bare}", steps, input_shape=supernet.input_shape, init=supernet.init)
 

@@ -35,7 +35,7 @@ NAMES = (
     "lcnet_050",
     "fbnetc_100",
 )
-SMALL = ("resnet18", "mobilenetv3_small_050")
+SMALL = ("mnasnet_small", "mobilenetv3_small_050")
 
 
 def _weights(name: str, folder: Path) -> tuple[nn.Module, Path]:

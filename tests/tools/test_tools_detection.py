@@ -150,7 +150,14 @@ def test_search_retrain_export_evaluate_predict(pretrained: Path, run_folder: Pa
     code, out, err = call("retrain", run_folder, "--search", "detnas", *TRUST)
     assert code == 0, err
     assert err.count("training:") == 2
-    result = json.loads(next((run_folder / "retrain").glob("*-seed0/result.json")).read_text())
+    retrained = next((run_folder / "retrain").glob("*-seed0"))
+    result = json.loads((retrained / "result.json").read_text())
+    (row,) = json.loads((retrained / "history.json").read_text())["epochs"]
+    assert row["validation_map50"] == pytest.approx(result["validation_map50"])
+    assert result["best_epoch"] == 1
+    assert (retrained / "best.safetensors").is_file()
+    rows = json.loads((run_folder / "history.json").read_text())["epochs"]
+    assert all(f"{which}_map50" in row for row in rows for which in ("small", "large", "random"))
     assert result["arch"] == arch
     assert result["backbone_macs"] <= limit
     assert {"test_map", "test_map50", "test_mar100", "validation_map50"} <= result.keys()
