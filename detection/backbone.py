@@ -63,13 +63,13 @@ class MapStep(nn.Module):
     def forward(self, state: DetectorState) -> DetectorState:
         """Returns the `DetectorState` with its maps updated."""
         maps, sizes, targets = state
-        output = self.block(maps if self.mode == "all" else maps[-1])
+        output = self.block(read_maps(maps) if self.mode == "all" else maps[-1])
         return update_maps(self.mode, maps, output), sizes, targets
 
     def out_layout(self, layout: Any) -> Any:
         """Returns the layout of the updated state."""
         maps, *rest = layout
-        output = plain_layout(self.block, maps if self.mode == "all" else maps[-1])
+        output = plain_layout(self.block, read_maps(maps) if self.mode == "all" else maps[-1])
         return update_maps(self.mode, maps, output), *rest
 
 
@@ -88,7 +88,7 @@ class SearchableMapStep(Searchable):
     def forward(self, state: DetectorState, arch: Arch) -> DetectorState:
         """Returns the `DetectorState` with its maps updated."""
         maps, sizes, targets = state
-        output = self.block(maps if self.mode == "all" else maps[-1], arch)
+        output = self.block(read_maps(maps) if self.mode == "all" else maps[-1], arch)
         return update_maps(self.mode, maps, output), sizes, targets
 
     def out_layout(self, arch: Arch, layout: Any) -> Any:
@@ -110,14 +110,23 @@ class SearchableMapStep(Searchable):
 
     def _block_layout(self, layout: Any) -> Any:
         """The layout of the block's input."""
-        return layout[0] if self.mode == "all" else layout[0][-1]
+        return read_maps(layout[0]) if self.mode == "all" else layout[0][-1]
 
 
 def update_maps(mode: Mode, maps: Any, output: Any) -> Any:
     """Returns the maps, or their layouts, after a step of a mode whose block made `output`."""
     if mode == "all":
         return output
-    return (*maps, output) if mode == "append" else (*maps[:-1], output)
+    return (*read_maps(maps), output) if mode == "append" else (*maps[:-1], output)
+
+
+def read_maps(maps: Any) -> Any:
+    """Returns the maps, or their layouts, that a pyramid reads.
+
+    Cells of NASNet hand on the outputs of two cells, the newer one second; a pyramid reads that one.
+    """
+    *finer, last = maps
+    return (*finer, last[1] if type(last) is tuple else last)
 
 
 def map_step(block: nn.Module, mode: Mode) -> nn.Module:
@@ -158,7 +167,7 @@ class Backbone:
     space: SearchSpace
     out_channels: dict[int, int]
     in_channels: int
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Layouts, ...]
     strides: tuple[int, ...]
     init: Init
     starts_alike: bool
@@ -177,12 +186,16 @@ def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
     """
     name = classifier.space.name
     steps: list[tuple[str, nn.Module, Layout]] = []
+    inputs: list[Layouts] = []  # of each step
     layout: Layouts = classifier.input_layout
     for step_name, step in classifier.steps:
-        layout = _fixed_layout(name, step_name, step, layout)
-        if layout.stride == 0:
+        before, layout = layout, _fixed_layout(name, step_name, step, layout)
+        (out,) = read_maps((layout,))
+        assert isinstance(out, Layout)
+        if out.stride == 0:
             break
-        steps.append((step_name, step, layout))
+        steps.append((step_name, step, out))
+        inputs.append(before)
     for step_name, step in classifier.steps[len(steps) :]:
         if isinstance(step, Searchable) and step.space.choices:
             raise InputError(
@@ -205,22 +218,24 @@ def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
         classifier.space,
         {steps[number][2].stride: steps[number][2].channels for number in kept},
         classifier.input_shape[0],
-        (classifier.input_layout, *(out for _, _, out in steps[:-1])),
+        tuple(inputs),
         tuple(out.stride for _, _, out in steps),
         classifier.init,
         classifier.starts_alike and bool(classifier.space.choices),
     )
 
 
-def _fixed_layout(space: str, name: str, step: nn.Module, layout: Layouts) -> Layout:
+def _fixed_layout(space: str, name: str, step: nn.Module, layout: Layouts) -> Layouts:
     """Returns the output layout of a step, which must be the same under every architecture."""
     archs = islice(step.space.enumerate(), _LAYOUTS_COMPARED) if isinstance(step, Searchable) else [Arch()]
     layouts = {step_layout(step, arch, layout) for arch in archs}
     (first, *different) = layouts
-    if different or not isinstance(first, Layout) or first.ids:
+    searchable = isinstance(step, Searchable) and bool(step.space.choices)
+    if different or (searchable and (not isinstance(first, Layout) or first.ids)):
         raise InputError(
-            f"{space!r} cannot be a backbone: its step {name!r} returns several states, or channels that depend on "
-            "the architecture; a feature pyramid reads one map of fixed channels per stride"
+            f"{space!r} cannot be a searchable backbone: its step {name!r} returns several states, or channels that "
+            "depend on the architecture, and a feature pyramid reads one map of fixed channels per stride; fix the "
+            "backbone to one architecture with backbone_arch"
         )
     return first
 

@@ -17,7 +17,7 @@ from detection.pyramid import Norm
 from detection.retinanet import retinanet
 from detection.timm_backbone import is_timm, timm_backbone
 from supernet import plugins
-from supernet.chain import Chain, realize
+from supernet.chain import Chain, announce, realize, step_layout
 from supernet.checked import is_number, is_whole
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
@@ -382,5 +382,8 @@ def _fixed_classifier(
         assert arch is not None
         chain = _classifier(backbone, phase, settings)
         name = f"{chain.space.name}-{Arch(arch).key}"
-    steps = list(zip(chain.step_names, chain.steps_in(chain.subnet(arch)), strict=True))
+    walked = chain.walk(chain.space.canonical(arch))
+    layouts = [step_layout(step, sub, before) for step, sub, before in walked]
+    modules = map(announce, chain.steps_in(chain.subnet(arch)), layouts)
+    steps = list(zip(chain.step_names, modules, strict=True))
     return Chain(name, steps, input_shape=chain.input_shape, init=chain.init)

@@ -6,7 +6,7 @@ the supernet. It imports torch and `supernet.space`.
 
 from supernet.chain.chain import Chain, PartsMemo
 from supernet.chain.initial import Init, initialize, realize
-from supernet.chain.layout import Hidden, Layout, Layouts, plain_layout
+from supernet.chain.layout import Hidden, Layout, Layouts, announce, plain_layout
 from supernet.chain.naming import has_numbered_steps
 from supernet.chain.searchable import Bound, Part, Searchable, materialize, parameters_of, step_layout, weightless_among
 from supernet.chain.start import initialize_alike, initialize_copying, largest
@@ -21,6 +21,7 @@ __all__ = [
     "Part",
     "PartsMemo",
     "Searchable",
+    "announce",
     "has_numbered_steps",
     "initialize",
     "initialize_alike",

@@ -34,6 +34,22 @@ class Hidden(NamedTuple):
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Announced:
+    """The layout after a module at its place in one network."""
+
+    layout: Layouts
+
+
+_ANNOUNCED = "announced_layout"
+
+
+def announce(module: nn.Module, layout: Layouts) -> nn.Module:
+    """Notes the layout after a module at its place in a network, for one that declares nothing; returns the module."""
+    setattr(module, _ANNOUNCED, Announced(layout))
+    return module
+
+
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
 _SAME = (nn.Identity, *_ACTIVATIONS, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout2d)
 
@@ -41,13 +57,16 @@ _SAME = (nn.Identity, *_ACTIVATIONS, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Dropou
 def plain_layout(module: nn.Module, layout: Layouts) -> Layouts:
     """Returns the layout after an ordinary module, as the module declares it.
 
-    A method `out_layout(layout)` has precedence. Otherwise the attributes `out_channels` and `stride` (1 if absent; 0
-    after global pooling) are read, which torch's convolutions have. Activations, batch norm, dropout and identities
-    leave the layout as it is; an `nn.Sequential` is traversed.
+    What `announce` noted has precedence, then a method `out_layout(layout)`. Otherwise the attributes `out_channels`
+    and `stride` (1 if absent; 0 after global pooling) are read, which torch's convolutions have. Activations, batch
+    norm, dropout and identities leave the layout as it is; an `nn.Sequential` is traversed.
 
     Raises:
         InputError: the module declares nothing.
     """
+    noted: Announced | None = getattr(module, _ANNOUNCED, None)
+    if noted is not None:
+        return noted.layout
     own = getattr(module, "out_layout", None)
     if own is not None:
         result: Layouts = own(layout)

@@ -293,7 +293,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "groups": (lambda: tiny("retinanet", norm="group"), "do not divide 8 channels"),
     "loose ends": (
         lambda: create_detector("retinanet", backbone="nasnet-small", backbone_settings={"filters": 4, "blocks": 1}),
-        "'nasnet-small' cannot be a backbone: its step 'normal'",
+        "'nasnet-small' cannot be a searchable backbone: its step 'normal'.*fix the backbone to one architecture",
     ),
 }
 

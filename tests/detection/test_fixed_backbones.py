@@ -1,0 +1,100 @@
+"""Any architecture carries a detector: cells that hand on two states, sums of edges, searched widths."""
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detection import DetectorCosts, DetectorPreprocess, Labelled
+from detection.nasfpn.space import wiring_arch
+from helpers.detector_cases import CLASSES, images, same, targets, tiny, tiny_network
+from supernet import Arch, SearchSpace
+from supernet.export import export
+from supernet.spaces import builder
+from supernet.spaces.published_cells import CELLS, arch_of
+
+CELL = {"filters": 4, "repeats": 1, "blocks": 2}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "nasbench201": ("nasbench201", {"channels": 4, "cells": 1}),
+    "nasnet": ("nasnet-small", {**CELL, "skip_reduction": True}),
+    "pnasnet": ("pnasnet-small", CELL),
+    "amoebanet": ("amoebanet-search", CELL),
+    "widths": ("resnet-20-widths", {"widths": (4, 6, 8), "blocks": 1}),
+}
+
+
+def space_of(name: str, settings: dict[str, Any]) -> SearchSpace:
+    with torch.device("meta"):
+        return builder(name)(**settings).space
+
+
+def check_detector(network: Any, *, side: int = 64) -> None:
+    """All weights of its backbone learn, and a copy detects the same."""
+    losses = network.train()(Labelled(images(side, side), targets()))
+    sum(losses.values()).backward()
+    unused = [name for name, p in network.named_parameters() if name.startswith("backbone") and p.grad is None]
+    assert not unused
+    network.eval()
+    with torch.no_grad():
+        first, again = (made(images(side, side)) for made in (network, copy.deepcopy(network)))
+    assert same(first, again)
+
+
+CHEAP = ("nasbench201", "amoebanet", "widths")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in CHEAP else pytest.mark.slow) for case in CASES]
+)
+def test_an_architecture_of_any_space_is_a_backbone(case: str) -> None:
+    name, settings = CASES[case]
+    arch = space_of(name, settings).sample(random.Random(5))
+    backbone = {"backbone": name, "backbone_settings": settings, "backbone_arch": arch}
+    check_detector(tiny_network("retinanet", **backbone))
+
+
+@pytest.mark.slow
+def test_a_detector_on_cells_is_exported(tmp_path: Path) -> None:
+    name, settings = CASES["amoebanet"]
+    arch = space_of(name, settings).sample(random.Random(5))
+    network = tiny_network("retinanet", backbone=name, backbone_settings=settings, backbone_arch=arch).eval()
+    names = tuple(f"class{number}" for number in range(CLASSES))
+    preprocess = DetectorPreprocess(input_size=64, mean=(0.5,) * 3, std=(0.2,) * 3, classes=names)
+    result = export(network, tmp_path / "folder", arch=Arch(), space="retinanet", preprocess=preprocess)
+    assert result["differences"]["model.py"] == 0.0
+
+
+@pytest.mark.parametrize("case", ["widths", pytest.param("amoebanet", marks=pytest.mark.slow)])
+def test_a_searched_pyramid_on_a_fixed_architecture_has_costs(case: str) -> None:
+    name, settings = CASES[case]
+    arch = space_of(name, settings).sample(random.Random(5))
+    backbone = {"backbone": name, "backbone_settings": settings, "backbone_arch": arch, "neck": "nasfpn"}
+    detector = tiny("retinanet", **backbone)
+    pyramid = detector.space.sample(random.Random(0))
+    costs = DetectorCosts(detector)(pyramid)
+    network = tiny_network("retinanet", **backbone, arch=pyramid)
+    assert costs["params"] == sum(p.numel() for p in network.parameters())
+    assert costs["backbone_macs"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cells", "space", "settings"),
+    [
+        ("amoebanet-a", "amoebanet-imagenet", {}),
+        ("nasnet-a", "nasnet-imagenet", {"combiners": ("add",)}),
+    ],
+)
+def test_published_cells_under_a_pyramid_of_nasfpn(cells: str, space: str, settings: dict[str, Any]) -> None:
+    """As NAS-FPN was trained on AmoebaNet (Ghiasi et al., 2019, Table 1): P3 to P7, 7 merging cells."""
+    settings = {"filters": 8, "repeats": 1, "input_size": 128, **settings}
+    cell_arch = arch_of(CELLS[cells], space_of(space, settings))
+    detector = {"neck": "nasfpn", "levels": 3, "pooled_levels": 2, "image_size": 128}
+    detector |= {"backbone": space, "backbone_settings": settings, "backbone_arch": cell_arch}
+    with torch.device("meta"):
+        pyramids = tiny("retinanet", **detector).space
+    network = tiny_network("retinanet", **detector, arch=wiring_arch("nasfpn-7", pyramids, prefix="neck"))
+    check_detector(network, side=128)
