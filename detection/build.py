@@ -59,6 +59,8 @@ class DetectorSettings(TypedDict, total=False):
     negative: float
     focal_alpha: float
     focal_gamma: float
+    box_weight: float
+    huber: float
     # retinanet with the neck nasfpn
     repeats: int
     cells: int
@@ -117,9 +119,10 @@ def create_detector(
         generator: source of the initial weights; torch's global generator if None.
         searched: whether something must be left to search; False also returns a detector without choices.
         settings: settings of the detector's builder. All detectors take head_convs, norm, anchor_scale,
-            score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative, focal_alpha and
-            focal_gamma, with the neck "nasfpn" also repeats, cells, pooled_levels, ops, gate and bias. Faster R-CNN
-            takes region_convs, hidden, proposals, train_proposals and train_candidates. They are explained in
+            score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative, focal_alpha,
+            focal_gamma, box_weight and huber, with the neck "nasfpn" also repeats, cells, pooled_levels, ops, gate and
+            bias. Faster R-CNN takes region_convs, hidden, proposals, train_proposals and train_candidates. They are
+            explained in
             `detection.retinanet.retinanet`, `detection.nasfpn.supernet.retinanet_nasfpn` and
             `detection.faster_rcnn.faster_rcnn_fpn`.
 

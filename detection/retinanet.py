@@ -105,6 +105,10 @@ class RetinaBoxes(nn.Module):
         positive, negative: an anchor is positive from the first IoU with a target on, and negative below the second.
         focal_alpha, focal_gamma: parameters of the focal loss (Lin et al., 2017b, equation 5); NAS-FPN was trained
             with 0.25 and 1.5.
+        box_weight: what the loss of the boxes is multiplied by.
+        huber: the difference, in the units of `BoxCoder`, below which the loss of the boxes is quadratic (Huber, 1964;
+            0.1 in the released code of NAS-FPN); 0 for the L1 loss. That code multiplies the loss by 50 and divides it
+            by the four coordinates of a box, so that `box_weight` is 12.5.
     """
 
     traceable = False
@@ -123,12 +127,15 @@ class RetinaBoxes(nn.Module):
         negative: float = 0.4,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        box_weight: float = 1.0,
+        huber: float = 0.0,
     ) -> None:
         super().__init__()
         self.strides, self.sizes, self.ratios, self.score_threshold = strides, sizes, ratios, score_threshold
         self.candidates, self.overlap, self.detections = candidates, overlap, detections
         self.positive, self.negative = positive, negative
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        self.box_weight, self.huber = box_weight, huber
         self.anchors = Anchors(strides, sizes, ratios)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(positive, negative, allow_low_quality_matches=True)
@@ -152,7 +159,7 @@ class RetinaBoxes(nn.Module):
         ]
 
     def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """Returns the focal loss and the L1 loss, divided by each image's positive anchors, then averaged over images.
+        """Returns the losses of classes and boxes, divided by each image's positive anchors, then averaged over images.
 
         Args:
             logits: (N, anchors, classes).
@@ -176,11 +183,17 @@ class RetinaBoxes(nn.Module):
             )
             classification.append(focal / number)
             true_deltas = self.coder.encode_single(boxes[matches], anchors[positive])
-            regression.append(nn.functional.l1_loss(predicted_deltas[positive], true_deltas, reduction="sum") / number)
+            regression.append(self.box_loss(predicted_deltas[positive], true_deltas) / number)
         return {
             "classification": torch.stack(classification).mean(),
             "bbox_regression": torch.stack(regression).mean(),
         }
+
+    def box_loss(self, predicted: Tensor, true: Tensor) -> Tensor:
+        """Returns the weighted sum of the L1 or Huber losses of encoded boxes, (n, 4)."""
+        if self.huber:
+            return self.box_weight * nn.functional.huber_loss(predicted, true, reduction="sum", delta=self.huber)
+        return self.box_weight * nn.functional.l1_loss(predicted, true, reduction="sum")
 
     def detect(
         self, logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], size: tuple[int, int]
@@ -233,6 +246,8 @@ def retinanet(
     negative: float = 0.4,
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
+    box_weight: float = 1.0,
+    huber: float = 0.0,
 ) -> Detector:
     """RetinaNet on the levels of a backbone and two coarser ones: P3 to P7 on C3 to C5.
 
@@ -245,8 +260,8 @@ def retinanet(
         norm: normalisation in the pyramid and the towers; RetinaNet was published without any, DetNAS has synchronised
             batch norm "everywhere".
         anchor_scale: side of a level's smallest anchor divided by its stride.
-        score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma: see
-            `RetinaBoxes`.
+        score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma, box_weight,
+            huber: see `RetinaBoxes`.
     """
     pyramid = FeaturePyramid(tuple(backbone.out_channels.values()), head_width, extra="convs", norm=norm)
     strides = (*backbone.out_channels, *(max(backbone.out_channels) * step for step in (2, 4)))
@@ -264,6 +279,8 @@ def retinanet(
         negative=negative,
         focal_alpha=focal_alpha,
         focal_gamma=focal_gamma,
+        box_weight=box_weight,
+        huber=huber,
     )
     return Detector(
         "retinanet",

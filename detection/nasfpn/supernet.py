@@ -153,6 +153,8 @@ def retinanet_nasfpn(
     negative: float = 0.4,
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
+    box_weight: float = 1.0,
+    huber: float = 0.0,
 ) -> Detector:
     """RetinaNet on stacked NAS-FPN pyramids, whose levels are P3 to P7 on C3 to C5.
 
@@ -171,8 +173,8 @@ def retinanet_nasfpn(
         head_convs: number of convolutions in each tower.
         norm: normalisation in the towers; NAS-FPN was published with batch norm everywhere.
         anchor_scale: side of a level's smallest anchor divided by its stride.
-        score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma: see
-            `RetinaBoxes`.
+        score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma, box_weight,
+            huber: see `RetinaBoxes`.
 
     Raises:
         InputError: `repeats` is below 1 or `pooled_levels` below 0; the strides of the backbone do not double; see also
@@ -208,6 +210,8 @@ def retinanet_nasfpn(
         negative=negative,
         focal_alpha=focal_alpha,
         focal_gamma=focal_gamma,
+        box_weight=box_weight,
+        huber=huber,
     )
     return Detector(
         "retinanet-nasfpn",

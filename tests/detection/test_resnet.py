@@ -89,6 +89,22 @@ def test_files_without_weights_of_the_backbone_are_refused(tmp_path: Path) -> No
             load_backbone(detector, tmp_path / name)
 
 
+def test_the_loss_of_boxes_is_weighted_and_linear_or_quadratic() -> None:
+    """Of one positive anchor with differences of 0.05 and 2 in two coordinates: L1, and Huber's loss from 0.1 on."""
+    anchors = torch.tensor([[0.0, 0, 8, 8], [40.0, 0, 48, 8]])
+    boxes = [{"boxes": anchors[:1], "labels": torch.tensor([1])}]
+    deltas = torch.tensor([[[0.05, 0.0, 2.0, 0.0], [9.0] * 4]])
+
+    def loss(**settings: float) -> Tensor:
+        step = RetinaBoxes((8,), ((8,),), (1.0,), **settings)
+        losses: Mapping[str, Tensor] = step.losses(torch.zeros(1, 2, 1), deltas, anchors, boxes)
+        return losses["bbox_regression"]
+
+    assert loss() == pytest.approx(2.05)
+    assert loss(box_weight=3.0) == pytest.approx(6.15)
+    assert loss(huber=0.1, box_weight=12.5) == pytest.approx(12.5 * (0.05**2 / 2 + 0.1 * (2.0 - 0.05)))
+
+
 def test_the_focal_loss_follows_its_two_parameters() -> None:
     """With a gamma of 0 it is weighted cross-entropy."""
     logits = torch.randn(1, 12, 3, generator=torch.Generator().manual_seed(0))

@@ -350,7 +350,7 @@ def nasfpn_coco() -> DetectorRun:
     return DetectorRun(
         backbone="detection.resnet:resnet_10",
         neck="nasfpn",
-        settings=("repeats=3", "focal_gamma=1.5"),
+        settings=("repeats=3", "focal_gamma=1.5", "huber=0.1", "box_weight=12.5"),
         data=data,
         train=train,
         retrain=train,
@@ -363,7 +363,7 @@ def nasfpn_coco_final() -> DetectorRun:
     return replace(
         proxy,
         backbone="detection.resnet:resnet_50",
-        settings=("repeats=7", "focal_gamma=1.5"),
+        settings=("repeats=7", "focal_gamma=1.5", "huber=0.1", "box_weight=12.5"),
         start="classification",
         data=replace(proxy.data, size=640, validation=0.001, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         train=replace(proxy.train, epochs=0),
