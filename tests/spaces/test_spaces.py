@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from helpers.mbconv_space import build as build_mbconv
 from helpers.toy_spaces import TOY_SPACES
 from supernet import GENOTYPES, SPACES, create_network, create_supernet, list_networks, list_spaces
 from supernet.blocks.plain import ClassifierHead, ConvBNAct
@@ -209,3 +210,9 @@ def test_the_phase_is_given_to_builders_that_take_it() -> None:
     for function in (with_phase, without_phase, with_anything):
         create_supernet(f"{__name__}:{function.__name__}", phase="standalone")
     assert phases == ["standalone", "standalone"]
+
+
+def test_blocks_of_a_user_meet_the_contract_without_further_work() -> None:
+    chain = build_mbconv(num_classes=3, input_size=16)
+    assert chain.space.size() == 5**5 * 4**3
+    check_space(chain, archs=2)
