@@ -216,7 +216,7 @@ def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
             for number, (step_name, step, _) in enumerate(steps)
         ),
         classifier.space,
-        {steps[number][2].stride: steps[number][2].channels for number in kept},
+        {int(steps[number][2].stride): steps[number][2].channels for number in kept},
         classifier.input_shape[0],
         tuple(inputs),
         tuple(out.stride for _, _, out in steps),

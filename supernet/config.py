@@ -113,6 +113,9 @@ class Train(Checked):
     """Any optimizer name of timm, e.g. "adamw"; its "sgd" uses Nesterov momentum."""
     lr: Positive = 0.1
     """Peak learning rate."""
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Factor between the learning rates of one layer (a block, the stem, the head) and of the next; 1 gives all layers
+    one rate. A training that begins with trained weights moves the early layers less (0.65 to 0.9)."""
     momentum: Share = 0.9
     """Momentum of the optimizer."""
     weight_decay: NonNegative = 5e-4

@@ -1,15 +1,20 @@
 """Score one architecture: python tools/evaluate.py runs/x --arch arch.json, or --exported runs/x/export/KEY"""
 
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Evaluate(Checked):
     """Run the model.py of the exported folder. It can do everything that you can: only for folders that you trust."""
     bn_batches: Count = 10
     """Calibration batches: of 64 images, or of `scoring_batch` for a detector."""
+    bn: BatchNorm | None = None
+    """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
@@ -46,9 +53,9 @@ def run() -> None:
     from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.runs import open_run
 
-    opened = open_run(args.run, trained=args.exported is None)
+    opened = open_run(args.run, trained=args.exported is None, bn=args.bn)
     if args.exported is not None:
-        network = load_exported(args.exported)
+        network = at_its_size(load_exported(args.exported), args.exported)
         metrics = opened.kind.scores(network, opened.data.test)
         check_finite(metrics, f"the network of {args.exported}")
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
@@ -56,7 +63,21 @@ def run() -> None:
     arch = named_arch(opened, args.arch, args.search)
     scores = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
     check_finite(scores, f"architecture {arch.key}")
-    print_table("shared weights, search-validation split", ("what", "value"), list(scores.items()))
+    rows = [*scores.items(), ("batch norm", opened.bn)]
+    print_table("shared weights, search-validation split", ("what", "value"), rows)
+
+
+def at_its_size(network: "nn.Module", folder: Path) -> "nn.Module":
+    """A classifier's exported network behind a resize to its size; images of that size pass unchanged."""
+    from torch import nn
+
+    from supernet.blocks.resolution import Resize
+    from supernet.files import read_json
+
+    preprocess = read_json(folder / "preprocess.json")
+    if "longest" in preprocess:  # a detector resizes images itself
+        return network
+    return nn.Sequential(Resize(len(preprocess["mean"]), preprocess["input_size"]), network).eval()
 
 
 if __name__ == "__main__":

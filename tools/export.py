@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 import tyro
 
 from supernet.checked import Checked, FilePath, Name, Seed, Text
+from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -27,28 +29,70 @@ class Export(Checked):
     """The retraining to export: from fresh weights, or fine-tuned from the shared ones."""
     inherit: bool = False
     """Export the shared weights with recalibrated batch norm, without retraining."""
+    front: bool = False
+    """Export every network on the front of the search, score against MACs, with the shared weights, and measure each:
+    RUN/export/front-SEARCH/ with front.json and front.csv."""
+    limits: tuple[str, ...] = ()
+    """Instead of the front, the best network of the search within each limit on MACs, such as 5M 20M 60M."""
+    limit_cost: Name = "macs"
+    """Another cost for the limits and the front, such as params, or latency_ms in a search with --max-latency."""
     onnx: bool = False
     """Also write model.onnx (needs the extra "onnx")."""
     out: FilePath | None = None
     """Folder; RUN/export/KEY by default."""
+    bn: BatchNorm | None = None
+    """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:
     args = parse(Export, __doc__)
+    if args.front or args.limits:
+        export_front(args)
+        return
 
     from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.export import export_folder, export_stage
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
 
-    opened = open_run(args.run, trained=args.inherit or args.init == "shared")
+    opened = open_run(args.run, trained=args.inherit or args.init == "shared", bn=args.bn)
     arch = named_arch(opened, args.arch, args.search)
     export_folder(opened, arch, args.out)  # a folder that is taken is reported before anything is trained
     network = trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
     folder, report = export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))
+
+
+def export_front(args: Export) -> None:
+    """Exports and measures several networks of a search."""
+    if args.arch is not None or args.init != "scratch":
+        raise InputError(
+            "--front and --limits export networks of a search with the shared weights; drop --arch, --init"
+        )
+
+    from supernet_tools.pipeline.front import front_stage
+    from supernet_tools.pipeline.runs import open_run
+
+    opened = open_run(args.run, bn=args.bn)
+    folder, rows = front_stage(
+        opened, args.search, limits=args.limits, cost=args.limit_cost, onnx=args.onnx, out=args.out
+    )
+    runtimes = list(rows[0]["latency_ms"])
+    columns = ["key", args.limit_cost, *(["limits"] if args.limits else []), "test accuracy"]
+    lines = [
+        (
+            row["key"],
+            row[args.limit_cost],
+            *([" ".join(row["limits"])] if args.limits else []),
+            row["test_accuracy"],
+            *(f"{row['latency_ms'][name]:.3f}" for name in runtimes),
+        )
+        for row in rows
+    ]
+    title = f"{len(rows)} exports in {folder}, batch norm {opened.bn}"
+    print_table(title, (*columns, *(f"ms, {name}" for name in runtimes)), lines)
 
 
 if __name__ == "__main__":

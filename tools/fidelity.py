@@ -12,6 +12,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -54,6 +55,8 @@ class Fidelity(Checked):
     """With "retrain": epochs instead of the recipe's."""
     bn_batches: Count = 10
     """Calibration batches of 64 images."""
+    bn: BatchNorm | None = None
+    """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
     resamples: Annotated[int, Ge(1), Le(10**6)] = 500
     """Resamples of the bootstrap."""
     seed: Seed = 0
@@ -73,9 +76,9 @@ def run() -> None:
         return
     if args.run is None:
         raise InputError("give the folder of a trained supernet, or --table-only")
-    report, file = run_report(args, args.run)
+    report, file, policy = run_report(args, args.run)
     show(report)
-    print(f"saved as {file}")
+    print(f"batch norm of the shared weights: {policy}; saved as {file}")
 
 
 def table_report(args: Fidelity) -> "Report":
@@ -88,8 +91,8 @@ def table_report(args: Fidelity) -> "Report":
     return fidelity(None, truth.values, space=space, repeats=truth.repeats, **settings, times=args.resamples)
 
 
-def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
-    """The report on a run's shared weights, and the file it is saved as."""
+def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]":
+    """The report on a run's shared weights, the file it is saved as, and the batch-norm policy of the scores."""
     from supernet.files import remove_temporaries, write_json
     from supernet.paths import inside
     from supernet.ranking.calibrate import FEWEST
@@ -100,8 +103,8 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
 
     if args.name is not None:
         inside(folder, "fidelity", args.name, what="the name of the report")
-    opened = open_run(folder)
-    args = dataclasses.replace(args, score=args.score or opened.kind.metric)
+    opened = open_run(folder, bn=args.bn)
+    args = dataclasses.replace(args, score=args.score or opened.kind.metric, bn=opened.bn)
     if args.score not in opened.kind.metrics:
         raise InputError(f"this run is not scored by {args.score!r}, but by {' and '.join(opened.kind.metrics)}")
     if 0 < args.labels < FEWEST:
@@ -132,7 +135,8 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
         seed=args.seed,
         **settings,
     )
-    name = args.name or f"{Path(args.truth).stem[:40]}-{args.score}-n{len(archs)}-seed{args.seed}"
+    policy = "" if opened.bn == opened.kind.batch_norm else f"-{opened.bn}"
+    name = args.name or f"{Path(args.truth).stem[:40]}-{args.score}{policy}-n{len(archs)}-seed{args.seed}"
     file = inside(folder, "fidelity", f"{name}.json", what="the name of the report")
     remove_temporaries(file.parent, alone=False)
     asked = {key: str(value) for key, value in dataclasses.asdict(args).items()}
@@ -141,7 +145,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path]":
         for arch in archs
     ]
     write_json(file, {**report.to_json(), "settings": asked, "networks": networks})
-    return report, file
+    return report, file, opened.bn
 
 
 def shipped() -> "tuple[Truth, dict[str, Any]]":

@@ -9,6 +9,7 @@ import tyro
 from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -41,6 +42,8 @@ class Retrain(Checked):
     """… with this many random ones within its limits."""
     seeds: Count = 1
     """Trainings of each network in the comparison, from --seed on; the same for all."""
+    bn: BatchNorm | None = None
+    """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
@@ -57,7 +60,7 @@ def run() -> None:
     from supernet_tools.pipeline.retrain import retrain_stage
     from supernet_tools.pipeline.runs import open_run
 
-    opened = open_run(args.run, trained=args.init == "shared")
+    opened = open_run(args.run, trained=args.init == "shared", bn=args.bn)
     changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
     train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changes)
     with process_group(train.device) as world:

@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 
 from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
 from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Limit, TimeLimit
@@ -45,6 +46,8 @@ class Search(Checked):
     """Images per timed forward pass."""
     bn_batches: Count = 10
     """Calibration batches per candidate: of 64 images, or of `scoring_batch` for a detector."""
+    bn: BatchNorm | None = None
+    """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
     resume: Literal["exact", "warm"] = "exact"
     """Go on with a search of this name only under the same settings ("exact"), or report its recorded trials to this
     searcher ("warm")."""
@@ -71,7 +74,7 @@ def run() -> None:
     name = args.name or args.searcher.replace(":", "-")
     search_folder(args.run, name)  # a wrong name is reported before any work
     with process_group(config_of(args.run).train.device) as world:
-        opened = open_run(args.run)
+        opened = open_run(args.run, bn=args.bn)
         limits = {"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs}
         if args.max_latency is not None and world.main:
             opened = opened.with_latency(args.latency_batch)

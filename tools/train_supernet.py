@@ -38,7 +38,7 @@ def run() -> None:
             ("space", trained.space.name),
             ("architectures", trained.space.size()),
         ]
-        if config.train.epochs:
+        if trained.kind.has_weights:
             shared = supernet_accuracy(trained)
             score = f"{shared['mean']:.4f} ± {shared['deviation']:.4f} over {shared['n']} random subnets"
             report += [(f"shared-weight {trained.kind.metric}", score), ("weights", out / WEIGHTS)]

@@ -159,6 +159,42 @@ class DropPath(nn.Module):
         return x * (kept / (1 - self.rate))
 
 
+class HiddenClassifier(nn.Module):
+    """Global average pooling, a linear layer, an activation, dropout, a linear layer (torchvision's MobileNetV3).
+
+    Shapes: (N, in_channels, H, W) to logits (N, classes).
+
+    Args:
+        hidden: features between the linear layers.
+        activation: a class.
+        dropout: probability of the dropout.
+    """
+
+    stride = 0
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        hidden: int,
+        activation: type[nn.Module] = nn.Hardswish,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.classes, self.hidden = in_channels, classes, hidden
+        self.activation, self.dropout, self.out_channels = activation, dropout, classes
+        self.mix = nn.Linear(in_channels, hidden)
+        self.act = overwriting(activation)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits, (N, classes)."""
+        logits: Tensor = self.fc(self.drop(self.act(self.mix(x.mean((2, 3))))))
+        return logits
+
+
 class MixingClassifier(nn.Module):
     """Global average pooling, a 1×1 convolution of the pooled features, an activation, dropout, a linear layer.
 

@@ -3,6 +3,7 @@
 The state between blocks is a pair: the class token, (N, C), and the map of patches, (N, C, H, W).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -85,7 +86,7 @@ class PatchTokens(nn.Module):
         self.positions = nn.Parameter(torch.zeros(dim, 1 + side**2))  # the class token's first
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, side · patch, side · patch) to the state of `dim` channels."""
+        """(N, in_channels, H, W) to the state of `dim` channels; for other sides than side · patch see `positioned`."""
         return positioned(self.conv(x), self.token, self.positions)
 
     def out_layout(self, layout: Layouts) -> Layouts:
@@ -96,13 +97,21 @@ class PatchTokens(nn.Module):
 def positioned(patches: Tensor, token: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Returns class token and map with their positions added.
 
+    For another grid of patches than that of the positions they are interpolated, as timm does.
+
     Args:
         patches: (N, C, H, W).
         token: (C,).
-        positions: (C, 1 + H·W).
+        positions: (C, 1 + side²).
     """
     first = (token + positions[:, 0]).expand(patches.shape[0], -1)  # not len(): a trace would keep its number
-    return first, patches + positions[:, 1:].unflatten(1, patches.shape[2:])
+    side, sides = math.isqrt(positions.shape[1] - 1), patches.shape[2:]
+    grid = positions[:, 1:].unflatten(1, (side, side))
+    if tuple(sides) != (side, side):
+        grid = functional.interpolate(
+            grid.unsqueeze(0), (sides[0], sides[1]), mode="bicubic", align_corners=False, antialias=True
+        )[0]
+    return first, patches + grid
 
 
 class TransformerBlock(nn.Module):

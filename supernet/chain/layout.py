@@ -14,12 +14,13 @@ class Layout:
 
     Attributes:
         channels: size of dimension 1.
-        stride: input pixels per pixel of this feature map; 0 if it has no spatial extent (logits).
+        stride: input pixels per pixel of this feature map; a fraction where images were resized, 0 if it has no spatial
+            extent (logits).
         ids: the hidden states concatenated in it, in order, if a later step must distinguish them.
     """
 
     channels: int
-    stride: int = 1
+    stride: float = 1
     ids: tuple[int, ...] = ()
 
 

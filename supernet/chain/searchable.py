@@ -23,9 +23,14 @@ class Searchable(nn.Module):
     `forward` is a function of its arguments: it does not remember the last architecture and writes nothing but
     batch-norm buffers. For every architecture, `forward(state, arch)` and `materialize(arch, layout)(state)` agree bit
     for bit in eval mode on the CPU.
+
+    Attributes:
+        space: the decisions.
+        timed: whether the module belongs to the network whose latency is measured; a preparation of its input does not.
     """
 
     space: SearchSpace
+    timed: bool = True
 
     def forward(self, state: Any, arch: Arch) -> Any:
         """Returns the state after this step."""

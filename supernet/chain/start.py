@@ -139,7 +139,7 @@ def find_start(step: nn.Module, layout: Layouts, size: int = 32) -> Start:
         size: height and width of the chain's input in pixels.
     """
     if isinstance(layout, Layout):
-        side = max(size // layout.stride, 1) if layout.stride else 1
+        side = max(int(size / layout.stride), 1) if layout.stride else 1
         modes = [(part, part.training) for part in step.modules()]
         step.eval()  # so that nothing is drawn and no running statistics change
         try:

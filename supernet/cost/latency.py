@@ -84,6 +84,8 @@ class LatencyTable(CostTable):
     def step(self, index: int, arch: Arch, before: Entry) -> Entry:
         """Returns the entry of one step, timing it if it is new to the table."""
         entry = super().step(index, arch, before)
+        if not getattr(self._chain.step_module(index), "timed", True):
+            entry.cost["latency_ms"] = 0  # images are resized before a network sees them, once for all sizes
         if "latency_ms" not in entry.cost:
             name = f"{index} {arch.to_json()} {shapes(before.state)} {before.layout}"
             if name not in self._timed:

@@ -1,7 +1,7 @@
 """Labelled images in memory and the splits of a data set."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,16 @@ class Splits:
             n_test=len(self.test),
             digest=self.digest,
         )
+
+    def normalized_by(self, mean: Sequence[float], std: Sequence[float]) -> "Splits":
+        """Returns the same images with another normalisation, such as that of a trained network.
+
+        Args:
+            mean, std: per channel, on the scale 0..1.
+        """
+        values = {name: torch.tensor(list(value)).view(-1, 1, 1) for name, value in (("mean", mean), ("std", std))}
+        parts = ("train", "calibration", "validation", "test")
+        return dataclasses.replace(self, **{part: dataclasses.replace(getattr(self, part), **values) for part in parts})
 
     def preprocess(self) -> Preprocess:
         """Returns what a network trained on this data set expects of its input."""

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from supernet.chain import Chain, largest
 from supernet.errors import InputError
+from supernet.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,19 @@ def output_moments(network: nn.Module, batches: Iterable[Tensor]) -> Moments:
         network: an ordinary network, left in eval mode; its running statistics are used and stay as they are.
         batches: normalised images, (N, C, H, W) each.
     """
+    norms = _named_norms(network)
+    return {
+        name: _through(norms[name], mean, variance.sqrt())
+        for name, (mean, variance) in _input_moments(network, batches).items()
+    }
+
+
+def _named_norms(network: nn.Module) -> dict[str, _BatchNorm]:
+    return {name: part for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
+
+
+def _input_moments(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns mean and variance of every batch norm's input in eval mode, float64, (channels,) each."""
     network.eval()
     sums: dict[str, list[Tensor]] = {}
 
@@ -130,7 +145,7 @@ def output_moments(network: nn.Module, batches: Iterable[Tensor]) -> Moments:
         parts = [count, x.sum(dims), x.square().sum(dims)]
         sums[name] = [old + new for old, new in zip(sums[name], parts, strict=True)] if name in sums else parts
 
-    norms = {name: part for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
+    norms = _named_norms(network)
     hooks = [norm.register_forward_pre_hook(partial(record, name=name)) for name, norm in norms.items()]
     try:
         for images in batches:
@@ -138,11 +153,10 @@ def output_moments(network: nn.Module, batches: Iterable[Tensor]) -> Moments:
     finally:
         for hook in hooks:
             hook.remove()
-    moments = {}
-    for name, (count, total, squares) in sums.items():
-        mean, variance = total / count, (squares / count - (total / count) ** 2).clamp(min=0)
-        moments[name] = _through(norms[name], mean, variance.sqrt())
-    return moments
+    return {
+        name: (total / count, (squares / count - (total / count) ** 2).clamp(min=0))
+        for name, (count, total, squares) in sums.items()
+    }
 
 
 def _through(norm: _BatchNorm, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,3 +194,73 @@ def match_moments(module: nn.Module, moments: Moments, *, prefix: str = "") -> N
         mean, deviation = (moment[: norm.num_features] for moment in known)
         norm.weight.copy_(torch.where(norm.weight < 0, -deviation, deviation))
         norm.bias.copy_(mean)
+
+
+def check_full(space: SearchSpace) -> None:
+    """Raises `InputError` unless every decision is ordered, so that all networks are parts of a full one."""
+    for choice in space.choices:
+        if not choice.ordered and len(choice.options) > 1:
+            raise InputError(
+                f"the decision {choice.name!r} of {space.name!r} is not ordered, so there is no full network to match; "
+                "take bn=Recalibrate()"
+            )
+
+
+# -- the norms of a supernet that begins with a trained network -------------------------------------------------------
+
+
+@torch.no_grad()
+def rebase_norms(supernet: Chain, batches: Iterable[Tensor]) -> None:
+    """Makes the statistics of all batch norms those of these images, in place; the full network computes the same.
+
+    Scale and shift take up the difference. Afterwards batches of such images, normalised with their own statistics as
+    in training, pass through the full network nearly as they did with the statistics of its original training.
+
+    Args:
+        supernet: in which every decision is ordered (see `check_full`), with the weights of a trained network.
+        batches: normalised images, (N, C, H, W) each.
+    """
+    network, pairs = _full_network(supernet)
+    moments = _input_moments(network, batches)
+    for name, shared, norm in pairs:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        if name not in moments or norm.weight is None:
+            continue
+        mean, variance = moments[name]
+        old = (norm.running_var.double() + norm.eps).sqrt()
+        shared.bias.copy_(norm.bias.double() + norm.weight.double() * (mean - norm.running_mean.double()) / old)
+        shared.weight.copy_(norm.weight.double() * (variance + norm.eps).sqrt() / old)
+        assert shared.running_mean is not None
+        assert shared.running_var is not None
+        shared.running_mean.copy_(mean)
+        shared.running_var.copy_(variance)
+
+
+@torch.no_grad()
+def take_full_statistics(supernet: Chain, batches: Iterable[Tensor]) -> None:
+    """Makes the running statistics of a supernet those of its full network on these images, in place.
+
+    Training leaves a mixture over all paths.
+
+    Args:
+        supernet: in which every decision is ordered.
+        batches: normalised images, (N, C, H, W) each, all of the same N.
+    """
+    network, pairs = _full_network(supernet)
+    recalibrate_bn(network, batches)
+    for _, shared, norm in pairs:
+        for own, recalibrated in zip(shared.buffers(), norm.buffers(), strict=True):
+            own.copy_(recalibrated)
+
+
+def _full_network(supernet: Chain) -> tuple[nn.Module, list[tuple[str, _BatchNorm, _BatchNorm]]]:
+    """Returns the full network, and for each of its norms the name, the supernet's norm and its own."""
+    network = supernet.subnet(largest(supernet.space))
+    copies = _named_norms(network)
+    pairs = list(zip(copies, norms_of(supernet), copies.values(), strict=True))
+    for name, shared, norm in pairs:  # both stand in the order of the steps and their layers
+        copied = norm.state_dict()
+        same = all(torch.equal(tensor, copied[key]) for key, tensor in shared.state_dict().items())
+        assert same, f"the batch norm {name!r} of the full network is another in the supernet"
+    return network, pairs

@@ -19,6 +19,7 @@ from supernet.scoring.batch_norm import (
     Matched,
     Moments,
     Recalibrate,
+    check_full,
     match_moments,
     norms_of,
     output_moments,
@@ -129,12 +130,8 @@ class SharedWeights:
         self.steps_asked = self.steps_run = self.hits = 0
         if cache is not None and ("<" in _name(metric) or _name(metric) in ("", "partial")):
             raise InputError(f"scores of {metric!r} cannot be cached: give it an attribute `name` that is its own")
-        unordered = [c.name for c in supernet.space.choices if not c.ordered and len(c.options) > 1]
-        if isinstance(self.bn, Matched) and unordered:
-            raise InputError(
-                f"the decision {unordered[0]!r} of {supernet.space.name!r} is not ordered, so there is no full network "
-                "to match; take bn=Recalibrate()"
-            )
+        if isinstance(self.bn, Matched):
+            check_full(supernet.space)
         self._images = identity(self.calibration, self.validation)
         self._state: tuple[object, ...] = ()
         self._weights = ""

@@ -327,6 +327,28 @@ class SearchSpace:
             choices.append(Choice(choice.name, options, choice.when, choice.ordered))
         return SearchSpace._of(self.name, choices, self.forms)
 
+    def restrict(self, options: Mapping[str, Sequence[Value]]) -> "SearchSpace":
+        """Returns the same space with fewer options of the named choices.
+
+        Raises:
+            InputError: an option that the choice does not have, or none.
+        """
+        kept: dict[str, tuple[Value, ...]] = {}
+        for name, values in options.items():
+            unknown = [value for value in values if value not in self[name].options]
+            if unknown:
+                raise InputError(
+                    f"{unknown[0]!r} is not an option of {name!r}; {nearest(unknown[0], self[name].options)}"
+                )
+            kept[name] = tuple(values)
+        choices = []
+        for choice in self.choices:
+            when = choice.when
+            if when is not None and when[0] in kept:
+                when = (when[0], tuple(value for value in when[1] if value in kept[when[0]]) or when[1])
+            choices.append(Choice(choice.name, kept.get(choice.name, choice.options), when, choice.ordered))
+        return SearchSpace._of(self.name, choices, self.forms)
+
     def to_json(self) -> str:
         """Returns the space as JSON; ranges stay ranges, and normal forms are named with their version."""
         choices = [_choice_to_json(choice) for choice in self.choices]

@@ -6,6 +6,7 @@ from torch import nn
 
 from supernet.blocks.elastic_stage import ElasticConv, ElasticMixingHead, ElasticStage
 from supernet.blocks.mobile import ConvNormAct
+from supernet.blocks.resolution import resolution_step
 from supernet.chain import Chain
 from supernet.spaces.attentivenas_stages import HEAD, KERNELS, STAGES, STEM, Stage
 
@@ -21,12 +22,13 @@ def attentivenas(
     head: Sequence[int] = HEAD,
     ratio: int = 6,
     dropout: float = 0.2,
+    resolutions: Sequence[int] = (),
 ) -> Chain:
     """Seven stages of MBConv blocks with one width, depth, kernel and expansion each: 110,075,314,176 architectures.
 
     Decisions in order: `stem.width`; of each stage `width`, `depth`, `kernel` and `expand` where there are several
-    options; `head.width`. The papers search the resolution too (192, 224, 256 or 288 pixels), which makes 4.4e11; here
-    it is `input_size`, and the images have it: the released models resize images of 224 pixels themselves.
+    options; `head.width`. The papers search the resolution too (192, 224, 256 or 288 pixels), which makes 4.4e11:
+    `input_size=288, resolutions=(192, 224, 256)`.
 
     Args:
         num_classes: size of the logits.
@@ -38,9 +40,11 @@ def attentivenas(
         head: options of the features before the last layer.
         ratio: channels of the last convolution per channel of the last stage.
         dropout: before the last layer.
+        resolutions: options of the decision `input.resolution` below `input_size`, which is always one, in pixels; no
+            decision by default.
     """
     first = ConvNormAct(in_channels, max(stem), kernel=3, stride=2, activation=nn.SiLU)
-    steps: list[tuple[str, nn.Module]] = [("stem", ElasticConv(first, stem))]
+    steps = [*resolution_step(in_channels, resolutions, input_size), ("stem", ElasticConv(first, stem))]
     channels = max(stem)
     for number, row in enumerate(table, start=1):
         stage = Stage(*row)

@@ -168,8 +168,17 @@ def _check_resolution(chain: "Chain", space: str, size: int) -> None:
     """Raises `InputError` if images have fewer pixels than the coarsest feature map's pixel stands for."""
     from supernet.chain import Layout
 
-    arch = chain.space.sample(random.Random(0))  # whichever: options of one choice have the same stride
+    arch = chain.space.sample(random.Random(0))  # whichever: options of one choice have the same stride, but for this
+    resolution = chain.space["input.resolution"].options[0] if "input.resolution" in arch else None
+    if resolution is not None:
+        arch = chain.space.canonical({**arch, "input.resolution": resolution})
     stride = max((layout.stride for _, _, layout in chain.walk(arch) if isinstance(layout, Layout)), default=1)
+    if resolution is not None and size < stride:
+        pixels = round(stride * int(resolution) / size)
+        raise InputError(
+            f"a resolution of {resolution} pixels is too small for the space {space!r}, whose last feature maps have "
+            f"one pixel per {pixels} pixels of an image: they would see padding alone; give at least {pixels}"
+        )
     if size < stride:
         raise InputError(
             f"input_size={size} is too small for the space {space!r}, whose last feature maps have one pixel per "

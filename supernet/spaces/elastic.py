@@ -10,10 +10,12 @@ from typing import Any
 
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from supernet.blocks.elastic import ElasticDepth
 from supernet.blocks.plain import Whole
+from supernet.blocks.resolution import resolution_step
 from supernet.blocks.transformer import PatchTokens
 from supernet.chain import Chain, initialize
 from supernet.cost import meta_copy
@@ -23,6 +25,9 @@ from supernet.spaces.autoformer import initialize_transformer
 from supernet.spaces.converted import NoRule
 from supernet.spaces.families import Options, Parts, parts_of
 
+IMAGENET: Mapping[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""How the images for torchvision's weights are normalised."""
+
 
 class ElasticChain(Chain):
     """The supernet of a network (see `elastic`).
@@ -30,7 +35,11 @@ class ElasticChain(Chain):
     Attributes:
         whole: what could not be cut, each with the reason.
         fresh: builds the network that the supernet was made of, with fresh weights; None if it was given as a module.
+        normalisation: mean and deviation per channel that the network's weights were trained with, on the scale 0..1;
+            empty where they are not known.
     """
+
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
     def __init__(
         self,
@@ -45,7 +54,7 @@ class ElasticChain(Chain):
             name,
             steps,
             input_shape=input_shape,
-            init=initialize_transformer if isinstance(steps[0][1], PatchTokens) else initialize,
+            init=initialize_transformer if any(isinstance(step, PatchTokens) for _, step in steps) else initialize,
         )
         self.settings, self.whole = dict(settings), tuple(whole)
         self.fresh: Callable[..., nn.Module] | None = None
@@ -71,12 +80,14 @@ def elastic(
     expansions: Sequence[float] = (2, 3, 4),
     shares: Sequence[float] = (0.5, 0.75),
     drop: int = 2,
+    resolutions: Sequence[int] = (),
     input_size: int | None = None,
     quiet: bool = False,
 ) -> ElasticChain:
     """Returns a supernet with the weights of a network; its largest architecture gives the network's own outputs.
 
-    They agree bit for bit in eval mode. The decisions are `stage0.depth`, and per block, as in `stage0.block0.kernel`:
+    They agree bit for bit in eval mode. The decisions are `input.resolution` where there are `resolutions`,
+    `stage0.depth`, and per block, as in `stage0.block0.kernel`:
 
     - mobile networks: `kernel`, and `expand`, the ratio of the middle to the input channels;
     - ResNets: `width`, the share of the middle channels;
@@ -88,15 +99,18 @@ def elastic(
     Args:
         model: a ResNet of timm or torchvision, or a network of timm's EfficientNet or MobileNetV3 classes: EfficientNet
             and its Lite, EdgeTPU and V2 versions, MobileNet V1 to V4, MNASNet, FBNet, Single-Path NAS, TinyNet, LCNet,
-            HardCoRe-NAS; or a vision transformer of timm with a class token (ViT, DeiT, DINOv2 without registers). It
-            is copied.
+            HardCoRe-NAS; torchvision's MobileNetV2, MobileNetV3 and EfficientNet; or a vision transformer of timm with
+            a class token (ViT, DeiT, DINOv2 without registers). It is copied.
         kernels: options for the kernels of mobile networks beside the network's own, where they are smaller.
         expansions: options for the expansions beside the network's own, where they are smaller.
         shares: options for the middle channels of ResNets, and for heads and perceptrons of transformers, beside all of
             them; below 1.
         drop: how many blocks at the end of each stage may be left out; only those that keep the shape are.
-        input_size: pixels at which costs are counted; that of timm's configuration by default. A transformer has
-            positions for one size.
+        resolutions: options for the size of images, in pixels, below `input_size`, which is always one: a first step
+            resizes the images of a batch (see `supernet.blocks.resolution`). Positions of a transformer are
+            interpolated.
+        input_size: pixels of the images; that of timm's configuration by default. A transformer has positions for one
+            size.
         quiet: whether to leave out the warning.
 
     Raises:
@@ -116,7 +130,8 @@ def elastic(
     if parts is None:
         raise InputError(
             f"{name} cannot be made elastic; give a ResNet, or a network of timm's classes EfficientNet, MobileNetV3 "
-            "or VisionTransformer, such as timm.create_model('tf_efficientnet_lite0')"
+            "or VisionTransformer, such as timm.create_model('tf_efficientnet_lite0'), or torchvision's MobileNet or "
+            "EfficientNet"
         )
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
     fixed = [part.side * part.patch for _, part in parts.stem if isinstance(part, PatchTokens)]
@@ -129,7 +144,8 @@ def elastic(
     channels = next(part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d))
     options, shape = Options(kernels, expansions, shares), (channels, size, size)
     shapes, whole = _shapes(model, parts, shape), list[str]()
-    steps = parts.stem
+    _check_patches(parts, resolutions)
+    steps = [*resolution_step(channels, resolutions, size), *parts.stem]
     for number, stage in enumerate(parts.stages):
         blocks: list[nn.Module] = []
         kept = 1  # the first blocks, up to the last that changes the shape
@@ -147,7 +163,12 @@ def elastic(
             steps.append((f"stage{number}", ElasticDepth(blocks, range(fewest, len(blocks) + 1))))
         else:
             steps += [(f"stage{number}.block{index}", block) for index, block in enumerate(blocks)]
-    settings = {**dataclasses.asdict(options), "drop": drop, "input_size": input_size}
+    settings = {
+        **dataclasses.asdict(options),
+        "drop": drop,
+        "resolutions": tuple(resolutions),
+        "input_size": input_size,
+    }
     chain = ElasticChain("elastic", [*steps, *parts.head], input_shape=shape, settings=settings, whole=whole)
     label = config.get("architecture", name)
     if not chain.space.choices:
@@ -156,7 +177,20 @@ def elastic(
         reasons = Counter(text.partition(" ")[2].strip("()") for text in whole)
         listed = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
         warnings.warn(f"{len(whole)} blocks of {label!r} stay whole: {listed}", stacklevel=2)
+    published = IMAGENET if type(model).__module__.startswith("torchvision.") else config
+    chain.normalisation = tuple(published.get("mean", ())), tuple(published.get("std", ()))
     return chain.train(model.training)
+
+
+def _check_patches(parts: Parts, resolutions: Sequence[int]) -> None:
+    """Raises `InputError` for a resolution that the patches of a transformer do not divide."""
+    for _, part in parts.stem:
+        wrong = [pixels for pixels in resolutions if isinstance(part, PatchTokens) and pixels % part.patch]
+        if wrong and isinstance(part, PatchTokens):
+            raise InputError(
+                f"resolutions={tuple(resolutions)}: {wrong[0]} pixels are not a multiple of the patch of {part.patch}; "
+                f"give {max(1, round(wrong[0] / part.patch)) * part.patch}"
+            )
 
 
 Shape = tuple[int, ...]
@@ -191,29 +225,76 @@ def elastic_timm(
     expansions: Sequence[float] = (2, 3, 4),
     shares: Sequence[float] = (0.5, 0.75),
     drop: int = 2,
+    resolutions: Sequence[int] = (),
     dropout: float = 0.0,
 ) -> ElasticChain:
-    """A network of timm by name as a supernet (see `elastic`), with fresh weights.
+    """A network of timm or torchvision by name as a supernet (see `elastic`), with fresh weights.
 
     Args:
         num_classes: size of the logits.
         input_size: pixels.
         in_channels: of the images.
-        model: a name of timm.
-        kernels, expansions, shares, drop: see `elastic`.
+        model: a name of timm, or "torchvision/NAME".
+        kernels, expansions, shares, drop, resolutions: see `elastic`.
         dropout: before the classifier.
     """
     fresh = functools.partial(
-        timm_network,
+        torchvision_network if model.startswith(TORCHVISION_PREFIX) else timm_network,
         model,
         num_classes=num_classes,
         input_size=input_size,
         in_channels=in_channels,
         dropout=dropout,
     )
-    chain = elastic(fresh(), kernels=kernels, expansions=expansions, shares=shares, drop=drop, input_size=input_size)
+    chain = elastic(
+        fresh(),
+        kernels=kernels,
+        expansions=expansions,
+        shares=shares,
+        drop=drop,
+        resolutions=resolutions,
+        input_size=input_size,
+    )
     chain.fresh = fresh
     return chain
+
+
+def normalisation(chain: ElasticChain) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Returns the mean and deviation per channel, on the scale 0..1, that the network's own weights were trained with.
+
+    None where they are not known, and for another number of channels.
+    """
+    mean, std = chain.normalisation
+    return (mean, std) if len(mean) == len(std) == chain.input_shape[0] else None
+
+
+TORCHVISION_PREFIX = "torchvision/"
+
+
+def torchvision_network(name: str, *, num_classes: int, input_size: int, in_channels: int, dropout: float) -> nn.Module:
+    """Returns a classifier of torchvision with fresh weights; the global generators stay as they are.
+
+    Args:
+        name: "torchvision/" and the name that `torchvision.models.get_model` takes.
+
+    Raises:
+        InputError: torchvision has no classifier of this name, or images of other than three channels, or a dropout
+            where the network has none.
+    """
+    own = name.removeprefix(TORCHVISION_PREFIX)
+    known = torchvision.models.list_models(module=torchvision.models)
+    if own not in known:
+        raise InputError(f"torchvision has no classifier {own!r}; {nearest(own, known)}")
+    if in_channels != 3:
+        raise InputError(f"{name} reads images of three channels, not of {in_channels}; take a network of timm")
+    with restored_generators("cpu"):
+        network: nn.Module = torchvision.models.get_model(own, weights=None, num_classes=num_classes)
+    drops = [part for part in network.modules() if isinstance(part, nn.Dropout)]
+    if dropout and not drops:
+        raise InputError(f"{name} has no dropout, so dropout={dropout} cannot be set; leave it out")
+    for part in drops:
+        part.p = dropout
+    return network
 
 
 def timm_network(name: str, *, num_classes: int, input_size: int, in_channels: int, dropout: float) -> nn.Module:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision.models.efficientnet as torchvision_efficientnet
+import torchvision.models.mobilenetv2 as torchvision_mobilenetv2
+import torchvision.models.mobilenetv3 as torchvision_mobilenetv3
 import torchvision.models.resnet as torchvision_resnet
 from timm.layers import BatchNormAct2d, SelectAdaptivePool2d
 from timm.layers import ConvNormAct as TimmConvNormAct
@@ -15,9 +18,10 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 from supernet.blocks.mbconv import ElasticMBConv
-from supernet.blocks.mobile import ConvNormAct, MixingClassifier, SqueezeExcite, multiple_of_8
+from supernet.blocks.mobile import ConvNormAct, HiddenClassifier, MixingClassifier, SqueezeExcite, multiple_of_8
 from supernet.blocks.plain import PooledClassifier, Whole
 from supernet.chain import Searchable
 from supernet.space import Value
@@ -32,6 +36,14 @@ class Options:
     kernels: Sequence[int]
     expansions: Sequence[float]
     shares: Sequence[float]
+
+
+TORCHVISION = (
+    torchvision_mobilenetv2.MobileNetV2,
+    torchvision_mobilenetv3.MobileNetV3,
+    torchvision_efficientnet.EfficientNet,
+)
+"""Classes of mobile networks in torchvision."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,8 @@ def parts_of(model: nn.Module) -> Parts | None:
         network: Any = model
         stem: nn.Module = conv_norm(network.conv_stem, network.bn1)
         return Parts([("stem", stem)], list(network.blocks), _mobile_head(network), _mobile_block)
+    if isinstance(model, TORCHVISION):
+        return _torchvision_parts(model)
     if isinstance(model, timm_resnet.ResNet | torchvision_resnet.ResNet):
         network = model
         stages = [network.layer1, network.layer2, network.layer3, network.layer4]
@@ -85,6 +99,14 @@ def _mobile_block(block: Any, options: Options) -> ElasticMBConv:
         if not isinstance(getattr(block, name, None), nn.Identity | None):
             raise NoRule(f"{kind.__name__} with {type(getattr(block, name)).__name__}")
     layers = {name: layer for name, layer in _LAYERS[kind](block).items() if layer is not None}
+    drop_path = float(getattr(block.drop_path, "drop_prob", 0.0) or 0.0)
+    return _elastic_block(layers, options, skip=block.has_skip, drop_path=drop_path)
+
+
+def _elastic_block(
+    layers: dict[str, ConvNormAct | SqueezeExcite], options: Options, *, skip: bool, drop_path: float
+) -> ElasticMBConv:
+    """Returns an elastic block of ordinary layers. Raises `NoRule` for group convolutions."""
     for name, layer in layers.items():
         if isinstance(layer, ConvNormAct) and layer.groups not in (1, layer.out_channels):
             raise NoRule(f"{name} in {layer.groups} groups")
@@ -106,8 +128,8 @@ def _mobile_block(block: Any, options: Options) -> ElasticMBConv:
         searched=searched,
         mids=mids,
         kernels=[*smaller, largest] if largest % 2 else (),
-        shortcut=nn.Identity() if block.has_skip else None,
-        drop_path=float(getattr(block.drop_path, "drop_prob", 0.0) or 0.0),
+        shortcut=nn.Identity() if skip else None,
+        drop_path=drop_path,
     )
 
 
@@ -224,6 +246,93 @@ def _pooled(classifier: nn.Linear, dropout: float) -> PooledClassifier:
         pooled = PooledClassifier(classifier.in_features, classifier.out_features, dropout=dropout)
     assign(pooled.fc, classifier)
     return pooled
+
+
+# -- mobile networks of torchvision -----------------------------------------------------------------------------------
+
+
+def _torchvision_parts(model: Any) -> Parts:
+    first, *inner, last = model.features
+    stages: list[Sequence[nn.Module]] = []
+    if isinstance(model, torchvision_efficientnet.EfficientNet):
+        stages = [list(stage) for stage in inner]
+    else:  # the blocks stand in one row; a stage begins with a block that cannot have a shortcut
+        rows: list[list[nn.Module]] = []
+        for block in inner:
+            if block.use_res_connect and rows:
+                rows[-1].append(block)
+            else:
+                rows.append([block])
+        stages = [*rows]
+    head = _torchvision_head(model.classifier)
+    return Parts(
+        [("stem", _torchvision_conv(first))], stages, [("last", _torchvision_conv(last)), head], _torchvision_block
+    )
+
+
+def _torchvision_conv(module: Any) -> ConvNormAct:
+    if type(module) is not Conv2dNormActivation or len(module) not in (2, 3):
+        raise NoRule(type(module).__name__)
+    return conv_norm(module[0], module[1], module[2] if len(module) == 3 else nn.Identity())
+
+
+def _torchvision_squeeze(module: Any) -> SqueezeExcite:
+    inner, gate = activation(module.activation), activation(module.scale_activation)
+    if inner is None or gate is None:
+        raise NoRule("squeeze-and-excitation without an activation")
+    with torch.device("meta"):
+        made = SqueezeExcite(module.fc1.in_channels, module.fc1.out_channels, activation=inner, gate=gate)
+    assign(made.reduce, module.fc1)
+    assign(made.expand, module.fc2)
+    return made
+
+
+def _torchvision_block(block: Any, options: Options) -> ElasticMBConv:
+    """Returns a block of torchvision as an elastic one. Raises `NoRule` if it has a form that cannot be cut."""
+    known = (torchvision_mobilenetv2.InvertedResidual, torchvision_mobilenetv3.InvertedResidual)
+    if type(block) not in (*known, torchvision_efficientnet.MBConv, torchvision_efficientnet.FusedMBConv):
+        raise NoRule(type(block).__name__)
+    row = list(block.conv if type(block) is torchvision_mobilenetv2.InvertedResidual else block.block)
+    if type(row[-1]) is nn.BatchNorm2d:  # MobileNetV2 ends with a bare convolution and its norm
+        row[-2:] = [nn.Sequential(row[-2], row[-1])]
+    return _elastic_block(_named_layers(row), options, skip=block.use_res_connect, drop_path=_drop_rate(block))
+
+
+def _named_layers(row: Sequence[Any]) -> dict[str, ConvNormAct | SqueezeExcite]:
+    layers: list[ConvNormAct | SqueezeExcite] = []
+    for module in row:
+        if type(module) is SqueezeExcitation:
+            layers.append(_torchvision_squeeze(module))
+        elif type(module) is nn.Sequential:
+            layers.append(conv_norm(module[0], module[1], nn.Identity()))
+        else:
+            layers.append(_torchvision_conv(module))
+    convs = [layer for layer in layers if isinstance(layer, ConvNormAct)]
+    names = {1: ["conv"], 2: ["depthwise" if convs[0].groups > 1 else "expand", "project"]}
+    remaining = iter(names.get(len(convs), ["expand", "middle", "project"]))
+    return {"squeeze" if isinstance(layer, SqueezeExcite) else next(remaining): layer for layer in layers}
+
+
+def _drop_rate(block: Any) -> float:
+    return float(block.stochastic_depth.p) if hasattr(block, "stochastic_depth") else 0.0
+
+
+def _torchvision_head(classifier: Any) -> tuple[str, nn.Module]:
+    kinds = tuple(type(layer) for layer in classifier)
+    if kinds == (nn.Dropout, nn.Linear):
+        return "head", _pooled(classifier[1], classifier[0].p)
+    if kinds != (nn.Linear, nn.Hardswish, nn.Dropout, nn.Linear):
+        raise NoRule("a classifier of another form")
+    with torch.device("meta"):
+        made = HiddenClassifier(
+            classifier[0].in_features,
+            classifier[3].out_features,
+            hidden=classifier[0].out_features,
+            dropout=classifier[2].p,
+        )
+    assign(made.mix, classifier[0])
+    assign(made.fc, classifier[3])
+    return "head", made
 
 
 # -- ResNets ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from torch import nn
 from supernet.blocks.elastic import ElasticDepth
 from supernet.blocks.mbconv import ElasticMBConv
 from supernet.blocks.mobile import ConvNormAct, MixingClassifier, SqueezeExcite, multiple_of_8
+from supernet.blocks.resolution import resolution_step
 from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.space import Value
@@ -37,12 +38,13 @@ def ofa_mobilenetv3(
     matrices: bool = True,
     table: Sequence[tuple[int, int, bool, bool]] = STAGES,
     dropout: float = 0.1,
+    resolutions: Sequence[int] = (),
 ) -> Chain:
     """Once-for-all with MobileNetV3's blocks: five stages of two to four blocks, 7,371**5 = 2.18e19 networks.
 
     Decisions of each of the five stages: `depth` (2, 3, 4), then per block `kernel` (3, 5, 7) and `expand`, the ratio
     of the middle to the input channels (3, 4, 6), which are active while the block is used. Once-for-all draws the
-    resolution too (128 to 224 pixels); here it is `input_size`.
+    resolution too: `resolutions=range(128, 224, 4)`.
 
     Args:
         num_classes: size of the logits.
@@ -56,6 +58,8 @@ def ofa_mobilenetv3(
         table: per stage its channels, the stride of its first block, whether it has squeeze-and-excitation, and whether
             its activation is h-swish.
         dropout: before the last layer.
+        resolutions: options of the decision `input.resolution` below `input_size`, which is always one, in pixels; no
+            decision by default.
     """
     if not kernels or not expansions or not depths or min(depths) < 1:
         raise InputError(
@@ -68,7 +72,8 @@ def ofa_mobilenetv3(
         "project": ConvNormAct(channels, channels),
     }
     stem = ConvNormAct(in_channels, channels, kernel=3, stride=2, activation=nn.Hardswish)
-    steps: list[tuple[str, nn.Module]] = [("stem", stem), ("first", ElasticMBConv(first, shortcut=nn.Identity()))]
+    steps = resolution_step(in_channels, resolutions, input_size)
+    steps += [("stem", stem), ("first", ElasticMBConv(first, shortcut=nn.Identity()))]
     for number, (published, stride, squeeze, hard_swish) in enumerate(table, start=1):
         out, blocks = multiple_of_8(published * width), []
         for block in range(max(depths)):

@@ -17,7 +17,16 @@ from supernet.errors import InputError
 from supernet.spaces.elastic import ElasticChain
 
 PICKLED = (".pth", ".pt", ".bin", ".tar")
-STEMS = ("conv_stem.weight", "_conv_stem.weight", "conv1.weight", "conv1.0.weight", "patch_embed.proj.weight")
+STEMS = (
+    "conv_stem.weight",
+    "_conv_stem.weight",
+    "conv1.weight",
+    "conv1.0.weight",
+    "features.0.0.weight",
+    "patch_embed.proj.weight",
+)
+CLASSIFIERS = ("fc", "head", "classifier", "classifier.3", "classifier.1")
+"""Names of the last layer in timm and torchvision."""
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights among other things; averaged weights come first, as in timm."""
 
@@ -114,7 +123,7 @@ def fitting(tensors: Mapping[str, Tensor], model: nn.Module, *, source: str) -> 
     """
     tensors = dict(_renamed(tensors, model) if "_conv_stem.weight" in tensors else tensors)
     own = model.state_dict()
-    last = next(name for name in ("fc", "head", "classifier") if f"{name}.weight" in own)
+    last = next(name for name in CLASSIFIERS if f"{name}.weight" in own)
     classifier = (f"{last}.weight", f"{last}.bias")
     shapes = [t[classifier[0]].shape if classifier[0] in t else torch.Size() for t in (tensors, own)]
     if shapes[0] != shapes[1] and shapes[0][1:] == shapes[1][1:] and classifier[1] in tensors:

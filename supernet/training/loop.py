@@ -364,7 +364,7 @@ def _close_epoch(training: TrainingState, writer: Any, held_out: HeldOut | None)
     book_losses(training)
     images = max(training.sums["images"], 1.0)
     metrics = {name: value / images for name, value in training.sums.items() if name != "images"}
-    lr = training.optimizer.param_groups[0]["lr"]
+    lr = max(group["lr"] for group in training.optimizer.param_groups)  # that of the last layer
     row = {"epoch": training.step // training.per_epoch, **metrics, "lr": lr}
     if training.penalty is not None:
         row["penalty"] = statistics.fmean(training.penalty(arch).item() for arch in training.sampler(training.step - 1))

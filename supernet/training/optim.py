@@ -7,23 +7,58 @@ from typing import Any
 import torch
 from torch import nn
 
-from supernet.chain import Searchable
+from supernet.chain import Chain, Searchable
 from supernet.config import Train
 
 
 def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
-    """Creates timm's optimizer of that name; one-dimensional weights are not decayed."""
+    """Creates timm's optimizer of that name; one-dimensional weights are not decayed.
+
+    With `layer_decay` every layer has a group of its own, whose `lr_scale` the schedules of timm apply.
+    """
     from timm.optim import create_optimizer_v2
     from timm.optim.muon import Muon as TimmMuon
 
     from supernet.training.muon import Muon
 
+    parameters = module if config.layer_decay == 1 else layer_groups(module, config)
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        module, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        parameters, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
     if type(optimizer) is TimmMuon:
         optimizer.__class__ = Muon  # with all groups and settings as timm chose them
     return optimizer
+
+
+def layer_groups(module: nn.Module, config: Train) -> list[dict[str, Any]]:
+    """Returns the parameters in groups of one layer each, decayed or not, with the share of the rate that it has.
+
+    The last layer has the whole rate, each earlier one `layer_decay` times that of the next (Clark et al., 2020).
+    """
+    layers = list(_layers(module))
+    scales = {
+        id(parameter): config.layer_decay ** (len(layers) - 1 - place)
+        for place, layer in enumerate(layers)
+        for parameter in layer.parameters()
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((scales.get(id(parameter), 1.0), decay), []).append(parameter)
+    return [{"params": group, "lr_scale": scale, "weight_decay": decay} for (scale, decay), group in groups.items()]
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields the layers from input to output: the steps of a chain, and in place of a stage its blocks."""
+    for step in module.step_modules if isinstance(module, Chain) else module.children():
+        blocks = getattr(step, "blocks", None)
+        if isinstance(blocks, nn.ModuleList):
+            yield from blocks
+        elif type(step) is nn.Sequential:  # a standalone network, whose stages are sequences again
+            for part in step.children():
+                yield from part.children() if type(part) is nn.Sequential else [part]
+        else:
+            yield step
 
 
 def create_schedule(optimizer: torch.optim.Optimizer, config: Train, per_epoch: int) -> Any:

@@ -75,9 +75,14 @@ class Classification:
 
     Attributes:
         augment: how training images are augmented and mixed.
+        teacher: a network in eval mode that stays as it is; all architectures also learn its predictions on the same
+            images (Hinton et al., 2015, at a temperature of 1).
+        teacher_weight: of the cross-entropy with these predictions, beside that with the labels, which has 1.
     """
 
     augment: Augment = field(default_factory=Augment)
+    teacher: nn.Module | None = None
+    teacher_weight: float = 1.0
 
     def check(self, config: Train, processes: int) -> None:
         """Raises `InputError` if mixing cannot pair the images of a process."""
@@ -103,6 +108,7 @@ class Classification:
             classes, smoothing = len(data.classes), config.label_smoothing
             images, targets = mix(images, labels, self.augment, classes=classes, smoothing=smoothing, seed=seed)
         first = True
+        taught = None if self.teacher is None else _predictions(self.teacher, images, config)
 
         def loss_of(arch: Arch) -> tuple[Tensor, LossMetrics]:
             nonlocal targets, first
@@ -113,6 +119,8 @@ class Classification:
             loss = main
             if isinstance(out, Output):
                 loss = main + config.auxiliary * _cross_entropy(config, out.aux.float(), targets)
+            if taught is not None:
+                loss = loss + self.teacher_weight * _cross_entropy(config, logits, taught)
             accuracy = (logits.detach().argmax(1) == labels).float().mean()
             if config.distill and first:  # the first of a sandwich is the largest, the others learn from it
                 targets = logits.detach().softmax(1)
@@ -124,6 +132,14 @@ class Classification:
     def guess(self, data: Splits) -> float:
         """Returns the cross-entropy of equal probabilities."""
         return math.log(max(len(data.classes), 2))
+
+
+@torch.no_grad()
+def _predictions(teacher: nn.Module, images: Tensor, config: Train) -> Tensor:
+    """Returns the probabilities that a frozen network gives, (N, classes)."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
+        logits: Tensor = teacher.to(images.device)(images)
+    return logits.float().softmax(1)
 
 
 def memory_format(config: Train) -> torch.memory_format:

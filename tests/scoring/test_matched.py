@@ -1,5 +1,7 @@
 """`Matched` gives the norms of every subnet the moments that they have in the full network, and keeps the full one."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -8,10 +10,11 @@ from torch import Tensor, nn
 from helpers.scoring_cases import random_images
 from supernet import Arch, create_supernet
 from supernet.chain import Chain, largest
+from supernet.data.batches import Batches
 from supernet.data.images import Images
 from supernet.errors import InputError
 from supernet.evaluate import BatchStatistics, Inherit, Matched, Recalibrate, SharedWeights
-from supernet.scoring.batch_norm import output_moments
+from supernet.scoring.batch_norm import output_moments, rebase_norms, take_full_statistics
 from supernet.spaces.elastic import elastic
 
 BN = Matched(batches=2, size=32)
@@ -137,3 +140,31 @@ def test_a_space_without_a_full_network_is_refused() -> None:
         SharedWeights(net, data, data, bn=Matched())
     for policy in (Inherit(), BatchStatistics(), Recalibrate()):
         SharedWeights(net, data, data, bn=policy)
+
+
+def test_rebased_norms_keep_the_full_network_and_make_plain_recalibration_match_it(supernet: Chain) -> None:
+    net, calibration = copy.deepcopy(supernet), image_set()
+    full, half, x = largest(net.space), cut(net), image_set(seed=3).pixels.float() / 64
+    with torch.no_grad():
+        before = net(x, full)
+    expected = SharedWeights(supernet, calibration, calibration, bn=BN).subnet(half)
+    rebase_norms(net, Batches(calibration, 32, 2))
+    with torch.no_grad():
+        assert torch.allclose(net(x, full), before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
+        plain = SharedWeights(net, calibration, calibration, bn=Recalibrate(2, 32)).subnet(half)
+        assert torch.allclose(plain(x), expected(x), atol=0.05 * float(expected(x).abs().max()))
+        wrecked = SharedWeights(supernet, calibration, calibration, bn=Recalibrate(2, 32)).subnet(half)
+        assert not torch.allclose(wrecked(x), expected(x), atol=0.05 * float(expected(x).abs().max()))
+
+
+def test_statistics_of_the_full_network_are_its_own_again(supernet: Chain) -> None:
+    net, calibration = copy.deepcopy(supernet), image_set()
+    for name, buffer in net.named_buffers():
+        if name.endswith(("mean", "var")):
+            buffer.add_(1.0)  # as a training of many paths leaves them
+    take_full_statistics(net, Batches(calibration, 32, 2))
+    kept, plain = (
+        SharedWeights(net, calibration, calibration, bn=bn, batch=32)([largest(net.space)])
+        for bn in (Inherit(), Recalibrate(2, 32))
+    )
+    assert kept[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-3)

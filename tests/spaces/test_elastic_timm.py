@@ -95,14 +95,44 @@ def test_the_largest_architecture_is_the_network_bit_for_bit(name: str) -> None:
     assert costs == count(model, (3, 64, 64))
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_torchvision_s_resnets(name: str) -> None:
+OF_TORCHVISION = {
+    "resnet18": ("stage0.block0.width", (0.5, 0.75, 1)),
+    "mobilenet_v2": ("stage1.block0.expand", (2, 3, 4, 6)),
+    "mobilenet_v3_small": ("stage2.block0.kernel", (3, 5)),
+    "mobilenet_v3_large": ("stage4.depth", (1, 2)),
+    "efficientnet_b0": ("stage2.block1.kernel", (3, 5)),
+    "resnet50": ("stage0.block0.width", (0.5, 0.75, 1)),
+    "efficientnet_v2_s": ("stage1.depth", (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if "small" in name else pytest.mark.slow) for name in OF_TORCHVISION]
+)
+def test_networks_of_torchvision(name: str) -> None:
     model = torchvision.models.get_model(name, num_classes=CLASSES)
     randomize(model, 0)
     supernet = elastic(model.eval(), input_size=64)
     assert agrees(model, supernet)
-    assert supernet.space["stage0.block0.width"].options == (0.5, 0.75, 1)
+    assert supernet.normalisation[0] == (0.485, 0.456, 0.406)
+    decision, options = OF_TORCHVISION[name]
+    assert supernet.space[decision].options == options
     assert CostTable(supernet)(largest(supernet.space)) == count(model, (3, 64, 64))
+
+
+def test_a_network_of_torchvision_by_name_takes_its_file(tmp_path: Path) -> None:
+    model, file = torchvision.models.get_model("mobilenet_v3_small", num_classes=3), tmp_path / "weights.pth"
+    randomize(model, 0)
+    torch.save(model.eval().state_dict(), file)
+    supernet = create_supernet("elastic", model="torchvision/mobilenet_v3_small", num_classes=CLASSES, input_size=32)
+    load_pretrained(supernet, file, sort=False)
+    state = supernet.state_dict()
+    assert torch.equal(state["stem.conv.weight"], model.state_dict()["features.0.0.weight"])
+    assert not state["head.fc.weight"].any()
+    with pytest.raises(InputError, match="torchvision/mobilenet_v2 reads images of three channels, not of 1"):
+        create_supernet("elastic", model="torchvision/mobilenet_v2", in_channels=1)
+    with pytest.raises(InputError, match="torchvision has no classifier 'mobilenet_v4'; did you mean"):
+        create_supernet("elastic", model="torchvision/mobilenet_v4")
 
 
 VITS = {"vit_tiny_patch16_224": 64, "deit_tiny_patch16_224": 64, "vit_small_patch14_dinov2": 56}
@@ -430,10 +460,10 @@ def test_a_run_begins_with_the_weights_of_a_file(tmp_path: Path) -> None:
     data = Data(size=32, calibration=64)
     recipe = SupernetRun(space="elastic", space_settings=("model=lcnet_035",), pretrained=str(file), data=data)
     kind = kind_of(kind_of(recipe).resolved())
-    supernet = prepare(kind).supernet
-    kind.begin(supernet)
+    parts = prepare(kind)
+    kind.begin(parts.supernet, parts.data)
     expected = torch.load(file, weights_only=True)
-    assert torch.equal(supernet.get_parameter("head.fc.weight"), expected["classifier.weight"])
+    assert torch.equal(parts.supernet.get_parameter("head.fc.weight"), expected["classifier.weight"])
     other = dataclasses.replace(recipe, space_settings=("model=lcnet_050",))
     with pytest.raises(InputError, match="holds the weights of another network"):
         kind_of(other).resolved()  # before an image is read

@@ -7,8 +7,10 @@ import torch
 from timm.optim import muon
 from torch import Tensor, nn
 
+from supernet import create_supernet
+from supernet.chain import Chain, largest
 from supernet.config import Train
-from supernet.training.optim import create_optimizer
+from supernet.training.optim import create_optimizer, create_schedule
 from supernet.training.sparse_step import step_active
 
 WIDE, TALL, INNER = (slice(4), slice(6)), (slice(7), slice(3)), (slice(5), slice(4), slice(1, 2), slice(1, 2))
@@ -165,3 +167,19 @@ def test_muon_orthogonalises_in_float32_and_leaves_timm_as_it_was() -> None:
     step = -weight.detach() / muon.get_lr_scale(weight.shape)
     torch.testing.assert_close(step, expected.float(), rtol=0, atol=1e-5)
     assert muon.zeropower_via_newtonschulz is iteration
+
+
+def test_rates_fall_from_the_head_to_the_stem() -> None:
+    net = create_supernet("elastic", model="lcnet_035", num_classes=5, input_size=32, drop=1)
+    config = Train(lr=0.1, layer_decay=0.5, weight_decay=0.1, warmup_epochs=0.0, epochs=2)
+    for module in (net, Chain("standalone", [("network", net.subnet(largest(net.space)))])):
+        optimizer = create_optimizer(module, config)
+        create_schedule(optimizer, config, 10).step_update(0)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        named = [(name, rates[id(p)], decays[id(p)], p.ndim) for name, p in module.named_parameters()]
+        order = list(dict.fromkeys(rate for _, rate, _, _ in named))
+        assert len(order) == 15  # stem, thirteen blocks, head
+        assert order == [0.1 * 0.5**power for power in range(14, -1, -1)]
+        assert all(decay == (0.1 if ndim > 1 else 0.0) for _, _, decay, ndim in named)
+        assert len(named) == len(list(module.parameters()))

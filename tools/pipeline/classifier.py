@@ -13,17 +13,26 @@ from supernet.chain import Chain
 from supernet.config import DataSummary, Preprocess
 from supernet.cost import CostTable
 from supernet.data import Images, Splits, load
+from supernet.errors import InputError
 from supernet.plugins import FUNCTION
-from supernet.scoring.batch_norm import Recalibrate
+from supernet.scoring.batch_norm import take_full_statistics
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.metrics import accuracy, classification
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch
 from supernet.spaces import build, builder, create_network, create_supernet
 from supernet.training.task import Classification
-from supernet_tools.pipeline.config import SupernetRun
+from supernet_tools.pipeline.batch_norm import policy
+from supernet_tools.pipeline.config import BatchNorm, SupernetRun
 from supernet_tools.pipeline.kinds import Table
 from supernet_tools.pipeline.settings import parse_settings
+from supernet_tools.pipeline.start import (
+    calibration_batches,
+    check_start,
+    frozen_teacher,
+    load_start,
+    starting_normalisation,
+)
 
 STAND_INS = {"num_classes": 10, "input_size": 32, "in_channels": 3}
 """What a space is built with before the data are known, to see whether its settings fit."""
@@ -76,11 +85,30 @@ class ClassifierKind:
         if self.config.retrain_settings:
             with torch.device("meta"):
                 build(self.config.space, "standalone", arguments | self.retrain_settings())
-        if self.config.pretrained:
-            from supernet.spaces.pretrained import check_pretrained  # loads timm, which takes a second
-
-            check_pretrained(chain, self.config.pretrained)
+        check_start(self.config, chain)
+        if self.batch_norm == "matched":
+            self.check_batch_norm("matched")
         return self.config
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the supernet is trained, or begins with the weights of a network."""
+        return self.config.train.epochs > 0 or bool(self.config.pretrained)
+
+    @property
+    def batch_norm(self) -> BatchNorm:
+        """The policy of the recipe; by default "matched" for a start with trained weights, otherwise "plain"."""
+        if self.config.bn != "default":
+            return self.config.bn
+        return "matched" if self.config.pretrained else "plain"
+
+    def check_batch_norm(self, policy: BatchNorm) -> None:
+        """Checks that a policy can be used. Raises `InputError` for "matched" without a full network of its own."""
+        if policy == "matched" and not self.config.pretrained:
+            raise InputError(
+                "bn='matched' follows the full network of a run that begins with trained weights (pretrained), and "
+                "this one does not; take bn='plain'"
+            )
 
     def space_settings(self) -> dict[str, Any]:
         """The recipe's settings of the space as arguments of its builder. Raises `InputError` if they do not fit."""
@@ -104,8 +132,12 @@ class ClassifierKind:
         }
 
     def load(self, cache: Path | None) -> Splits:
-        """The images."""
-        return load(self.config.data, cache=cache)
+        """The images, normalised as the weights expect that the recipe starts with."""
+        data = load(self.config.data, cache=cache)
+        if not self.config.pretrained:
+            return data
+        known = starting_normalisation(self.config, self.skeleton(data.summary()))
+        return data if known is None or len(known[0]) != data.in_channels else data.normalized_by(*known)
 
     def skeleton(self, summary: DataSummary) -> Chain:
         """The supernet on the meta device."""
@@ -116,12 +148,20 @@ class ClassifierKind:
         """The supernet with the weights that training starts with."""
         return create_supernet(self.config.space, generator=generator, **self.builder_arguments(summary))
 
-    def begin(self, supernet: Chain) -> None:
-        """Loads the weights of a network, if the recipe names a file of them."""
-        if self.config.pretrained:
-            from supernet.spaces.pretrained import load_pretrained
+    def begin(self, supernet: Chain, data: Splits) -> None:
+        """Loads the weights of a network or of another run, if the recipe names them."""
+        load_start(self.config, supernet, data)
 
-            load_pretrained(supernet, self.config.pretrained)
+    def taught(self, supernet: Chain) -> Classification:
+        """The task, with the largest network in its present state as a frozen teacher if the recipe wants one."""
+        if self.config.teacher == "none":
+            return self.task
+        return replace(self.task, teacher=frozen_teacher(supernet), teacher_weight=self.config.teacher_weight)
+
+    def end(self, supernet: Chain, data: Splits) -> None:
+        """Gives a supernet that began with trained weights the statistics of its full network."""
+        if self.config.pretrained:
+            take_full_statistics(supernet, calibration_batches(data, next(supernet.parameters()).device))
 
     def network(self, summary: DataSummary, arch: Arch, generator: torch.Generator) -> nn.Module:
         """The standalone network of an architecture with fresh weights."""
@@ -146,12 +186,20 @@ class ClassifierKind:
         *,
         cache: ScoreCache | None,
         bn_batches: int,
+        bn: BatchNorm = "plain",
         cost: CostTable | None = None,
         hold: int = 2**29,
     ) -> SharedWeights:
         """The evaluator on the search-validation split."""
-        bn = Recalibrate(bn_batches)
-        return SharedWeights(supernet, data.calibration, data.validation, bn=bn, cost=cost, cache=cache, hold=hold)
+        return SharedWeights(
+            supernet,
+            data.calibration,
+            data.validation,
+            bn=policy(bn, bn_batches),
+            cost=cost,
+            cache=cache,
+            hold=hold,
+        )
 
     def figures(self, network: nn.Module, data: Splits, device: str) -> dict[str, float]:
         """Accuracy on the test and the validation split."""

@@ -1,5 +1,6 @@
 """Recipes as frozen dataclasses: everything that a run needs, complete, typed and free of torch."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -7,8 +8,21 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from detection.config import DetectionData
-from supernet.checked import Checked, Count, NonNegative, Share, Text
+from supernet.checked import Checked, Count, NonNegative, Rule, Share, Text
 from supernet.config import Data, Train, Window
+
+
+def are_openings(texts: tuple[str, ...]) -> bool:
+    """Whether texts are NAME=EPOCH or NAME=FIRST:LAST, each name once."""
+    number = r"\d+(?:\.\d+)?"
+    matches = [re.fullmatch(rf"([\w.]+)=({number})(?::({number}))?", text) for text in texts]
+    names = [match[1] for match in matches if match]
+    ordered = all(match and float(match[2]) <= float(match[3] or match[2]) for match in matches)
+    return ordered and len(set(names)) == len(texts)
+
+
+BatchNorm = Literal["plain", "matched", "keep"]
+"""The statistics of batch norm when shared weights are scored or exported; see `SupernetRun.bn`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +41,9 @@ class Sampling(Checked):
     """Option that every choice takes for the first `lead_epochs`; the other options then start as copies of it."""
     lead_epochs: NonNegative = 0.0
     """Epochs at the start that train only the architecture that takes `lead` everywhere."""
+    opens: Annotated[tuple[str, ...], Rule("texts such as kernel=2 or expand=4:6", are_openings)] = ()
+    """Progressive shrinking (OFA): NAME=EPOCH keeps every decision whose name ends with NAME at its largest option
+    until that epoch; with NAME=FIRST:LAST its options open one by one, from the largest down."""
     window: Window = field(default_factory=Window)
     """Range of a cost that sampled architectures must lie in. For detectors the cost may also be "backbone_macs", the
     MACs of the backbone at 224 pixels."""
@@ -48,6 +65,11 @@ class Sampling(Checked):
         if self.largest_epochs > epochs > 0:
             yield "largest_epochs", f"should be at most train.epochs={epochs}"
         limited = self.window.low is not None or self.window.high is not None
+        if self.opens and (limited or self.lead):
+            yield "opens", "cannot be combined with a window or a lead; drop one"
+        late = [text for text in self.opens if float(text.partition("=")[2].partition(":")[0]) >= epochs > 0]
+        if late:
+            yield "opens", f"has {late[0]}, which leaves none of train.epochs={epochs} to the smaller options"
         if self.sampler in ("weighted", "even") and limited:
             yield "sampler", f"is {self.sampler!r}, which cannot be confined to a window; use 'uniform'"
         if train.distill and self.sampler != "sandwich":
@@ -63,11 +85,22 @@ class SupernetRun(Sampling):
     space_settings: tuple[str, ...] = ()
     """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
     pretrained: str = ""
-    """File of weights that the training of the space "elastic" starts with: a state dict of its network, .safetensors
-    or .pth, with the names of timm or EfficientNet-PyTorch; fresh weights if empty."""
+    """Weights that the training starts with: for the space "elastic" a file with a state dict of its network,
+    .safetensors or .pth, with the names of timm or EfficientNet-PyTorch; or the folder of a finished run of the same
+    space. Images are then normalised as for these weights, and train.epochs may be 0. Fresh weights if empty."""
+    bn: Literal["default", "plain", "matched", "keep"] = "default"
+    """Batch norm when shared weights are scored or exported: "plain" recalibrates the statistics on calibration images,
+    "matched" also gives every norm the mean and deviation that its output has in the full network, "keep" uses the
+    statistics in the weights. By default "matched" after a start with `pretrained`, otherwise "plain"."""
+    teacher: Literal["none", "start"] = "none"
+    """"start": every architecture also learns the predictions of the largest network with the weights of `pretrained`,
+    which stay as they are."""
+    teacher_weight: NonNegative = 1.0
+    """Weight of the teacher's predictions in the loss; that of the labels is 1."""
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
-    """How the supernet is trained. With 0 epochs it is not, and the run serves to retrain given architectures."""
+    """How the supernet is trained. With 0 epochs it is not, and the run serves to retrain given architectures, or
+    shares the weights of `pretrained`."""
     retrain: Train = field(default_factory=Train)
     """How a standalone network is trained from scratch."""
     retrain_settings: tuple[str, ...] = ()
@@ -75,6 +108,14 @@ class SupernetRun(Sampling):
     retrain_cutout: Share = 0.0
     """Side of the square that is cut out of images (`data.augment.cutout`) while standalone networks are trained, as a
     share of the image's side: 0.5 for 16 of 32 pixels."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A teacher without weights, or beside another one."""
+        yield from super().conflicts()
+        if self.teacher == "start" and not self.pretrained:
+            yield "teacher", "is the largest network with the weights of pretrained; name them"
+        if self.teacher == "start" and self.train.distill:
+            yield "teacher", "and train.distill are two teachers; drop one"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,13 +23,13 @@ from detection.weights import backbone_weights
 from supernet.config import DataSummary
 from supernet.cost import CostTable
 from supernet.errors import InputError
-from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch, SearchSpace
 from supernet.spaces import GENOTYPES, build, builder
 from supernet_tools.pipeline.architectures import arch_of
-from supernet_tools.pipeline.config import DetectorRun
+from supernet_tools.pipeline.batch_norm import policy
+from supernet_tools.pipeline.config import BatchNorm, DetectorRun
 from supernet_tools.pipeline.kinds import Table
 from supernet_tools.pipeline.pretrained import check_pretrained, classified, inherited
 from supernet_tools.pipeline.run import NETWORK, WEIGHTS
@@ -133,7 +133,29 @@ class DetectorKind:
         """The searchable detector with fresh weights; those of a pre-training are loaded by `begin`."""
         return self._create(len(summary.classes), generator)
 
-    def begin(self, supernet: Any) -> None:
+    @property
+    def has_weights(self) -> bool:
+        """Whether the supernet is trained."""
+        return self.config.train.epochs > 0
+
+    @property
+    def batch_norm(self) -> BatchNorm:
+        """Recalibration; a detector's backbone begins with shared weights at most."""
+        return "plain"
+
+    def check_batch_norm(self, policy: BatchNorm) -> None:
+        """Raises `InputError` for "matched", since a detector has no full network of its own."""
+        if policy == "matched":
+            raise InputError("bn='matched' is for classifiers that begin with trained weights; take bn='plain'")
+
+    def taught(self, supernet: Any) -> Detection:
+        """The task; there is no teacher."""
+        return self.task
+
+    def end(self, supernet: Any, data: DetectionSplits) -> None:
+        """Nothing."""
+
+    def begin(self, supernet: Any, data: DetectionSplits) -> None:
         """Loads pre-trained weights into the backbone, if the recipe names any."""
         if self.config.pretrained:
             self._load(supernet, None, self.config.train.seed)
@@ -182,6 +204,7 @@ class DetectorKind:
         *,
         cache: ScoreCache | None,
         bn_batches: int,
+        bn: BatchNorm = "plain",
         cost: CostTable | None = None,
         hold: int = 2**29,
     ) -> SharedWeights:
@@ -191,7 +214,7 @@ class DetectorKind:
             supernet,
             _scored(data.calibration),
             _scored(data.validation),
-            bn=Recalibrate(bn_batches, batch),
+            bn=policy(bn, bn_batches, batch),
             batch=batch,
             metric=DetectionMetric(data.validation),
             cost=cost,

@@ -1,10 +1,12 @@
 """Exports a network of a run as a standalone folder."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from supernet.blocks.resolution import without_resize
 from supernet.export import export
 from supernet.export.folder import check_replaceable
 from supernet.paths import inside
@@ -36,4 +38,7 @@ def export_stage(
     """
     folder = export_folder(run, arch, out)
     preprocess = run.kind.preprocess(run.summary)
-    return folder, export(network, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx)
+    exported, size = without_resize(network)  # an export resizes images before they reach its network
+    if size is not None:
+        preprocess = dataclasses.replace(preprocess, input_size=size)
+    return folder, export(exported, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from supernet.scoring.shared_weights import SharedWeights
     from supernet.space import Arch
     from supernet.training.task import Task, TrainingData
+    from supernet_tools.pipeline.config import BatchNorm
 
 
 class RunData(Protocol):
@@ -110,8 +111,25 @@ class Kind(Protocol[Data]):
     def supernet(self, summary: "DataSummary", generator: "torch.Generator | None" = None) -> "Chain":
         """The supernet with fresh weights."""
 
-    def begin(self, supernet: "Chain") -> None:
+    @property
+    def has_weights(self) -> bool:
+        """Whether the supernet of a finished run has weights to share."""
+
+    @property
+    def batch_norm(self) -> "BatchNorm":
+        """The batch-norm policy of the recipe."""
+
+    def check_batch_norm(self, policy: "BatchNorm") -> None:
+        """Raises `InputError` if networks of this run cannot be scored under a policy."""
+
+    def begin(self, supernet: "Chain", data: Data) -> None:
         """Called once before the first step of a supernet's training, for instance to load pre-trained weights."""
+
+    def taught(self, supernet: "Chain") -> "Task":
+        """What the training of a supernet optimises, given the weights that it begins with."""
+
+    def end(self, supernet: "Chain", data: Data) -> None:
+        """Called once after the last step of a supernet's training."""
 
     def network(self, summary: "DataSummary", arch: "Arch", generator: "torch.Generator") -> "nn.Module":
         """The standalone network of an architecture with fresh weights."""
@@ -132,6 +150,7 @@ class Kind(Protocol[Data]):
         *,
         cache: "ScoreCache | None",
         bn_batches: int,
+        bn: "BatchNorm" = "plain",
         cost: "CostTable | None" = None,
         hold: int = 2**29,
     ) -> "SharedWeights":

@@ -73,6 +73,12 @@ def not_learned(run: Run) -> str:
             f"none of the {record['images']} images of the search-validation split of {run.folder} has a box to find, "
             "so their mAP ranks nothing; train again in another folder with images that show objects"
         )
+    if not run.config.train.epochs:
+        return (
+            f"the weights that {run.folder} begins with are no better than guessing on its images: the best of "
+            f"{record['n']} random architectures has an accuracy of {record['best']:.4f}, and naming the most frequent "
+            f"class {record['guessing']:.4f}. If the classes are new, so is the classifier; train (train.epochs)"
+        )
     return (
         f"the supernet of {run.folder} is no better than guessing after {_steps(run):,} steps: the best of "
         f"{record['n']} random architectures has an accuracy of {record['best']:.4f} on {record['images']} images, "
@@ -88,7 +94,7 @@ def check_learned(run: Run, *, force: bool = False) -> None:
     Raises:
         InputError: the supernet is no better than guessing.
     """
-    if not force and _steps(run) >= FEWEST_STEPS and (problem := not_learned(run)):
+    if not force and (_steps(run) >= FEWEST_STEPS or not run.config.train.epochs) and (problem := not_learned(run)):
         raise InputError(f"{problem}; to search all the same, add --force")
 
 

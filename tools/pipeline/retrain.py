@@ -64,6 +64,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
             "key": arch.key,
             "seed": train.seed,
             "init": "shared" if shared else kind.start,
+            **({"bn": run.bn} if shared else {}),
             **figures,
             **best_epoch(folder / BEST, kind.metric),
             **run.cost(arch),
@@ -152,8 +153,9 @@ def read_result(file: Path, truth: str) -> dict[str, Any]:
 
 
 def retrain_folder(run: Run, arch: Arch, seed: int, shared: bool = False) -> Path:
-    """The folder of a retraining: one per architecture, seed and start."""
-    return inside(run.folder, "retrain", f"{arch.key}-seed{seed}{'-shared' if shared else ''}")
+    """The folder of a retraining: one per architecture, seed and start, which depends on the batch-norm policy."""
+    policy = "" if run.bn == "plain" else f"-{run.bn}"
+    return inside(run.folder, "retrain", f"{arch.key}-seed{seed}{f'-shared{policy}' if shared else ''}")
 
 
 def fresh_network(run: Run, arch: Arch, seed: int) -> nn.Module:

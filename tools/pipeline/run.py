@@ -21,6 +21,7 @@ from supernet.space import SearchSpace
 from supernet.training.checkpoint import load_weights
 from supernet.training.distributed import check_device, current
 from supernet_tools.pipeline.changed_data import FLAG, earlier_digests
+from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.folder import IMAGES, RUN, read_run
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class Run:
         summary: facts about the data, from `run.json`.
         data: the images, where they are already in memory.
         cost: what architectures cost; `kind.costs` by default.
+        bn: the batch-norm policy of shared weights; that of the recipe by default.
+
+    Attributes:
+        bn: the batch-norm policy of shared weights.
+
+    Raises:
+        InputError: a policy that networks of this run cannot be scored under.
     """
 
     def __init__(
@@ -51,8 +59,12 @@ class Run:
         *,
         data: "RunData | None" = None,
         cost: CostTable | None = None,
+        bn: BatchNorm | None = None,
     ) -> None:
         self.folder, self.kind, self.summary = folder, kind, summary
+        if bn is not None:
+            kind.check_batch_norm(bn)
+        self.bn: BatchNorm = bn or kind.batch_norm
         self._given_data, self._given_cost = data, cost
 
     @property
@@ -106,7 +118,7 @@ class Run:
         Raises:
             InputError: it was never trained, its training has not finished, or the files belong to another run.
         """
-        if not self.config.train.epochs:
+        if not self.kind.has_weights:
             raise InputError(f"the supernet of {self.folder} has train.epochs=0 and so no weights to share; train it")
         supernet = self.kind.supernet(self.summary)
         metadata = load_weights(self.folder / WEIGHTS, supernet)
@@ -123,7 +135,7 @@ class Run:
 
     def check_trained(self) -> None:
         """Checks that there are weights to share, without loading them. Raises `InputError` if there are none."""
-        if not self.config.train.epochs:
+        if not self.kind.has_weights:
             raise InputError(f"the supernet of {self.folder} has train.epochs=0 and so no weights to share; train it")
         if not (self.folder / WEIGHTS).exists():
             raise InputError(f"{self.folder / WEIGHTS} does not exist; has the training finished?")
@@ -146,6 +158,7 @@ class Run:
             self.data,
             cache=ScoreCache(self.folder / SCORES) if os.access(self.folder, os.W_OK) else None,
             bn_batches=bn_batches,
+            bn=self.bn,
             cost=self.cost if costs else None,
         )
 
@@ -157,7 +170,7 @@ class Run:
         """
         file = inside(self.folder, f"latency-{batch}.jsonl")
         table = LatencyTable(self.supernet, batch=batch, device=self.config.train.device, file=file)
-        other = Run(self.folder, self.kind, self.summary, data=self.data, cost=table)
+        other = Run(self.folder, self.kind, self.summary, data=self.data, cost=table, bn=self.bn)
         other.__dict__["supernet"] = self.supernet  # loaded once
         return other
 

@@ -10,7 +10,7 @@ from supernet_tools.pipeline.folder import RUN, read_run
 from supernet_tools.pipeline.trust import from_file
 
 if TYPE_CHECKING:
-    from supernet_tools.pipeline.config import Recipe
+    from supernet_tools.pipeline.config import BatchNorm, Recipe
     from supernet_tools.pipeline.kinds import Kind
     from supernet_tools.pipeline.run import Run
 
@@ -42,19 +42,20 @@ def config_of(folder: Path) -> "Recipe":
     return from_file(recipe, folder / RUN)
 
 
-def open_run(folder: Path, *, trained: bool = True) -> "Run":
+def open_run(folder: Path, *, trained: bool = True, bn: "BatchNorm | None" = None) -> "Run":
     """Opens a run; nothing of it is loaded yet.
 
     Args:
         folder: of the run.
         trained: whether weights to share are needed.
+        bn: the batch-norm policy of shared weights; that of the recipe by default.
 
     Raises:
         InputError: no run is there, another release wrote it, or it has no weights to share although they are needed.
     """
     from supernet_tools.pipeline.run import Run, read_summary
 
-    run = Run(folder, kind_of(config_of(folder)), read_summary(folder))
+    run = Run(folder, kind_of(config_of(folder)), read_summary(folder), bn=bn)
     if trained:
         run.check_trained()
     return run

@@ -16,12 +16,15 @@ from supernet.errors import InputError
 from supernet.files import write_json
 from supernet.paths import inside
 from supernet.scoring.shared_weights import SharedWeights
+from supernet.space import SearchSpace
 from supernet.train import check_training, plan_training, train_supernet
 from supernet.training.checkpoint import save_weights
 from supernet.training.distributed import check_device, current
 from supernet.training.monitor import Monitor
+from supernet.training.opening import opened, parse_openings
 from supernet.training.rates import compare_rates
 from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
+from supernet.training.task import Task
 from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
 from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, read_run, removed_on_failure
 from supernet_tools.pipeline.held_out import HeldOutCurves
@@ -50,7 +53,8 @@ class Prepared:
 def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = False, verbose: bool = True) -> Run:
     """Trains the supernet of a recipe into `out`; a finished run is only opened, an interrupted one goes on.
 
-    With `train.epochs` of 0 nothing is trained: the run serves to retrain architectures that are given.
+    With `train.epochs` of 0 nothing is trained: the run serves to retrain architectures that are given, or shares the
+    weights that it begins with.
 
     Args:
         config: the recipe.
@@ -79,6 +83,10 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
         return run
     with removed_on_failure(out):
         parts = prepare(kind, inside(out, IMAGES))
+        trains = kind.has_weights and not done
+        if trains:  # before the folder is claimed, since these weights may be refused
+            kind.begin(parts.supernet, parts.data)
+        task = kind.taught(parts.supernet) if trains else kind.task
         summary = parts.data.summary()
         facts = {"data": dataclasses.asdict(summary), "space_digest": parts.supernet.space.digest()}
         with claim_run(out, kind.name, config, free=free, **facts) if world.main else nullcontext():
@@ -89,8 +97,8 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
             if verbose and world.main and not done:
                 for table in kind.tables(parts.supernet, parts.data):
                     print_table(*table)
-            if config.train.epochs and not done:
-                _train(parts, out, accept=earlier, verbose=verbose)
+            if trains:
+                _train(parts, out, task, accept=earlier, verbose=verbose)
             world.barrier()
     return Run(out, kind, summary, data=parts.data)
 
@@ -99,27 +107,29 @@ def _earlier(out: Path) -> tuple[str, ...]:
     return earlier_digests(read_run(out))
 
 
-def _train(parts: Prepared, out: Path, *, accept: Sequence[str], verbose: bool) -> None:
+def _train(parts: Prepared, out: Path, task: Task, *, accept: Sequence[str], verbose: bool) -> None:
     kind, supernet = parts.kind, parts.supernet
-    kind.begin(supernet)
-    monitor = Monitor(supernet)
-    history = train_supernet(
-        supernet,
-        parts.data,
-        kind.config.train,
-        sampler=parts.sampler,
-        task=kind.task,
-        state=out / STATE,
-        log=inside(out, "events"),
-        monitor=monitor,
-        lead=parts.lead,
-        held_out=_curves(parts),
-        accept=accept,
-        verbose=verbose,
-    )
+    if kind.config.train.epochs:
+        monitor = Monitor(supernet)
+        history = train_supernet(
+            supernet,
+            parts.data,
+            kind.config.train,
+            sampler=parts.sampler,
+            task=task,
+            state=out / STATE,
+            log=inside(out, "events"),
+            monitor=monitor,
+            lead=parts.lead,
+            held_out=_curves(parts),
+            accept=accept,
+            verbose=verbose,
+        )
+        kind.end(supernet, parts.data)
+        if current().main:
+            document = {"format": 1, "epochs": history, "health": monitor.report()}
+            write_json(out / "history.json", document | ({"data_changed_from": list(accept)} if accept else {}))
     if current().main:
-        document = {"format": 1, "epochs": history, "health": monitor.report()}
-        write_json(out / "history.json", document | ({"data_changed_from": list(accept)} if accept else {}))
         metadata = {
             "space": kind.space,
             "space_digest": supernet.space.digest(),
@@ -162,16 +172,21 @@ def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
     supernet = kind.supernet(data.summary(), torch_generator(config.train.seed, "supernet"))
     costs = kind.costs(supernet)
     steps_per_epoch = len(data.train) // max(config.train.batch, 1)
-    sampler = create_sampler(
-        config.sampler,
-        supernet.space,
-        config.train.seed,
-        table=costs,
-        window=config.window,
-        random_paths=config.random_paths,
-        largest_steps=round(config.largest_epochs * steps_per_epoch),
-        weightless=supernet.weightless_options() if config.sampler == "weighted" else {},
-    )
+
+    def create(space: SearchSpace) -> ArchSampler:
+        return create_sampler(
+            config.sampler,
+            space,
+            config.train.seed,
+            table=costs if space is supernet.space else None,
+            window=config.window,
+            random_paths=config.random_paths,
+            largest_steps=round(config.largest_epochs * steps_per_epoch),
+            weightless=supernet.weightless_options() if config.sampler == "weighted" else {},
+        )
+
+    openings = parse_openings(config.opens, steps_per_epoch)
+    sampler = opened(supernet.space, openings, create) if openings else create(supernet.space)
     lead = _lead(config, supernet, steps_per_epoch)
     for training in (config.train, config.retrain) if config.train.epochs else (config.retrain,):
         check_training(training, data, task=kind.task)

@@ -1,0 +1,40 @@
+"""The latency of exported classifiers, measured where this project cannot be imported."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from supernet.errors import InputError
+from supernet.export.runtime import timer
+
+ROUNDS = 5
+
+
+def artefact_latencies(
+    folders: Sequence[Path], *, seconds: float = 0.5, threads: int = 1
+) -> dict[Path, dict[str, float]]:
+    """Times one forward pass of one image for each of several exports, in turn, in a process of its own.
+
+    This executes the model.py of every folder.
+
+    Args:
+        folders: exports of classifiers.
+        seconds: to spend on each artefact.
+        threads: of torch and of ONNX Runtime.
+
+    Returns:
+        the median in milliseconds per folder, by "torch" (model.py) and, where there is a model.onnx, "onnxruntime".
+
+    Raises:
+        InputError: an export does not load or run.
+    """
+    names = [str(folder.absolute()) for folder in folders]
+    command = [sys.executable, "-I", "-B", timer.__file__, str(ROUNDS), str(seconds), str(threads), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise InputError(f"the exports cannot be timed: {lines[-1]}")
+    medians = json.loads(done.stdout.splitlines()[-1])
+    return {folder: medians[name] for folder, name in zip(folders, names, strict=True)}
