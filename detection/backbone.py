@@ -219,7 +219,7 @@ def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
         {int(steps[number][2].stride): steps[number][2].channels for number in kept},
         classifier.input_shape[0],
         tuple(inputs),
-        tuple(out.stride for _, _, out in steps),
+        tuple(int(out.stride) for _, _, out in steps),
         classifier.init,
         classifier.starts_alike and bool(classifier.space.choices),
     )

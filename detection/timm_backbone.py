@@ -56,7 +56,8 @@ def timm_backbone(name: str, weights: str | Path | None = None) -> Chain:
         after = step_layout(step, sub, before)
         assert isinstance(before, Layout)
         assert isinstance(after, Layout)
-        steps.append((name_of_step, Whole(module, out_channels=after.channels, stride=after.stride // before.stride)))
+        stride = int(after.stride // before.stride)
+        steps.append((name_of_step, Whole(module, out_channels=after.channels, stride=stride)))
     return Chain(f"{PREFIX}{bare}", steps, input_shape=supernet.input_shape, init=supernet.init)
 
 

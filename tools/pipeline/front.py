@@ -84,10 +84,10 @@ def chosen_points(run: Run, search: str, limits: Sequence[str] = (), cost: str =
             space = (
                 f", and the space has {cost_in_units(cost, span[0])} to {cost_in_units(cost, span[1])}" if span else ""
             )
+            reached = f"{cost_in_units(cost, min(costs))} to {cost_in_units(cost, max(costs))}"
             raise InputError(
                 f"no network that the search {search!r} scored has {cost} <= {cost_in_units(cost, limit)}: they have "
-                f"{cost_in_units(cost, min(costs))} to {cost_in_units(cost, max(costs))}{space}; raise the limit {text}, or search "
-                "within it"
+                f"{reached}{space}; raise the limit {text}, or search within it"
             )
         best = within[0]
         points.setdefault(best.key, Point(best, run.space.normal_form(best.arch))).limits.append(text)
