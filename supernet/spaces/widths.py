@@ -117,7 +117,7 @@ class WidthChain(Chain):
             incoming = made or AS_GIVEN
             out = step.out_layout(Arch({c.name: c.options[-1] for c in step.space.choices}), Layout(1, stride))
             assert isinstance(out, Layout)
-            stride = out.stride
+            stride = int(out.stride)
 
     def layers(self) -> tuple[WidthLayer, ...]:
         """Returns all layers in order; for a normal form, their costs sum up to those of `CostTable`."""

@@ -206,7 +206,7 @@ def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Pa
     opened, backbone = open_run(run_folder), open_run(pretrained)
     arch = opened.space.normal_form(opened.space.from_indices([1, 2, 3]))
     fresh = opened.kind.supernet(opened.summary, torch_generator(0, "supernet"))
-    opened.kind.begin(fresh)
+    opened.kind.begin(fresh, opened.data)
     before = load_file(pretrained / "supernet.safetensors")
     stem = "stem.conv.weight"
     assert stem in before

@@ -218,8 +218,11 @@ def plan_stage(config: "Recipe") -> list[tuple[str, str]]:
     if not config.train.epochs:
         raise InputError("train.epochs=0 trains no supernet, so there is nothing to plan")
     kind = kind_of(kind_of(config).resolved())
-    parts = prepare(kind)
-    plan = plan_training(parts.supernet, parts.data, config.train, sampler=parts.sampler, task=kind.task)
+    parts, task = prepare(kind), kind.task
+    if getattr(config, "teacher", "none") != "none":  # it sees every batch too
+        kind.begin(parts.supernet, parts.data)
+        task = kind.taught(parts.supernet)
+    plan = plan_training(parts.supernet, parts.data, config.train, sampler=parts.sampler, task=task)
     eta, mib = datetime.timedelta(seconds=round(plan["seconds"])), 2**20
     return [
         ("parameters", f"{plan['parameters']:,.0f}, {plan['active_parameters']:,.0f} in a path"),
@@ -236,8 +239,9 @@ def rates_stage(config: "Recipe", steps: int) -> dict[float, float]:
         raise InputError("train.epochs=0 trains no supernet, so no learning rate matters")
     kind = kind_of(kind_of(config).resolved())
     parts = prepare(kind)
-    kind.begin(parts.supernet)
-    return compare_rates(parts.supernet, parts.data, config.train, sampler=parts.sampler, task=kind.task, steps=steps)
+    kind.begin(parts.supernet, parts.data)
+    task = kind.taught(parts.supernet)
+    return compare_rates(parts.supernet, parts.data, config.train, sampler=parts.sampler, task=task, steps=steps)
 
 
 def supernet_accuracy(run: Run, archs: int | None = None) -> dict[str, float]:
