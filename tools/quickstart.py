@@ -1,8 +1,10 @@
-"""The whole loop on embedded images: train a supernet, search, retrain winner and controls, export."""
+"""The whole loop on embedded images: train a supernet, search, race the best against simple networks, export."""
 
 import dataclasses
 import json
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,36 +13,37 @@ from annotated_types import Ge, Le
 
 from supernet.checked import Checked, Count, FilePath, Seed
 from supernet_tools.pipeline.command_line import main, parse
-from supernet_tools.pipeline.recipes import quickstart
+from supernet_tools.pipeline.recipes import demo
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.units import Amount
 
 if TYPE_CHECKING:
     from supernet.config import Train
     from supernet.cost import Feasible
-    from supernet.space import Arch
     from supernet_tools.pipeline.config import SupernetRun
     from supernet_tools.pipeline.run import Run
+
+SEARCHERS: dict[str, tuple[str, ...]] = {"random": (), "aging-evolution": ("population_size=20", "tournament_size=5")}
+SPLITS = ("validation", "test")
+CONTROLS = 3  # random networks, trained as often as the winner
 
 
 @dataclass(frozen=True)
 class Quickstart(Checked):
-    """Train, search, retrain and export on scikit-learn's digits; writes summary.json into the run folder."""
+    """Train, search, select and export on scikit-learn's digits; writes summary.json into the run folder."""
 
     out: FilePath = Path("runs/quickstart")
     """Folder of the run; an interrupted one goes on."""
-    trials: Count = 60
+    trials: Count = 40
     """Trials of each searcher."""
-    max_macs: Amount = 1.4e6
-    """Limit on multiply-accumulates, for the search and for the random controls."""
-    epochs: Count = quickstart().train.epochs
+    max_macs: Amount = 100e3
+    """Limit on multiply-accumulates, for the searches, the simple networks and the random controls."""
+    epochs: Count = demo().train.epochs
     """Epochs of the supernet."""
-    retrain_epochs: Count = quickstart().retrain.epochs
-    """Epochs of every retraining."""
-    ranked: Annotated[int, Ge(0), Le(10_000)] = 20
-    """Random networks within the limit that get a short training, to see whether shared weights rank; 0 for none."""
-    ranked_epochs: Count = 1
-    """Epochs of these trainings."""
+    retrain_epochs: Count = demo().retrain.epochs
+    """Epochs of every training of a single network."""
+    trainings: Annotated[float, Ge(2), Le(10_000)] = 28
+    """Full trainings that choose the network."""
     seed: Seed = 0
     """Seed of everything."""
     threads: Annotated[int, Ge(1), Le(1024)] = 1
@@ -53,41 +56,42 @@ def run() -> None:
 
     import torch
 
+    from supernet.config import Window
     from supernet.files import write_json
     from supernet.space import Arch
-    from supernet_tools.pipeline.architectures import random_feasible
     from supernet_tools.pipeline.export import export_stage
-    from supernet_tools.pipeline.retrain import retrain_stage, trained_network
+    from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.search import create_searcher, search_stage
+    from supernet_tools.pipeline.select import select_stage
     from supernet_tools.pipeline.train import supernet_accuracy, train_stage
 
     torch.set_num_threads(args.threads)
-    config = quickstart()
+    config = demo()
     train = dataclasses.replace(config.train, seed=args.seed, epochs=args.epochs)
+    window = Window("macs", high=args.max_macs)  # no step trains a path that the search may not choose
     retrain = dataclasses.replace(config.retrain, seed=args.seed, epochs=args.retrain_epochs)
     check_limit(args, config)
-    trained = train_stage(dataclasses.replace(config, train=train, retrain=retrain), args.out)
+    trained = train_stage(dataclasses.replace(config, train=train, retrain=retrain, window=window), args.out)
     feasible = trained.limits({"macs": args.max_macs})
-    results: dict[str, Any] = {}
-    for name, settings in (("random", ()), ("aging-evolution", ("population_size=20", "tournament_size=5"))):
-        searcher = create_searcher(name, trained, feasible, args.seed, settings)
-        results[name] = search_stage(trained, searcher, name, trials=args.trials)
-    best_searcher = max(results, key=lambda name: results[name]["score"])
-    winner = Arch(results[best_searcher]["arch"])
-    controls = random_feasible(trained, feasible, 3, args.seed)
-    retrained = [retrain_stage(trained, arch, retrain) for arch in (winner, *controls)]
-    short = dataclasses.replace(retrain, epochs=args.ranked_epochs)
-    ranking = fidelity_of(trained, feasible, (winner, *controls), short, args.ranked) if args.ranked else None
+    searches = {
+        name: search_stage(
+            trained, create_searcher(name, trained, feasible, args.seed, settings), name, trials=args.trials
+        )
+        for name, settings in SEARCHERS.items()
+    }
+    selected = select_stage(trained, list(searches), retrain, trainings=args.trainings, random=CONTROLS)
+    winner = Arch(selected["winner"]["arch"])
+    rows = controls(trained, feasible, selected, retrain)
     folder, parity = export_stage(trained, winner, trained_network(trained, winner, args.seed))
     summary = {
-        "format": 1,
+        "format": 2,
         "supernet": supernet_accuracy(trained),
         "limit": {"macs": args.max_macs},
-        "searchers": results,
-        "winner": {"searcher": best_searcher, **retrained[0]},
-        "random_controls": retrained[1:],
-        "comparison": compare([result["test_accuracy"] for result in retrained]),
-        "fidelity": ranking,
+        "searchers": searches,
+        "front": front(searches, selected),
+        "selected": {name: value for name, value in selected.items() if name not in ("format", "networks")},
+        "controls": rows,
+        "controls_verdict": verdict(rows),
         "export": {"folder": str(folder), **parity},
         "seconds": time.monotonic() - began,
     }
@@ -104,45 +108,69 @@ def check_limit(args: Quickstart, config: "SupernetRun") -> None:
     Run(args.out, kind, kind.load(None).summary()).limits({"macs": args.max_macs})
 
 
-def compare(accuracies: list[float]) -> dict[str, Any]:
-    """The winner (first) against the random controls (the others)."""
-    import statistics
-
-    winner, controls = accuracies[0], accuracies[1:]
-    mean, deviation = statistics.mean(controls), statistics.stdev(controls)
-    return {
-        "winner": winner,
-        "controls_mean": mean,
-        "controls_deviation": deviation,
-        "n_controls": len(controls),
-        "winner_at_least_mean_minus_deviation": winner >= mean - deviation,
-    }
-
-
-def fidelity_of(
-    run: "Run", feasible: "Feasible", excluded: "tuple[Arch, ...]", train: "Train", n: int
-) -> dict[str, Any]:
-    """How well shared weights rank `n` random networks, by a short training of each, beside rankers that need none.
-
-    Networks in `excluded` are left out, since their folders hold longer trainings.
-    """
-    from supernet.ranking.report import fidelity
+def controls(run: "Run", feasible: "Feasible", selected: dict[str, Any], train: "Train") -> list[dict[str, Any]]:
+    """The winner, the best simple network if that is another one, and random networks, all trained as often."""
+    from supernet.space import Arch
     from supernet_tools.pipeline.architectures import random_feasible
-    from supernet_tools.pipeline.retrain import true_accuracies
-    from supernet_tools.pipeline.search import shared_scores
+    from supernet_tools.pipeline.retrain import retrain_stage
 
-    candidates = random_feasible(run, feasible, n + len(excluded), train.seed + 1)
-    archs = [arch for arch in candidates if arch not in excluded][:n]
-    truth = {arch: values[0] for arch, values in true_accuracies(run, archs, train).items()}
-    scores = {arch: metrics["accuracy"] for arch, metrics in shared_scores(run, archs).items()}
-    costs = {arch: run.cost(arch) for arch in archs}
-    report = fidelity(scores, truth, space=run.space, costs=costs, seed=train.seed)
-    return {"epochs": train.epochs, **report.to_json()}
+    winner = selected["winner"]
+    networks = {"winner": Arch(winner["arch"])}
+    if "simple" in selected["margins"]:
+        key = selected["margins"]["simple"]["over"]
+        simple = next(row for row in selected["networks"] if row["key"] == key)
+        networks[f"simple: {simple['name']}"] = Arch(simple["arch"])
+    drawn = random_feasible(run, feasible, CONTROLS + len(networks), train.seed)
+    others = [arch for arch in drawn if arch not in networks.values()][:CONTROLS]
+    networks |= {f"random {number}": arch for number, arch in enumerate(others, start=1)}
+    rows = []
+    for name, arch in networks.items():
+        seeds = [dataclasses.replace(train, seed=train.seed + number) for number in range(len(winner["scores"]))]
+        results = [retrain_stage(run, arch, seed, verbose=False) for seed in seeds]
+        rows.append(
+            {
+                "network": name,
+                "key": arch.key,
+                "macs": results[0]["macs"],
+                "validation": [result["validation_accuracy"] for result in results],
+                "test": [result["test_accuracy"] for result in results],
+            }
+        )
+    return rows
+
+
+def front(searches: dict[str, dict[str, Any]], selected: dict[str, Any]) -> list[dict[str, Any]]:
+    """The networks of the searches that none of the others beats in both shared accuracy and MACs, cheapest first.
+
+    Those that the race trained carry their accuracy on validation images.
+    """
+    from supernet.space import Arch
+
+    trained = {row["key"]: statistics.fmean(row["scores"]) for row in selected["networks"] if row["scores"]}
+    points = {Arch(row["arch"]): row for search in searches.values() for row in search["front"]}
+    rows: list[dict[str, Any]] = []
+    for arch, row in sorted(points.items(), key=lambda item: (item[1]["macs"], -item[1]["accuracy"])):
+        if not rows or row["accuracy"] > rows[-1]["shared"]:
+            costs = {"macs": row["macs"], "params": row["params"]}
+            rows.append({"key": arch.key, "shared": row["accuracy"], "trained": trained.get(arch.key), **costs})
+    return rows
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """The winner (first) against the random networks on the test split, in words, and the best simple one beside it."""
+    accuracy = {row["network"]: statistics.fmean(row["test"]) for row in rows}
+    winner = accuracy["winner"]
+    randoms = [value for name, value in accuracy.items() if name.startswith("random")]
+    below = sum(winner < value for value in randoms)
+    place = f"below {below} of {len(randoms)}" if below else f"at least the best of {len(randoms)}"
+    sentence = f"on test images the winner ({winner:.4f}) is {place} random networks ({max(randoms):.4f})"
+    simple = [f"; {name}: {value:.4f}" for name, value in accuracy.items() if name.startswith("simple")]
+    return "".join([sentence, *simple])
 
 
 def show(summary: dict[str, Any]) -> None:
     """The same figures on screen."""
-    shared, compared = summary["supernet"], summary["comparison"]
+    shared, selected = summary["supernet"], summary["selected"]
     probe = f"random subnets: {shared['mean']:.4f} ± {shared['deviation']:.4f}, n={shared['n']}"
     print_table(
         f"search with shared weights ({probe})",
@@ -152,31 +180,36 @@ def show(summary: dict[str, Any]) -> None:
             for name, row in summary["searchers"].items()
         ],
     )
-    rows = [("winner", summary["winner"])] + [(f"random {i}", r) for i, r in enumerate(summary["random_controls"], 1)]
     print_table(
-        "retrained from scratch, test split",
-        ("network", "accuracy", "macs", "params", "seconds"),
-        [(name, *(row[key] for key in ("test_accuracy", "macs", "params", "seconds"))) for name, row in rows],
+        "front of the searches: shared accuracy over MACs, and the accuracy of those that were trained",
+        ("network", "macs", "params", "shared", "trained"),
+        [
+            (row["key"], row["macs"], row["params"], f"{row['shared']:.4f}", _mean(row["trained"]))
+            for row in summary["front"]
+        ],
     )
-    verdict = "at least" if compared["winner_at_least_mean_minus_deviation"] else "BELOW"
-    bar = f"{compared['controls_mean']:.4f} - {compared['controls_deviation']:.4f}, n={compared['n_controls']}"
-    print(f"winner {compared['winner']:.4f} is {verdict} the controls' mean - 1 s.d. ({bar})")
-    if report := summary["fidelity"]:
-        rows = [(row["name"], interval(row["tau"])) for row in report["rankers"]]
-        title = f"agreement with {report['n']} trainings, epochs: {report['epochs']}"
-        print_table(title, ("ranker", "Kendall τ-b, 95 %"), rows)
-        print(report["verdict"])
+    seeds = len(selected["winner"]["scores"])
+    print_table(
+        f"trained from scratch, mean of {seeds} seed{'s' if seeds > 1 else ''}",
+        ("network", "key", "macs", *SPLITS),
+        [
+            (
+                row["network"],
+                row["key"],
+                row["macs"],
+                *(_mean(statistics.fmean(row[s])) for s in ("validation", "test")),
+            )
+            for row in summary["controls"]
+        ],
+    )
+    print(f"{selected['trainings']:g} trainings of single networks: {selected['verdict']}")
+    print(summary["controls_verdict"])
     print(f"exported to {summary['export']['folder']}, parity {json.dumps(summary['export']['differences'])}")
     print(f"{summary['seconds']:.0f} s in all; the same figures are in summary.json")
 
 
-def interval(tau: dict[str, float | None]) -> str:
-    """A correlation with its 95 % interval; a few or equal values have none."""
-    value, *bounds = (tau[name] for name in ("value", "low", "high"))
-    if value is None:
-        return "undefined"
-    low, high = ("?" if bound is None else f"{bound:.2f}" for bound in bounds)
-    return f"{value:.2f} ({low} to {high})"
+def _mean(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

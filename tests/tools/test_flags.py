@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from helpers.scripts import Call, one_line
 from supernet.errors import InputError
 from supernet.files import read_json, write_json
-from supernet_tools import draw, evaluate, export, fidelity, morphnet, predict, quickstart, retrain, search
+from supernet_tools import (
+    draw,
+    evaluate,
+    export,
+    fidelity,
+    morphnet,
+    predict,
+    quickstart,
+    retrain,
+    search,
+    select_network,
+)
 from supernet_tools.pipeline.command_line import console, parse, parse_recipe
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.folder import RUN_FORMAT
@@ -85,12 +96,12 @@ QUICKSTART = [
     (("--epochs", 0), "epochs=0"),
     (("--retrain-epochs", 0), "retrain_epochs=0 should be greater than or equal to 1; change --retrain-epochs"),
     (("--max-macs", "nan"), "change --max-macs"),
-    (("--ranked", -1), "ranked=-1"),
+    (("--trainings", 1), "trainings=1.0 should be greater than or equal to 2"),
     (("--threads", 0), "threads=0"),
     (("--seed", -1), "seed=-1"),
     (("--trials", 0), "trials=0"),
     (("--out", LONG), "out="),
-    (("--max-macs", 5), "no architecture of 'shufflenet-small' has macs <= 5"),
+    (("--max-macs", 5), "no architecture of 'nasbench-macro' has macs <= 5"),
 ]
 
 
@@ -257,6 +268,7 @@ KINDS: list[Any] = [
     search.Search,
     evaluate.Evaluate,
     retrain.Retrain,
+    select_network.Select,
     export.Export,
     fidelity.Fidelity,
     morphnet.Morph,

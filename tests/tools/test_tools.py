@@ -17,11 +17,9 @@ import torch
 from helpers.scripts import Call, one_line, run_script
 from helpers.tiny import TINY, TINY_DATA, TINY_SPACE, TINY_TRAINING
 from searchers import Study
-from supernet.config import Data
 from supernet.cost import LatencyTable
-from supernet.ranking.report import fidelity
 from supernet_tools.pipeline.config import SupernetRun
-from supernet_tools.pipeline.recipes import quickstart
+from supernet_tools.pipeline.recipes import demo
 from supernet_tools.pipeline.runs import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -368,29 +366,27 @@ def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
     assert "│ 3 │" in out
 
 
-QUICK = ("--epochs", 1, "--retrain-epochs", 1, "--trials", 2, "--ranked", 4, "--ranked-epochs", 1)
+QUICK = ("--epochs", 1, "--retrain-epochs", 1, "--trials", 4, "--trainings", 4)
 
 
 def test_the_quickstart_writes_every_result(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a smaller space and smaller images than the demo has; how many stages there are does not depend on them."""
+    """In larger batches than the demo's; how many stages there are does not depend on them."""
 
     def small() -> SupernetRun:
-        recipe = quickstart()
+        recipe = demo()
         train, retrain = (replace(config, batch=256) for config in (recipe.train, recipe.retrain))
-        data = Data("digits", size=8, calibration=64)
-        return replace(recipe, space_settings=TINY_SPACE[1:], data=data, train=train, retrain=retrain)
+        return replace(recipe, data=replace(recipe.data, calibration=64), train=train, retrain=retrain)
 
-    monkeypatch.setattr("supernet_tools.quickstart.quickstart", small)
-    monkeypatch.setattr("supernet.ranking.report.fidelity", partial(fidelity, times=20))
+    monkeypatch.setattr("supernet_tools.quickstart.demo", small)
     out = tmp_path / "demo"
-    code, said, err = call("quickstart", "--out", out, *QUICK, "--max-macs", 2.2e4)
+    code, said, err = call("quickstart", "--out", out, *QUICK)
     assert code == 0, err
     check_summary(out, said)
     summary = json.loads((out / "summary.json").read_text())
     folder = summary["export"]["folder"]
     code, said, err = call("evaluate", out, "--exported", folder, "--run-code")
     assert code == 0, err
-    assert f"│ {summary['winner']['test_accuracy']:.4f}" in said
+    assert f"│ {summary['controls'][0]['test'][0]:.4f}" in said
     code, said, err = call("evaluate", out, "--arch", Path(folder, "arch.json"))
     assert code == 0, err
     assert "accuracy" in said
@@ -406,19 +402,23 @@ def test_the_quickstart_runs_as_a_script(tmp_path: Path) -> None:
 def check_summary(out: Path, said: str) -> None:
     """Checks that every stage has left its results and said so."""
     summary = json.loads((out / "summary.json").read_text())
+    limit = summary["limit"]["macs"]
     assert set(summary["searchers"]) == {"random", "aging-evolution"}
     for row in summary["searchers"].values():
         assert {"arch", "score", "macs", "params", "evaluations", "seconds"} <= row.keys()
-        assert row["macs"] <= summary["limit"]["macs"]
-    assert len(summary["random_controls"]) == 3
-    retrained = [summary["winner"], *summary["random_controls"]]
-    assert len({row["key"] for row in retrained}) >= 3
-    assert all(row["macs"] <= summary["limit"]["macs"] and row["seed"] == 0 for row in retrained)
-    ranking = summary["fidelity"]
-    assert (ranking["n"], ranking["epochs"], ranking["rankers"][0]["name"]) == (4, 1, "shared weights")
-    assert ranking["verdict"] in said
+        assert row["macs"] <= limit
+    front = summary["front"]
+    assert [row["macs"] for row in front] == sorted({row["macs"] for row in front})
+    assert [row["shared"] for row in front] == sorted({row["shared"] for row in front})
+    winner, *controls = summary["controls"]
+    assert winner["key"] == summary["selected"]["winner"]["key"]
+    assert winner["validation"] == summary["selected"]["winner"]["scores"]
+    assert winner["test"] == summary["selected"]["test_accuracy"]
+    assert len([row for row in controls if row["network"].startswith("random")]) == 3
+    assert len({row["key"] for row in summary["controls"]}) == len(summary["controls"])
+    assert all(row["macs"] <= limit and len(row["test"]) == len(winner["test"]) for row in controls)
+    assert summary["selected"]["trainings"] <= 4
     assert max(summary["export"]["differences"].values()) <= 1e-5
     assert summary["seconds"] > 0
-    assert "retrained from scratch" in said
-    best = max(summary["searchers"].values(), key=lambda row: row["score"])
-    assert summary["winner"]["key"] == best["key"]
+    assert summary["selected"]["verdict"] in said.replace("\n", " ")
+    assert summary["controls_verdict"] in said

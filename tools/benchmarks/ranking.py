@@ -55,7 +55,7 @@ VARIANTS: dict[str, tuple[int, Change]] = {
     "uniform": (1, _run()),
     "sgd": (1, _train(**SGD)),
     "fair": (3, _run(sampler="fair")),
-    "sandwich-distil": (4, lambda run: _run(sampler="sandwich")(_train(distill=True)(run))),
+    "sandwich-distil": (4, lambda run: _train(distill=True)(_run(sampler="sandwich")(run))),
     "largest-first": (1, lambda run: _run(largest_epochs=run.train.epochs / 4)(run)),
     "cost-bins": (1, _cost_bins),
     "drop-decay": (1, _train(weight_decay=0.0)),
