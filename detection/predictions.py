@@ -1,6 +1,8 @@
 """Detection in image files, and pictures of the results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +124,13 @@ def coco_results(
     return results
 
 
-def csv_rows(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    """Yields a row of `CSV_COLUMNS` for each of `coco_results`; the corners are in pixels."""
+def csv_text(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns `coco_results` as a table with a row of `CSV_COLUMNS` for each; the corners are in pixels."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
     for result in results:
         x, y, width, height = result["bbox"]
         corners = (x, y, round(x + width, 3), round(y + height, 3))
-        yield result["file_name"], result["category_id"], result["category"], result["score"], *corners
+        writer.writerow((result["file_name"], result["category_id"], result["category"], result["score"], *corners))
+    return text.getvalue()

@@ -2,8 +2,10 @@
 
 import io
 import itertools
+import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +15,7 @@ from annotated_types import Ge, Le
 
 from supernet.checked import Checked, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError, RunError
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import closing, main, parse
 from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
@@ -24,9 +26,14 @@ if TYPE_CHECKING:
     from supernet_tools.pipeline.run import Run
 
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".mpo")
+"""Of the image files that are taken from folders."""
+
+
 @dataclass(frozen=True)
 class Predict(Checked):
     """Write a PNG per image with boxes, labels and scores; of a run's own test images also the true boxes, white.
+    All detections, whatever their score, stand in detections.json, in COCO's format of results, and detections.csv.
 
     Nothing is overwritten: where there is a file of the name, the picture gets a number. Files that cannot be read are
     named at once, the others are drawn, and the exit code is 2."""
@@ -36,7 +43,8 @@ class Predict(Checked):
     run_code: bool = False
     """Run the model.py of an exported folder. It can do everything that you can: only for folders that you trust."""
     images: tuple[FilePath, ...] = ()
-    """Image files; by default the first test images of the run."""
+    """Image files, and folders whose images are taken with those in the folders in them; by default the first test
+    images of the run."""
     out: FilePath = Path("predictions")
     """Folder to write the PNGs into."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5
@@ -55,15 +63,13 @@ class Predict(Checked):
 
 def run() -> None:
     args = parse(Predict, __doc__)
-    missing = [str(path) for path in args.images if not path.is_file()]
-    if missing:
-        raise InputError(f"there is no image file {missing[0]!r}")
+    images = image_files(args.images)
 
     if args.out.is_symlink() and args.out == Path("predictions"):  # which nobody need have typed
         raise InputError("'predictions' is a link; name the folder that it leads to, or another one, with --out")
     check_writable(args.out)
 
-    from detection.predictions import detect, draw_detections, read_image
+    from detection.predictions import coco_results, csv_text, detect, draw_detections, read_image
 
     exported = not (args.model / "run.json").exists() and (args.model / "preprocess.json").exists()
     if exported and not args.run_code:
@@ -74,11 +80,12 @@ def run() -> None:
     if exported and not args.images:
         raise InputError(f"{args.model} is an export and has no images of its own; give --images")
     network, preprocess, opened = from_export(args.model) if exported else from_run(args)
-    pictures: list[tuple[str, Any, Any]] = [(path.stem, path, None) for path in args.images]
+    pictures: list[tuple[str, Any, Any]] = [(path.stem, path, None) for path in images]
     if opened is not None and not args.images:
         pictures = [(f"test{i}", i, opened.data.test) for i in range(min(args.test, len(opened.data.test)))]
     unreadable = 0
-    for name, source, test in pictures:
+    results: list[dict[str, Any]] = []
+    for number, (name, source, test) in enumerate(pictures, start=1):
         try:
             pixels = read_image(source) if test is None else test.image(source)
         except InputError as error:
@@ -87,11 +94,40 @@ def run() -> None:
             continue
         truth = None if test is None else test.annotations.target(source)
         boxes = detect(network, pixels, preprocess)
+        image_id, file_name = number, str(source)
+        if test is not None:
+            image_id, file_name = int(test.annotations.ids[source]), test.annotations.name(source)
+        results += coco_results(image_id, file_name, boxes, preprocess)
         picture, count = draw_detections(pixels, boxes, preprocess.classes, threshold=args.threshold, truth=truth)
         file = save_as_new(picture, args.out, name)
         print(f"wrote {file}: {count} of {len(boxes['scores'])} boxes with a score from {args.threshold:g}")
+    if unreadable < len(pictures):
+        document = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        tables = (("json", document), ("csv", csv_text(results)))
+        closing(write_as_new(args.out, "detections", ending, text.encode()) for ending, text in tables)
     if unreadable:
         raise SystemExit(2)  # each is named above, and the others are drawn
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Returns the files among paths and the images in the folders among them, sorted; hidden ones are left out.
+
+    Raises:
+        InputError: a path is not there, or a folder holds no image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            files.append(path)
+            continue
+        if not path.is_dir():
+            raise InputError(f"there is no image file or folder {str(path)!r}")
+        inside = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+        shown = sorted(file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts))
+        if not shown:
+            raise InputError(f"the folder {str(path)!r} holds no image; give one with files such as .jpg or .png")
+        files += shown
+    return list(dict.fromkeys(files))
 
 
 def check_writable(folder: Path) -> None:
@@ -102,22 +138,27 @@ def check_writable(folder: Path) -> None:
 
 
 def save_as_new(picture: "Image", folder: Path, name: str) -> Path:
-    """Saves a picture as NAME.png, or as NAME-2.png and so on where there is something of that name; returns the path.
+    """Saves a picture as NAME.png, or under another number where that is taken; returns the path."""
+    encoded = io.BytesIO()
+    picture.save(encoded, format="png")
+    return write_as_new(folder, name, "png", encoded.getvalue())
 
-    Nothing is ever overwritten, whether it is a photograph, a link or the picture of an earlier call.
+
+def write_as_new(folder: Path, name: str, ending: str, content: bytes) -> Path:
+    """Writes NAME.ENDING, or NAME-2.ENDING and so on where there is something of that name; returns the path.
+
+    Nothing is ever overwritten, whether it is a photograph, a link or the result of an earlier call.
 
     Raises:
         RunError: it cannot be written, e.g. because the disk is full; nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    encoded = io.BytesIO()
-    picture.save(encoded, format="png")
     for number in itertools.count(1):
-        file = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
+        file = folder / (f"{name}.{ending}" if number == 1 else f"{name}-{number}.{ending}")
         try:
             with file.open("xb") as new:  # fails if there is anything of that name, even a link to nowhere
                 try:
-                    new.write(encoded.getvalue())
+                    new.write(content)
                     new.flush()
                 except BaseException:
                     file.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """Pictures of predictions never replace a file, and one unreadable image does not keep the others from being drawn."""
 
+import csv
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from detection.config import DetectorPreprocess
 from helpers.scripts import Call, one_line
 from supernet_tools import predict
+
+TABLES = ("detections.csv", "detections.json")
 
 
 class OneBox(nn.Module):
@@ -33,7 +37,7 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a.png", "a.jpg"):
         Image.new("RGB", (32, 32), "gray").save(folder / name)
     (folder / "b.png").write_bytes(b"torn")
-    settings = DetectorPreprocess(32, (0.5,) * 3, (0.5,) * 3, ("dog",), "bilinear", 64)
+    settings = DetectorPreprocess(32, (0.5,) * 3, (0.5,) * 3, ("dog",), "bilinear", 64, (17,))
     monkeypatch.setattr(predict, "from_run", lambda _: (OneBox(), settings, None))
     return folder
 
@@ -47,7 +51,9 @@ def test_originals_and_earlier_pictures_are_never_overwritten(photographs: Path,
         assert code == 0, err
         assert out.count("wrote ") == 2
     assert {name: (photographs / name).read_bytes() for name in before} == before
-    assert {path.name for path in photographs.iterdir()} - before.keys() == {f"a-{i}.png" for i in range(2, 7)}
+    tables = {f"detections{place}.{ending}" for place in ("", "-2") for ending in ("json", "csv")}
+    new = {path.name for path in photographs.iterdir()} - before.keys()
+    assert new == {f"a-{i}.png" for i in range(2, 7)} | tables
     assert not (tmp_path / "planted").exists()
 
 
@@ -56,10 +62,11 @@ def test_an_unreadable_image_is_named_and_the_others_are_drawn(photographs: Path
     code, out, err = call("predict", tmp_path, "--images", *names, "--out", tmp_path / "new")
     assert code == 2
     assert err.startswith("error: the image")
-    assert err.count("\n") == 1
+    assert err.count("error: ") == 1
+    assert err.count("\n") == 3  # and the two tables
     assert "b.png" in err
     assert out.count("wrote ") == 1
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.png", *TABLES]
     one_line(call("predict", tmp_path, "--images", names[0], "--out", tmp_path / "none"), "b.png")
     assert not (tmp_path / "none").exists()
 
@@ -81,4 +88,35 @@ def test_pictures_are_never_written_through_a_link_that_nobody_named(
     one_line(call("predict", tmp_path, "--images", "a.png"), "'predictions' is a link", "--out")
     assert not list(victims.iterdir())
     assert call("predict", tmp_path, "--images", "a.png", "--out", photographs / "predictions")[0] == 0
-    assert [path.name for path in victims.iterdir()] == ["a.png"]
+    assert sorted(path.name for path in victims.iterdir()) == ["a.png", *TABLES]
+
+
+def test_detections_of_a_folder_are_tables_in_pixels_of_the_image_as_shown(
+    photographs: Path, call: Call, tmp_path: Path
+) -> None:
+    """The shorter side is seen at 32 pixels; a turned photograph has the sides that a viewer shows."""
+    (photographs / "b.png").unlink()
+    below = photographs / "below"
+    below.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (64, 128), "gray").save(below / "turned.jpg", exif=exif)
+    code, _, err = call("predict", tmp_path, "--images", photographs, "--out", tmp_path / "new")
+    assert code == 0, err
+    results = json.loads((tmp_path / "new" / "detections.json").read_text(encoding="utf-8"))
+    assert [(Path(row["file_name"]).name, row["image_id"]) for row in results] == [
+        ("a.jpg", 1),
+        ("a.png", 2),
+        ("turned.jpg", 3),
+    ]
+    assert all((row["category_id"], row["category"], row["score"]) == (17, "dog", 1.0) for row in results)
+    assert [row["bbox"] for row in results] == [[2, 2, 7, 7], [2, 2, 7, 7], [4, 4, 14, 14]]
+    assert Image.open(tmp_path / "new" / "turned.png").size == (384, 192)
+    with (tmp_path / "new" / "detections.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [[float(row[corner]) for corner in ("x1", "y1", "x2", "y2")] for row in rows] == [
+        [2, 2, 9, 9],
+        [2, 2, 9, 9],
+        [4, 4, 18, 18],
+    ]
+    assert rows[2]["file"] == str(below / "turned.jpg")

@@ -180,7 +180,10 @@ def test_search_retrain_export_evaluate_predict(pretrained: Path, run_folder: Pa
     assert Image.open(tmp_path / "x" / "gray.png").size == (480, 300)
     code, out, err = call("predict", run_folder, "--search", "detnas", "--test", 2, "--out", tmp_path / "y")
     assert code == 0, err
-    assert sorted(path.name for path in (tmp_path / "y").iterdir()) == ["test0.png", "test1.png"]
+    tables = ["detections.csv", "detections.json"]
+    assert sorted(path.name for path in (tmp_path / "y").iterdir()) == [*tables, "test0.png", "test1.png"]
+    ids = {row["image_id"] for row in json.loads((tmp_path / "y" / "detections.json").read_text())}
+    assert ids <= set(open_run(run_folder).data.test.annotations.ids[:2].tolist())
 
 
 def shown(value: float) -> str:
