@@ -65,6 +65,7 @@ class DetectorSettings(TypedDict, total=False):
     repeats: int
     cells: int
     pooled_levels: int
+    anytime: bool
     ops: Sequence[str]
     gate: Gate
     bias: bool
@@ -120,10 +121,9 @@ def create_detector(
         searched: whether something must be left to search; False also returns a detector without choices.
         settings: settings of the detector's builder. All detectors take head_convs, norm, anchor_scale,
             score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative, focal_alpha,
-            focal_gamma, box_weight and huber, with the neck "nasfpn" also repeats, cells, pooled_levels, ops, gate and
-            bias. Faster R-CNN takes region_convs, hidden, proposals, train_proposals and train_candidates. They are
-            explained in
-            `detection.retinanet.retinanet`, `detection.nasfpn.supernet.retinanet_nasfpn` and
+            focal_gamma, box_weight and huber, with the neck "nasfpn" also repeats, cells, pooled_levels, anytime, ops,
+            gate and bias. Faster R-CNN takes region_convs, hidden, proposals, train_proposals and train_candidates.
+            They are explained in `detection.retinanet.retinanet`, `detection.nasfpn.supernet.retinanet_nasfpn` and
             `detection.faster_rcnn.faster_rcnn_fpn`.
 
     Raises:

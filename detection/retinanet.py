@@ -41,7 +41,7 @@ class RetinaHead(nn.Module):
         in_channels: channels of the pyramid.
         anchors: number of anchors per position.
         classes: number of classes without the background.
-        levels: number of maps.
+        levels: number of maps; if it gets fewer, they are the last of them.
         convs: number of 3×3 convolutions in each tower.
         norm: normalisation after each of them; batch norm has statistics, scale and shift of its own for every level
             (see `LevelNorms`), group norm one scale and shift for all.
@@ -70,9 +70,13 @@ class RetinaHead(nn.Module):
             for name, out in raw.items()
         }
 
+    def of_maps(self, maps: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Returns the raw outputs of each map."""
+        return [self.of_level(x, level) for level, x in enumerate(maps, start=self.levels - len(maps))]
+
     def forward(self, maps: Any) -> Any:
         """Returns the raw outputs, before anchors and non-maximum suppression."""
-        levels = [self.of_level(x, level) for level, x in enumerate(maps)]
+        levels = self.of_maps(maps)
         return {name: torch.cat([level[name].flatten(1, 3) for level in levels], dim=1) for name in levels[0]}
 
     def out_layout(self, layout: Any) -> Any:
@@ -86,7 +90,7 @@ class RetinaPredictor(RetinaHead):
     def forward(self, state: DetectorState) -> RetinaPredictions:
         """Returns the `RetinaPredictions` of a `DetectorState`."""
         maps, sizes, targets = state
-        levels = [self.of_level(x, level) for level, x in enumerate(maps)]
+        levels = self.of_maps(maps)
         return {name: [level[name] for level in levels] for name in levels[0]}, sizes, targets
 
 
@@ -149,10 +153,20 @@ class RetinaBoxes(nn.Module):
         logits, deltas = ([level.float().flatten(1, 3) for level in raw[name]] for name in raw)  # (N, H·W·A, …)
         if logits[0].is_meta:
             return []
-        grids = [(level.shape[1], level.shape[2]) for level in raw["cls_logits"]]
+        grids = [(level.shape[1], level.shape[2]) for level in raw["cls_logits"][: len(self.strides)]]
         anchors = self.anchors(grids, logits[0].device)
         if targets is not None:
-            return self.losses(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), torch.cat(anchors), targets)
+            starts = range(0, len(logits), len(anchors))  # of the predictions for each repeat of a pyramid
+            losses = [
+                self.losses(
+                    torch.cat(logits[start : start + len(anchors)], dim=1),
+                    torch.cat(deltas[start : start + len(anchors)], dim=1),
+                    torch.cat(anchors),
+                    targets,
+                )
+                for start in starts
+            ]
+            return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
         return [
             self.detect([level[i] for level in logits], [level[i] for level in deltas], anchors, (height, width))
             for i, (height, width) in enumerate(sizes.tolist())

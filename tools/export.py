@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from supernet.checked import Checked, FilePath, Name, Seed, Text
+from supernet.checked import Checked, Count, FilePath, Name, Seed, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.config import BatchNorm
@@ -36,6 +36,9 @@ class Export(Checked):
     """Instead of the front, the best network of the search within each limit on MACs, such as 5M 20M 60M."""
     limit_cost: Name = "macs"
     """Another cost for the limits and the front, such as params, or latency_ms in a search with --max-latency."""
+    repeats: Count | None = None
+    """Of a detector with NAS-FPN: read it after so many repeats of its pyramid, for which its heads are trained by the
+    setting anytime=true."""
     onnx: bool = False
     """Also write model.onnx (needs the extra "onnx")."""
     out: FilePath | None = None
@@ -53,7 +56,7 @@ def run() -> None:
         return
 
     from supernet_tools.pipeline.architectures import named_arch
-    from supernet_tools.pipeline.export import export_folder, export_stage
+    from supernet_tools.pipeline.export import export_folder, export_stage, shortened
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
 
@@ -61,15 +64,17 @@ def run() -> None:
     arch = named_arch(opened, args.arch, args.search)
     export_folder(opened, arch, args.out)  # a folder that is taken is reported before anything is trained
     network = trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
+    if args.repeats is not None:
+        network = shortened(network, args.repeats)
     folder, report = export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))
 
 
 def export_front(args: Export) -> None:
     """Exports and measures several networks of a search."""
-    if args.arch is not None or args.init != "scratch":
+    if args.arch is not None or args.init != "scratch" or args.repeats is not None:
         raise InputError(
-            "--front and --limits export networks of a search with the shared weights; drop --arch, --init"
+            "--front and --limits export networks of a search with the shared weights; drop --arch, --init, --repeats"
         )
 
     from supernet_tools.pipeline.front import front_stage

@@ -92,15 +92,20 @@ class MergingPyramid(nn.Module):
         convs: the `MergingConv` of each cell.
         cells: a `MergingCell` each; the last ones are the outputs, one per level in any order.
         gate: "tf" or "mmcv"; see `attention`.
+        keeps: whether the output is preceded by all maps of the input in training, for heads that read every repeat.
     """
 
-    def __init__(self, convs: nn.ModuleList, cells: tuple[MergingCell, ...], *, gate: str = "tf") -> None:
+    def __init__(
+        self, convs: nn.ModuleList, cells: tuple[MergingCell, ...], *, gate: str = "tf", keeps: bool = False
+    ) -> None:
         super().__init__()
-        self.convs, self.cells, self.gate = convs, cells, gate
+        self.convs, self.cells, self.gate, self.keeps = convs, cells, gate, keeps
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns one map per level, the finest first."""
-        return merge(maps, self.cells, self.convs, self.gate)
+        """Returns one map per level, the finest first; it reads the last ones that it gets."""
+        levels = 1 + max(cell[0] for cell in self.cells)
+        outputs = merge(maps[-levels:], self.cells, self.convs, self.gate)
+        return (*maps, *outputs) if self.keeps and self.training else outputs
 
     def out_layout(self, layout: Any) -> Any:
         """Returns the layout of the input."""

@@ -21,7 +21,7 @@ from detection.detector import Detector, DetectorNetwork
 from detection.inputs import ImageBatch
 from detection.nasfpn.plain import MergingConv, MergingPyramid, PyramidInputs, merge
 from detection.nasfpn.space import ATTENTION, SUM, pyramid_space, wiring_of
-from detection.pyramid import Norm, draw_weights
+from detection.pyramid import LevelNorms, Norm, draw_weights
 from detection.retinanet import OCTAVE, RATIOS, RetinaBoxes, RetinaPredictor, initialize_retinanet
 from supernet.chain import Layouts, Part, Searchable, initialize_copying, parameters_of
 from supernet.errors import InputError
@@ -42,6 +42,7 @@ class SearchablePyramid(Searchable):
         levels, finest, cells, ops: see `pyramid_space`.
         gate: how the attention gates, "tf" or "mmcv"; see `detection.nasfpn.plain.attention`.
         bias: whether the convolutions before batch norm have a bias.
+        keeps: see `MergingPyramid`.
         eps, momentum: of batch norm.
 
     Raises:
@@ -58,10 +59,12 @@ class SearchablePyramid(Searchable):
         ops: Sequence[str] = (SUM, ATTENTION),
         gate: Gate = "tf",
         bias: bool = True,
+        keeps: bool = False,
         eps: float = 1e-5,
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        self.levels, self.keeps = levels, keeps
         if gate not in ("tf", "mmcv"):
             raise InputError(f"the gate of the attention must be 'tf' or 'mmcv', not {gate!r}")
         self.space, self.gate = pyramid_space(levels=levels, finest=finest, cells=cells, ops=ops), gate
@@ -78,8 +81,9 @@ class SearchablePyramid(Searchable):
         return [self.convs[f"{number}-{cell.level}"] for number, cell in enumerate(wiring_of(arch).cells)]
 
     def forward(self, maps: tuple[Tensor, ...], arch: Arch) -> tuple[Tensor, ...]:
-        """Returns one map per level, the finest first."""
-        return merge(maps, wiring_of(arch).cells, self._active_convs(arch), self.gate)
+        """Returns one map per level, the finest first; it reads the last ones that it gets."""
+        outputs = merge(maps[-self.levels :], wiring_of(arch).cells, self._active_convs(arch), self.gate)
+        return (*maps, *outputs) if self.keeps and self.training else outputs
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
         """Returns the layout of the input."""
@@ -89,7 +93,7 @@ class SearchablePyramid(Searchable):
         """Returns a `MergingPyramid`."""
         convs = nn.ModuleList(copy.deepcopy(conv) for conv in self._active_convs(arch))
         cells = tuple((c.level, c.op, c.first, c.second, c.leftovers) for c in wiring_of(arch).cells)
-        return MergingPyramid(convs, cells, gate=self.gate)
+        return MergingPyramid(convs, cells, gate=self.gate, keeps=self.keeps)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the convolutions of the cells at their levels."""
@@ -101,6 +105,8 @@ D = TypeVar("D", Detector, DetectorNetwork)
 
 def read_out(detector: D, repeats: int) -> D:
     """Returns a detector whose heads read the pyramid after fewer repeats; it shares the weights.
+
+    Without the setting `anytime`, the heads have learnt to read the last repeat only.
 
     Args:
         detector: a detector with NAS-FPN, or its network.
@@ -116,6 +122,9 @@ def read_out(detector: D, repeats: int) -> D:
             f"give 1 to {len(necks)}"
         )
     kept = {name: child for name, child in detector.named_children() if name not in necks[repeats:]}
+    for name, child in kept.items():
+        if isinstance(child, RetinaPredictor):
+            kept[name] = _of_first(child, child.levels * repeats // len(necks)) if _is_anytime(detector) else child
     if isinstance(detector, DetectorNetwork):
         return DetectorNetwork(OrderedDict(kept)).train(detector.training)
     shortened = copy.copy(detector)
@@ -124,6 +133,22 @@ def read_out(detector: D, repeats: int) -> D:
     remaining = [(name, path) for name, path in names if path not in necks[repeats:]]
     shortened.step_names, shortened.step_paths = zip(*remaining, strict=True)
     return shortened
+
+
+def _of_first(head: RetinaPredictor, levels: int) -> RetinaPredictor:
+    """Returns the head of the first levels, with the same weights."""
+    tensors = itertools.chain(head.parameters(), head.buffers())
+    shorter = copy.deepcopy(head, {id(tensor): tensor for tensor in tensors})
+    shorter.levels = levels
+    for part in shorter.modules():
+        if isinstance(part, LevelNorms):
+            del part[levels:]
+    return shorter
+
+
+def _is_anytime(detector: nn.Module) -> bool:
+    """Whether the heads of a detector were made for every repeat of its pyramid."""
+    return any(_is_pyramid(child) and getattr(child.block, "keeps", False) for child in detector.children())
 
 
 def _is_pyramid(step: nn.Module) -> bool:
@@ -139,6 +164,7 @@ def retinanet_nasfpn(
     repeats: int = 7,
     cells: int = 7,
     pooled_levels: int = 2,
+    anytime: bool = False,
     ops: Sequence[str] = (SUM, ATTENTION),
     gate: Gate = "tf",
     bias: bool = True,
@@ -169,6 +195,9 @@ def retinanet_nasfpn(
         repeats: number of stacked pyramids, which share the choices and have weights of their own.
         cells, ops: see `pyramid_space`.
         pooled_levels: number of levels above the backbone's, max-pooled from its last map.
+        anytime: whether the heads are trained on the output of every repeat, by the mean of their losses, so that the
+            detector can be read after any of them (`read_out`; deep supervision, § 4.4 of the paper). The heads share
+            their convolutions over the repeats and have batch norm of their own for each.
         gate, bias: see `SearchablePyramid`.
         head_convs: number of convolutions in each tower.
         norm: normalisation in the towers; NAS-FPN was published with batch norm everywhere.
@@ -193,9 +222,19 @@ def retinanet_nasfpn(
     inputs = PyramidInputs(tuple(backbone.out_channels.values()), head_width, pooled=pooled_levels, bias=bias)
     finest = round(math.log2(strides[0]))
     pyramids = [
-        SearchablePyramid(head_width, levels=len(strides), finest=finest, cells=cells, ops=ops, gate=gate, bias=bias)
-        for _ in range(repeats)
+        SearchablePyramid(
+            head_width,
+            levels=len(strides),
+            finest=finest,
+            cells=cells,
+            ops=ops,
+            gate=gate,
+            bias=bias,
+            keeps=anytime and repeat > 0,
+        )
+        for repeat in range(repeats)
     ]
+    read = len(strides) * (repeats if anytime else 1)
     sizes = tuple(tuple(int(anchor_scale * stride * octave) for octave in OCTAVE) for stride in strides)
     anchors = len(RATIOS) * len(OCTAVE)
     boxes = RetinaBoxes(
@@ -222,7 +261,7 @@ def retinanet_nasfpn(
             *((NECK, SearchableMapStep(pyramid, "all")) for pyramid in pyramids),
             (
                 "head",
-                RetinaPredictor(head_width, anchors, num_classes, levels=len(strides), convs=head_convs, norm=norm),
+                RetinaPredictor(head_width, anchors, num_classes, levels=read, convs=head_convs, norm=norm),
             ),
             ("boxes", boxes),
         ],

@@ -23,7 +23,7 @@ from detection import (
     create_detector_network,
     load_backbone,
 )
-from detection.nasfpn.plain import MergingConv, PyramidInputs, attention, pool_same, resample
+from detection.nasfpn.plain import MergingConv, MergingPyramid, PyramidInputs, attention, pool_same, resample
 from detection.nasfpn.published import NASFPN_NETWORKS, create_nasfpn, published_nasfpn
 from detection.nasfpn.space import (
     ATTENTION,
@@ -37,6 +37,7 @@ from detection.nasfpn.space import (
     wiring_of,
 )
 from detection.nasfpn.supernet import SearchablePyramid, read_out
+from detection.pyramid import LevelNorms
 from helpers.detector_cases import CLASSES, fixed_backbone, images, same, targets, tiny, tiny_network
 from supernet import Arch, Chain, SearchSpace
 from supernet.chain import Layout
@@ -426,8 +427,9 @@ def test_a_published_backbone_leaves_the_neck_to_search() -> None:
 # -- reading out ------------------------------------------------------------------------------------------------------
 
 
-def test_heads_can_read_the_pyramid_after_any_repeat() -> None:
-    detector = with_searched_neck(repeats=3, seed=5).eval()
+@pytest.mark.parametrize("anytime", [False, True])
+def test_heads_can_read_the_pyramid_after_any_repeat(anytime: bool) -> None:
+    detector = with_searched_neck(repeats=3, seed=5, norm="batch", anytime=anytime).eval()
     arch = detector.space.sample(random.Random(2))
     network = detector.subnet(arch).eval()
     outputs = []
@@ -447,6 +449,30 @@ def test_heads_can_read_the_pyramid_after_any_repeat() -> None:
     for wrong in (0, 4):
         with pytest.raises(InputError, match=f"has 3 repeats .* cannot be read after {wrong}; give 1 to 3"):
             read_out(detector, wrong)
+
+
+def test_deep_supervision_trains_every_read_out() -> None:
+    """The losses are the means of those of the read-outs, each of which has batch norm of its own in the heads."""
+    detector = with_searched_neck(repeats=2, seed=5, norm="batch", anytime=True)
+    network = detector.subnet(detector.space.sample(random.Random(2))).train()
+    inputs = Labelled(images(), targets())
+    losses, first = network(inputs), read_out(network, 1).train()(inputs)
+    pyramids = [part for part in network.modules() if isinstance(part, MergingPyramid)]
+    assert [pyramid.keeps for pyramid in pyramids] == [False, True]
+    pyramids[1].keeps = False  # the heads then read the last repeat alone
+    last = network(inputs)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, (first[name] + last[name]) / 2)
+        assert not torch.allclose(first[name], last[name])
+    sum(losses.values()).backward()
+    heads = {name: p for name, p in network.named_parameters() if name.startswith("head")}
+    assert all(p.grad is not None for p in heads.values())
+    levels = next(part for part in network.modules() if isinstance(part, LevelNorms))
+    assert len(levels) == 2 * len(detector.step_modules[-1].strides)
+    means = [norm.running_mean for norm in levels]
+    assert not torch.equal(means[0], means[len(means) // 2])
+    plain = with_searched_neck(repeats=2, norm="batch")
+    assert len(next(part for part in plain.modules() if isinstance(part, LevelNorms))) == len(levels) // 2
 
 
 @pytest.mark.slow

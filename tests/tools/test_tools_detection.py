@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -28,6 +29,7 @@ from searchers import Study, list_searchers
 from supernet.chain import Chain
 from supernet.config import Data, DataSummary
 from supernet.data.images import Splits
+from supernet.errors import InputError
 from supernet.training.checkpoint import load_state, load_weights, save_state
 from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.recipes import RECIPES
@@ -545,3 +547,21 @@ def test_invalid_limits_and_images_are_refused(pretrained: Path, run_folder: Pat
     (tmp_path / "preprocess.json").write_text(json.dumps({"input_size": 8}))
     one_line(call("predict", tmp_path, "--images", tmp_path / "torn.png"), "model.py is executed", "--run-code")
     one_line(call("predict", tmp_path, "--run-code", "--images", tmp_path / "torn.png"), "holds a classifier")
+
+
+def test_a_detector_is_exported_after_some_of_its_repeats() -> None:
+    from torch import nn
+
+    from helpers.detector_cases import images, same, tiny, tiny_network
+    from supernet_tools.pipeline.export import shortened
+
+    settings = {"neck": "nasfpn", "repeats": 2, "head_convs": 1, "anytime": True, "norm": "batch"}
+    with torch.device("meta"):
+        space = tiny("retinanet", **settings).space
+    network: Any = tiny_network("retinanet", **settings, arch=space.sample(random.Random(0))).eval()
+    assert same(shortened(network, 2)(images()), network(images()))
+    assert sum(p.numel() for p in shortened(network, 1).parameters()) < sum(p.numel() for p in network.parameters())
+    with pytest.raises(InputError, match="has 2 repeats"):
+        shortened(network, 3)
+    with pytest.raises(InputError, match="repeats=1 is for detectors with NAS-FPN"):
+        shortened(nn.Identity(), 1)

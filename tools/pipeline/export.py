@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from supernet.blocks.resolution import without_resize
+from supernet.errors import InputError
 from supernet.export import export
 from supernet.export.folder import check_replaceable
 from supernet.paths import inside
@@ -42,3 +43,16 @@ def export_stage(
     if size is not None:
         preprocess = dataclasses.replace(preprocess, input_size=size)
     return folder, export(exported, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx)
+
+
+def shortened(network: nn.Module, repeats: int) -> nn.Module:
+    """A detector with NAS-FPN that reads its pyramid after fewer repeats (`detection.read_out`).
+
+    Raises:
+        InputError: the network is something else, or has fewer repeats.
+    """
+    from detection import DetectorNetwork, read_out
+
+    if not isinstance(network, DetectorNetwork):
+        raise InputError(f"repeats={repeats} is for detectors with NAS-FPN, and this network is none; leave it out")
+    return read_out(network, repeats)
