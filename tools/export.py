@@ -84,7 +84,7 @@ def export_front(args: Export) -> None:
     folder, rows = front_stage(
         opened, args.search, limits=args.limits, cost=args.limit_cost, onnx=args.onnx, out=args.out
     )
-    runtimes = list(rows[0]["latency_ms"])
+    runtimes = list(rows[0]["artefact_ms"])
     columns = ["key", args.limit_cost, *(["limits"] if args.limits else []), "test accuracy"]
     lines = [
         (
@@ -92,7 +92,7 @@ def export_front(args: Export) -> None:
             row[args.limit_cost],
             *([" ".join(row["limits"])] if args.limits else []),
             row["test_accuracy"],
-            *(f"{row['latency_ms'][name]:.3f}" for name in runtimes),
+            *(f"{row['artefact_ms'][name]:.3f}" for name in runtimes),
         )
         for row in rows
     ]

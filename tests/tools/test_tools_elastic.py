@@ -233,8 +233,8 @@ def test_the_front_is_exported_and_measured(searched: Path, call: Call) -> None:
     for point, line in zip(document["points"], lines, strict=True):
         size = read_json(folder / point["key"] / "preprocess.json")["input_size"]
         assert size == point["arch"]["input.resolution"]
-        assert point["latency_ms"]["torch"] > 0
-        assert float(line["latency_ms_torch"]) == point["latency_ms"]["torch"]
+        assert point["artefact_ms"]["torch"] > 0
+        assert float(line["artefact_ms_torch"]) == point["artefact_ms"]["torch"]
         network = at_its_size(load_exported(folder / point["key"]), folder / point["key"])
         assert run.kind.scores(network, run.data.test)["accuracy"] == pytest.approx(point["test_accuracy"], abs=0.01)
         assert max(point["parity"].values()) <= 1e-3

@@ -147,6 +147,7 @@ def front_stage(
                     "key": point.arch.key,
                     "limits": point.limits,
                     **run.cost(point.arch),
+                    **{name: value for name, value in point.trial.metrics.items() if name == "latency_ms"},
                     f"search_{metric.removeprefix('-')}": point.trial.metrics[metric.removeprefix("-")],
                     **figures,
                     "parity": parity["differences"],
@@ -157,14 +158,14 @@ def front_stage(
             update(len(rows), "")
     latencies = artefact_latencies([folder / row["key"] for row in rows], seconds=seconds)
     for row in rows:
-        row["latency_ms"] = latencies[folder / row["key"]]
+        row["artefact_ms"] = latencies[folder / row["key"]]
     document = {
         "format": FORMAT,
         "space": run.kind.space,
         "search": search,
         "batch_norm": run.bn,
         "cost": cost,
-        "latency": {"batch": 1, "threads": 1, "processor": platform.processor() or platform.machine()},
+        "artefact_ms": {"batch": 1, "threads": 1, "processor": platform.processor() or platform.machine()},
         "torch": str(torch.__version__),
         "points": rows,
     }
@@ -179,7 +180,7 @@ def _write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         line = {name: value for name, value in row.items() if not isinstance(value, dict | list)}
         line["limits"] = " ".join(row["limits"])
-        line |= {f"latency_ms_{name}": value for name, value in row["latency_ms"].items()}
+        line |= {f"artefact_ms_{name}": value for name, value in row["artefact_ms"].items()}
         line |= {f"parity_{name}": value for name, value in row["parity"].items()}
         flat.append(line)
     with replacing(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as opened:
