@@ -205,6 +205,8 @@ def test_commands_are_found() -> None:
         "draw",
         "predict",
         "select_network",
+        "fit",
+        "report",
     }
     assert {name for name, _ in commands()} == {
         *scripts,

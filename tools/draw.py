@@ -1,11 +1,9 @@
 """Draw an architecture: python tools/draw.py nasnet-a-large --out cell.svg, or a space and --arch arch.json"""
 
 import os
-import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -15,7 +13,6 @@ from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
     from supernet.drawing import Picture
-    from supernet.space import Arch, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,10 @@ def run() -> None:
         from supernet.errors import InputError
 
         raise InputError(f"{args.name!r} is not the folder of a run and has no searches; give --arch without --search")
+    elif args.arch is None:
+        picture = published(args.name)
     else:
-        picture = published(args.name) if args.arch is None else decided(args.name, read(args.arch))
+        picture = of_text(args.name, args.arch)
     out = args.out or Path(f"{Path(args.name).resolve().name}.svg")
     check_out(out)
     picture.save(out)
@@ -80,6 +79,8 @@ def published(name: str) -> "Picture":
     if name in NETWORKS:
         return draw_cells(CELLS[NETWORKS[name].cells].cells, title=name)
     if name in GENOTYPES:
+        from supernet_tools.pipeline.pictures import of_space
+
         return of_space(GENOTYPES[name].space, name, lambda space: space.from_indices(GENOTYPES[name].indices))
 
     from detection.nasfpn.drawing import draw_pyramid
@@ -93,17 +94,19 @@ def published(name: str) -> "Picture":
     return draw_pyramid(pyramids[name], title=name)
 
 
-def read(text: str) -> "Arch":
-    """An architecture from JSON text or a file with it."""
+def of_text(name: str, text: str) -> "Picture":
+    """An architecture of a space by name, from JSON text or a file with it."""
     from supernet_tools.pipeline.architectures import read_arch
+    from supernet_tools.pipeline.pictures import decided
 
-    return read_arch(text)
+    return decided(name, read_arch(text))
 
 
 def of_run(folder: Path, text: str | None, search: str | None) -> "Picture":
     """An architecture of a run: one that is given, or the best of a search."""
     from supernet.errors import InputError
     from supernet_tools.pipeline.architectures import named_arch, read_arch
+    from supernet_tools.pipeline.pictures import decided, recipe_of
     from supernet_tools.pipeline.runs import open_run
 
     if text is None and search is None:
@@ -113,67 +116,6 @@ def of_run(folder: Path, text: str | None, search: str | None) -> "Picture":
         return decided(name, read_arch(text), settings)  # no search is opened for it
     arch = named_arch(open_run(folder, trained=False), text, search or "aging-evolution")
     return decided(name, arch, settings)
-
-
-def decided(name: str, arch: "Arch", settings: Mapping[str, Any] | None = None) -> "Picture":
-    """An architecture of a space; for a detector the searched ones of backbone and pyramid, side by side."""
-    from supernet.errors import InputError
-    from supernet.plugins import FUNCTION, check_importable
-
-    if settings is None and FUNCTION.fullmatch(name):
-        check_importable(name)
-    backbone_arch, pyramid = arch.sub("backbone"), None
-    if any(choice.endswith("cell1.inputs") for choice in arch):
-        from detection.nasfpn.drawing import draw_pyramid, pyramid_of
-
-        pyramid = draw_pyramid(pyramid_of(arch), title=f"{name} {arch.key}")
-    if pyramid is not None and not backbone_arch:
-        if name != "nasfpn" and not name.startswith("retinanet-nasfpn-"):
-            raise InputError(f"the architecture is that of a pyramid alone, not of {name!r}; give the name 'nasfpn'")
-        return pyramid
-    detector = re.fullmatch("(?:retinanet|faster-rcnn-fpn)(?:-fpn|-nasfpn)?-(.+)", name)
-    space = detector[1] if backbone_arch and detector else name
-    title = f"{name} {arch.key}"
-    backbone = of_space(space, title, lambda space: space.canonical(backbone_arch or arch), settings)
-    return backbone if pyramid is None else backbone.beside(pyramid)
-
-
-def recipe_of(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The name of a run's space, and the settings of its classifier or of its detector's backbone."""
-    from supernet_tools.pipeline.config import DetectorRun
-    from supernet_tools.pipeline.runs import config_of
-
-    config = config_of(folder)
-    if isinstance(config, DetectorRun):
-        from supernet_tools.pipeline.detector import DetectorKind
-
-        detector = DetectorKind(config)
-        return detector.space, detector.backbone_settings()
-    from supernet_tools.pipeline.classifier import ClassifierKind
-
-    return config.space, ClassifierKind(config).space_settings()
-
-
-def of_space(
-    name: str, title: str, choose: "Callable[[SearchSpace], Arch]", settings: Mapping[str, Any] | None = None
-) -> "Picture":
-    """One architecture of a classification space."""
-    import torch
-
-    from supernet.drawing import draw_cells, draw_chain, draw_widths
-    from supernet.spaces import build
-    from supernet.spaces.published_cells import cells_of
-    from supernet.spaces.widths import WidthChain
-
-    with torch.device("meta"):
-        chain = build(name, "standalone", settings or {})
-    arch = choose(chain.space)
-    if any(choice.endswith(".block0.left") for choice in arch):
-        return draw_cells(cells_of(arch, chain.space).cells, title=title)
-    if isinstance(chain, WidthChain):
-        widths, seed = ({group: int(of[group]) for group in chain.seed} for of in (arch, chain.seed))
-        return draw_widths(widths, seed, title=title)
-    return draw_chain(arch, title=title)
 
 
 if __name__ == "__main__":

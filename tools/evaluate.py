@@ -1,5 +1,6 @@
 """Score one architecture: python tools/evaluate.py runs/x --arch arch.json, or --exported runs/x/export/KEY"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,7 @@ import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Text
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
@@ -16,10 +17,18 @@ from supernet_tools.pipeline.trust import Trust
 if TYPE_CHECKING:
     from torch import nn
 
+    from supernet.data.images import Images
+
+WIDEST = 20
+"""Classes of a confusion matrix that is printed."""
+
 
 @dataclass(frozen=True)
 class Evaluate(Checked):
-    """Accuracy, or mAP, with the shared weights (search-validation split) or of an exported folder (test split)."""
+    """Accuracy, or mAP, with the shared weights (search-validation split) or of an exported folder (test split).
+
+    Of an exported classifier also figures per class, the confusion matrix, the expected calibration error and images
+    per second."""
 
     run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of the trained supernet."""
@@ -59,12 +68,15 @@ def run() -> None:
         metrics = opened.kind.scores(network, opened.data.test)
         check_finite(metrics, f"the network of {args.exported}")
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
+        if opened.kind.metric == "accuracy":
+            show_classes(network, opened.data.test, opened.summary.classes)
         return
     arch = named_arch(opened, args.arch, args.search)
     scores = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
     check_finite(scores, f"architecture {arch.key}")
     rows = [*scores.items(), ("batch norm", opened.bn)]
     print_table("shared weights, search-validation split", ("what", "value"), rows)
+    closing([], command("retrain", args.run, "--arch", arch.key if args.arch is None else args.arch))
 
 
 def at_its_size(network: "nn.Module", folder: Path) -> "nn.Module":
@@ -78,6 +90,24 @@ def at_its_size(network: "nn.Module", folder: Path) -> "nn.Module":
     if "longest" in preprocess:  # a detector resizes images itself
         return network
     return nn.Sequential(Resize(len(preprocess["mean"]), preprocess["input_size"]), network).eval()
+
+
+def show_classes(network: "nn.Module", images: "Images", classes: Sequence[str]) -> None:
+    """Prints figures per class, the confusion matrix, the calibration error and the throughput of a classifier."""
+    from supernet_tools.pipeline.per_class import class_figures
+
+    figures = class_figures(network, images, len(classes))
+    rows = [
+        (name, int(figures.confusion[i].sum()), *(float(v[i]) for v in (figures.precision, figures.recall, figures.f1)))
+        for i, name in enumerate(classes)
+    ]
+    print_table("by class", ("class", "images", "precision", "recall", "F1"), rows)
+    if len(classes) <= WIDEST:
+        lines = [(name, *map(int, row)) for name, row in zip(classes, figures.confusion, strict=True)]
+        print_table("images by true class (rows) and predicted class (columns)", ("true", *classes), lines)
+    else:
+        print(f"the confusion matrix of {len(classes)} classes is in the report (supernet report)")
+    print(f"expected calibration error {figures.calibration_error:.4f}, {figures.images_per_second:,.0f} images/s")
 
 
 if __name__ == "__main__":

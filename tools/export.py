@@ -1,5 +1,6 @@
 """Export a retrained architecture as a folder that needs only torch: python tools/export.py runs/x"""
 
+import shlex
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -7,7 +8,7 @@ import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Seed, Text
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
@@ -68,6 +69,13 @@ def run() -> None:
         network = shortened(network, args.repeats)
     folder, report = export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))
+    classifier = [shlex.join(["python", str(folder / "model.py"), "IMAGE"])] if opened.kind.metric == "accuracy" else []
+    closing(
+        [folder],
+        command("predict", folder, "--run-code", "IMAGE"),
+        command("evaluate", args.run, "--exported", folder, "--run-code"),
+        *classifier,
+    )
 
 
 def export_front(args: Export) -> None:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError
 from supernet.seeding import generator
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
@@ -79,6 +79,7 @@ def run() -> None:
     report, file, policy = run_report(args, args.run)
     show(report)
     print(f"batch norm of the shared weights: {policy}; saved as {file}")
+    closing([], command("report", args.run))
 
 
 def table_report(args: Fidelity) -> "Report":

@@ -11,7 +11,7 @@ import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import choose, main, parse
+from supernet_tools.pipeline.command_line import choose, closing, command, main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Limit
@@ -65,7 +65,7 @@ def run() -> None:
     from supernet_tools.pipeline.classifier import ClassifierKind
     from supernet_tools.pipeline.folder import claim_run
     from supernet_tools.pipeline.runs import open_run
-    from supernet_tools.pipeline.search import search_folder
+    from supernet_tools.pipeline.search import search_folder, write_values
 
     folder = search_folder(args.run, args.name)
     opened = open_run(args.run)
@@ -82,6 +82,12 @@ def run() -> None:
     with claim_run(folder, "morphnet", config), Study(folder / "study.db", searcher.space) as study:
         best = search(searcher, searcher.scored(evaluate), study, trials=args.rounds * len(searcher.scan))
         show(searcher, study.trials(), best, folder)
+        write_values(opened, args.name, study, best)
+    closing(
+        [folder / "best.json", folder / "front.json"],
+        command("retrain", args.run, "--search", args.name),
+        command("draw", args.run, "--search", args.name),
+    )
 
 
 def create(args: Morph, opened: "Run", config: "Train", folder: Path) -> "MorphNet":

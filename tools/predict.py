@@ -1,4 +1,4 @@
-"""Draw detections on images: python tools/predict.py runs/x/export/KEY --images street.jpg --out drawn"""
+"""Classify images, or draw detections: python tools/predict.py runs/x/export/KEY photos --run-code --out drawn"""
 
 import io
 import itertools
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from annotated_types import Ge, Le
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from detection.config import DetectorPreprocess
+    from supernet.config import Preprocess
     from supernet_tools.pipeline.run import Run
 
 
@@ -32,23 +33,28 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 
 @dataclass(frozen=True)
 class Predict(Checked):
-    """Write a PNG per image with boxes, labels and scores; of a run's own test images also the true boxes, white.
+    """Classify image files into a table and a page, or draw the detections of a detector.
+
+    A classifier gives predictions.csv, with the probability of every class, and predictions.html with the images. A
+    detector gives a PNG per image with boxes, labels and scores; of a run's own test images also the true boxes, white.
     All detections, whatever their score, stand in detections.json, in COCO's format of results, and detections.csv.
 
-    Nothing is overwritten: where there is a file of the name, the picture gets a number. Files that cannot be read are
-    named at once, the others are drawn, and the exit code is 2."""
+    Nothing is overwritten: where there is a file of the name, the new file gets a number. Files that cannot be read are
+    named at once, the others are predicted, and the exit code is 2."""
 
     model: Annotated[FilePath, tyro.conf.Positional]
-    """The folder of a run, whose retrained network is used, or with --run-code an exported detector."""
+    """The folder of a run, whose retrained network is used, or with --run-code an exported folder."""
+    paths: tyro.conf.Positional[tuple[FilePath, ...]] = ()
+    """Image files, and folders whose images are taken with those in the folders in them; by default the first test
+    images of the run."""
     run_code: bool = False
     """Run the model.py of an exported folder. It can do everything that you can: only for folders that you trust."""
     images: tuple[FilePath, ...] = ()
-    """Image files, and folders whose images are taken with those in the folders in them; by default the first test
-    images of the run."""
+    """The same as a flag."""
     out: FilePath = Path("predictions")
-    """Folder to write the PNGs into."""
+    """Folder to write into."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Lowest score of the boxes that are drawn."""
+    """Of a detector: lowest score of the boxes that are drawn."""
     test: Natural = 8
     """Number of test images of a run."""
     search: Name = "aging-evolution"
@@ -57,19 +63,19 @@ class Predict(Checked):
     """Of a run: an architecture instead: JSON, a file with it, a key, or front:3 for the third of the front."""
     seed: Seed = 0
     """Of a run: seed of the retraining."""
+    init: Literal["scratch", "shared"] = "scratch"
+    """Of a run: the retraining from fresh weights, or the one from the shared weights."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
 
 def run() -> None:
     args = parse(Predict, __doc__)
-    images = image_files(args.images)
+    images = image_files((*args.paths, *args.images))
 
     if args.out.is_symlink() and args.out == Path("predictions"):  # which nobody need have typed
         raise InputError("'predictions' is a link; name the folder that it leads to, or another one, with --out")
     check_writable(args.out)
-
-    from detection.predictions import coco_results, csv_text, detect, draw_detections, read_image
 
     exported = not (args.model / "run.json").exists() and (args.model / "preprocess.json").exists()
     if exported and not args.run_code:
@@ -77,11 +83,54 @@ def run() -> None:
             f"{args.model} is an export: to predict, its model.py is executed, which can do everything that you can; "
             "if you trust the folder, add --run-code"
         )
-    if exported and not args.images:
-        raise InputError(f"{args.model} is an export and has no images of its own; give --images")
+    if exported and not images:
+        raise InputError(f"{args.model} is an export and has no images of its own; name files or folders")
     network, preprocess, opened = from_export(args.model) if exported else from_run(args)
+
+    from detection.config import DetectorPreprocess
+
+    if isinstance(preprocess, DetectorPreprocess):
+        unreadable = draw(args, network, preprocess, opened, images)
+    else:
+        unreadable = classify(args, network, preprocess, opened, images)
+    if unreadable:
+        raise SystemExit(2)  # each is named above, and the others are predicted
+
+
+def classify(
+    args: Predict, network: "nn.Module", preprocess: "Preprocess", opened: "Run | None", images: Sequence[Path]
+) -> int:
+    """Writes the table and the page of a classifier, prints a line per image; returns how many cannot be read."""
+    from supernet_tools.pipeline.predictions import classified, of_pixels, page_of, table_of
+
+    if images:
+        results = list(classified(network, preprocess, images))
+    else:
+        assert opened is not None
+        results = list(of_pixels(network, opened.data.test, args.test))
+    predictions = [result for result in results if not isinstance(result, str)]
+    for problem in results:
+        if isinstance(problem, str):
+            print(f"error: {problem}", file=sys.stderr)
+    for prediction in predictions:
+        best = prediction.probabilities.topk(min(3, len(preprocess.classes)))
+        named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        print(f"{prediction.file}: " + ", ".join(f"{preprocess.classes[i]} {value:.4f}" for i, value in named))
+    if predictions:
+        page = page_of(predictions, preprocess.classes, f"{len(predictions)} images by {args.model}")
+        texts = (("csv", table_of(predictions, preprocess.classes)), ("html", page))
+        closing(write_as_new(args.out, "predictions", ending, text.encode()) for ending, text in texts)
+    return len(results) - len(predictions)
+
+
+def draw(
+    args: Predict, network: "nn.Module", preprocess: "DetectorPreprocess", opened: "Run | None", images: Sequence[Path]
+) -> int:
+    """Writes a picture of the detections per image, and tables of all; returns how many images cannot be read."""
+    from detection.predictions import coco_results, csv_text, detect, draw_detections, read_image
+
     pictures: list[tuple[str, Any, Any]] = [(path.stem, path, None) for path in images]
-    if opened is not None and not args.images:
+    if opened is not None and not images:
         pictures = [(f"test{i}", i, opened.data.test) for i in range(min(args.test, len(opened.data.test)))]
     unreadable = 0
     results: list[dict[str, Any]] = []
@@ -105,8 +154,7 @@ def run() -> None:
         document = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         tables = (("json", document), ("csv", csv_text(results)))
         closing(write_as_new(args.out, "detections", ending, text.encode()) for ending, text in tables)
-    if unreadable:
-        raise SystemExit(2)  # each is named above, and the others are drawn
+    return unreadable
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -171,33 +219,32 @@ def write_as_new(folder: Path, name: str, ending: str, content: bytes) -> Path:
     raise AssertionError("unreachable")
 
 
-def from_export(folder: Path) -> "tuple[nn.Module, DetectorPreprocess, None]":
+def from_export(folder: Path) -> "tuple[nn.Module, Preprocess | DetectorPreprocess, None]":
     """The network of an exported folder, what it expects of images, and no run."""
     from detection.config import DetectorPreprocess
-    from supernet.config import from_dict
+    from supernet.config import Preprocess, from_dict
     from supernet.export import load_exported
     from supernet.files import read_json
 
-    document = read_json(folder / "preprocess.json")
-    if "longest" not in document:
-        raise InputError(f"{folder} holds a classifier; give an exported detector")
-    return load_exported(folder), from_dict(DetectorPreprocess, document, owner=str(folder / "preprocess.json")), None
+    file = folder / "preprocess.json"
+    document = read_json(file)
+    kind: type[Preprocess | DetectorPreprocess] = DetectorPreprocess if "longest" in document else Preprocess
+    preprocess = from_dict(kind, document, owner=str(file))
+    if not isinstance(preprocess, DetectorPreprocess) and not preprocess.classes:
+        raise InputError(f"{folder} names no classes, so its outputs cannot be predictions; call its load() instead")
+    return load_exported(folder), preprocess, None
 
 
-def from_run(args: Predict) -> "tuple[nn.Module, DetectorPreprocess, Run]":
+def from_run(args: Predict) -> "tuple[nn.Module, Preprocess | DetectorPreprocess, Run]":
     """The retrained network of a run, what it expects of images, and the run."""
-    from detection.config import DetectorPreprocess
     from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
 
     opened = open_run(args.model, trained=False)
-    if opened.kind.metric != "map":
-        raise InputError(f"{args.model} holds a classifier's run; give one of a detector, or an exported detector")
     arch = named_arch(opened, args.arch, args.search)
-    preprocess = opened.kind.preprocess(opened.summary)
-    assert isinstance(preprocess, DetectorPreprocess)
-    return trained_network(opened, arch, args.seed), preprocess, opened
+    network = trained_network(opened, arch, args.seed, shared=args.init == "shared")
+    return network, opened.kind.preprocess(opened.summary), opened
 
 
 if __name__ == "__main__":

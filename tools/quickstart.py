@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le
 
 from supernet.checked import Checked, Count, FilePath, Seed
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.recipes import demo
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.units import Amount
@@ -97,6 +97,7 @@ def run() -> None:
     }
     write_json(args.out / "summary.json", summary)
     show(summary)
+    closing([args.out / "summary.json"], command("report", args.out), command("fit", "PHOTOS"))
 
 
 def check_limit(args: Quickstart, config: "SupernetRun") -> None:

@@ -8,7 +8,7 @@ import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed, Text
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
@@ -57,7 +57,7 @@ def run() -> None:
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.compare import control_stage
-    from supernet_tools.pipeline.retrain import retrain_stage
+    from supernet_tools.pipeline.retrain import retrain_folder, retrain_stage
     from supernet_tools.pipeline.runs import open_run
 
     opened = open_run(args.run, trained=args.init == "shared", bn=args.bn)
@@ -74,8 +74,12 @@ def run() -> None:
         return
     if compare:
         show(result)
+        closing([], command("report", args.run))
         return
     print_table("retrained", ("what", "value"), [item for item in result.items() if item[0] not in ("arch", "format")])
+    folder = retrain_folder(opened, arch, args.seed, args.init == "shared")
+    which = ("--arch", arch.key, "--seed", args.seed, "--init", args.init)
+    closing([folder / "result.json"], command("export", args.run, *which), command("report", args.run))
 
 
 def show(result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Amount, Limit
@@ -100,6 +100,10 @@ def run() -> None:
         show(document)
     if len(documents) > 1:
         show_front(documents)
+    winners = dict.fromkeys(document["winner"]["key"] for document in documents)
+    finals = ("--init", args.init, "--seed", args.seed)
+    exports = [command("export", args.run, "--arch", key, *finals) for key in winners]
+    closing([args.run / "select"], *exports, command("report", args.run))
 
 
 def show(document: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import warnings
 
-from supernet_tools.pipeline.command_line import main, parse_recipe
+from supernet_tools.pipeline.command_line import closing, command, main, parse_recipe
 from supernet_tools.pipeline.recipes import RECIPES
 from supernet_tools.pipeline.tables import print_table
 
@@ -47,6 +47,8 @@ def run() -> None:
     print_table("supernet", ("what", "value"), report)
     if problem := not_learned(trained):
         warnings.warn(problem, stacklevel=1)
+    following = command("search", out) if config.train.epochs else command("retrain", out, "--arch", "FILE")
+    closing([out], following, command("report", out))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from supernet.chain import Bound, Searchable
 from supernet.checked import checked_arguments, is_number, is_whole, short_names, shown
 from supernet.config import Preprocess
+from supernet.data import opening
 from supernet.errors import InputError, UnwritableError
 from supernet.export.expression import expression, written
 from supernet.export.parity import (
@@ -113,6 +114,7 @@ def export(
         _write_json(partial / "arch.json", {"space": space, "key": arch.key, "values": dict(arch)})
         _write_json(partial / "preprocess.json", dataclasses.asdict(preprocess))
         save_file(_weights(trained), partial / "model.safetensors")
+        (partial / "model.safetensors").chmod((partial / "model.py").stat().st_mode & 0o777)  # safetensors writes 0600
         _save_graphs(traced_part(trained), partial, shapes[0], onnx=onnx)
         differences = measure(expected, partial, shapes, leading=leading)
         check_differences(differences, tolerance, expected)
@@ -244,8 +246,15 @@ def _model_source(
     """Returns the text of model.py and the packages it needs."""
     call, used = written(trained, indent=4, lead=len("return "))
     imported = {"functools": functools, "json": json, "Path": Path, "Any": Any, "torch": torch, "nn": nn}
-    runtime = {**_functions(weights), **_functions(detect if leading else classify)}
-    defined = ["build", "finish", *(["LEADING"] if leading else []), *runtime]
+    if not leading:
+        imported["contextlib"] = contextlib
+    runtime = {
+        **_functions(weights),
+        **({} if leading else _functions(opening)),
+        **_functions(detect if leading else classify),
+    }
+    constants = "" if leading else "\n".join(f"{name} = {getattr(opening, name)!r}" for name in _OPENING)
+    defined = ["build", "finish", *(["LEADING"] if leading else _OPENING), *runtime]
     code: Bundle = bundle(used, imported=imported, defined=defined)
     safe = title.replace("\\", "/").replace('"', "'")
     parts = [
@@ -253,7 +262,9 @@ def _model_source(
         code.definitions,
         f"LEADING = {leading}  # modules in the graphs; `finish` runs those after them" if leading else "",
         _BUILD.replace("SHAPE", f"(N, {in_channels}, {size}, {size})").replace("CALL", call),
+        constants,
         *runtime.values(),
+        "" if leading else _SCRIPT,
     ]
     return "\n\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", code.requires
 
@@ -396,6 +407,15 @@ from __future__ import annotations
 _BUILD = '''def build() -> nn.Module:
     """The network with fresh weights; it takes float32 images SHAPE, normalised as in preprocess.json."""
     return CALL'''
+
+
+_OPENING = ("FRAMES", "ORIENTATION", "DEPTHS")
+"""Constants of `supernet.data.opening`, whose functions open image files in model.py."""
+
+_SCRIPT = """if __name__ == "__main__":
+    import sys
+
+    sys.exit(_main(sys.argv[1:]))"""
 
 
 def _functions(module: types.ModuleType) -> dict[str, str]:

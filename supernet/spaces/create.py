@@ -27,6 +27,7 @@ Phase = Literal["supernet", "standalone"]
 
 SPACES: dict[str, str] = {
     "shufflenet-small": "supernet.spaces.shufflenet:shufflenet_small",
+    "mobile-images": "supernet.spaces.mobile_images:mobile_images",
     "nasbench-macro": "supernet.spaces.nasbench_macro:nasbench_macro",
     "nasbench201": "supernet.spaces.nasbench201:nasbench201",
     "spos": "supernet.spaces.shufflenet:spos",

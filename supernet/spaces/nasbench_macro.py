@@ -22,8 +22,9 @@ WIDTHS = (64, 128, 256)
 def identities_last(arch: Arch) -> dict[str, Value]:
     """Moves the stride-1 identities of each stage to its end, since their position does not change the network."""
     values: dict[str, Value] = {}
-    for stage, depth in enumerate(DEPTHS, start=1):
-        names = [f"stage{stage}.block{block}.op" for block in range(1, depth)]
+    for stage in sorted({name.partition(".")[0] for name in arch}):
+        depth = sum(name.startswith(f"{stage}.") for name in arch)
+        names = [f"{stage}.block{block}.op" for block in range(1, depth)]
         kept = [arch[name] for name in names if arch[name] != "identity"]
         values.update(zip(names, kept + ["identity"] * (len(names) - len(kept)), strict=True))
     return values
@@ -47,14 +48,15 @@ def nasbench_macro(
     channels = stem
     for stage, (width, depth) in enumerate(zip(widths, DEPTHS, strict=True), start=1):
         for block in range(depth):
-            steps.append((f"stage{stage}.block{block}", _layer(channels, width, stride=2 if block == 0 else 1)))
+            steps.append((f"stage{stage}.block{block}", macro_layer(channels, width, stride=2 if block == 0 else 1)))
             channels = width
     steps.append(("head", ClassifierHead(channels, num_classes, hidden=head)))
     shape = (in_channels, input_size, input_size)
     return Chain("nasbench-macro", steps, input_shape=shape, normal_form=identities_last)
 
 
-def _layer(in_channels: int, out_channels: int, *, stride: int) -> ChoiceBlock:
+def macro_layer(in_channels: int, out_channels: int, *, stride: int) -> ChoiceBlock:
+    """Returns the searchable layer of the benchmark: its `OPTIONS` at any width."""
     identity: nn.Module = nn.Identity()
     if stride == 2 or in_channels != out_channels:
         identity = ConvBNAct(in_channels, out_channels, stride=stride, act=False)

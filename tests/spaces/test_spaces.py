@@ -34,6 +34,9 @@ CASES = {f"toy-{name}": builder for name, builder in TOY_SPACES.items()} | {
     "spos-channels": partial(create_supernet, "spos-channels", num_classes=10, input_size=32),
     "blocks-of-spos-channels": searched_channels,
     "nasbench-macro": partial(create_supernet, "nasbench-macro", input_size=16),
+    "mobile-images": partial(
+        create_supernet, "mobile-images", widths=(4, 8, 8, 12), depths=(1, 2, 3, 1), input_size=16
+    ),
     "nasbench201": partial(create_supernet, "nasbench201", cells=1, channels=8, input_size=16),
     "nasbench201-standalone": partial(
         create_supernet, "nasbench201", cells=1, channels=8, input_size=16, phase="standalone"

@@ -22,9 +22,11 @@ from supernet_tools import (
     evaluate,
     export,
     fidelity,
+    fit,
     morphnet,
     predict,
     quickstart,
+    report,
     retrain,
     search,
     select_network,
@@ -77,6 +79,7 @@ SCRIPTS: list[tuple[str, tuple[object, ...], str]] = [
     ("predict", ("--test", -1), "test=-1"),
     ("draw", ("--out", LONG), "out="),
     ("draw", ("--arch", ""), "arch=''"),
+    ("report", ("--out", "page.svg"), "'page.svg' should be an .html file"),
     ("search", ("--trial", 5), "there is no flag --trial; did you mean --trials?; see"),
     ("evaluate", ("more",), "the argument 'more' belongs to no flag"),
     ("evaluate", ("--colour", "red"), "there is no flag --colour; see"),
@@ -162,7 +165,7 @@ def test_no_arguments_say_what_is_missing(
     code, out, err = call("train_supernet")
     assert (code, err) == (2, "error: name a recipe and give --out FOLDER\n")
     assert "usage: train_supernet.py RECIPE" in out
-    for script in ("search", "evaluate", "retrain", "export", "morphnet", "predict", "draw"):
+    for script in ("search", "evaluate", "retrain", "export", "morphnet", "predict", "draw", "report"):
         one_line(call(script), "required")
     monkeypatch.setattr(sys, "argv", ["supernet"])
     with pytest.raises(SystemExit, match="2"):
@@ -275,6 +278,8 @@ KINDS: list[Any] = [
     predict.Predict,
     draw.Draw,
     quickstart.Quickstart,
+    fit.Fit,
+    report.Report,
 ]
 WORDS = st.sampled_from(
     [

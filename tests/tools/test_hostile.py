@@ -48,6 +48,7 @@ OPENING = {
     "export": ("--arch", ARCH, "--inherit"),
     "predict": ("--arch", ARCH),
     "draw": ("--arch", ARCH),
+    "report": (),
     "fidelity": ("--truth", "retrain", "--n", 1),
     "morphnet": ("--max-macs", 1e6),
 }
@@ -296,7 +297,7 @@ def hostile_exports(stage: Stage, expect: Any) -> None:
     for path in folder.iterdir():
         shutil.copy(path, run)
     stage.calls.append(("predict", run, "--images", stage.work / "a.png", "--out", stage.work / "out"))
-    expect("holds a classifier's run")
+    expect("no search 'aging-evolution'")
 
 
 def hostile_files(stage: Stage, expect: Any) -> None:

@@ -542,11 +542,11 @@ def test_invalid_limits_and_images_are_refused(pretrained: Path, run_folder: Pat
     one_line(call("morphnet", run_folder, "--max-macs", 1e6), "detector")
     one_line(call("predict", run_folder, "--images", tmp_path / "no.png"), "no image file")
     one_line(call("predict", run_folder, "--threshold", 2), "threshold=2.0")
-    one_line(call("predict", pretrained, *TRUST), "classifier")
+    one_line(call("predict", pretrained, *TRUST), "no search 'aging-evolution'")
     (tmp_path / "torn.png").write_bytes(b"no picture")
     (tmp_path / "preprocess.json").write_text(json.dumps({"input_size": 8}))
     one_line(call("predict", tmp_path, "--images", tmp_path / "torn.png"), "model.py is executed", "--run-code")
-    one_line(call("predict", tmp_path, "--run-code", "--images", tmp_path / "torn.png"), "holds a classifier")
+    one_line(call("predict", tmp_path, "--run-code", "--images", tmp_path / "torn.png"), "preprocess.json", "'mean'")
 
 
 def test_a_detector_is_exported_after_some_of_its_repeats() -> None:

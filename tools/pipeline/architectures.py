@@ -96,7 +96,7 @@ def _known(run: "Run") -> Iterator[Arch]:
     from searchers import Study
 
     for study in sorted(run.folder.glob("search/*/study.db")):
-        with Study(study, run.space, read=True) as opened:
+        with contextlib.suppress(InputError), Study(study, run.space, read=True) as opened:  # MorphNet's may be wider
             yield from (run.space.normal_form(trial.arch) for trial in opened.trials())
     for file in sorted([*run.folder.glob("retrain/*/result.json"), *run.folder.glob("select/*.json")]):
         with contextlib.suppress(InputError):

@@ -29,6 +29,7 @@ Action = Literal["train", "plan", "find-lr"]
 """What a recipe is read for."""
 
 COMMANDS = {
+    "fit": "fit",
     "train": "train_supernet",
     "search": "search",
     "morphnet": "morphnet",
@@ -39,6 +40,7 @@ COMMANDS = {
     "export": "export",
     "predict": "predict",
     "draw": "draw",
+    "report": "report",
     "demo": "quickstart",
 }
 """Command of `supernet` to the script that it runs."""

@@ -20,7 +20,7 @@ RUN_FORMAT = 2
 """Of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
 DETECTOR_FORMAT = 3
 """Of a detector's run.json. 3 has batch norm of its own for every level in RetinaNet's towers."""
-LOCK, RUN, IMAGES = ".lock", "run.json", "images"
+LOCK, RUN, IMAGES, FIT, FIT_RESULT = ".lock", "run.json", "images", "fit.json", "fit-result.json"
 FOREIGN = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in a folder that they have shown."""
 
@@ -95,7 +95,7 @@ def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
 
 def _negligible(entry: Path) -> bool:
     """Whether an entry does not keep a folder from becoming a run: ours, or what a file manager leaves."""
-    return entry.name in (LOCK, IMAGES) or entry.name in FOREIGN or is_temporary(entry)
+    return entry.name in (LOCK, IMAGES, FIT) or entry.name in FOREIGN or is_temporary(entry)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -220,7 +220,9 @@ def _searched(
                     on_trial=lambda trial: update(trial.number + 1, shown(trial)),
                 )
             summary = _summary(run, study, best, searcher, evaluate)
-            _write_values(run, name, study, summary)
+            facts = {key: summary[key] for key in ("score", "tied", "trials", "evaluations") if key in summary}
+            reported = next(t for t in study.trials() if t.key == summary["key"] and not t.failed)
+            write_values(run, name, study, reported, **facts)
             return summary
     finally:
         shared.close()
@@ -336,24 +338,32 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
     return summary
 
 
-def _write_values(run: Run, name: str, study: Study, summary: Mapping[str, Any]) -> None:
-    """Writes `best.json` and `front.json` beside the study: what the search found, for people and other programs."""
-    folder = search_folder(run.folder, name)
-    settings = study.settings or {}
+def write_values(run: Run, name: str, study: Study, best: Trial, **facts: Any) -> None:
+    """Writes `best.json` and `front.json` beside a study: what the search found, for people and other programs.
+
+    Args:
+        run: of the search.
+        name: of the search.
+        study: open; of the run's space or of a wider one (MorphNet).
+        best: the trial to report.
+        facts: what else `best.json` says.
+    """
+    folder, space, settings = search_folder(run.folder, name), study.space, study.settings or {}
     head = {
         "format": VALUES_FORMAT,
         "search": name,
         "space": run.kind.space,
-        "space_digest": run.space.digest(),
+        "space_digest": space.digest(),
         "metric": settings.get("metric", run.kind.metric),
         "limits": settings.get("feasible") or {},
     }
+
+    def network(trial: Trial) -> dict[str, Any]:
+        return {"arch": dict(space.normal_form(trial.arch)), "key": trial.key, "metrics": dict(trial.metrics)}
+
     front, objectives = _front(study.trials(), settings, run)
-    best = {key: summary[key] for key in ("arch", "key", "score", "tied", "trials", "evaluations") if key in summary}
-    trial = next(t for t in study.trials() if t.key == summary["key"] and not t.failed)
-    write_json(folder / BEST, {**head, **best, "metrics": dict(trial.metrics)})
-    rows = [{"arch": dict(run.space.normal_form(t.arch)), "key": t.key, "metrics": dict(t.metrics)} for t in front]
-    write_json(folder / FRONT, {**head, "objectives": list(objectives), "networks": rows})
+    write_json(folder / BEST, {**head, **network(best), **facts})
+    write_json(folder / FRONT, {**head, "objectives": list(objectives), "networks": [network(t) for t in front]})
 
 
 def _front(trials: Sequence[Trial], settings: Mapping[str, Any], run: Run) -> tuple[list[Trial], tuple[str, ...]]:

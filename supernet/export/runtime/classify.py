@@ -1,10 +1,12 @@
 """Prepares images for a classifier and names its outputs; the functions are copied into model.py."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from supernet.data.opening import as_rgb, open_image
 from supernet.export.runtime.weights import _loaded
 
 
@@ -40,17 +42,53 @@ def _named(logits: torch.Tensor, names: list[str]) -> list[list[tuple[str, float
     ]
 
 
-def predict(images: torch.Tensor) -> object:
+def _from_image(image: Any, channels: int) -> torch.Tensor:
+    """Returns an image of Pillow, or the file of one, as uint8, (1, channels, H, W), turned as a viewer shows it."""
+    opened = open_image(image) if isinstance(image, str | Path) else as_rgb(image)
+    shown = opened.convert("L") if channels == 1 else opened
+    pixels = torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(shown.height, shown.width, -1).permute(2, 0, 1)[None]
+
+
+def predict(images: Any) -> Any:
     """Classifies images.
 
     Args:
-        images: uint8, (N, C, H, W) or (C, H, W), of any size.
+        images: uint8, (N, C, H, W) or (C, H, W), of any size; or the path of an image file, an image of Pillow, or a
+            list of these, which need Pillow.
 
     Returns:
-        per image a list of (class name, probability), most likely first; the raw outputs of a network without class
-        names.
+        per image a list of (class name, probability), most likely first; for one path or image of Pillow its list
+        alone. The raw outputs of a network without class names.
     """
     network, preprocess = _loaded()
+    many = isinstance(images, list | tuple)
+    if isinstance(images, torch.Tensor):
+        x = _prepared(images, preprocess)
+    else:
+        channels = len(preprocess["mean"])
+        parts = [_prepared(_from_image(image, channels), preprocess) for image in (images if many else [images])]
+        x = torch.cat(parts)
     with torch.no_grad():
-        outputs = network(_prepared(images, preprocess))
-    return _named(outputs, preprocess["classes"]) if preprocess["classes"] else outputs
+        outputs = network(x)
+    if not preprocess["classes"]:
+        return outputs
+    named = _named(outputs, preprocess["classes"])
+    return named if many or isinstance(images, torch.Tensor) else named[0]
+
+
+def _main(files: list[str]) -> int:
+    """Prints the five most likely classes of image files; returns how many could not be read."""
+    if not files:
+        print("usage: python model.py IMAGE...")
+        return 2
+    unreadable = 0
+    for file in files:
+        try:
+            ranked = predict(file)[:5]
+        except (OSError, SyntaxError, ValueError) as error:
+            print(f"{file}: cannot be read as an image ({error})")
+            unreadable += 1
+            continue
+        print(f"{file}: " + ", ".join(f"{name} {probability:.4f}" for name, probability in ranked))
+    return min(unreadable, 1)

@@ -1,0 +1,197 @@
+"""From a folder of images to an exported network and a report: python tools/fit.py photos --max-macs 5M --minutes 10"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from annotated_types import Ge, Le
+
+from supernet.checked import Checked, Count, Device, FilePath, Pixels, Positive, Seed, Share, Text
+from supernet.errors import InputError
+from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.trust import Trust, trust_recipe
+from supernet_tools.pipeline.units import Limit, TimeLimit
+
+if TYPE_CHECKING:
+    from supernet_tools.pipeline.derive import Found
+    from supernet_tools.pipeline.fit import Plan
+
+EXPLAINED = """Give it images, and it returns the network to deploy, with a report:
+
+  {fit} photos                                   a folder with one folder of images per class
+  {fit} photos --max-macs 5M --minutes 30        within 5 million multiply-accumulates, in half an hour
+  {fit} photos --max-latency 5ms                 within 5 milliseconds on this machine
+  {fit} photos --pretrained lite0.pth            from the weights of a trained network of timm
+  {fit} package.module:function                  a data set of your own (docs/train.md)
+  {fit} digits --minutes 2                       scikit-learn's scans, to try it out
+
+It prints what it found and what it chose, each with the flag that chooses otherwise; then it trains a supernet,
+searches it, lets the best networks race, exports the winner and writes report.html. Stopped at any time, the same
+command goes on.
+All flags: {fit} --help"""
+
+
+@dataclass(frozen=True)
+class Fit(Checked):
+    """Train a supernet on images, search it, race the best networks, export the winner and write a report.
+
+    Everything is derived from the images, the limits and the time, and shown with its reason. Stopped by Ctrl-C or
+    killed, the same command goes on where it was.
+    """
+
+    source: Annotated[Text, tyro.conf.Positional]
+    """A folder with one folder of images per class (or with train/ and val/ or test/ that hold them), "digits", or a
+    function as package.module:function that returns the splits."""
+    out: FilePath | None = None
+    """Folder of the run; runs/NAME by default, after the source."""
+    max_macs: Limit = None
+    """Limit on multiply-accumulates, such as 5M."""
+    max_params: Limit = None
+    """Limit on parameters, such as 200k."""
+    max_latency: TimeLimit = None
+    """Limit on the latency of one image on this machine, such as 5ms."""
+    minutes: Positive = 10.0
+    """About how long it may take on this machine."""
+    pretrained: FilePath | None = None
+    """File of weights of a network of timm, to begin with: .safetensors or .pth."""
+    size: Pixels | None = None
+    """Height and width of the images."""
+    batch: Annotated[int, Ge(2), Le(2**24)] | None = None
+    """Images per training step."""
+    validation: Share | None = None
+    """Share of the training images that score architectures."""
+    space: Text | None = None
+    """Search space."""
+    space_settings: tuple[str, ...] = ()
+    """Arguments of the space's builder as NAME=VALUE."""
+    init: Literal["scratch", "shared"] | None = None
+    """What finalists start from: fresh weights, or those of the supernet."""
+    epochs: Count | None = None
+    """Epochs of the supernet."""
+    trials: Count | None = None
+    """Candidates of the search."""
+    trainings: Annotated[float, Ge(2)] | None = None
+    """Trainings of the race."""
+    retrain_epochs: Count | None = None
+    """Epochs of a training in the race."""
+    seed: Seed = 0
+    """Seed of everything."""
+    device: Device = "cpu"
+    """Torch device."""
+    trust: Trust = ()
+    """Code from outside this project that may run, as package.module:function; what is typed as source or space may."""
+
+
+GIVEN = (
+    "size",
+    "batch",
+    "validation",
+    "space",
+    "space_settings",
+    "init",
+    "epochs",
+    "trials",
+    "trainings",
+    "retrain_epochs",
+)
+
+
+def run() -> None:
+    if len(sys.argv) == 1:
+        program = sys.argv[0] if sys.argv[0].startswith("supernet ") else "python tools/fit.py"
+        print("error: name a source of images", file=sys.stderr)
+        print(EXPLAINED.format(fit=program))
+        raise SystemExit(2)
+    args = parse(Fit, __doc__)
+    out = args.out or default_folder(args.source)
+
+    from supernet.config import Data
+    from supernet_tools.pipeline.config import SupernetRun
+
+    trust_recipe(SupernetRun(space=args.space or "mobile-images", data=Data(args.source)), args.trust)
+
+    from supernet_tools.pipeline.fit import Wishes, fit_stage, planned
+    from supernet_tools.pipeline.report import report_stage
+
+    wishes = Wishes(
+        source=args.source,
+        limits={"macs": args.max_macs, "params": args.max_params, "latency_ms": args.max_latency},
+        minutes=args.minutes,
+        pretrained="" if args.pretrained is None else str(args.pretrained),
+        given={name: value for name in GIVEN if (value := getattr(args, name)) not in (None, ())},
+        seed=args.seed,
+        device=args.device,
+    )
+    plan = planned(wishes, out, say)
+    show(plan, args.source)
+    document = fit_stage(plan, out, say)
+    finish(document, out, report_stage(out))
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def default_folder(source: str) -> Path:
+    """`runs/NAME` after a source. Raises `InputError` for a source without a name."""
+    name = Path(source).resolve().name if Path(source).is_dir() else source.rpartition(":")[2].rpartition("/")[2]
+    if not name or name.startswith("."):
+        raise InputError(f"source={source!r} has no name that a run could take; give --out")
+    return Path("runs") / name
+
+
+def show(plan: "Plan", source: str) -> None:
+    """Prints what was found and what was chosen."""
+    found = plan.found
+    print_table(f"found in {source}", ("what", "value"), facts(found))
+    rows = [(row.name, shown(row.value), row.reason, row.flag) for row in plan.settings.rows]
+    print_table("chosen", ("what", "value", "because", "change with"), rows)
+
+
+def facts(found: "Found") -> list[tuple[str, object]]:
+    """What was found, as rows."""
+    names = [f"{name} ({count:,})" for name, count in zip(found.classes, found.counts, strict=True)]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    low, median, high = found.sides
+    rows: list[tuple[str, object]] = [
+        ("classes", len(found.classes)),
+        ("images of each", ", ".join(names[:12]) + more),
+        ("training images", found.images),
+        ("own validation images", found.n_validation or "none, a share of the training images is held out"),
+        ("own test images", found.n_test or "none, a share of the training images is held out"),
+        ("shorter sides", f"{low} to {high} pixels, {median} in the median"),
+    ]
+    return rows + [("passed over", text) for text in found.passed]
+
+
+def shown(value: Any) -> str:
+    """A chosen value as text."""
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def finish(document: dict[str, Any], out: Path, page: Path) -> None:
+    """Prints the winner and what comes next."""
+    winner, export = document["winner"], out / document["export"]
+    test = next(name for name in document if name.startswith("test_"))
+    rows = [
+        ("winner", winner["key"]),
+        ("macs", winner["macs"]),
+        (test.replace("_", " "), ", ".join(f"{value:.4f}" for value in document[test])),
+        ("largest difference of the exported files", max(document["differences"].values(), default=0.0)),
+    ]
+    print_table("result", ("what", "value"), rows)
+    print(document["verdict"])
+    closing(
+        [export, page],
+        command("predict", export, "--run-code", "IMAGE"),
+        command("report", out),
+        command("search", out, "--searcher", "aging-evolution"),
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,632 @@
+"""One page about a run, written at any time: data, training, searches, race, trust, exports, predictions, commands."""
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from searchers import Study, Trial
+from searchers.study import score
+from supernet.cost.count import meta_copy, trace
+from supernet.errors import InputError
+from supernet.files import flatten, read_json, replacing
+from supernet.paths import inside
+from supernet.ranking.statistics import json_safe
+from supernet.space import Arch
+from supernet.training.checkpoint import load_state
+from supernet_tools.pipeline.architectures import named_arch
+from supernet_tools.pipeline.folder import FIT, FIT_RESULT, RUN, read_run
+from supernet_tools.pipeline.learned import SCORES
+from supernet_tools.pipeline.per_class import ClassFigures, class_figures
+from supernet_tools.pipeline.pictures import decided, recipe_of
+from supernet_tools.pipeline.retrain import fresh_network, read_result, trained_network
+from supernet_tools.pipeline.run import NETWORK, WEIGHTS, Run
+from supernet_tools.pipeline.runs import open_run
+from supernet_tools.pipeline.search import BEST, searched_front, searches_of
+from supernet_tools.pipeline.units import cost_in_units, in_units
+
+PAGE = "report.html"
+TEMPLATE = "report.html.j2"
+SHEET = 40
+"""Images of the contact sheet."""
+EXAMPLES = 12
+"""Predictions that are shown of each kind, right and wrong."""
+TILE = 96
+"""Pixels of an embedded image."""
+SHOWN_CLASSES = 60
+"""Classes of a confusion matrix or a table; more would not be legible."""
+HOVER_LINES, HOVER_WIDTH = 16, 3
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#666666")
+"""Distinguishable with colour-vision deficiency (Okabe & Ito)."""
+
+
+@dataclass
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: of the part.
+        lines: sentences.
+        tables: each with a caption, columns and rows.
+        plots: each with an id, traces and a layout of plotly.
+        images: each with a source (a data URI) and a caption.
+        picture: a data URI of a drawing, or empty.
+        code: commands, verbatim.
+    """
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    plots: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, str]] = field(default_factory=list)
+    picture: str = ""
+    code: list[str] = field(default_factory=list)
+
+    def table(self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Adds a table."""
+        self.tables.append(
+            {"caption": caption, "columns": list(columns), "rows": [[_cell(v) for v in r] for r in rows]}
+        )
+
+    def plot(self, name: str, traces: Sequence[Mapping[str, Any]], *, x: str, y: str, **layout: Any) -> None:
+        """Adds a plot."""
+        frame = {
+            "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
+            "xaxis": {"title": {"text": plain(x)}, "automargin": True},
+            "yaxis": {"title": {"text": plain(y)}, "automargin": True},
+            "legend": {"orientation": "h", "y": 1.15},
+            "hovermode": "closest",
+            **layout,
+        }
+        self.plots.append({"id": name, "data": json_safe(list(traces)), "layout": json_safe(frame)})
+
+
+def report_stage(folder: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run, as far as the run has come.
+
+    Args:
+        folder: of the run.
+        out: the file; `report.html` in the run by default.
+
+    Returns:
+        the file.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    run = open_run(folder, trained=False)
+    page = inside(folder, PAGE) if out is None else out
+    text = rendered(run)
+    with replacing(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page
+
+
+def rendered(run: Run) -> str:
+    """The page of a run as text."""
+    import jinja2
+    from markupsafe import Markup
+
+    sections = [_guarded(title, build, run) for title, build in SECTIONS]
+    missing = _missing(run)
+    templates = resources.files("supernet_tools.pipeline").joinpath("templates")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(templates.joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(
+        title=f"{run.folder.resolve().name}: {run.kind.space}",
+        folder=str(run.folder),
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        missing=missing,
+        sections=sections,
+        plots=[plot for section in sections for plot in section.plots],
+        plotly=Markup(resources.files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")),
+    )
+
+
+def _guarded(title: str, build: Callable[[Run, Section], None], run: Run) -> Section:
+    """A section; what cannot be read is said in it, and the others are written all the same."""
+    section = Section(title)
+    try:
+        build(run, section)
+    except InputError as error:
+        section.lines.append(f"Not shown: {error}")
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:  # a file that somebody has edited
+        section.lines.append(f"Not shown: a file of the run is damaged ({type(error).__name__}: {error}).")
+    return section
+
+
+def _missing(run: Run) -> list[str]:
+    """What a complete run has and this one lacks."""
+    parts = []
+    if not (run.folder / WEIGHTS).exists() and run.config.train.epochs:
+        done = len(_history(run))
+        parts.append(f"the training of the supernet has not ended (epoch {done} of {run.config.train.epochs})")
+    if not searches_of(run.folder):
+        parts.append("there is no search yet")
+    if not [*run.folder.glob("select/*.json"), *run.folder.glob("retrain/*/result.json")]:
+        parts.append("no network was trained to the end yet")
+    if not [*run.folder.glob("export/*/parity.json")]:
+        parts.append("nothing is exported yet")
+    return parts
+
+
+def plain(text: object) -> str:
+    """A text for plotly, which would read tags and entities in it."""
+    return html.escape(str(text), quote=False)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def jpeg(pixels: Tensor, side: int = TILE) -> str:
+    """An image as a data URI.
+
+    Args:
+        pixels: uint8, (C, H, W) with one or three channels; of others the first is shown.
+        side: height and width in pixels.
+    """
+    from PIL import Image
+
+    shown = pixels if pixels.shape[0] == 3 else pixels[:1].expand(3, -1, -1)
+    image = Image.fromarray(shown.permute(1, 2, 0).contiguous().cpu().numpy())
+    content = io.BytesIO()
+    resample = Image.Resampling.NEAREST if image.width < side // 2 else Image.Resampling.LANCZOS
+    image.resize((side, side), resample).save(content, format="jpeg", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def _data(run: Run, section: Section) -> None:
+    summary = run.summary
+    facts = [
+        ("source", run.config.data.source),
+        ("classes", len(summary.classes)),
+        ("training images", summary.n_train),
+        ("of these calibration images", summary.n_calibration),
+        ("images that score architectures", summary.n_validation),
+        ("test images", summary.n_test),
+        ("pixels", f"{summary.size} × {summary.size}, {summary.in_channels} channels"),
+        ("digest", summary.digest),
+    ]
+    found = read_json(run.folder / FIT).get("found", {}) if (run.folder / FIT).exists() else {}
+    facts += [("passed over", text) for text in found.get("passed", ())]
+    section.table("", ("what", "value"), facts)
+    if run.kind.metric != "accuracy":
+        section.lines.append("Images of a detector are shown by the command predict.")
+        return
+    images = run.data.calibration
+    labels = getattr(run.data.train, "labels", images.labels)
+    counts = labels.bincount(minlength=len(summary.classes)).tolist()
+    bar = {"type": "bar", "x": [plain(name) for name in summary.classes], "y": counts, "marker": {"color": COLOURS[0]}}
+    section.plot("classes", [bar], x="class", y="training images", xaxis=_categories("class"))
+    per_class = max(1, SHEET // max(len(summary.classes), 1))
+    for label, name in list(enumerate(summary.classes))[:SHEET]:
+        for index in (images.labels == label).nonzero().flatten().tolist()[:per_class]:
+            section.images.append({"source": jpeg(images.pixels[index]), "caption": name, "kind": ""})
+
+
+def _categories(title: str) -> dict[str, Any]:
+    return {"title": {"text": plain(title)}, "type": "category", "automargin": True}
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def _history(run: Run) -> list[Mapping[str, float]]:
+    """Rows of the supernet's epochs, also of a training that goes on."""
+    file, state = run.folder / "history.json", run.folder / "state.pt"
+    if file.exists():
+        return list(read_json(file).get("epochs", ()))
+    return list(load_state(state).get("history", ())) if state.exists() else []
+
+
+def _training(run: Run, section: Section) -> None:
+    history = _history(run)
+    if not history:
+        section.lines.append("No epoch has ended yet, or the run trains no supernet.")
+        return
+    epochs = [row["epoch"] for row in history]
+    losses = [name for name in ("loss", "penalty") if name in history[0]]
+    traces = [_line(epochs, [row.get(name) for row in history], name, i) for i, name in enumerate(losses)]
+    section.plot("loss", traces, x="epoch", y="loss of the sampled paths")
+    rows = [row for row in history if "large_accuracy" in row]
+    if rows:
+        points = [row["epoch"] for row in rows]
+        names = (
+            ("large_accuracy", "large path"),
+            ("random_accuracy", "random paths"),
+            ("small_accuracy", "small path"),
+        )
+        curves = [_line(points, [row.get(key) for row in rows], name, i) for i, (key, name) in enumerate(names)]
+        guess = read_run(run.folder).get(SCORES, {}).get("guessing", 1 / max(len(run.summary.classes), 1))
+        curves.append(_line([points[0], points[-1]], [guess, guess], "chance", 6, dash="dot"))
+        section.plot("held-out", curves, x="epoch", y="held-out accuracy")
+    record = read_run(run.folder).get(SCORES)
+    if isinstance(record, dict) and "mean" in record:
+        section.lines.append(
+            f"{record['n']} random architectures with the shared weights: {record['metric']} {record['mean']:.4f} ± "
+            f"{record['deviation']:.4f}, the best {record['best']:.4f}"
+            + (f"; naming the most frequent class: {record['guessing']:.4f}." if "guessing" in record else ".")
+        )
+
+
+def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: int, dash: str = "solid") -> dict[str, Any]:
+    line = {"color": COLOURS[colour % len(COLOURS)], "dash": dash}
+    return {"type": "scatter", "mode": "lines+markers", "x": list(x), "y": list(y), "name": plain(name), "line": line}
+
+
+# -- searches ---------------------------------------------------------------------------------------------------------
+
+
+def _races(run: Run) -> list[dict[str, Any]]:
+    """The documents of finished races."""
+    return [read_json(file) for file in sorted(run.folder.glob("select/*.json"))]
+
+
+def hover(arch: Arch) -> str:
+    """An architecture as lines of a tooltip."""
+    words = [plain(f"{name}={value}") for name, value in arch.items()]
+    lines = [", ".join(words[i : i + HOVER_WIDTH]) for i in range(0, len(words), HOVER_WIDTH)]
+    more = [f"and {len(lines) - HOVER_LINES} lines more"] if len(lines) > HOVER_LINES else []
+    return "<br>".join([plain(arch.key), *lines[:HOVER_LINES], *more])
+
+
+def _search(run: Run, section: Section) -> None:
+    names = searches_of(run.folder)
+    if not names:
+        section.lines.append("There is no search yet.")
+    for number, name in enumerate(names):
+        try:
+            with Study(run.folder / "search" / name / "study.db", run.space, read=True) as study:
+                settings, trials, ended = study.settings or {}, list(study.trials()), study.ended
+        except InputError as error:  # MorphNet searches a wider space
+            section.lines.append(f"{name} is not shown: {error}")
+            continue
+        metric = settings.get("metric", run.kind.metric)
+        scored = [trial for trial in trials if not trial.failed and metric.removeprefix("-") in trial.metrics]
+        if not scored:
+            section.lines.append(f"The search {name} has scored nothing yet.")
+            continue
+        finished, limits = (run.folder / "search" / name / BEST).exists(), settings.get("feasible") or {}
+        within = ", ".join(f"{cost} ≤ {cost_in_units(cost, limit)}" for cost, limit in limits.items()) or "no limits"
+        failed, networks = sum(bool(trial.failed) for trial in trials), len({trial.key for trial in scored})
+        section.lines.append(
+            f"{name}: {len(trials)} trials, {networks} networks, {failed} failed; {within}; "
+            + (f"ended: {ended}." if ended else "it has ended." if finished else "it goes on.")
+        )
+        _over_time(section, f"time-{number}", name, scored, metric)
+        _over_cost(run, section, f"cost-{number}", name, scored, metric)
+
+
+def _over_time(section: Section, plot: str, name: str, trials: Sequence[Trial], metric: str) -> None:
+    values, best = [score(trial, metric) for trial in trials], list[float]()
+    for value in values:
+        best.append(max(value, best[-1]) if best else value)
+    sign = -1 if metric.startswith("-") else 1
+    x = [trial.number for trial in trials]
+    dots = _points(x, [sign * value for value in values], "candidates", 4, [hover(trial.arch) for trial in trials])
+    line = {"type": "scatter", "mode": "lines", "x": x, "y": [sign * value for value in best], "name": "best so far"}
+    shown = metric.removeprefix("-")
+    section.plot(
+        plot,
+        [dots, {**line, "line": {"color": COLOURS[0], "shape": "hv"}}],
+        x=f"trial of {name}",
+        y=f"shared-weight {shown}",
+    )
+
+
+def _points(
+    x: Sequence[Any], y: Sequence[Any], name: str, colour: int, text: Sequence[str], **marker: Any
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": list(x),
+        "y": list(y),
+        "name": plain(name),
+        "hovertext": list(text),
+        "hovertemplate": "%{x}, %{y}<br>%{hovertext}<extra></extra>",
+        "marker": {"color": COLOURS[colour % len(COLOURS)], "size": 7, **marker},
+    }
+
+
+def _over_cost(run: Run, section: Section, plot: str, name: str, trials: Sequence[Trial], metric: str) -> None:
+    front, objectives = searched_front(run, name)
+    costs = [o.removeprefix("-") for o in objectives if o.removeprefix("-") in ("macs", "params", "latency_ms")]
+    cost, shown = costs[0] if costs else "macs", metric.removeprefix("-")
+    distinct = list({trial.key: trial for trial in trials if cost in trial.metrics}.values())
+    if not distinct:
+        return
+    arms = {row["key"]: row["name"] or row["arm"] for race in _races(run) for row in race.get("networks", ())}
+    dots = _of_trials(distinct, "all candidates", 4, cost, shown)
+    along = sorted(front, key=lambda trial: trial.metrics[cost])
+    line = {**_of_trials(along, "Pareto front", 0, cost, shown), "mode": "lines+markers"}
+    traces = [dots, line]
+    finalists = [trial for trial in distinct if arms.get(trial.key) == "search"]
+    if finalists:
+        traces.append(_of_trials(finalists, "finalists", 5, cost, shown, symbol="star", size=12))
+    rivals = [trial for trial in distinct if trial.key in arms and arms[trial.key] != "search"]
+    if rivals:
+        traces.append(_of_trials(rivals, "simple and random rivals", 2, cost, shown, symbol="diamond-open", size=12))
+    unit = "latency, ms" if cost == "latency_ms" else {"macs": "MACs", "params": "parameters"}[cost]
+    section.plot(plot, traces, x=unit, y=f"shared-weight {shown}")
+    rows = [
+        (f"front:{place}", trial.key, trial.metrics[shown], cost_in_units(cost, trial.metrics[cost]))
+        for place, trial in enumerate(front, start=1)
+    ]
+    section.table(f"Pareto front of {name}", ("--arch", "network", shown, unit), rows[:40])
+
+
+def _of_trials(
+    trials: Sequence[Trial], name: str, colour: int, cost: str, metric: str, **marker: Any
+) -> dict[str, Any]:
+    x, y = ([trial.metrics[what] for trial in trials] for what in (cost, metric))
+    return _points(x, y, name, colour, [hover(trial.arch) for trial in trials], **marker)
+
+
+# -- the winner -------------------------------------------------------------------------------------------------------
+
+
+def winner_of(run: Run) -> tuple[Arch, str]:
+    """The network that the page is about, and why it is that one.
+
+    Raises:
+        InputError: there is neither a race nor a search with a result.
+    """
+    result = run.folder / FIT_RESULT
+    races = [read_json(result)] if result.exists() else _races(run)
+    if races:
+        arch = run.space.normal_form(run.space.canonical(races[0]["winner"]["arch"]))
+        return arch, "the winner of the race"
+    for file in sorted(run.folder.glob("search/*/best.json")):
+        return named_arch(run, None, file.parent.name), f"the best of the search {file.parent.name}"
+    raise InputError("there is no race and no finished search yet")
+
+
+def _winner(run: Run, section: Section) -> None:
+    arch, why = winner_of(run)
+    costs = ", ".join(
+        f"{in_units(value)} {name}" for name, value in run.cost(arch).items() if name in ("macs", "params")
+    )
+    section.lines.append(f"{arch.key}, {why}: {costs}.")
+    name, settings = recipe_of(run.folder)
+    drawing = decided(name, arch, settings).svg()
+    section.picture = "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
+    if run.kind.metric == "accuracy":
+        section.table("step by step, for one image", ("step", "output", "MACs", "parameters"), _steps(run, arch))
+
+
+def _steps(run: Run, arch: Arch) -> list[tuple[str, str, int, int]]:
+    """Output, MACs and parameters of each step of a network; nothing is computed."""
+    network = meta_copy(fresh_network(run, arch, 0)).eval()
+    state: Any = torch.empty(1, run.summary.in_channels, run.summary.size, run.summary.size, device="meta")
+    rows = []
+    for name, module in network.named_children():
+        costs, state = trace(module, state)
+        tensors = [state] if isinstance(state, Tensor) else [part for part in state if isinstance(part, Tensor)]
+        shape = ", ".join(" × ".join(map(str, tensor.shape[1:])) for tensor in tensors)
+        rows.append((name, shape, costs["macs"], costs["params"]))
+    return rows
+
+
+# -- race and trust ---------------------------------------------------------------------------------------------------
+
+
+def _race(run: Run, section: Section) -> None:
+    races = _races(run)
+    if not races:
+        section.lines.append(
+            "No race was run: the command select lets the best of searches race against simple networks."
+        )
+    for number, race in enumerate(races):
+        section.lines.append(f"{race['verdict']} ({race['trainings']:g} trainings, from {race['init']}.)")
+        networks = [row for row in race["networks"] if row["scores"]]
+        arms = list(dict.fromkeys(row["arm"] for row in networks))
+        traces = []
+        for colour, arm in enumerate(arms):
+            rows = [row for row in networks if row["arm"] == arm]
+            points = [(row["macs"], value, row) for row in rows for value in row["scores"]]
+            text = [f"{plain(row['name'] or row['arm'])}<br>{hover(Arch(row['arch']))}" for *_, row in points]
+            traces.append(_points([p[0] for p in points], [p[1] for p in points], arm, colour, text, size=10))
+        section.plot(f"race-{number}", traces, x="MACs", y=race["metric"].replace("_", " "))
+        rows = [
+            (
+                row["name"] or row["arm"],
+                row["key"],
+                in_units(row["macs"]),
+                ", ".join(f"{value:.4f}" for value in row["scores"])
+                or ("failed" if row["failed"] else ", ".join(f"{v:.4f} at {s}" for s, v in row["curve"].items())),
+            )
+            for row in race["networks"]
+        ]
+        section.table("networks, the winner first", ("from", "network", "MACs", "score per seed"), rows)
+
+
+def _trust(run: Run, section: Section) -> None:
+    reports = [(file, read_json(file)) for file in sorted(run.folder.glob("fidelity/*.json"))]
+    reports = [(file, document) for file, document in reports if document.get("rankers")]
+    if not reports:
+        section.lines.append(
+            "How well the shared weights rank was not measured: the command fidelity compares them with trainings."
+        )
+    for number, (file, document) in enumerate(reports):
+        section.lines.append(f"{file.stem}: {document.get('verdict', '')}")
+        rankers = [row for row in document["rankers"] if row["tau"]["value"] is not None]
+        if not rankers:
+            continue
+        values = [row["tau"] for row in rankers]
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": [(v["high"] if v["high"] is not None else v["value"]) - v["value"] for v in values],
+            "arrayminus": [v["value"] - (v["low"] if v["low"] is not None else v["value"]) for v in values],
+        }
+        names = [plain(row["name"]) for row in rankers]
+        trace_ = {"type": "scatter", "mode": "markers", "x": names, "y": [v["value"] for v in values], "error_y": error}
+        section.plot(f"trust-{number}", [trace_], x="ranker", y="Kendall's τ, 95 %", xaxis=_categories("ranker"))
+        bands = [
+            (row["name"], f"{band['low']:.0%} to {band['high']:.0%}", band["n"], _interval(band["tau"]))
+            for row in rankers
+            for band in row.get("bands") or ()
+        ]
+        section.table("τ in bands of MACs", ("ranker", "share of the largest", "n", "τ"), bands)
+
+
+def _interval(tau: Mapping[str, Any]) -> str:
+    if tau["value"] is None:
+        return "undefined"
+    low, high = ("?" if tau[side] is None else f"{tau[side]:.2f}" for side in ("low", "high"))
+    return f"{tau['value']:.2f} ({low} to {high})"
+
+
+# -- exports and predictions ------------------------------------------------------------------------------------------
+
+
+def _exports(run: Run, section: Section) -> None:
+    folders = sorted(file.parent for file in run.folder.glob("export/*/parity.json"))
+    if not folders:
+        section.lines.append("Nothing is exported yet.")
+    rows = []
+    for folder in folders:
+        parity = read_json(folder / "parity.json")
+        weights = folder / "model.safetensors"
+        size = f"{weights.stat().st_size / 2**20:.2f} MiB" if weights.exists() else ""
+        worst = max(parity.get("differences", {"": math.nan}).values())
+        rows.append(
+            (folder.name, ", ".join(parity.get("differences", {})), f"{worst:.1e}", parity.get("parameters"), size)
+        )
+    if rows:
+        section.table("", ("export", "files", "largest difference", "parameters", "weights"), rows)
+    trained = _trained(run)
+    if trained is None or run.kind.metric != "accuracy":
+        return
+    arch, seed, shared = trained
+    network = trained_network(run, arch, seed, shared=shared)
+    example = run.data.test.normalize(run.data.test.pixels[:1])
+    section.lines.append(f"Latency of {arch.key}: {_latency(network, example):.2f} ms for one image, on the CPU.")
+    figures = class_figures(network, run.data.test, len(run.summary.classes))
+    section.lines.append(
+        f"{arch.key} on {len(figures.labels):,} test images: accuracy {figures.accuracy:.4f}, expected calibration "
+        f"error {figures.calibration_error:.4f}, {figures.images_per_second:,.0f} images/s."
+    )
+    _confusion(run, section, figures)
+    _examples(run, section, figures)
+
+
+def _trained(run: Run) -> tuple[Arch, int, bool] | None:
+    """Architecture, seed and start of the training whose predictions are shown: of the winner, or of any network."""
+    results = [file for file in sorted(run.folder.glob("retrain/*/result.json")) if (file.parent / NETWORK).exists()]
+    documents = [read_result(file, run.kind.truth) for file in results]
+    try:
+        key = winner_of(run)[0].key
+    except InputError:
+        key = ""
+    documents.sort(key=lambda document: (document["key"] != key, document["seed"]))
+    if not documents:
+        return None
+    first = documents[0]
+    arch = run.space.normal_form(run.space.canonical(first["arch"]))
+    return arch, int(first["seed"]), first.get("init") == "shared"
+
+
+def _latency(network: torch.nn.Module, example: Tensor, repeats: int = 15) -> float:
+    """Median milliseconds of a forward pass."""
+    seconds = []
+    with torch.no_grad():
+        for _ in range(repeats):
+            began = time.perf_counter()
+            network(example)
+            seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds[3:])
+
+
+def _confusion(run: Run, section: Section, figures: ClassFigures) -> None:
+    classes = run.summary.classes
+    rows = [
+        (name, int(figures.confusion[i].sum()), *(float(v[i]) for v in (figures.precision, figures.recall, figures.f1)))
+        for i, name in enumerate(classes)
+    ]
+    section.table("test images by class", ("class", "images", "precision", "recall", "F1"), rows[:SHOWN_CLASSES])
+    if len(classes) > SHOWN_CLASSES:
+        section.lines.append(f"The confusion matrix of {len(classes)} classes is left out.")
+        return
+    names = [plain(name) for name in classes]
+    heat = {
+        "type": "heatmap",
+        "x": names,
+        "y": names,
+        "z": figures.confusion.tolist(),
+        "colorscale": [[0, "#ffffff"], [1, COLOURS[0]]],
+        "texttemplate": "%{z}" if len(classes) <= 15 else "",
+        "hovertemplate": "true %{y}, predicted %{x}: %{z}<extra></extra>",
+    }
+    axes = {"xaxis": _categories("predicted"), "yaxis": {**_categories("true"), "autorange": "reversed"}}
+    section.plot("confusion", [heat], x="predicted", y="true", **axes)
+
+
+def _examples(run: Run, section: Section, figures: ClassFigures) -> None:
+    """Wrong predictions, the most certain first, and right ones."""
+    confidence, predicted = figures.probabilities.max(dim=1)
+    right = predicted == figures.labels
+    order = confidence.argsort(descending=True, stable=True).tolist()
+    wrong = [i for i in order if not right[i]][:EXAMPLES]
+    for kind, chosen in (("wrong", wrong), ("right", [i for i in range(len(order)) if right[i]][:EXAMPLES])):
+        for i in chosen:
+            name, truth = (run.summary.classes[int(label)] for label in (predicted[i], figures.labels[i]))
+            text = f"{name} {confidence[i]:.0%}" if kind == "right" else f"{name} {confidence[i]:.0%}, in truth {truth}"
+            section.images.append({"source": jpeg(run.data.test.pixels[i]), "caption": text, "kind": kind})
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _commands(run: Run, section: Section) -> None:
+    result = run.folder / FIT_RESULT
+    if result.exists():
+        section.code += [str(line) for line in read_json(result).get("commands", {}).values()]
+    if (run.folder / FIT).exists():
+        rows = [
+            (row["name"], _text(row["value"]), row["reason"], row["flag"])
+            for row in read_json(run.folder / FIT)["settings"]
+        ]
+        section.table("chosen by fit", ("what", "value", "because", "change with"), rows)
+    document = read_run(run.folder)
+    section.lines.append(
+        f"Seeds: {run.config.train.seed} of the supernet, {run.config.retrain.seed} of single networks, "
+        f"{run.config.data.seed} of the splits. Commit {document.get('commit') or 'unknown'}."
+    )
+    settings = flatten(dataclasses.asdict(run.config))
+    section.table(f"all settings of {RUN}", ("setting", "value"), [(name, _text(v)) for name, v in settings.items()])
+
+
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else json.dumps(value, ensure_ascii=False)
+
+
+SECTIONS: tuple[tuple[str, Callable[[Run, Section], None]], ...] = (
+    ("Data", _data),
+    ("Training of the supernet", _training),
+    ("Search", _search),
+    ("The network", _winner),
+    ("Race", _race),
+    ("Can the ranking be trusted?", _trust),
+    ("Exports and predictions", _exports),
+    ("Commands and settings", _commands),
+)

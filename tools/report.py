@@ -1,0 +1,40 @@
+"""Write one page about a run, finished or not: python tools/report.py runs/x"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from supernet.checked import Checked, FilePath
+from supernet.errors import InputError
+from supernet_tools.pipeline.command_line import closing, main, parse
+from supernet_tools.pipeline.trust import Trust
+
+
+@dataclass(frozen=True)
+class Report(Checked):
+    """Write report.html: data, training, searches, race, trust, exports, predictions, commands.
+
+    The page needs no network and no other file. A run that goes on gives a partial page that says what is missing.
+    """
+
+    run: Annotated[FilePath, tyro.conf.Positional]
+    """Folder of the run."""
+    out: FilePath | None = None
+    """File to write; report.html in the run by default."""
+    trust: Trust = ()
+    """Code from outside this project that the run's files name and that may run, as package.module:function."""
+
+
+def run() -> None:
+    args = parse(Report, __doc__)
+    if args.out is not None and (args.out.suffix != ".html" or not args.out.parent.is_dir() or args.out.is_dir()):
+        raise InputError(f"out={str(args.out)!r} should be an .html file in a folder that is there")
+
+    from supernet_tools.pipeline.report import report_stage
+
+    closing([report_stage(args.run, args.out)])
+
+
+if __name__ == "__main__":
+    main(run)
