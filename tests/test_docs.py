@@ -210,6 +210,7 @@ def test_commands_are_found() -> None:
     }
     assert {name for name, _ in commands()} == {
         *scripts,
+        "benchmarks.alone",
         "benchmarks.widths",
         "benchmarks.detectors",
         "benchmarks.race",

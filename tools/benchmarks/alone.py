@@ -14,12 +14,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.trust import trust as trust_code
@@ -34,7 +34,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Alone:
+    """Compare random paths of trained supernets with the same paths trained alone for as many steps."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of trained supernets."""
+    paths: int = 3
+    """Random architectures per run."""
+    bn_batches: int = 10
+    """Calibration batches of 64 images."""
+    trust: Trust = ()
+    """Code from outside this project that the runs name and that may run, as package.module:function."""
+
+
+class Compared(NamedTuple):
     """A path with shared weights and alone."""
 
     arch: "Arch"
@@ -128,34 +141,24 @@ def _alone(run: "Run", arch: "Arch", train: "Train", steps: float) -> float:
     return float(kind.scores(network.eval(), run.data.validation.to(train.device))[kind.metric])
 
 
-def alone(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    paths: int = 3,
-    bn_batches: int = 10,
-    trust: Trust = (),
-) -> None:
-    """Compares random paths with shared weights and alone, and prints the ratio of the means for every run last.
+def run() -> None:
+    """Compares random paths with shared weights and alone, and prints the ratio of the means for every run last."""
+    args = parse(Alone, __doc__)
+    if args.paths < 1 or not args.runs:
+        raise InputError(f"paths={args.paths} and {len(args.runs)} runs compare nothing; give at least one of each")
 
-    Args:
-        runs: Folders of trained supernets.
-        paths: Random architectures per run.
-        bn_batches: Calibration batches of 64 images.
-        trust: Code from outside this project that the runs name and that may run, as package.module:function.
-    """
     from supernet_tools.pipeline.runs import open_run
 
-    if paths < 1 or not runs:
-        raise InputError(f"paths={paths} and {len(runs)} runs compare nothing; give at least one of each")
-    trust_code(trust)
+    trust_code(args.trust)
     summary: list[tuple[Any, ...]] = []
-    for folder in runs:
-        run = open_run(folder)
-        rows = compare(run, paths, bn_batches)
-        title = (
-            f"{folder} ({run.space.name}), {run.config.train.optimizer} {run.config.train.lr:g}, {run.config.sampler}"
-        )
+    for folder in args.runs:
+        opened = open_run(folder)
+        rows = compare(opened, args.paths, args.bn_batches)
+        train = opened.config.train
+        title = f"{folder} ({opened.space.name}), {train.optimizer} {train.lr:g}, {opened.config.sampler}"
+        images = f"{len(opened.data.validation):,} images of the search-validation split"
         print_table(
-            f"{title}: {run.kind.metric} on {len(run.data.validation):,} images of the search-validation split",
+            f"{title}: {opened.kind.metric} on {images}",
             ("path", "M MACs", "own steps", "shared", "alone", "ratio"),
             [
                 (i, f"{row.macs / 1e6:.2f}", f"{row.steps:.0f}", f"{row.shared:.3f}", f"{row.alone:.3f}", _ratio([row]))
@@ -163,18 +166,13 @@ def alone(
             ],
         )
         means = (statistics.fmean(row.shared for row in rows), statistics.fmean(row.alone for row in rows))
-        summary.append((str(folder), run.space.name, *(f"{mean:.3f}" for mean in means), _ratio(rows)))
-    print_table(f"means over {paths} paths each", ("run", "space", "shared", "alone", "ratio"), summary)
+        summary.append((str(folder), opened.space.name, *(f"{mean:.3f}" for mean in means), _ratio(rows)))
+    print_table(f"means over {args.paths} paths each", ("run", "space", "shared", "alone", "ratio"), summary)
 
 
 def _ratio(rows: Sequence[Compared]) -> str:
     alone = sum(row.alone for row in rows)
     return f"{sum(row.shared for row in rows) / alone:.2f}" if alone > 0 and math.isfinite(alone) else "-"
-
-
-def run() -> None:
-    """Reads the command line and compares."""
-    tyro.cli(alone, description=__doc__)
 
 
 if __name__ == "__main__":
