@@ -214,6 +214,7 @@ def test_commands_are_found() -> None:
         "benchmarks.widths",
         "benchmarks.detectors",
         "benchmarks.race",
+        "benchmarks.demo",
     }
 
 

@@ -42,7 +42,7 @@ class Quickstart(Checked):
     """Epochs of the supernet."""
     retrain_epochs: Count = demo().retrain.epochs
     """Epochs of every training of a single network."""
-    trainings: Annotated[float, Ge(2), Le(10_000)] = 28
+    trainings: Annotated[float, Ge(2), Le(10_000)] = 24
     """Full trainings that choose the network."""
     seed: Seed = 0
     """Seed of everything."""
@@ -56,7 +56,6 @@ def run() -> None:
 
     import torch
 
-    from supernet.config import Window
     from supernet.files import write_json
     from supernet.space import Arch
     from supernet_tools.pipeline.export import export_stage
@@ -68,10 +67,9 @@ def run() -> None:
     torch.set_num_threads(args.threads)
     config = demo()
     train = dataclasses.replace(config.train, seed=args.seed, epochs=args.epochs)
-    window = Window("macs", high=args.max_macs)  # no step trains a path that the search may not choose
     retrain = dataclasses.replace(config.retrain, seed=args.seed, epochs=args.retrain_epochs)
     check_limit(args, config)
-    trained = train_stage(dataclasses.replace(config, train=train, retrain=retrain, window=window), args.out)
+    trained = train_stage(dataclasses.replace(config, train=train, retrain=retrain), args.out)
     feasible = trained.limits({"macs": args.max_macs})
     searches = {
         name: search_stage(

@@ -378,7 +378,7 @@ def test_the_quickstart_writes_every_result(tmp_path: Path, call: Call, monkeypa
         return replace(recipe, data=replace(recipe.data, calibration=64), train=train, retrain=retrain)
 
     monkeypatch.setattr("supernet_tools.quickstart.demo", small)
-    out = tmp_path / "demo"
+    out = tmp_path / "demo" / "0"
     code, said, err = call("quickstart", "--out", out, *QUICK)
     assert code == 0, err
     check_summary(out, said)
@@ -390,6 +390,12 @@ def test_the_quickstart_writes_every_result(tmp_path: Path, call: Call, monkeypa
     code, said, err = call("evaluate", out, "--arch", Path(folder, "arch.json"))
     assert code == 0, err
     assert "accuracy" in said
+    code, said, err = call("benchmarks.demo", "--out", tmp_path / "demo", "--seeds", 1)
+    assert code == 0, err
+    winner, *controls = (sum(row["test"]) / len(row["test"]) for row in summary["controls"])
+    assert f"│ 0    │ {winner:.4f}" in said
+    best = winner >= max(controls[-3:])
+    assert f"at least the best of the random networks: {best:d} of 1" in said
 
 
 @pytest.mark.slow  # the same as users run it

@@ -32,7 +32,7 @@ def demo() -> SupernetRun:
         space="nasbench-macro",
         space_settings=("widths=[16, 32, 64]", "stem=8", "head=128"),
         data=Data("digits", size=8, calibration=256, validation=0.4, test=0.4),
-        train=Train(epochs=20, batch=32, optimizer="adamw", lr=3e-3, weight_decay=0.05),
+        train=Train(epochs=15, batch=32, optimizer="adamw", lr=3e-3, weight_decay=0.05),
         retrain=Train(epochs=2, batch=32, lr=0.1, warmup_epochs=0.5),
     )
 
