@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,9 @@ def test_another_table_races_with_labels_of_its_own_noise(tmp_path: Path, call: 
 def test_random_weights_pay_nothing(call: Call) -> None:
     code, out, err = call(SCRIPT, "--untrained", 1, "--untrained-networks", 100, "--seeds", 3)
     assert code == 0, err
-    assert out.count("0 paid") == 4
+    paid = re.findall(r"(\d+) paid", out)
+    assert set(paid) == {"0"}
+    assert len(paid) >= 3  # a limit that fewer than 20 of the networks meet is left out
 
 
 def test_wrong_input_is_one_line(tmp_path: Path, reported: Path, call: Call) -> None:
