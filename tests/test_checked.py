@@ -25,7 +25,11 @@ WRONG: list[tuple[type[Any], dict[str, Any], str]] = [
     (Train, {"lr": float("nan")}, "lr=nan should be a finite number"),
     (Train, {"weight_decay": float("inf")}, "weight_decay=inf should be a finite number"),
     (Train, {"momentum": 2.0}, "momentum=2.0 should be less than 1"),
-    (Train, {"schedule": "cosin"}, "schedule='cosin' should be 'cosine', 'linear', 'step' or 'constant'"),
+    (
+        Train,
+        {"schedule": "cosin"},
+        "schedule='cosin' should be 'cosine', 'linear', 'step', 'exponential' or 'constant'",
+    ),
     (Train, {"epochs": "2"}, "epochs='2' should be a valid integer"),
     (Train, {"epochs": True}, "epochs=True should be a valid integer"),
     (Train, {"epochs": 10**9}, "epochs=1000000000 should be less than or equal to 1000000"),

@@ -171,7 +171,7 @@ def test_no_arguments_say_what_is_missing(
     with pytest.raises(SystemExit, match="2"):
         console()
     said = capfd.readouterr()
-    assert said.err.startswith("error: name a command: train, search")
+    assert said.err.startswith("error: name a command: fit, train, search")
     assert "usage: supernet COMMAND" in said.out
 
 

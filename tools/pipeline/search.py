@@ -100,8 +100,11 @@ def _study_settings(run: Run, name: str) -> Mapping[str, Any]:
     path = search_folder(run.folder, name) / "study.db"
     if not path.exists():
         return {}
-    with Study(path, run.space, read=True) as study:
-        return study.settings or {}
+    try:
+        with Study(path, run.space, read=True) as study:
+            return study.settings or {}
+    except InputError:  # the search itself says what is wrong with it, or starts anew where nothing was recorded
+        return {}
 
 
 def _defaults(searcher: type[Any], metric: str) -> dict[str, Any]:
