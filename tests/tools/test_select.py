@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 import supernet_tools.pipeline.select as pipeline
 from helpers.launch import launch
+from helpers.races import killed_race
 from helpers.scripts import Call, one_line, run_script
 from helpers.tiny import TINY_DATA, TINY_SPACE
 from searchers import Study, Trial
@@ -98,33 +98,8 @@ def test_a_finished_race_trains_nothing(
     one_line(call("select_network", run, *FLAGS, "--epochs", 5), "by another recipe: epochs is 2 there and 5 here")
 
 
-def child(work: Callable[[], object]) -> int:
-    """The status of a process that does the work: a fork, so that libraries load once."""
-    process = os.fork()
-    if process == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitpid(process, 0)[1]
-
-
 def test_a_killed_race_goes_on_to_the_identical_result(selected: dict[str, Any], run_folder: Path) -> None:
-    def killed() -> None:
-        original, calls = pipeline.partial_score, 0
-
-        def third_kills(*arguments: Any, **options: Any) -> float:
-            nonlocal calls
-            calls += 1
-            score = original(*arguments, **options)
-            if calls == 3:  # trained, but not recorded
-                os.kill(os.getpid(), signal.SIGKILL)
-            return score
-
-        pipeline.partial_score = third_kills
-        run_script("select_network", run_folder, *FLAGS)
-
-    assert child(killed) == signal.SIGKILL
+    assert killed_race(run_folder, *FLAGS) == signal.SIGKILL
     assert not (run_folder / "select/scratch.json").exists()
     assert run_script("select_network", run_folder, *FLAGS) == 0
     assert outcome(read_json(run_folder / "select/scratch.json")) == outcome(selected)

@@ -1,14 +1,12 @@
 """Detectors race by mAP: a killed race goes on to the identical result."""
 
-import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import supernet_tools.pipeline.select as pipeline
+from helpers.races import killed_race
 from helpers.scripts import run_script
 from supernet.files import read_json
 
@@ -27,22 +25,7 @@ def test_a_killed_race_of_detectors_goes_on_to_the_identical_result(tmp_path: Pa
     assert run_script("search", whole, "--searcher", "random", "--trials", 4, "--bn-batches", 1) == 0
     shutil.copytree(whole, killed)
     assert run_script("select_network", whole, *FLAGS) == 0
-    process = os.fork()
-    if process == 0:
-        original, calls = pipeline.partial_score, 0
-
-        def third_kills(*arguments: Any, **options: Any) -> float:
-            nonlocal calls
-            calls += 1
-            score = original(*arguments, **options)
-            if calls == 3:  # trained, but not recorded
-                os.kill(os.getpid(), signal.SIGKILL)
-            return score
-
-        pipeline.partial_score = third_kills
-        run_script("select_network", killed, *FLAGS)
-        os._exit(0)
-    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    assert killed_race(killed, *FLAGS) == signal.SIGKILL
     assert not (killed / "select/scratch.json").exists()
     assert run_script("select_network", killed, *FLAGS) == 0
     expected, result = (read_json(folder / "select/scratch.json") for folder in (whole, killed))

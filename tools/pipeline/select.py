@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -95,7 +96,8 @@ def select_stage(
     if world.from_main(b"resumed" if (run.folder / FOLDER / f"{init}.db").exists() else b""):
         with _record(run, init, train):  # refuses another recipe before anything is scored
             pass
-    bounds, field = _field(run, searches, limits or {}, random, train.seed, bn_batches, verbose=verbose)
+    read = functools.partial(_read_field, run, searches, limits or {}, random, train.seed, bn_batches, verbose=verbose)
+    bounds, field = _from_main(read)
     trainer = _Trainer(run, train, shared)
     with _record(run, init, train) as record:
         result = race(
@@ -182,15 +184,8 @@ def _epoch_shares(shares: Sequence[float], epochs: int) -> tuple[float, ...]:
 # -- who races --------------------------------------------------------------------------------------------------------
 
 
-def _field(
-    run: Run,
-    searches: Sequence[str],
-    given: Mapping[str, float | None],
-    random: int,
-    seed: int,
-    bn_batches: int,
-    *,
-    verbose: bool,
+def _from_main(
+    read: Callable[[], tuple[dict[str, float], dict[str, Any]]],
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The limits, and the networks with their scores, which rank 0 reads for all."""
     world = current()
@@ -198,7 +193,7 @@ def _field(
     try:
         if world.main:
             with alone():
-                limits, field = _read_field(run, searches, given, random, seed, bn_batches, verbose=verbose)
+                limits, field = read()
             text = json.dumps([limits, {name: _written(value) for name, value in field.items()}]).encode()
     except BaseException:
         world.from_main(b"")
