@@ -27,6 +27,8 @@ from supernet_tools.pipeline.settings import pairs
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "tools"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LOG = [ROOT / "BENCHMARKS.md", *sorted((ROOT / "docs" / "benchmarks").glob("*.md"))]
+"""Measurements, whose commands are those of their time; their links must lead somewhere all the same."""
 OWN_SPACE = ROOT / "docs" / "own_space.md"
 FOLDERS = ("tools", "docs", "tests", "supernet", "searchers", "detection")
 
@@ -237,7 +239,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@every_page
+@pytest.mark.parametrize("page", [*PAGES, *LOG], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())):
         assert not target.startswith(("http:", "https:")), f"{target}: the pages need no other site"

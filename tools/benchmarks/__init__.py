@@ -1,4 +1,4 @@
-"""Commands that produce the figures of BENCHMARKS.md.
+"""Commands that produce the figures of docs/benchmarks.
 
 Each compares two sides in one run and prints their ratio or difference with an interval. It may import everything else
 of the project; nothing imports from here.
