@@ -35,7 +35,8 @@ class Evaluate(Checked):
     search: Name = "aging-evolution"
     """Name of the search whose best architecture is scored."""
     arch: Text | None = None
-    """An architecture instead: JSON, a file with it, a key, or front:3 for the third of the search's front."""
+    """An architecture instead: JSON, a file with it, a key, front:3 for the third of the search's front, or "largest"
+    or "smallest"."""
     exported: FilePath | None = None
     """An exported folder instead, with --run-code."""
     run_code: bool = False

@@ -23,7 +23,8 @@ class Export(Checked):
     search: Name = "aging-evolution"
     """Name of the search whose best architecture is exported."""
     arch: Text | None = None
-    """An architecture instead: JSON, a file with it, a key, or front:3 for the third of the search's front."""
+    """An architecture instead: JSON, a file with it, a key, front:3 for the third of the search's front, or "largest"
+    or "smallest"."""
     seed: Seed = 0
     """Seed of the retraining to export."""
     init: Literal["scratch", "shared"] = "scratch"

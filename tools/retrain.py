@@ -27,7 +27,8 @@ class Retrain(Checked):
     search: Name = "aging-evolution"
     """Name of the search whose best architecture is retrained."""
     arch: Text | None = None
-    """An architecture instead: JSON, a file with it, a key, or front:3 for the third of the search's front."""
+    """An architecture instead: JSON, a file with it, a key, front:3 for the third of the search's front, or "largest"
+    or "smallest"."""
     init: Literal["scratch", "shared"] = "scratch"
     """Start from fresh weights (a detector's backbone as the recipe's `start` says), or fine-tune the shared ones."""
     seed: Seed = 0

@@ -23,6 +23,7 @@ from supernet.scoring.batch_norm import Inherit, Matched, Recalibrate
 from supernet.spaces.create import build
 from supernet.testing import randomize
 from supernet_tools.evaluate import at_its_size
+from supernet_tools.pipeline.architectures import named_arch
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.front import chosen_points
 from supernet_tools.pipeline.runs import open_run
@@ -92,8 +93,7 @@ def test_a_flag_changes_the_policy_and_no_scores_are_mixed(untrained: Path, call
         assert shared.bn == policy
         contexts.add(json.dumps(shared.context))
     assert len(contexts) == 3
-    arch = largest(open_run(untrained).space).to_json()
-    code, out, err = call("evaluate", untrained, "--arch", arch, "--bn", "keep")
+    code, out, err = call("evaluate", untrained, "--arch", "largest", "--bn", "keep")
     assert code == 0, err
     assert re.search(r"batch norm\W+keep", out)
     few = ("--searcher", "random", "--trials", 1, "--force")
@@ -107,6 +107,14 @@ def test_a_run_with_fresh_weights_has_no_full_network_to_match(tiny_run: Path, c
     )
     with pytest.raises(InputError, match="take bn='plain'"):
         open_run(tiny_run, bn="matched")
+    one_line(call("evaluate", tiny_run, "--arch", "largest"), "has no largest network: the options of")
+
+
+def test_both_ends_of_a_space_have_names(untrained: Path) -> None:
+    run = open_run(untrained)
+    assert named_arch(run, "largest", "random") == run.space.normal_form(largest(run.space))
+    smallest = named_arch(run, "smallest", "random")
+    assert run.cost(smallest)["macs"] == run.cost.extremes("macs")[0]
 
 
 def test_weights_that_see_nothing_in_the_images_are_not_searched(untrained: Path, call: Call) -> None:

@@ -53,8 +53,8 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
     Args:
         run: of whose space it is.
         text: JSON, a file with it, `front:3` for the third network of the front of `search` (`front:1` has the best
-            score), or the key of a network of this run, of which the first digits are enough if they are unambiguous;
-            None for the best network of `search`.
+            score), `largest` or `smallest`, or the key of a network of this run, of which the first digits are enough
+            if they are unambiguous; None for the best network of `search`.
         search: name of a search of the run.
 
     Raises:
@@ -73,6 +73,14 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
                 f"not {text}"
             )
         return run.space.normal_form(front[number - 1].arch)
+    if text in ("largest", "smallest") and not Path(text).exists():
+        if unordered := [choice.name for choice in run.space.choices if not choice.ordered]:
+            raise InputError(
+                f"{run.space.name!r} has no {text} network: the options of {unordered[0]!r} are not ordered; give the "
+                "architecture as JSON"
+            )
+        end = -1 if text == "largest" else 0
+        return run.space.normal_form(run.space.canonical({c.name: c.options[end] for c in run.space.choices}))
     if re.fullmatch("[0-9a-f]{4,16}", text) and not Path(text).exists():
         return _of_key(run, text)
     return arch_of(text, run.space)
