@@ -24,6 +24,7 @@ from supernet.progress import progress
 from supernet.seeding import derive_seed
 from supernet.space import Arch, SearchSpace
 from supernet.training.check import check_network, check_training
+from supernet.training.depthwise import FastDepthwise
 from supernet.training.distributed import World, current, reduce_gradients, revert_sync_bn
 from supernet.training.events import EventWriter
 from supernet.training.monitor import Monitor
@@ -250,7 +251,8 @@ def train_step(training: TrainingState, batch: Any, interrupted: threading.Event
     values: list[Tensor] = []
     names: tuple[str, ...] = ()
     for arch in archs:
-        loss, metrics = loss_of(arch)
+        with FastDepthwise() if training.device.type == "cpu" and not config.compile else contextlib.nullcontext():
+            loss, metrics = loss_of(arch)
         penalty = training.penalty(arch) if training.penalty is not None else 0.0
         (loss + penalty).backward()  # type: ignore[no-untyped-call]
         values += metrics.values()

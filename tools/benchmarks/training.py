@@ -3,6 +3,7 @@
     python tools/benchmarks/training.py engine                               a path in the supernet against its subnet
     python tools/benchmarks/training.py throughput --folder cifar10/train    images per second against a plain loop
     python tools/benchmarks/training.py uses                                 how often a sampler trains each weight
+    python tools/benchmarks/training.py depthwise                            what the gradients for small maps save
 
 Each ends with a table of time ratios, rates or counts.
 """
@@ -23,7 +24,7 @@ from supernet_tools.pipeline.command_line import main
 from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from supernet.chain import Chain
     from supernet.config import Augment, Train
@@ -250,9 +251,65 @@ def uses(
         print_table(title, ("paths", "fewest", "5th percentile", "median", "most"), rows)
 
 
+def depthwise(
+    spaces: tuple[str, ...] = ("nasbench-macro", "spos"),
+    size: int = 32,
+    batch: int = 64,
+    paths: int = 10,
+    threads: int = 1,
+) -> None:
+    """Processor time of torch's forward and backward pass over that with `FastDepthwise`, the two alternating.
+
+    Args:
+        spaces: Names of spaces.
+        size: Image side in pixels.
+        batch: Images per step.
+        paths: Random paths per space, after one that warms up.
+        threads: Threads of torch.
+    """
+    import torch
+
+    from supernet import create_supernet
+    from supernet.seeding import generator
+    from supernet.training.depthwise import FastDepthwise
+
+    torch.set_num_threads(threads)
+    rows = []
+    for space in spaces:
+        network = create_supernet(space, num_classes=10, input_size=size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+        ratios, plain = [], []
+        for path in range(paths + 1):
+            arch = network.space.sample(generator("depthwise", path))
+            plain.append(backward_seconds(network, images, arch, contextlib.nullcontext()))
+            ratios.append(plain[-1] / backward_seconds(network, images, arch, FastDepthwise()))
+        first, last = median_interval(ratios[1:])
+        middle = f"{statistics.median(ratios[1:]):.2f}"
+        rows.append((space, f"{statistics.median(plain[1:]):.3f} s", middle, f"{first:.2f} to {last:.2f}", paths))
+    columns = ("space", "torch alone", "median ratio", "95 %", "n")
+    print_table(f"torch's backward pass over the faster one, {size}×{size}, batch {batch}", columns, rows)
+
+
+def backward_seconds(
+    network: "nn.Module", images: "Tensor", arch: "Arch", mode: contextlib.AbstractContextManager[object]
+) -> float:
+    """Returns the processor time of a forward and a backward pass."""
+    began = time.process_time()
+    with mode:
+        out = network(images, arch)
+    out.square().mean().backward()
+    return time.process_time() - began
+
+
 def run() -> None:
     """Runs the command that the first argument names."""
-    commands: dict[str, Callable[..., None]] = {"engine": engine, "throughput": throughput, "uses": uses}
+    commands: dict[str, Callable[..., None]] = {
+        "engine": engine,
+        "throughput": throughput,
+        "uses": uses,
+        "depthwise": depthwise,
+    }
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 

@@ -1,0 +1,85 @@
+"""The weight gradients of depthwise convolutions on small maps."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from supernet.training.depthwise import FastDepthwise
+
+
+def pass_through(conv: nn.Conv2d, x: Tensor, *, fast: bool) -> tuple[Tensor, ...]:
+    """Returns the output of a convolution and the gradients of input, weight and, if there is one, bias."""
+    x = x.detach().requires_grad_()
+    if fast:
+        with FastDepthwise():
+            y = conv(x)
+    else:
+        y = conv(x)
+    wanted = [x, *conv.parameters()]
+    return y, *torch.autograd.grad(y.square().sum(), wanted)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        ((2, 2), {"kernel_size": 5, "padding": 2}),
+        ((4, 4), {"kernel_size": 5, "padding": 2, "stride": 2}),
+        ((2, 6), {"kernel_size": 3, "padding": 1}),
+        ((1, 3), {"kernel_size": (3, 5), "padding": (1, 2), "stride": (1, 2)}),
+        ((3, 3), {"kernel_size": 7, "padding": 3, "stride": 3}),
+    ],
+)
+def test_gradients_are_those_of_torch(size: tuple[int, int], settings: dict[str, Any], bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(8, 8, groups=8, bias=bias, **settings)
+    x = torch.randn(6, 8, *size, generator=generator).contiguous(memory_format=torch.channels_last)
+    expected, found = pass_through(conv, x, fast=False), pass_through(conv, x, fast=True)
+    assert torch.equal(expected[0], found[0])  # the forward pass is the same
+    assert torch.equal(expected[1], found[1])
+    for gradient, reference in zip(found[2:], expected[2:], strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
+
+
+def uses_sums(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Says whether the mode replaces the backward pass of a convolution."""
+    with FastDepthwise():
+        return "Depthwise" in type(conv(x).grad_fn).__name__
+
+
+def test_only_what_is_slow_is_replaced() -> None:
+    depthwise = nn.Conv2d(4, 4, 5, padding=2, groups=4)
+    assert uses_sums(depthwise, torch.ones(2, 4, 3, 3))
+    assert not uses_sums(depthwise, torch.ones(2, 4, 5, 5))  # oneDNN is fast here
+    assert not uses_sums(nn.Conv2d(4, 4, 5, padding=2), torch.ones(2, 4, 3, 3))
+    assert not uses_sums(nn.Conv2d(4, 4, 5, padding=2, groups=2), torch.ones(2, 4, 3, 3))
+    assert not uses_sums(nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4), torch.ones(2, 4, 2, 2))
+    assert not uses_sums(nn.Conv2d(4, 4, 5, padding="same", groups=4), torch.ones(2, 4, 3, 3))
+    assert not uses_sums(depthwise.double(), torch.ones(2, 4, 3, 3, dtype=torch.float64))
+    with torch.no_grad():
+        assert not uses_sums(depthwise.float(), torch.ones(2, 4, 3, 3))
+
+
+def test_training_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from supernet.chain import Chain
+    from supernet.config import Data, Train
+    from supernet.data.load import load
+    from supernet.train import train_supernet
+    from supernet.training import depthwise
+
+    maps: list[torch.Size] = []
+    gradient = depthwise.weight_gradient
+
+    def recorded(x: Tensor, *args: Any) -> Tensor:
+        maps.append(x.shape)
+        return gradient(x, *args)
+
+    monkeypatch.setattr(depthwise, "weight_gradient", recorded)
+    layers = nn.Sequential(
+        nn.Conv2d(1, 4, 4, stride=4), nn.Conv2d(4, 4, 5, padding=2, groups=4), nn.Flatten(), nn.Linear(16, 10)
+    )
+    config = Train(epochs=1, batch=128, lr=1e-3)
+    train_supernet(Chain("small maps", [("network", layers)]), load(Data(size=8)), config, verbose=False)
+    assert {shape[1:] for shape in maps} == {(4, 2, 2)}
