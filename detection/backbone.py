@@ -23,7 +23,7 @@ Mode = Literal["replace", "append", "all"]
 it, and "all" replaces all maps by the outputs of a block that takes them together.
 """
 
-_LAYOUTS_COMPARED = 4096  # at most so many architectures of a step are compared
+_LAYOUTS_COMPARED = 4096  # of a step, at most
 
 
 class MapStep(nn.Module):
@@ -156,8 +156,8 @@ class Backbone:
         space: the classification space with its choices and normal forms.
         out_channels: stride to channels of each kept map, the finest first.
         in_channels: channels of the images.
-        layouts: of the input of each step.
-        strides: of the output of each step.
+        layouts: the layouts of the input of each step.
+        strides: the strides of the output of each step.
         init: initialises the steps of a standalone network as in classification.
         starts_alike: whether the options of a supernet begin alike (see `supernet.chain.Chain`).
     """
@@ -285,7 +285,7 @@ def freeze_stages(network: nn.Module, strides: Sequence[int], stages: int) -> No
 
     Args:
         network: a detector with a fixed backbone, or the network of one architecture.
-        strides: of the output of each step of the backbone (`Backbone.strides`).
+        strides: the strides of the output of each step of the backbone (`Backbone.strides`).
         stages: number of stages; a stage holds the steps whose outputs have one stride. Of a ResNet, the first are the
             stem and `layer1`, as MMDetection counts them.
 

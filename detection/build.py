@@ -113,7 +113,7 @@ def create_detector(
         levels: how many of the backbone's coarsest strides are read; by default 3 for RetinaNet, 4 for Faster R-CNN.
         freeze_bn: fixes statistics, scale and shift of batch norm in a fixed backbone; load its weights afterwards
             (`load_backbone`).
-        frozen_stages: fixes the weights of so many stages of a fixed backbone (see
+        frozen_stages: fixes the weights of the first stages, this many, of a fixed backbone (see
             `detection.backbone.freeze_stages`).
         backbone_settings: further arguments of the backbone's builder.
         backbone_arch: an architecture of the backbone's space; fixes the backbone to it.
@@ -209,7 +209,7 @@ def create_detector_network(
             nothing is left to decide: the backbone is fixed and the neck has no choices.
         freeze_bn: fixes statistics, scale and shift of batch norm in the backbone, for small batches on pre-trained
             weights; load these afterwards (`load_backbone`).
-        frozen_stages: fixes the weights of so many stages of the backbone, also with its batch norm.
+        frozen_stages: fixes the weights of the first stages, this many, of the backbone, also with its batch norm.
         kind, neck, num_classes, image_size, phase, head_width, levels, backbone_settings, backbone_arch, generator,
         settings: as in `create_detector`.
 

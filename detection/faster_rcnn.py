@@ -101,11 +101,11 @@ class RegionBoxes(nn.Module):
         classes: number of classes without the background.
         strides: strides of all levels of the pyramid in pixels.
         sizes, ratios: sizes and aspect ratios of the anchors; see `Anchors`.
-        pooled_levels: regions are pooled from so many of the finest levels.
+        pooled_levels: from how many of the finest levels regions are pooled.
         convs, hidden, norm: see `ConvFCHead`.
-        proposals: at most so many proposals per image in evaluation; costs are counted with exactly as many.
-        train_proposals: at most so many proposals per image in training.
-        candidates, train_candidates: at most so many boxes per level and image enter the non-maximum suppression of
+        proposals: most proposals per image in evaluation; costs are counted with exactly this number.
+        train_proposals: most proposals per image in training.
+        candidates, train_candidates: how many boxes per level and image at most enter the non-maximum suppression of
             proposals, in evaluation and in training.
         score_threshold, overlap, detections: see `RetinaBoxes`.
     """

@@ -197,7 +197,7 @@ class DetectionMetric(BatchMetric):
         Args:
             network: a detector in eval mode.
             images: the set (see `DetectionSet.images` for its images in memory).
-            batch: at most so many images per forward pass, all of one height and width: padding an image to the size of
+            batch: most images per forward pass, all of one height and width: padding an image to the size of
                 another one would change what is detected in it.
         """
         batches = Batches(images, batch, alike=True)

@@ -98,7 +98,7 @@ def coco_results(
     """Returns the detections in one image in COCO's format of results, best first.
 
     Args:
-        image_id: of the image, e.g. that in the annotations, by which results are scored.
+        image_id: the id of the image, e.g. that in the annotations, by which results are scored.
         file: name of the image, which every result carries as `file_name`.
         detections: `boxes` in pixels of the image, `scores`, and `labels` from 1 on.
         preprocess: with the names of the labels and their ids; without ids the labels stand for them.

@@ -44,7 +44,7 @@ class ResNetStage(nn.Sequential):
         in_channels: channels of the input.
         width: channels of the 3×3 convolutions.
         blocks: number of blocks.
-        stride: of the stage, 1 or 2.
+        stride: the stride of the stage, 1 or 2.
         bottleneck: whether blocks are bottlenecks instead of basic blocks.
     """
 

@@ -103,9 +103,9 @@ class RetinaBoxes(nn.Module):
         strides: strides of the levels in pixels.
         sizes, ratios: sizes and aspect ratios of the anchors; see `Anchors`.
         score_threshold: lowest score of a detection.
-        candidates: at most so many boxes per level and image enter non-maximum suppression.
+        candidates: most boxes per level and image that enter non-maximum suppression.
         overlap: IoU above which the weaker of two boxes of a class is suppressed.
-        detections: at most so many detections are returned per image.
+        detections: most detections returned per image.
         positive, negative: an anchor is positive from the first IoU with a target on, and negative below the second.
         focal_alpha, focal_gamma: parameters of the focal loss (Lin et al., 2017b, equation 5); NAS-FPN was trained
             with 0.25 and 1.5.

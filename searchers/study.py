@@ -74,7 +74,7 @@ class Trial:
         """A trial to report to a searcher by hand, as the only one of its batch.
 
         Args:
-            space: of the architecture, which gives the key of its normal form.
+            space: the space of the architecture, which gives the key of its normal form.
             arch: the architecture as the searcher proposed it, or any other one.
             metrics: its scores; empty if it failed.
             number: position in the study; only messages and the order among equals use it.

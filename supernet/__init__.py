@@ -1,4 +1,8 @@
-"""Supernets for neural architecture search: spaces as data, architectures as values, weights shared by all subnets."""
+"""Supernets for neural architecture search: spaces as data, architectures as values, weights shared by all subnets.
+
+Its packages stand on floors (CONTRIBUTING.md has the map), and each says what it may import; none imports `searchers`,
+`detection` or `tools`. The public names below are loaded on first use, so importing this package loads no torch.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -129,7 +129,7 @@ class Train(Checked):
     decay_rate: Annotated[float, Gt(0), Lt(1)] = 0.97
     """What the schedule "exponential" multiplies the rate by (BigNAS and NASNet: 0.97)."""
     decay_epochs: Positive = 2.4
-    """Every so many epochs (BigNAS and NASNet: 2.4)."""
+    """Epochs between two decays (BigNAS and NASNet: 2.4)."""
     lr_floor: Share = 0.0
     """Lowest learning rate of the schedules "cosine", "linear" and "exponential", as a share of the peak (0.05 in
     BigNAS)."""

@@ -41,7 +41,7 @@ def replacing(path: Path, *, work: bool = True) -> Iterator[Path]:
     is replaced, and what it leads to stays as it is. The mode is that of any new file, whatever the writer chooses.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         work: whether the file holds work, see `supernet.paths.work_saved`.
 
     Raises:

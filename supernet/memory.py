@@ -92,7 +92,7 @@ def check_fits(name: str, parameters: int) -> None:
     """Checks that the weights of a supernet fit in the memory of the default device.
 
     Args:
-        name: of the supernet, for the message.
+        name: the name of the supernet, for the message.
         parameters: how many it has.
 
     Raises:

@@ -79,7 +79,7 @@ def lock_file(path: Path, *, timeout: float = 0.0) -> filelock.BaseFileLock:
     """Returns the lock in a file, not yet acquired; the file is created, and never opened through a link.
 
     Args:
-        path: of the lock.
+        path: the path of the lock.
         timeout: seconds that `acquire` waits for another process; then it raises `filelock.Timeout`.
 
     Raises:

@@ -22,7 +22,7 @@ def progress(
     """Reports the progress of long work on standard error.
 
     Args:
-        description: of the work.
+        description: the description of the work.
         total: units of work in all.
         start: units done before (a resumed run); they do not count for rate and time left.
         below: returns what a terminal shows under the bar, anything that rich prints; called whenever it is drawn.

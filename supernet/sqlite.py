@@ -47,7 +47,7 @@ class FileKind:
     Attributes:
         name: with its article, e.g. "a study".
         application: the application id in the header, which tells these files from other SQLite files.
-        version: of the schema, kept in the table `meta`; no other version is read.
+        version: the version of the schema, kept in the table `meta`; no other version is read.
         tables: the statements that create the tables besides `meta`.
         damaged: the remedy for a file that cannot be read.
         outdated: the remedy for a file of another schema version.
@@ -112,7 +112,7 @@ def opened(
     """Opens a file, or creates it where there is none or an empty one; it has a write-ahead log.
 
     Args:
-        path: of the file; None for a database in memory.
+        path: the path of the file; None for a database in memory.
         kind: what the file must be.
         meta: entries of the table `meta` of a new file, besides the schema version.
         wait: seconds that a statement waits while another process writes.
@@ -195,8 +195,8 @@ def reported(path: Path | None, kind: FileKind, *, malformed: tuple[type[Excepti
     """Turns what goes wrong with a file into an error with its name and the remedy.
 
     Args:
-        path: of the file.
-        kind: of the file.
+        path: the path of the file.
+        kind: the kind of the file.
         malformed: further exceptions that mean damage, `MALFORMED` where rows are decoded.
 
     Raises:

@@ -247,6 +247,23 @@ def test_everything_public_has_a_docstring() -> None:
                 assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
 
 
+def test_every_package_names_what_it_imports() -> None:
+    """The engine and the searchers; ground modules may be named together, and a nested package as the one around it."""
+    folders = {module for module, path in FILES.items() if path.name == "__init__.py"}
+    for package in folders - PACKAGES.keys() - {"supernet.spaces.tables"}:
+        if package.startswith(("detection.", "supernet_tools.")):  # they may import all floors below
+            continue
+        around = package.rpartition(".")[0]
+        documents = [ast.get_docstring(parsed(FILES[name])) or "" for name in {package, around} - PACKAGES.keys()]
+        text = " ".join(" ".join(documents).split())
+        for module in FILES:
+            if module == package or (module.rpartition(".")[0] == package and module not in folders):
+                for name in {room(other) for other in IMPORTS[module] if other.partition(".")[0] in PACKAGES}:
+                    ground = FILES[name].name != "__init__.py"
+                    named = name in text or (ground and "ground modules" in text)
+                    assert named or name == room(package), f"{package} does not say that it imports {name}"
+
+
 def test_every_package_says_what_lives_there_and_what_it_imports() -> None:
     for module, path in FILES.items():
         if path.name == "__init__.py" and module != "supernet.spaces.tables":

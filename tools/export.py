@@ -39,7 +39,7 @@ class Export(Checked):
     limit_cost: Name = "macs"
     """Another cost for the limits and the front, such as params, or latency_ms in a search with --max-latency."""
     repeats: Count | None = None
-    """Of a detector with NAS-FPN: read it after so many repeats of its pyramid, for which its heads are trained by the
+    """Of a detector with NAS-FPN: read it after this repeat of its pyramid, for which its heads are trained by the
     setting anytime=true."""
     onnx: bool = False
     """Also write model.onnx (needs the extra "onnx")."""

@@ -28,7 +28,7 @@ class Select(Checked):
     trainings: Positive = 20
     """Ends the race: full trainings, of which a training to a quarter of its epochs is a quarter; at least 2."""
     minutes: Positive | None = None
-    """Ends the race: no training begins after so many minutes of training."""
+    """Ends the race: after this many minutes of training no other training begins."""
     seeds: Count = 3
     """Most trainings of a network, with the same seeds for all."""
     shares: tuple[float, ...] = ()

@@ -34,7 +34,7 @@ def training_batches(
         train: reshuffled in each epoch; the images left over at an epoch's end are dropped.
         augment: how images are varied.
         batch: images of a step over all processes.
-        seed: of order and variation.
+        seed: the seed of order and variation.
         start: step of the first batch.
         rank, world: this process and their number; it gets the images `rank`, `rank + world`, … of each step.
         workers: processes that make batches ahead of time; 0 for this one.

@@ -53,7 +53,7 @@ def compose(size: int, counts: tuple[int, ...], *, seed: int) -> tuple[Composed,
     Args:
         size: height and width in pixels.
         counts: images per set; the scans are divided in the same proportions.
-        seed: of the division and of the images.
+        seed: the seed of the division and of the images.
 
     Raises:
         InputError: a size too small for digits, or a set without images.

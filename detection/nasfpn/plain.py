@@ -21,7 +21,7 @@ class MergingConv(nn.Module):
     Args:
         width: channels.
         bias: whether the convolution has a bias, which batch norm cancels but published parameter counts include.
-        eps, momentum: of the batch norm.
+        eps, momentum: those of the batch norm.
     """
 
     def __init__(self, width: int, *, bias: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -47,7 +47,7 @@ class PyramidInputs(nn.Module):
         pooled: number of additional levels, each half the size of the one before.
         bias: whether the 1×1 convolutions, which batch norm follows, have a bias. A map that has `width` channels
             already is used unchanged.
-        eps, momentum: of batch norm.
+        eps, momentum: those of batch norm.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class SearchablePyramid(Searchable):
         gate: how the attention gates, "tf" or "mmcv"; see `detection.nasfpn.plain.attention`.
         bias: whether the convolutions before batch norm have a bias.
         keeps: see `MergingPyramid`.
-        eps, momentum: of batch norm.
+        eps, momentum: those of batch norm.
 
     Raises:
         InputError: the gate is unknown; see also `pyramid_space`.

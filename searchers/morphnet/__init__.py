@@ -1,7 +1,7 @@
 """MorphNet (Gordon et al., 2018): regularised shrinking of widths and uniform widening into a budget.
 
 `resources` computes costs and the regulariser, `search` alternates both steps. The only searcher that sees a model: it
-imports torch and the width spaces of `supernet.spaces`.
+imports torch, the searchers' ground modules, `supernet.space` and the width spaces of `supernet.spaces`.
 """
 
 from searchers.morphnet.search import MorphNet

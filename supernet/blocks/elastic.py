@@ -31,7 +31,7 @@ class ElasticShuffle(Searchable):
     Args:
         operations: name to `kernel` and `xception` of its unit, in the order of index vectors.
         mids: scale to channels between the main branch's layers, ascending.
-        stride, shuffle, affine: of every unit.
+        stride, shuffle, affine: those of every unit.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ class ElasticStage(Searchable):
     Args:
         in_channels: the largest number.
         widths, depths, kernels, expansions: options, ascending; an expansion of 1 is a block without expansion.
-        stride: of the first block, 1 or 2.
+        stride: the stride of the first block, 1 or 2.
         squeeze: whether the blocks have squeeze-and-excitation.
         activation: a class.
     """

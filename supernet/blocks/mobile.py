@@ -49,9 +49,9 @@ class ConvNormAct(nn.Sequential):
     Args:
         kernel: height and width.
         padding: zeros on every side, `"same"` for TensorFlow's SAME, or None for half the kernel.
-        dilation, groups: of the convolution.
+        dilation, groups: those of the convolution.
         activation: a class, or None for no activation.
-        eps, momentum: of the batch norm.
+        eps, momentum: those of the batch norm.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SqueezeExcite(nn.Module):
     """Scales every channel by a function of the means of all channels (Hu et al., 2018).
 
     Args:
-        channels: of the input.
+        channels: the number of input channels.
         hidden: channels between the two 1×1 convolutions, which have biases.
         activation: a class, between them.
         gate: a class, after them.

@@ -68,7 +68,7 @@ class ShuffleUnit(nn.Module):
     At stride 2 both branches read the whole input; the projection has `in_channels` outputs, the main branch the rest.
 
     Args:
-        kernel: of the depthwise convolutions; 3 for Xception.
+        kernel: the kernel size of the depthwise convolutions; 3 for Xception.
         xception: three depthwise-separable convolutions instead of one bottleneck.
         mid: channels between the layers of the main branch; half of `out_channels` if None.
         shuffle: `"parity"` (even channels pass, odd ones are transformed: the released SPOS weights) or
@@ -325,7 +325,7 @@ class Whole(nn.Module):
 
     Args:
         module: takes and returns a feature map.
-        out_channels, stride: of its output.
+        out_channels, stride: those of its output.
     """
 
     def __init__(self, module: nn.Module, *, out_channels: int, stride: int) -> None:

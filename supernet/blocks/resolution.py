@@ -38,7 +38,7 @@ class ElasticResolution(Searchable):
     """Resizes the images of a batch to the chosen size (decision `resolution`), in pixels of a side.
 
     Args:
-        channels: of the images.
+        channels: the number of image channels.
         sizes: options, ascending; the last is the size of the images.
     """
 
@@ -72,9 +72,9 @@ def resolution_step(channels: int, resolutions: Sequence[int], size: int) -> lis
     """Returns the first step of a chain for images of `size` pixels, or nothing if there is nothing to choose.
 
     Args:
-        channels: of the images.
+        channels: the number of image channels.
         resolutions: options below `size`, which is always one.
-        size: of the images.
+        size: the size of the images.
 
     Raises:
         InputError: a resolution that is not below the size of the images.

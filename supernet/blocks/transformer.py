@@ -72,7 +72,7 @@ class PatchTokens(nn.Module):
     """Patches of an image as a map, a learned class token, and learned positions for both.
 
     Args:
-        in_channels: of the image.
+        in_channels: the number of image channels.
         dim: channels of a token.
         patch: pixels of a side of a patch.
         side: patches of a side of the image.
@@ -196,7 +196,7 @@ class ElasticPatchTokens(Searchable):
     """`PatchTokens` with searched channels (decision `dim`), which all later steps share.
 
     Args:
-        in_channels: of the image.
+        in_channels: the number of image channels.
         dims: options, ascending.
         patch, side: see `PatchTokens`.
     """

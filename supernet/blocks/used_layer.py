@@ -15,7 +15,7 @@ class UsedLayer(NamedTuple):
     """A layer and the leading channels and central taps of it that are in use.
 
     Attributes:
-        name: of the layer in its block.
+        name: the name of the layer in its block.
         layer: a `ConvNormAct` or `SqueezeExcite` at its largest width.
         reads, makes: input and output channels in use; the channels and the hidden channels of a `SqueezeExcite`.
         kernel: size of the kernel in use; 1 for a `SqueezeExcite`.
@@ -46,7 +46,7 @@ class UsedLayer(NamedTuple):
 
         Args:
             x: the input.
-            weight: of the convolution, in place of the used elements.
+            weight: the weight of the convolution, in place of the used elements.
         """
         layer = self.layer
         if isinstance(layer, SqueezeExcite):

@@ -65,7 +65,7 @@ class ViTBlock(nn.Module):
         hidden: channels between the layers of the perceptron.
         bias: whether queries, keys and values have one.
         scaled: whether both branches are scaled per channel (layer scale, Touvron et al., 2021).
-        eps: of the layer norms.
+        eps: the epsilon of layer norm.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class Chain(Searchable):
     """A supernet: a fold `state = step(state, arch.sub(name))` over named steps.
 
     Args:
-        name: of the space.
+        name: the name of the space.
         steps: `(name, module)` in order. A `Searchable` contributes its decisions under its name; an ordinary module
             is a step without decisions and must declare its output (`plain_layout`). A repeated name shares its
             decisions, not its weights (the normal cells of NASNet). The step's module stands under its name, so that

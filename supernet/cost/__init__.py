@@ -2,7 +2,7 @@
 
 `count` traces a module, `table` adds up the costs of a chain's steps, `window` counts and samples the architectures
 between two bounds, `feasible` is the constraint that searchers take, and `latency` measures time. The package imports
-`supernet.chain`, `supernet.space`, `supernet.files` and `supernet.errors`.
+torch, numpy, scipy, `supernet.chain`, `supernet.space` and ground modules of `supernet`.
 """
 
 from supernet.cost.count import count, meta_copy

@@ -42,7 +42,7 @@ class Feasible:
             if extremes is not None and limit < extremes[0]:
                 raise InputError(
                     f"no architecture of {cost.space.name!r} has {name} <= {amount(name, limit)}; "
-                    f"the cheapest has {amount(name, extremes[0])} and the dearest {amount(name, extremes[1])}"
+                    f"the cheapest has {amount(name, extremes[0])} and the most expensive {amount(name, extremes[1])}"
                 )
 
     def __call__(self, arch: Arch) -> bool:

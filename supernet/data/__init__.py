@@ -2,7 +2,8 @@
 
 There is one module per source (`embedded`, `cifar`, `folder`, `timm`, `function`), and `load` picks one by name. Images
 are decoded once to uint8, and kept in a file for later commands (`cache`), or they are streamed. The package imports
-torch, torchvision, `supernet.config` and the ground modules of `supernet`, and nothing that knows a network.
+torch, torchvision, timm and Pillow for the sources that need them, `supernet.config` and ground modules of `supernet`,
+and nothing that knows a network.
 """
 
 from supernet.data.images import Batch, Images, Splits

@@ -61,7 +61,7 @@ def covered(pixels: Tensor, centres: Tensor, *, side: int) -> Tensor:
     Args:
         pixels: uint8, (N, C, H, W).
         centres: int64, (N, 2): row and column of the pixel at half of the square's side.
-        side: of the squares, in pixels; what lies outside an image is left out.
+        side: the side of the squares, in pixels; what lies outside an image is left out.
 
     Returns:
         uint8, (N, C, H, W).
@@ -174,7 +174,7 @@ def mix(
         config: the alphas; if both are above zero, the seed chooses one of the two.
         classes: number of classes.
         smoothing: label smoothing, 0 to 1.
-        seed: of the draws. The global generators are restored afterwards.
+        seed: the seed of the draws. The global generators are restored afterwards.
 
     Returns:
         images of the same shape, and float targets, (N, classes), whose rows sum to 1.

@@ -103,7 +103,7 @@ def decode(source: Source, index: Tensor, config: Data) -> Labelled:
     """Reads images into memory, in the given order.
 
     Args:
-        source: of the images.
+        source: the source of the images.
         index: int64, (N,), positions in it.
         config: `size`, and whether unreadable images are left out (with a warning) or an error.
 

@@ -54,7 +54,7 @@ class StepDataset(Dataset[T], ABC, Generic[T]):
     Args:
         length: number of training images; those left over at the end of an epoch are dropped.
         batch: images of a step over all processes.
-        seed: of the order.
+        seed: the seed of the order.
         rank, world: this process and their number; it gets the images `rank`, `rank + world`, … of each step.
     """
 
@@ -86,7 +86,7 @@ def worker_loader(
 
     Args:
         dataset: its items are batches.
-        seed: of the workers.
+        seed: the seed of the workers.
         workers: processes; 0 for this one.
         pin_memory: copy batches to pinned memory, for CUDA.
         sampler: the items and their order; for an iterable data set, None.

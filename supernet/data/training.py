@@ -20,7 +20,7 @@ def training_batches(
         train: reshuffled in each epoch; the images left over at an epoch's end are dropped.
         augment: how images are varied; mixing is done later by `supernet.data.augment.mix`.
         batch: images of a step over all processes.
-        seed: of order and variation.
+        seed: the seed of order and variation.
         start: step of the first batch. If the training split is `exact`, the batches from there on are the same as
             those of an iterator that started earlier.
         rank, world: this process and their number; it gets the images `rank`, `rank + world`, … of each step.

@@ -22,7 +22,7 @@ def artefact_latencies(
     Args:
         folders: exports of classifiers.
         seconds: to spend on each artefact.
-        threads: of torch and of ONNX Runtime.
+        threads: how many threads torch and ONNX Runtime use.
 
     Returns:
         the median in milliseconds per folder, by "torch" (model.py) and, where there is a model.onnx, "onnxruntime".

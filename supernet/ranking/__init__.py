@@ -3,5 +3,5 @@
 `statistics` holds correlations, intervals and tests, `report` compares rankers, `calibrate` corrects shared scores,
 `truth` reads true accuracies from tables, and `paired` compares networks on the same images. `race` lets stand-alone
 trainings decide between the networks of a search and those that `rivals` names; `trainings` records them. The package
-imports numpy, scipy, `supernet.space`, `supernet.sqlite` and `supernet.errors`, and no torch.
+imports numpy, scipy, `supernet.space` and ground modules of `supernet`, and no torch.
 """

@@ -45,8 +45,8 @@ class Ridge:
     """`slope · prior + intercept + weights · (features - center)`.
 
     Attributes:
-        slope: of the truth on the prior.
-        intercept: of the truth.
+        slope: the slope of the truth on the prior.
+        intercept: the intercept of the truth.
         weights: one per feature.
         center: mean of the features that the weights were fitted to.
         penalty: on the squared weights, in units of the noise variance; slope and intercept are not penalised.

@@ -30,7 +30,7 @@ def option_features(space: SearchSpace, archs: Sequence[Arch]) -> Floats:
     the one-hot decisions follow with less weight.
 
     Args:
-        space: of the architectures; their normal forms count.
+        space: the space of the architectures; their normal forms count.
         archs: to describe.
     """
     single = one_hot(space, archs)
@@ -54,7 +54,7 @@ class Correction:
     """Predicts the score after fine-tuning from the shared score and the options.
 
     Attributes:
-        space: of the architectures.
+        space: the space of the architectures.
         model: the regression.
         center, scale: mean and deviation of the shared scores of the probes.
         probes: the score of each probe after fine-tuning.
@@ -78,7 +78,7 @@ def fit_correction(space: SearchSpace, probes: Mapping[Arch, float], shared: Map
     """Learns how shared scores differ from scores after fine-tuning.
 
     Args:
-        space: of the architectures.
+        space: the space of the architectures.
         probes: score of each probe after fine-tuning, higher is better.
         shared: shared score of each probe, higher is better; others may be among them.
 

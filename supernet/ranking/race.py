@@ -44,10 +44,10 @@ class Runner:
     Attributes:
         arch: in normal form.
         arm: where it comes from. A simple network that a search found too counts as simple.
-        name: of the simple network; empty for others.
+        name: the name of the simple network; empty for others.
         cost: its cost, usually MACs.
         curve: score by share of a full training, of the first seed.
-        scores: of its full trainings, one per seed from the first on; empty if it left the race before.
+        scores: the scores of its full trainings, one per seed from the first on; empty if it left the race before.
         estimate: of its true score, from its own trainings and those of the others; NaN without a full training.
         failed: whether a training of it failed.
     """
@@ -167,7 +167,7 @@ def race(
     therefore asks for nothing twice and ends identically.
 
     Args:
-        space: of all networks.
+        space: the space of all networks.
         finalists: the best of one or more searches, best first; see `supernet.ranking.rivals.finalists`. About fifty
             are enough: those that corrected scores put last never enter.
         train: trains stand-alone networks and returns validation scores. It is called with up to `parallel` jobs.
@@ -233,8 +233,8 @@ class _Field:
     """All networks that may enter, in normal form.
 
     Attributes:
-        arms: of each network, in the order of entry without scores.
-        names: of simple networks.
+        arms: the arm of each network, in the order of entry without scores.
+        names: the names of simple networks.
         prior: shared score of each network; None if any is unknown.
         features: one-hot decisions, (networks, options).
         predicted: the latest corrected score of each network; None before.
@@ -433,7 +433,7 @@ def _explore(entries: _Field, ledger: _Ledger, budget: float, shares: Sequence[f
 
 
 def _price(places: int, shares: Sequence[float], random: bool) -> float:
-    """Returns the full trainings that so many networks take, if the best of two arms are not in the better half."""
+    """Returns the full trainings that `places` networks take, if the best of two arms are not in the better half."""
     total, running, before = 0.0, places, 0.0
     for number, share in enumerate(shares):
         if number:
@@ -485,9 +485,9 @@ class _Standing:
 
     Attributes:
         archs: networks with a full training.
-        scores: of their full trainings, by seed.
-        effects: of each network, adjusted for seeds, (networks,).
-        covariance: of the effects, in units of the noise variance, (networks, networks).
+        scores: the scores of their full trainings, by seed.
+        effects: the effect of each network, adjusted for seeds, (networks,).
+        covariance: the covariance of the effects, in units of the noise variance, (networks, networks).
         noise: standard deviation between trainings; NaN if not known.
         freedom: degrees of freedom of the noise.
         estimates: true score of each, (networks,).
@@ -613,7 +613,7 @@ def additive(scores: Sequence[Sequence[float]]) -> tuple[Floats, Floats, float, 
     """Fits network + seed to scores by least squares.
 
     Args:
-        scores: of each network, one per seed from the first on, at least one.
+        scores: the scores of each network, one per seed from the first on, at least one.
 
     Returns:
         the level of each network at the average seed of those that all networks share, (networks,); its covariance in

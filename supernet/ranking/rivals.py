@@ -31,7 +31,7 @@ def finalists(
     best come first, thinned for diversity: after the best, each is the one that differs most from those before it.
 
     Args:
-        space: of the architectures.
+        space: the space of the architectures.
         scores: shared score by architecture, higher is better; not finite ones are left out.
         n: how many are returned, fewer if there are no more.
         cost: that equal scores are ordered by.
@@ -74,13 +74,14 @@ def simple_networks(
 ) -> dict[str, Arch]:
     """Returns the networks that anybody would try before a search, by name and in normal form.
 
-    The deepest network within the limits (of those, the dearest) comes first, then the dearest one, each option
-    everywhere at the largest uniform scale that fits, and published networks. Where two of these are one network, the
-    first name stays. The deepest and the dearest of at most `LISTED` architectures are exact; in larger spaces they are
-    found by a climb over one and two decisions at a time, from the best of random and uniform networks.
+    The deepest network within the limits (of those, the most expensive) comes first, then the most expensive one, each
+    option everywhere at the largest uniform scale that fits, and published networks. Where two of these are one
+    network, the first name stays. The deepest and the most expensive of at most `LISTED` architectures are exact; in
+    larger spaces they are found by hill climbing over one and two decisions at a time, from the best of random and
+    uniform networks.
 
     Args:
-        space: of the networks.
+        space: the space of the networks.
         cost: usually MACs.
         feasible: whether a network is within the limits.
         rng: draws where the climbs start.

@@ -50,7 +50,7 @@ class Trainings(MutableMapping[Job, Outcome], sqlite.Closing):
 
     Args:
         path: the file, made if it is not there.
-        space: of the networks.
+        space: the space of the networks.
         recipe: how they are trained, anything JSON can hold. A file of another recipe is refused.
 
     Raises:

@@ -176,7 +176,7 @@ def match_moments(module: nn.Module, moments: Moments, *, prefix: str = "") -> N
 
     Args:
         module: a network or a part of one.
-        moments: of the full network.
+        moments: the moments of the full network.
         prefix: what precedes the names of the module's norms in those of the full network.
 
     Raises:

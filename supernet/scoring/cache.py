@@ -48,7 +48,7 @@ class ScoreCache(sqlite.Closing):
     `put` returns, and of two scores of one network the first stays. A killed process leaves nothing half written.
 
     Args:
-        path: of the file, `scores.db` in the folder of a run; created if it does not exist.
+        path: the path of the file, `scores.db` in the folder of a run; created if it does not exist.
 
     Raises:
         InputError: the folder does not exist, or the file is not a cache, is damaged, or has another schema version.
@@ -84,7 +84,7 @@ class ScoreCache(sqlite.Closing):
 
         Args:
             context: everything that the score depends on except the architecture, see `SharedWeights.context`.
-            key: of the normal form.
+            key: the key of the normal form.
         """
         with self._reported() as db:
             row = db.execute(

@@ -40,7 +40,7 @@ class BatchMetric:
         """Returns what is kept of a batch; it should be small, since it is kept for all candidates at a time.
 
         Args:
-            outputs: of the network's last step; for classifiers logits, (N, classes).
+            outputs: the output of the network's last step; for classifiers logits, (N, classes).
             labels: int64, (N,).
         """
         raise NotImplementedError

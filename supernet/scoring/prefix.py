@@ -45,7 +45,7 @@ class PrefixSharing:
 
     Args:
         supernet: the chain.
-        memory_format: of the weights of the materialised steps.
+        memory_format: the memory format of the weights of the materialised steps.
         memory: bytes of activations that may be alive at a time, and as many again of copied weights.
         batch_statistics: normalise every batch with its own statistics.
         hold: bytes of trunk features that are kept from trie to trie, in addition to `memory`. Unless it is 0, an

@@ -51,7 +51,7 @@ class StepCache:
 
     Args:
         supernet: the chain, which is only read.
-        memory_format: of the copied weights.
+        memory_format: the memory format of the copied weights.
         memory: bytes of copied weights to keep.
         watch: entered around every copy.
         adapt: called with the path of a step in a network and every new copy of it, which it may change.

@@ -2,7 +2,7 @@
 
 An `Arch` is one value per decision, a `Choice` is one decision, and a `SearchSpace` is a list of choices with a normal
 form that picks one architecture per network. Everything here is immutable and hashable. It imports the standard
-library and `supernet.errors` only, so that searchers and `--help` load no torch.
+library and ground modules of `supernet` only, so that searchers and `--help` load no torch.
 """
 
 from supernet.space.arch import Arch, Value

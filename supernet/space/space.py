@@ -360,7 +360,7 @@ class SearchSpace:
         """Reads the output of `to_json`. No code is imported for a name that only the text gives.
 
         Args:
-            text: of `to_json`.
+            text: what `to_json` returned.
             trust: normal forms as `"module:function"` that the text may name besides those of this project and of
                 spaces that this process has built.
 

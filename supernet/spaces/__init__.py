@@ -1,7 +1,8 @@
 """Published search spaces by name, and the functions that build networks from them.
 
 Each module holds the tables of one paper and the builder of its supernet; `create` finds them by name. It imports
-`supernet.blocks` and `supernet.chain`, and torch only when a network is built.
+`supernet.blocks`, `supernet.chain`, `supernet.cost`, `supernet.space` and ground modules of `supernet`; torch, timm and
+torchvision only when a network is built.
 """
 
 from supernet.spaces.create import (

@@ -33,7 +33,7 @@ def attentivenas(
     Args:
         num_classes: size of the logits.
         input_size: pixels.
-        in_channels: of the images.
+        in_channels: the number of image channels.
         stem: options of the first convolution's channels.
         table: the stages: widths, depths, expansions, stride of the first block, squeeze-and-excitation.
         kernels: options of every stage.

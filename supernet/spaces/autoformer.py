@@ -99,7 +99,7 @@ def autoformer_tiny(
     Args:
         num_classes: size of the logits.
         input_size: pixels, a multiple of `patch`.
-        in_channels: of the images.
+        in_channels: the number of image channels.
         dims, heads, ratios, depths: options, ascending.
         patch: pixels of a side of a patch.
     """

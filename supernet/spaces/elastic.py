@@ -233,7 +233,7 @@ def elastic_timm(
     Args:
         num_classes: size of the logits.
         input_size: pixels.
-        in_channels: of the images.
+        in_channels: the number of image channels.
         model: a name of timm, or "torchvision/NAME".
         kernels, expansions, shares, drop, resolutions: see `elastic`.
         dropout: before the classifier.

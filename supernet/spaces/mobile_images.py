@@ -31,7 +31,7 @@ def mobile_images(
     Args:
         num_classes: size of the logits.
         input_size: pixels.
-        in_channels: of the images.
+        in_channels: the number of image channels.
         widths: channels of the four stages.
         depths: layers of the four stages.
         stem: channels of the first convolution.

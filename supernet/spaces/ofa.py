@@ -49,7 +49,7 @@ def ofa_mobilenetv3(
     Args:
         num_classes: size of the logits.
         input_size: pixels.
-        in_channels: of the images.
+        in_channels: the number of image channels.
         phase: in the supernet smaller kernels are made by the matrices, which a standalone network does not have.
         width: factor on all channels; the released supernets have 1.0 and 1.2.
         kernels, expansions: options of every block, ascending.

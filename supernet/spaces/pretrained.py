@@ -38,7 +38,7 @@ def load_pretrained(supernet: Chain, file: str | Path, *, sort: bool = True) -> 
     not disturb the features.
 
     Args:
-        supernet: of the space "elastic", changed in place.
+        supernet: a supernet of the space "elastic", changed in place.
         file: a state dict of timm's network or of EfficientNet-PyTorch, written by safetensors or `torch.save`.
         sort: whether to sort the middle channels by importance (see `sort_channels`).
 

@@ -117,7 +117,7 @@ def spos(
     Args:
         num_classes: size of the logits.
         input_size: pixels.
-        in_channels: of the images.
+        in_channels: the number of image channels.
         phase: `"supernet"` or `"standalone"`.
         shuffle: see `ShuffleUnit`.
     """
@@ -180,7 +180,7 @@ def detnas_300m(
     Args:
         num_classes: size of the logits.
         input_size: pixels.
-        in_channels: of the images.
+        in_channels: the number of image channels.
         phase: `"supernet"` or `"standalone"`.
         shuffle: see `ShuffleUnit`.
         affine: whether batch norm in the supernet's choice blocks has scale and shift, which the paper does not say.

@@ -285,7 +285,7 @@ def resnet_20_widths(
     (option A) would tie the channels of all stages.
 
     Args:
-        blocks: of each stage; 6 n + 2 layers for n.
+        blocks: the number of blocks per stage; 6 n + 2 layers for n.
         affine: batch norm with scale and shift, which MorphNet needs.
     """
     net = _Builder(in_channels, headroom=headroom, affine=affine)

@@ -27,7 +27,7 @@ def check_training(
     Args:
         config: the optimisation recipe.
         data: the splits; only the size of `train` is read.
-        augment: of a classification, if no `task` is given.
+        augment: the augmentation of a classification, if no `task` is given.
         world: the process group; the current one by default.
         task: what is learnt; a classification by default.
 

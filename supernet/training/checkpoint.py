@@ -44,7 +44,7 @@ def load_state(path: Path, content: bytes | None = None) -> dict[str, Any]:
 
     Args:
         path: the checkpoint; messages name it.
-        content: of the file, where it has been read already.
+        content: the content of the file, where it has been read already.
 
     Raises:
         InputError: the file is truncated, has changed since it was written, was not written by this project, comes from

@@ -16,7 +16,7 @@ class EventWriter:
     """A file of events in a folder, in the format that TensorBoard reads. Importing TensorBoard takes a second.
 
     Args:
-        folder: of the events of one training; created if it is not there.
+        folder: for the events of one training; created if it is not there.
         step: what earlier files of the folder say of this and later steps no longer counts.
 
     Raises:

@@ -20,7 +20,7 @@ from supernet.space import Arch
 
 EVERY = 10  # steps between two measurements of gradients: their norms cost as much as an update
 TENTHS = 10
-MOST_PATHS = 4096  # the last paths of a tenth; τ over so many has a standard deviation of 0.01
+MOST_PATHS = 4096  # the last paths of a tenth; τ over this many has a standard deviation of 0.01
 MOST_SHOWN = 200  # options up to which each has its own curves in TensorBoard
 MEAN_DECAY = 0.98  # decay of the running mean that is subtracted from losses to remove their downward trend
 

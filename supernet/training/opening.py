@@ -27,7 +27,7 @@ class Opening:
         return choice.name == self.name or choice.name.endswith(f".{self.name}")
 
     def count(self, step: int, options: int) -> int:
-        """Returns how many options are open at a step, of so many in all."""
+        """Returns how many options are open at a step, out of the total."""
         if step < self.first:
             return 1
         if step >= self.last:
@@ -55,7 +55,7 @@ def opened(
 
     Args:
         space: the search space.
-        openings: of its decisions; others are open from the start.
+        openings: when its decisions open; others are open from the start.
         create: makes the sampler of a space with fewer options.
 
     Raises:

@@ -37,7 +37,7 @@ def uniform(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None
 
     Args:
         space: the search space.
-        seed: of all draws.
+        seed: the seed of all draws.
         table: costs of the space's architectures; needed only for a window.
         window: the cost window.
     """
@@ -126,7 +126,7 @@ def sandwich(
 
     Args:
         space: the search space.
-        seed: of all draws.
+        seed: the seed of all draws.
         table: costs of the space's architectures; needed for a window and for choices that are not ordered.
         window: the cost window.
         random_paths: the number of random architectures.
@@ -162,7 +162,7 @@ def weighted(
 
     Args:
         space: the search space.
-        seed: of all draws.
+        seed: the seed of all draws.
         table: not used.
         window: none; this sampler cannot be confined.
         weightless: the options without weights by choice (see `Chain.weightless_options`).
@@ -198,7 +198,7 @@ def even(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, w
 
     Args:
         space: the search space.
-        seed: of all draws.
+        seed: the seed of all draws.
         table: not used.
         window: none; this sampler cannot be confined.
 
@@ -255,10 +255,10 @@ def create_sampler(
     Args:
         name: a key of `SAMPLERS`.
         space: the search space.
-        seed: of all draws.
+        seed: the seed of all draws.
         table: costs of the space's architectures; needed for a window, and by "sandwich" for unordered choices.
         window: confines the architectures to a range of a cost.
-        random_paths: of "sandwich".
+        random_paths: the number of random paths of "sandwich".
         largest_steps: steps at the start that train only the largest architecture (Cai et al., 2020, §3.3), which is
             that of a sandwich.
         weightless: of "weighted", the options without weights by choice (see `Chain.weightless_options`).

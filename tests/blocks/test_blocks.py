@@ -186,7 +186,7 @@ def test_classifier_head() -> None:
     x = torch.randn(3, 6, 5, 5)
     expected = pointwise(x, head.conv).mean((2, 3)) @ head.fc.weight.T + head.fc.bias
     torch.testing.assert_close(head(x), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.equal(head.train()(x), head(x))  # dropout draws anew
+    assert not torch.equal(head.train()(x), head(x))  # dropout draws again
     assert head.fc.bias is not None
     assert ClassifierHead(6, 4, hidden=10, bias=False).fc.bias is None
 

@@ -351,13 +351,11 @@ def test_an_unknown_cost_offers_the_nearest(macro: CostTable) -> None:
 def test_an_impossible_limit_names_the_cheapest(macro: CostTable) -> None:
     extremes = macro.extremes("macs")
     assert extremes is not None
-    cheapest, dearest = extremes
-    message = (
-        f"'nasbench-macro' has macs <= {cheapest - 1:,}; the cheapest has {cheapest:,} and the dearest {dearest:,}"
-    )
+    low, high = extremes
+    message = f"'nasbench-macro' has macs <= {low - 1:,}; the cheapest has {low:,} and the most expensive {high:,}"
     with pytest.raises(InputError, match=message):
-        Feasible(macro, {"macs": cheapest - 1})
-    feasible = Feasible(macro, {"macs": cheapest})
+        Feasible(macro, {"macs": low - 1})
+    feasible = Feasible(macro, {"macs": low})
     within = [arch for arch in macro.space.enumerate() if feasible(arch)]
     assert within == [arch_of("00000000")]
 

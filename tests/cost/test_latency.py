@@ -81,7 +81,7 @@ def test_latencies_are_milliseconds_whose_sums_are_exact(table: LatencyTable) ->
     low, high = table.extremes("latency_ms") or (0, 0)
     bins = CostWindow(table, "latency_ms", low, high).bins((high - low) / 3)
     assert sum(window.count for window in bins) == table.space.size()
-    with pytest.raises(InputError, match=r"has latency_ms <= 0\.0005 ms; the cheapest has .* ms and the dearest .* ms"):
+    with pytest.raises(InputError, match=r"latency_ms <= 0\.0005 ms; the cheapest has .* and the most expensive .* ms"):
         Feasible(table, {"latency_ms": 0.0005})
 
 

@@ -36,7 +36,7 @@ def make_coco(root: Path, *, images: int = 12, size: tuple[int, int] = (64, 48),
 
 
 def mixed_coco(root: Path, *, images: int = 3) -> Path:
-    """Writes a data set of so many wide images followed by as many tall ones; returns the file."""
+    """Writes a data set of `images` wide images followed by as many tall ones; returns the file."""
     wide, tall = make_coco(root, images=images), make_coco(root, images=images, size=(48, 64), name="tall")
     both, other = (json.loads(path.read_text(encoding="utf-8")) for path in (wide, tall))
     both["images"] += [{**image, "id": image["id"] + 50} for image in other["images"]]

@@ -64,7 +64,7 @@ def test_a_leading_minus_prefers_the_lowest() -> None:
 
 
 @pytest.mark.parametrize("aging", [True, False])
-def test_of_equal_scores_the_cheapest_wins_and_the_dearest_dies(aging: bool) -> None:
+def test_of_equal_scores_the_cheapest_wins_and_the_most_expensive_dies(aging: bool) -> None:
     searcher = AgingEvolution(SPACE, population_size=5, tournament_size=300, identity=1.0, aging=aging)
     searcher.ask(5)
     trials = [trial(i, ARCHS[i], 1.0) for i in range(5)]

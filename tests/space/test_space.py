@@ -498,7 +498,7 @@ def test_a_changed_normal_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(commute, "version", 2, raising=False)
     with pytest.raises(InputError, match="commute is at version 2 here, but the space was written with version 1"):
         SearchSpace.from_json(text).normal_form(Arch({"left": "b", "right": "a"}))
-    assert pair().digest() != digest  # built anew, it is another space
+    assert pair().digest() != digest  # built again, it is another space
     assert pair().normal_form(Arch({"left": "b", "right": "a"})) == Arch({"left": "a", "right": "b"})
 
 

@@ -117,7 +117,7 @@ def compare(run: "Run", paths: int, bn_batches: int) -> list[Compared]:
 
 
 def _alone(run: "Run", arch: "Arch", train: "Train", steps: float) -> float:
-    """The validation metric of a path after training it alone for so many steps, of whole passes if more than one."""
+    """The validation metric of a path after training it alone for `steps`, in whole passes if more than one."""
     import torch
 
     from supernet.seeding import derive_seed

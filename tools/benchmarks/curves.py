@@ -157,7 +157,7 @@ def plot(
     """Draws, for each searcher, the mean over seeds and its 95 % band against evaluations on a logarithmic axis.
 
     Args:
-        title: of the figure.
+        title: the title of the figure.
         curves: searcher to one curve per seed.
         evaluations: where the axis ends.
         best: the highest score in the space. If it is finite, the regret is drawn, otherwise the best score so far.

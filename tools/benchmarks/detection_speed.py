@@ -316,7 +316,7 @@ def compare(
     Loading counts on both sides: files are decoded once for the shared way, and for every candidate in the other.
 
     Args:
-        title: of the table.
+        title: the title of the table.
         detector: supernet with the weights.
         splits: calibration and validation images.
         scoring: settings.
@@ -352,7 +352,7 @@ def alone(
     """Returns the metrics of a candidate as other libraries compute them.
 
     All weights are copied; one DataLoader recalibrates batch norm, another one gives the mAP. The loaders decode files
-    anew for every candidate; composed images are in memory. Everything else is as in the shared way: batches, memory
+    again for every candidate; composed images are in memory. Everything else is as in the shared way: batches, memory
     format, and the library that computes the metric.
     """
     import torch

@@ -55,7 +55,7 @@ class Compare:
     wiring: str | None = None
     """An arm with this published pyramid, e.g. nasfpn-7 …"""
     wiring_shift: int = 0
-    """… shifted by so many levels: -1 reads P3 to P7 as P2 to P6."""
+    """… shifted by this many levels: -1 reads P3 to P7 as P2 to P6."""
     fpn: bool = False
     """An arm with an ordinary feature pyramid on the fixed backbone of the run."""
     name: str = "detectors"

@@ -32,7 +32,7 @@ def gains(
     batch: int = 1,
     points: tuple[int, ...] = (100, 200, 300),
 ) -> None:
-    """Best score after so many networks less that of random search with the same seed.
+    """Best score after a number of networks, minus that of random search with the same seed.
 
     Scores of tables have the table's unit; those of all other oracles have a standard deviation of 1. Means with 95 %
     intervals over seeds. A search ends after `evaluations` networks or twice as many trials. Settings that are not

@@ -133,7 +133,7 @@ def synthetic(kind: str, seed: int) -> Oracle:
         kind: `additive`: each of seven decisions adds a value. `interactions`: tables over pairs of decisions add as
             much variance again. `conditional`: one to four layers, each with an operation and an ordered width, also
             with interactions.
-        seed: of the values.
+        seed: the seed of the values.
     """
     import numpy as np
 
@@ -172,7 +172,7 @@ def from_csv(path: Path, space_name: str) -> Oracle:
     """Returns the networks of a CSV file, to which searches are then confined.
 
     Args:
-        path: of the file; `supernet.ranking.truth.read_truth` describes its columns.
+        path: the path of the file; `supernet.ranking.truth.read_truth` describes its columns.
         space_name: the space of the networks.
 
     Raises:
@@ -198,7 +198,7 @@ def pyramid(seed: int) -> Formula:
     Every option of every decision adds a normal value. The sum is taken over the normal form.
 
     Args:
-        seed: of the values.
+        seed: the seed of the values.
     """
     import numpy as np
 
@@ -221,7 +221,7 @@ def ladder(seed: int) -> Formula:
     the values of the blocks that it reads; the score of a cell is the mean over its blocks, to which each block adds.
 
     Args:
-        seed: of the values.
+        seed: the seed of the values.
     """
     import numpy as np
 

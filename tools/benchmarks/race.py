@@ -1,4 +1,4 @@
-"""Does a race of stand-alone trainings find the best networks, and does it notice a search that is worth nothing?
+"""Does a race of stand-alone trainings find the best networks, and does it notice a search that has no value?
 
     python tools/benchmarks/race.py                                scores: the truth with noise and a bias; random ones
     python tools/benchmarks/race.py runs/x runs/x/fidelity/y.json  scores of a trained supernet, or kept by fidelity.py
@@ -44,7 +44,7 @@ class Table(NamedTuple):
     Attributes:
         accuracy: true accuracy, in % for the shipped table.
         label: accuracy of one training.
-        macs: of each network.
+        macs: the MACs of each network.
         noise: standard deviation between trainings of one network, pooled over all; None if it is not known.
     """
 

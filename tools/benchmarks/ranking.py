@@ -208,8 +208,8 @@ def picks(
         seeds: Searches per limit.
         labels: Standalone trainings that correct a ranking, or that a race takes; the table's first training of each
             network stands for them.
-        tuned_epochs: Under `tuned_limit`, the top ten of the first search are ranked again by held-out accuracy after
-            fine-tuning each from the shared weights for so many epochs; 0 leaves this out.
+        tuned_epochs: Epochs for which the top ten of the first search under `tuned_limit` are fine-tuned from the
+            shared weights before they are ranked again by held-out accuracy; 0 leaves this out.
         tuned_limit: One of the limits, as a share of the largest MACs.
         bn_batches: Calibration batches, of 64 images each.
         threads: Threads of torch.

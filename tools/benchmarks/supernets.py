@@ -33,7 +33,7 @@ class Supernet:
     """The shared-weight scores of a trained supernet. All searches read and fill one cache, RUN/scores.db.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         score: the metric that is searched for.
         images: how many of the search-validation split score a network; 0 for all.
         bn_batches: calibration batches.
@@ -140,7 +140,7 @@ def supernet(
         ]
         minus = "-" if score == "loss" else ""
         print_table(
-            f"{title}: best {minus}{score} after so many networks, {seeds} seeds, batches of {batch}, {opened.images} "
+            f"{title}: best {minus}{score} by networks scored, {seeds} seeds, batches of {batch}, {opened.images} "
             f"images; {len(opened.scored):,} distinct networks, {opened.cached:,} of them from the cache",
             ("searcher", *map(str, reached)),
             rows,

@@ -51,7 +51,7 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
     """The architecture that a user means, in normal form.
 
     Args:
-        run: of whose space it is.
+        run: the run in whose space it is.
         text: JSON, a file with it, `front:3` for the third network of the front of `search` (`front:1` has the best
             score), `largest` or `smallest`, or the key of a network of this run, of which the first digits are enough
             if they are unambiguous; None for the best network of `search`.

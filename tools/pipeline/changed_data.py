@@ -26,9 +26,9 @@ def accept_data(folder: Path, config: Any, summary: DataSummary, *, accept: bool
     """Compares the data that were read with those of the run, and records a change that is accepted.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         config: its recipe as it is now.
-        summary: of the data that were read.
+        summary: the summary of the data that were read.
         accept: whether changes are accepted; a warning then says what has changed.
 
     Raises:

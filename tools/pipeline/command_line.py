@@ -155,7 +155,7 @@ def _cli(target: Any, *, args: Sequence[str] | None, flags: Iterable[str], **opt
         target: what tyro fills.
         args: the command line; that of the process if None.
         flags: what a wrong flag is compared with.
-        options: of `tyro.cli`.
+        options: passed on to `tyro.cli`.
     """
     args = sys.argv[1:] if args is None else args
     once(args)

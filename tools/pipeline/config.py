@@ -140,7 +140,7 @@ class DetectorRun(Sampling):
     freeze_bn: bool = False
     """Keep statistics, scale and shift of batch norm in a fixed, pre-trained backbone as they are."""
     frozen_stages: Annotated[int, Ge(0), Le(16)] = 0
-    """Keep the weights of so many stages of a fixed, pre-trained backbone as they are, the finest first."""
+    """Number of stages of a fixed, pre-trained backbone whose weights stay as they are, the finest first."""
     neck: Text = "fpn"
     """"fpn", which has no decisions, or "nasfpn", which is searched (RetinaNet only)."""
     head_width: Annotated[int, Ge(1), Le(2**14)] = 256

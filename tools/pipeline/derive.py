@@ -17,7 +17,7 @@ WIDTHS = (16, 24, 48, 96)
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 """By which the widths of the space for photographs are scaled."""
 SPAN = (1.08e6, 29.7e6)
-"""MACs of the cheapest and the dearest network of that space at 64 pixels, factor 1."""
+"""MACs of the cheapest and the most expensive network of that space at 64 pixels, factor 1."""
 PIXELS_PER_MINUTE = 2e6
 """Of training images that one core can see often enough, in a supernet and in the trainings of the race."""
 SUPERNET, SEARCH, RACE = 0.45, 0.12, 0.33

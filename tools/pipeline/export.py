@@ -29,7 +29,7 @@ def export_stage(
 
     Args:
         run: supplies the preprocessing and the name of the space.
-        arch: of the network.
+        arch: the architecture of the network.
         network: in eval mode.
         onnx: also write model.onnx.
         out: the folder; `export/KEY` of the run by default.

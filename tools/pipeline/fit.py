@@ -51,13 +51,13 @@ class Wishes:
     """What the user asked for; a run goes on only with the same wishes.
 
     Attributes:
-        source: of the images.
+        source: the source of the images.
         limits: by name of the cost; None is no limit.
-        minutes: of the whole command.
+        minutes: the time that the whole command may take.
         pretrained: file of weights, or empty.
         given: settings that the user has set, by name.
-        seed: of everything.
-        device: of torch.
+        seed: of every random draw.
+        device: the torch device.
     """
 
     source: str

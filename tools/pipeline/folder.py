@@ -30,8 +30,8 @@ def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
     """Claims a run folder for writing: creates it with its `run.json`, or goes on with the same run.
 
     Args:
-        folder: of the run.
-        kind: of what the folder holds, e.g. "supernet".
+        folder: the run's folder.
+        kind: what kind of run the folder holds, e.g. "supernet".
         config: a dataclass with every setting. It is the run's identity, except for
             `save_seconds` and `data.cache`.
         free: further settings that may differ from those of the run, such as "data.skip_unreadable".

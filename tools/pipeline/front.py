@@ -34,7 +34,7 @@ class Point:
     """A network to export.
 
     Attributes:
-        trial: of the search.
+        trial: its trial in the search.
         arch: in normal form.
         limits: the limits that it is the best network within, as they were given; empty for a front.
     """
@@ -119,7 +119,7 @@ def front_stage(
         limits, cost: see `chosen_points`.
         onnx: also write a model.onnx each, and time it in ONNX Runtime.
         out: the folder; `export/front-SEARCH` of the run by default.
-        seconds: of timing per artefact.
+        seconds: how long each artefact is timed.
         verbose: show progress.
 
     Returns:

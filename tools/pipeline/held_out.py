@@ -31,8 +31,8 @@ class HeldOutCurves:
         scorer: returns the evaluator of a supernet on some of the validation images.
         metrics: the names of the metrics that are recorded.
         table: costs of the space, which tell what is small and large.
-        epochs: of the training.
-        seed: of the random architectures and the images.
+        epochs: the number of epochs of the training.
+        seed: the seed of the random architectures and the images.
     """
 
     def __init__(
@@ -73,10 +73,11 @@ class HeldOutCurves:
         supernet.eval()
         try:
             evaluate = self._scorer(supernet, self._images)
-            scores = {name: evaluate(archs) for name, archs in self.archs.items()}
+            distinct = list(dict.fromkeys(arch for archs in self.archs.values() for arch in archs))
+            scores = dict(zip(distinct, evaluate(distinct), strict=True))  # in one request, which shares their prefixes
             means = {
-                f"{name}_{metric}": statistics.fmean(score[metric] for score in scores[name])
-                for name in scores
+                f"{name}_{metric}": statistics.fmean(scores[arch][metric] for arch in archs)
+                for name, archs in self.archs.items()
                 for metric in self._metrics
             }
             return {name: mean for name, mean in means.items() if math.isfinite(mean)}

@@ -27,8 +27,8 @@ class Prediction:
     """What a classifier says of a file.
 
     Attributes:
-        file: of the image.
-        probabilities: of every class, (classes,).
+        file: the image file.
+        probabilities: the probability of each class, (classes,).
         tile: the image as a data URI.
     """
 
@@ -43,7 +43,7 @@ def classified(network: nn.Module, preprocess: Preprocess, files: Iterable[Path]
     Args:
         network: in eval mode, on the CPU.
         preprocess: what it expects of its input.
-        files: of images.
+        files: the image files.
     """
     from PIL import ImageOps
 

@@ -98,8 +98,8 @@ def probe_stage(
     Args:
         run: with a trained supernet.
         count: number of probes.
-        steps: of fine-tuning each.
-        seed: of the architectures, the images and their order.
+        steps: the number of fine-tuning steps for each.
+        seed: the seed of the architectures, the images and their order.
         bn_batches: calibration batches for the shared scores.
         verbose: show progress.
     """

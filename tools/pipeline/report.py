@@ -57,7 +57,7 @@ class Section:
     """A part of the page.
 
     Attributes:
-        title: of the part.
+        title: the heading.
         lines: sentences.
         tables: each with a caption, columns and rows.
         plots: each with an id, traces and a layout of plotly.
@@ -97,7 +97,7 @@ def report_stage(folder: Path, out: Path | None = None) -> Path:
     """Writes the report of a run, as far as the run has come.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         out: the file; `report.html` in the run by default.
 
     Returns:

@@ -34,7 +34,7 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
 
     Args:
         run: supplies images and recipe; with `shared` also the weights to start from.
-        arch: of the run's space.
+        arch: the architecture of the run's space.
         train: how to train.
         shared: start from the shared weights instead of fresh ones.
         verbose: show progress.

@@ -37,11 +37,12 @@ class Run:
     weights, `data` reads the images. Each happens once.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         kind: what a classifier's and a detector's run do differently.
         summary: facts about the data, from `run.json`.
         data: the images, where they are already in memory.
         cost: what architectures cost; `kind.costs` by default.
+        space: the search space, where it has been built already.
         bn: the batch-norm policy of shared weights; that of the recipe by default.
 
     Attributes:
@@ -59,13 +60,14 @@ class Run:
         *,
         data: "RunData | None" = None,
         cost: CostTable | None = None,
+        space: SearchSpace | None = None,
         bn: BatchNorm | None = None,
     ) -> None:
         self.folder, self.kind, self.summary = folder, kind, summary
         if bn is not None:
             kind.check_batch_norm(bn)
         self.bn: BatchNorm = bn or kind.batch_norm
-        self._given_data, self._given_cost = data, cost
+        self._given_data, self._given_cost, self._given_space = data, cost, space
 
     @property
     def config(self) -> Any:
@@ -81,7 +83,7 @@ class Run:
     @property
     def space(self) -> SearchSpace:
         """The search space."""
-        return self._skeleton.space
+        return self._skeleton.space if self._given_space is None else self._given_space
 
     @cached_property
     def cost(self) -> CostTable:

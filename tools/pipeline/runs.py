@@ -46,7 +46,7 @@ def open_run(folder: Path, *, trained: bool = True, bn: "BatchNorm | None" = Non
     """Opens a run; nothing of it is loaded yet.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         trained: whether weights to share are needed.
         bn: the batch-norm policy of shared weights; that of the recipe by default.
 

@@ -61,7 +61,7 @@ def create_searcher(
         name: one of `searchers.list_searchers()`.
         run: whose space is searched.
         feasible: limits.
-        seed: of the searcher.
+        seed: the seed of the searcher.
         settings: hyperparameters as NAME=VALUE.
         metric: maximised by default instead of that of the run, and scored beside the run's own.
         evaluations: networks that the search will score; None for the published settings.
@@ -103,7 +103,7 @@ def _study_settings(run: Run, name: str) -> Mapping[str, Any]:
     try:
         with Study(path, run.space, read=True) as study:
             return study.settings or {}
-    except InputError:  # the search itself says what is wrong with it, or starts anew where nothing was recorded
+    except InputError:  # the search itself says what is wrong with it, or starts over where nothing was recorded
         return {}
 
 
@@ -137,7 +137,7 @@ def search_stage(
     Args:
         run: supplies weights, images and costs.
         searcher: proposes architectures of its space.
-        name: of the folder below `search/`.
+        name: the name of the folder below `search/`.
         trials: ends the search: trials in the study, repeats included.
         evaluations: ends the search: distinct networks scored.
         batch: proposals asked for at a time.
@@ -345,8 +345,8 @@ def write_values(run: Run, name: str, study: Study, best: Trial, **facts: Any) -
     """Writes `best.json` and `front.json` beside a study: what the search found, for people and other programs.
 
     Args:
-        run: of the search.
-        name: of the search.
+        run: the run that was searched.
+        name: the name of the search.
         study: open; of the run's space or of a wider one (MorphNet).
         best: the trial to report.
         facts: what else `best.json` says.
@@ -490,7 +490,7 @@ def shared_scores(
 
     Args:
         run: supplies weights and images.
-        archs: of its space.
+        archs: architectures of the run's space.
         bn_batches: calibration batches per candidate.
         weights: a run folder or file with other weights of the same supernet.
         verbose: show progress.

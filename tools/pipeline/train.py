@@ -28,7 +28,7 @@ from supernet.training.task import Task
 from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
 from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, read_run, removed_on_failure
 from supernet_tools.pipeline.held_out import HeldOutCurves
-from supernet_tools.pipeline.learned import probe_scores, record_scores
+from supernet_tools.pipeline.learned import SCORES, probe_scores, record_scores
 from supernet_tools.pipeline.run import WEIGHTS, Run, check_space, read_summary, torch_generator
 from supernet_tools.pipeline.runs import kind_of
 from supernet_tools.pipeline.tables import print_table
@@ -48,6 +48,10 @@ class Prepared:
     costs: CostTable
     sampler: ArchSampler
     lead: Lead | None
+
+    def run(self, folder: Path) -> Run:
+        """The run in a folder, with what has been read and built already."""
+        return Run(folder, self.kind, self.data.summary(), data=self.data, cost=self.costs, space=self.supernet.space)
 
 
 def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = False, verbose: bool = True) -> Run:
@@ -100,7 +104,7 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
             if trains:
                 _train(parts, out, task, accept=earlier, verbose=verbose)
             world.barrier()
-    return Run(out, kind, summary, data=parts.data)
+    return parts.run(out)
 
 
 def _earlier(out: Path) -> tuple[str, ...]:
@@ -136,7 +140,7 @@ def _train(parts: Prepared, out: Path, task: Task, *, accept: Sequence[str], ver
             "data_digest": parts.data.digest,
         }
         # Before the weights: these say that the run is finished, also to a search, so nothing may be missing then.
-        record_scores(Run(out, kind, parts.data.summary(), data=parts.data), supernet.eval())
+        record_scores(parts.run(out), supernet.eval())
         save_weights(out / WEIGHTS, supernet, metadata)
 
 
@@ -244,7 +248,17 @@ def rates_stage(config: "Recipe", steps: int) -> dict[float, float]:
     return compare_rates(parts.supernet, parts.data, config.train, sampler=parts.sampler, task=task, steps=steps)
 
 
-def supernet_accuracy(run: Run, archs: int | None = None) -> dict[str, float]:
-    """Mean and deviation of the metric of random architectures with shared weights, on the search-validation split."""
-    scores = probe_scores(run, archs)
+def supernet_accuracy(run: Run) -> dict[str, float]:
+    """Mean and deviation of the metric of random architectures with shared weights, on the search-validation split.
+
+    They were recorded at the end of the training; they are computed again if the images have changed since then.
+    """
+    record = read_run(run.folder).get(SCORES)
+    if isinstance(record, dict) and not run.earlier_digests:
+        recorded = {
+            name: record[name] for name in ("mean", "deviation", "n") if isinstance(record.get(name), int | float)
+        }
+        if len(recorded) == 3:
+            return recorded
+    scores = probe_scores(run)
     return {"mean": statistics.mean(scores), "deviation": statistics.stdev(scores), "n": len(scores)}

@@ -23,7 +23,7 @@ class ValidationCurve:
     Args:
         score: returns the metrics of a network in eval mode, by name.
         metric: the one that decides what is best; larger is better.
-        file: of the best weights.
+        file: the file of the best weights.
         metadata: kept in the file beside `epoch` and the metric.
     """
 

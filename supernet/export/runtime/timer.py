@@ -53,7 +53,7 @@ def passes_of(folder: Path, threads: int) -> dict[str, Callable[[], object]]:
 
 
 def timed(run: Callable[[], object], seconds: float) -> list[float]:
-    """Returns the milliseconds of each pass, for so many seconds and at least three passes, after one to warm up."""
+    """Returns the milliseconds of each pass, timed for `seconds` and at least three passes, after one to warm up."""
     run()
     found: list[float] = []
     end = time.perf_counter() + seconds
