@@ -86,7 +86,7 @@ def export_front(args: Export) -> None:
             "--front and --limits export networks of a search with the shared weights; drop --arch, --init, --repeats"
         )
 
-    from supernet_tools.pipeline.front import front_stage
+    from supernet_tools.pipeline.front import front_stage, latency_order
     from supernet_tools.pipeline.runs import open_run
 
     opened = open_run(args.run, bn=args.bn)
@@ -107,6 +107,11 @@ def export_front(args: Export) -> None:
     ]
     title = f"{len(rows)} exports in {folder}, batch norm {opened.bn}"
     print_table(title, (*columns, *(f"ms, {name}" for name in runtimes)), lines)
+    for runtime, order in latency_order(rows, args.limit_cost).items():
+        print(
+            f"measured in {runtime}, the network of fewer {args.limit_cost} is the faster one in {order['agree']} of "
+            f"{order['pairs']} pairs"
+        )
 
 
 if __name__ == "__main__":

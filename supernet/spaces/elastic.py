@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -227,6 +228,7 @@ def elastic_timm(
     drop: int = 2,
     resolutions: Sequence[int] = (),
     dropout: float = 0.0,
+    model_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> ElasticChain:
     """A network of timm or torchvision by name as a supernet (see `elastic`), with fresh weights.
 
@@ -237,14 +239,16 @@ def elastic_timm(
         model: a name of timm, or "torchvision/NAME".
         kernels, expansions, shares, drop, resolutions: see `elastic`.
         dropout: before the classifier.
+        model_args: further arguments of timm's model, such as `{"patch_size": 4, "depth": 6}`.
     """
-    fresh = functools.partial(
+    fresh: Callable[..., nn.Module] = functools.partial(
         torchvision_network if model.startswith(TORCHVISION_PREFIX) else timm_network,
         model,
         num_classes=num_classes,
         input_size=input_size,
         in_channels=in_channels,
         dropout=dropout,
+        model_args=dict(model_args),
     )
     chain = elastic(
         fresh(),
@@ -271,20 +275,30 @@ def normalisation(chain: ElasticChain) -> tuple[tuple[float, ...], tuple[float, 
 TORCHVISION_PREFIX = "torchvision/"
 
 
-def torchvision_network(name: str, *, num_classes: int, input_size: int, in_channels: int, dropout: float) -> nn.Module:
+def torchvision_network(
+    name: str,
+    *,
+    num_classes: int,
+    input_size: int,
+    in_channels: int,
+    dropout: float,
+    model_args: Mapping[str, Any] = MappingProxyType({}),
+) -> nn.Module:
     """Returns a classifier of torchvision with fresh weights; the global generators stay as they are.
 
     Args:
         name: "torchvision/" and the name that `torchvision.models.get_model` takes.
 
     Raises:
-        InputError: torchvision has no classifier of this name, or images of other than three channels, or a dropout
-            where the network has none.
+        InputError: torchvision has no classifier of this name, or images of other than three channels, a dropout where
+            the network has none, or further arguments.
     """
     own = name.removeprefix(TORCHVISION_PREFIX)
     known = torchvision.models.list_models(module=torchvision.models)
     if own not in known:
         raise InputError(f"torchvision has no classifier {own!r}; {nearest(own, known)}")
+    if model_args:
+        raise InputError(f"model_args={dict(model_args)} are for networks of timm, not for {name}; leave them out")
     if in_channels != 3:
         raise InputError(f"{name} reads images of three channels, not of {in_channels}; take a network of timm")
     with restored_generators("cpu"):
@@ -297,21 +311,41 @@ def torchvision_network(name: str, *, num_classes: int, input_size: int, in_chan
     return network
 
 
-def timm_network(name: str, *, num_classes: int, input_size: int, in_channels: int, dropout: float) -> nn.Module:
+def timm_network(
+    name: str,
+    *,
+    num_classes: int,
+    input_size: int,
+    in_channels: int,
+    dropout: float,
+    model_args: Mapping[str, Any] = MappingProxyType({}),
+) -> nn.Module:
     """Returns a network of timm with fresh weights; the global generators stay as they are.
 
-    `input_size` matters to networks with a position for each patch only.
+    `input_size` matters to networks with a position for each patch only, and `model_args` are further arguments of
+    `timm.create_model`.
 
     Raises:
-        InputError: timm has no network of this name.
+        InputError: timm has no network of this name, or it does not take these arguments.
     """
     if name not in timm.list_models():
         raise InputError(f"timm has no network {name!r}; {nearest(name, timm.list_models())}")
     sized: dict[str, Any] = (
         {"img_size": input_size} if timm.models.is_model_in_modules(name, ("vision_transformer", "deit")) else {}
     )
-    with restored_generators("cpu"):
-        network: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout, **sized
-        )
+    own = {"num_classes": num_classes, "in_chans": in_channels, "drop_rate": dropout, **sized}
+    decided = sorted({*own, "pretrained", "img_size"} & model_args.keys())
+    if decided:
+        raise InputError(f"model_args cannot set {decided[0]}: the data or another setting decide it")
+    for key, value in model_args.items():  # a text could be a path whose file timm reads
+        if not all(isinstance(item, int | float) for item in (value if isinstance(value, tuple | list) else (value,))):
+            raise InputError(f"model_args: {key}={value!r} should be a number, true, false, or a list of these")
+    try:
+        with restored_generators("cpu"):
+            network: nn.Module = timm.create_model(name, pretrained=False, **own, **model_args)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        if not model_args:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name} cannot be built with model_args={dict(model_args)} ({reason})") from error
     return network

@@ -1,4 +1,4 @@
-"""Weights from files for networks of timm: read without running code, renamed where another library named them."""
+"""Weights of trained networks from files: read without running code, renamed where another library named them."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from supernet.blocks.elastic import AS_GIVEN
 from supernet.blocks.mbconv import sort_channels
+from supernet.blocks.plain import ConvBNAct
 from supernet.chain import Chain
 from supernet.errors import InputError
-from supernet.spaces.elastic import ElasticChain
+from supernet.spaces.elastic import IMAGENET, TORCHVISION_PREFIX, ElasticChain, normalisation, torchvision_network
+from supernet.spaces.widths import WidthChain
 
 PICKLED = (".pth", ".pt", ".bin", ".tar")
 STEMS = (
@@ -29,6 +32,10 @@ CLASSIFIERS = ("fc", "head", "classifier", "classifier.3", "classifier.1")
 """Names of the last layer in timm and torchvision."""
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights among other things; averaged weights come first, as in timm."""
+HUB = "timm"
+"""In place of a file: the weights that timm publishes."""
+PUBLISHED = {"resnet-50-widths": "resnet50", "mobilenetv2-widths": "mobilenet_v2"}
+"""The network of torchvision whose tensors a space of widths has, in the same order, at its largest."""
 
 
 def load_pretrained(supernet: Chain, file: str | Path, *, sort: bool = True) -> None:
@@ -38,19 +45,29 @@ def load_pretrained(supernet: Chain, file: str | Path, *, sort: bool = True) -> 
     not disturb the features.
 
     Args:
-        supernet: a supernet of the space "elastic", changed in place.
-        file: a state dict of timm's network or of EfficientNet-PyTorch, written by safetensors or `torch.save`.
-        sort: whether to sort the middle channels by importance (see `sort_channels`).
+        supernet: a supernet of the space "elastic", or of "resnet-50-widths" or "mobilenetv2-widths" with headroom=1,
+            which take the weights of torchvision's network; changed in place.
+        file: a state dict of timm's or torchvision's network or of EfficientNet-PyTorch, written by safetensors or
+            `torch.save`; or "timm" for the weights that timm publishes for the network, which are downloaded unless
+            they are in the cache of huggingface_hub.
+        sort: whether to sort channels by importance: the middle ones (see `sort_channels`), or those of every group of
+            widths (see `sort_widths`).
 
     Raises:
-        InputError: another space; no such file, one that is damaged or holds more than weights, or the weights of
-            another network: the first tensor that differs is named, with both shapes.
+        InputError: another space; weights that cannot be downloaded; no such file, one that is damaged or holds more
+            than weights, or the weights of another network: the first tensor that differs is named, with both shapes.
     """
-    chain, model, tensors = _network_of(supernet, file)
+    model, tensors = _network_of(supernet, file)
     model.load_state_dict(tensors, strict=False)  # counters of batches may be missing
-    chain.copy_weights(model)
-    if sort:
-        sort_channels(chain)
+    if isinstance(supernet, ElasticChain):
+        supernet.copy_weights(model)
+        if sort:
+            sort_channels(supernet)
+    else:
+        assert isinstance(supernet, WidthChain)
+        supernet.load_state_dict(dict(zip(supernet.state_dict(), model.state_dict().values(), strict=True)))
+        if sort:
+            sort_widths(supernet)
 
 
 def check_pretrained(supernet: Chain, file: str | Path) -> None:
@@ -63,23 +80,100 @@ def check_pretrained(supernet: Chain, file: str | Path) -> None:
         _network_of(supernet, file, any_channels=True)
 
 
+def expected_normalisation(supernet: Chain) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Returns the mean and deviation per channel, on the scale 0..1, that published weights of a supernet expect.
+
+    None where they are not known, and for another number of channels.
+    """
+    if isinstance(supernet, WidthChain) and supernet.space.name in PUBLISHED and supernet.input_shape[0] == 3:
+        return IMAGENET["mean"], IMAGENET["std"]
+    return normalisation(supernet) if isinstance(supernet, ElasticChain) else None
+
+
+@torch.no_grad()
+def sort_widths(chain: WidthChain) -> None:
+    """Sorts the channels of every group of a width space by importance, in place, the most important first.
+
+    The importance of a channel is the sum of the absolute weights with which layers read it (Cai et al., 2020, for the
+    middle channels of a block), over all layers that do. The largest architecture computes the same, but for the order
+    of its sums.
+    """
+    importance: dict[str, Tensor] = {}
+    for _, entry, _ in chain.elastic_layers():
+        weight = entry.layer.conv.weight if isinstance(entry.layer, ConvBNAct) else entry.layer.weight
+        depthwise = isinstance(entry.layer, ConvBNAct) and entry.layer.groups > 1
+        if entry.reads != AS_GIVEN and not depthwise:
+            read = weight.abs().transpose(0, 1).flatten(1).sum(1)
+            importance[entry.reads] = importance.get(entry.reads, torch.zeros_like(read)) + read
+    chain.permute({name: value.argsort(descending=True, stable=True) for name, value in importance.items()})
+
+
 def _network_of(
     supernet: Chain, file: str | Path, *, any_channels: bool = False
-) -> tuple[ElasticChain, nn.Module, dict[str, Tensor]]:
-    """Returns the supernet, the network that it is made of with fresh weights, and the checked tensors for it.
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Returns the network that a supernet is made of, with fresh weights, and the checked tensors for it.
 
     With `any_channels` the network reads images of as many channels as that of the file.
     """
+    if isinstance(supernet, WidthChain) and supernet.space.name in PUBLISHED:
+        tensors, model = read_weights(file), _published(supernet)
+        return model, fitting(tensors, model, source=str(file))
     if not isinstance(supernet, ElasticChain) or supernet.fresh is None:
         raise InputError(
             f"the space {supernet.space.name!r} takes no weights of a network; weights from a file need the space "
-            "'elastic', with the network's name as its setting 'model'"
+            f"'elastic', with the network's name as its setting 'model', or {' or '.join(map(repr, PUBLISHED))}"
         )
-    tensors = read_weights(file)
+    tensors = read_weights(published_weights(supernet.fresh()) if str(file) == HUB else file)
     stem = next((tensors[name] for name in STEMS if name in tensors), None)
     channels = {"in_channels": stem.shape[1]} if any_channels and stem is not None and stem.ndim == 4 else {}
     model = supernet.fresh(**channels)
-    return supernet, model, fitting(tensors, model, source=str(file))
+    return model, fitting(tensors, model, source=str(file))
+
+
+def _published(chain: WidthChain) -> nn.Module:
+    """Returns torchvision's network with the tensors of a width space. Raises `InputError` if the space is another."""
+    name = f"{TORCHVISION_PREFIX}{PUBLISHED[chain.space.name]}"
+    own = chain.state_dict()
+    classes, channels = own[list(own)[-1]].shape[0], chain.input_shape[0]
+    model = torchvision_network(name, num_classes=classes, input_size=224, in_channels=channels, dropout=0.0)
+    theirs = model.state_dict()
+    for (mine, tensor), other in zip(own.items(), theirs.values(), strict=False):
+        if tensor.shape != other.shape:
+            raise InputError(
+                f"{chain.space.name!r} is as wide as {name} only with headroom=1 and its other settings as they are: "
+                f"{mine!r} is {tuple(tensor.shape)} here and {tuple(other.shape)} there"
+            )
+    if len(own) != len(theirs):
+        raise InputError(f"{chain.space.name!r} is as deep as {name} only with its settings as they are")
+    return model
+
+
+def published_weights(model: nn.Module) -> Path:
+    """Returns the file of the weights that timm publishes for a network; it is downloaded unless it was before.
+
+    It is a safetensors file, which holds no code.
+
+    Args:
+        model: a network of timm, which may lie on the meta device.
+
+    Raises:
+        InputError: timm publishes none for it, or they cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+
+    config = getattr(model, "pretrained_cfg", {})
+    name, repository = config.get("architecture", type(model).__name__), config.get("hf_hub_id")
+    if not repository:
+        raise InputError(f"timm publishes no weights of {name!r}; give a file of weights as pretrained")
+    repository, _, revision = str(repository).partition("@")
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
+    except Exception as error:  # whatever the client of the network raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"the weights of {name!r} cannot be downloaded from {repository} ({type(error).__name__}: {reason}); "
+            "without a network connection give a file of weights as pretrained"
+        ) from error
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:

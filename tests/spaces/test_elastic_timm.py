@@ -7,6 +7,7 @@ import pickle
 import warnings
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
@@ -293,6 +294,22 @@ def test_networks_that_cannot_be_cut_are_refused_by_name(model: str, settings: d
         elastic(timm.create_model(model), **settings)  # type: ignore[arg-type]
 
 
+def test_further_arguments_of_timm_make_another_network() -> None:
+    arguments = {"patch_size": 4, "depth": 2, "embed_dim": 32, "num_heads": 4}
+    supernet = create_supernet("elastic", model="vit_tiny_patch16_224", input_size=16, model_args=arguments)
+    assert supernet.space["stage0.depth"].options == (1, 2)
+    assert supernet(torch.zeros(1, 3, 16, 16), largest(supernet.space)).shape == (1, 1000)
+    for wrong, message in (
+        ({"num_classes": 3}, "model_args cannot set num_classes"),
+        ({"checkpoint_path": "file.pth"}, "checkpoint_path='file.pth' should be a number"),
+        ({"patches": 4}, r"cannot be built with model_args=\{'patches': 4\}"),
+    ):
+        with pytest.raises(InputError, match=message):
+            create_supernet("elastic", model="vit_tiny_patch16_224", model_args=wrong)
+    with pytest.raises(InputError, match="are for networks of timm"):
+        create_supernet("elastic", model="torchvision/resnet18", model_args={"depth": 2})
+
+
 def test_a_network_that_timm_does_not_have_is_named() -> None:
     with pytest.raises(InputError, match="timm has no network 'lcnet_35'; did you mean 'lcnet_035'"):
         create_supernet("elastic", model="lcnet_35")
@@ -427,6 +444,28 @@ def test_published_weights_of_lite0_see_a_daisy() -> None:
             shares = supernet(x[None], largest(supernet.space))[0].softmax(0)
         assert int(shares.argmax()) == 985  # daisy
         assert float(shares[985]) == pytest.approx(0.323, abs=0.01)  # what timm gives with its own transform
+
+
+def test_weights_that_timm_publishes_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the cache of huggingface_hub serves, and one line says what to do if it is empty."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="timm publishes no weights of 'lcnet_035'; give a file"):
+        load_pretrained(small(), "timm")
+    supernet = create_supernet("elastic", model="lcnet_050", num_classes=3, input_size=64).eval()
+    with pytest.raises(InputError, match=r"cannot be downloaded from timm/lcnet_050\..*without a network connection"):
+        load_pretrained(supernet, "timm")
+    model = timm.create_model("lcnet_050").eval()
+    randomize(model, 0)
+    repository = tmp_path / f"models--{model.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    safetensors.torch.save_file(model.state_dict(), snapshot / "model.safetensors")
+    load_pretrained(supernet, "timm", sort=False)
+    assert torch.equal(supernet.state_dict()["stem.conv.weight"], model.state_dict()["conv_stem.weight"])
+    assert not supernet.state_dict()["head.fc.weight"].any()
 
 
 def test_other_spaces_take_no_network_s_weights(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from torchvision import models
 from supernet import create_network, create_supernet
 from supernet.blocks.elastic import ElasticBlock, ElasticHead
 from supernet.blocks.plain import ConvBNAct, Residual
-from supernet.chain import Chain
+from supernet.chain import Chain, largest
 from supernet.config import Preprocess
 from supernet.cost import CostTable, count
 from supernet.errors import InputError
 from supernet.export import export, load_exported
 from supernet.export.expression import expression
 from supernet.space import Arch
+from supernet.spaces.pretrained import check_pretrained, expected_normalisation, load_pretrained
 from supernet.spaces.widths import WidthChain, mobilenetv2_widths, resnet_20_widths, resnet_50_widths
 from supernet.testing import check_expressions, check_space, randomize
 from supernet.training.sparse_step import step_active
@@ -148,6 +149,36 @@ def test_torchvisions_weights_give_torchvisions_outputs(name: str) -> None:
         expected = theirs(x)
         torch.testing.assert_close(ours(x, ours.seed), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         assert float(expected.std()) > 0.1
+
+
+@pytest.mark.parametrize("name", [pytest.param("resnet-50-widths", marks=pytest.mark.slow), "mobilenetv2-widths"])
+def test_files_of_torchvision_are_taken(name: str, tmp_path: Path) -> None:
+    """Sorted channels give the same outputs; other classes begin at zero, and other settings are refused."""
+    theirs, file = KNOWN[name][1](num_classes=9).eval(), tmp_path / "weights.pth"
+    randomize(theirs, 0)
+    torch.save(theirs.state_dict(), file)
+    chain = create_supernet(name, headroom=1.0, input_size=32, num_classes=9).eval()
+    x, arch = images(chain), largest(chain.space)
+    load_pretrained(chain, file, sort=False)
+    before = chain.state_dict()["stem.body.0.conv.weight"].clone()
+    with torch.no_grad():
+        expected = theirs(x)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(chain(x, arch), expected, rtol=0, atol=1e-5 * scale)
+        load_pretrained(chain, file)
+        torch.testing.assert_close(chain(x, arch), expected, rtol=0, atol=1e-4 * scale)
+    assert not torch.equal(chain.state_dict()["stem.body.0.conv.weight"], before)
+    assert expected_normalisation(chain) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    other = create_supernet(name, headroom=1.0, input_size=32, num_classes=3).eval()
+    load_pretrained(other, file)
+    assert not list(other.state_dict().values())[-1].any()
+    with torch.device("meta"), pytest.raises(InputError, match=r"is as wide as torchvision/.* only with headroom=1"):
+        check_pretrained(KNOWN[name][0](), file)
+    state = theirs.state_dict()
+    first = next(iter(state))
+    torch.save(state | {first: torch.zeros(3, 3, 3, 3)}, file)
+    with pytest.raises(InputError, match=rf"{first}' is \(3, 3, 3, 3\) in the file and \("):
+        load_pretrained(chain, file)
 
 
 def test_resnet_20_has_the_layers_of_the_paper() -> None:

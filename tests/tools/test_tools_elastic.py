@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from helpers.scripts import Call, one_line, run_script
 from supernet.chain import largest
@@ -25,7 +26,7 @@ from supernet.testing import randomize
 from supernet_tools.evaluate import at_its_size
 from supernet_tools.pipeline.architectures import named_arch
 from supernet_tools.pipeline.config import SupernetRun
-from supernet_tools.pipeline.front import chosen_points
+from supernet_tools.pipeline.front import chosen_points, latency_order
 from supernet_tools.pipeline.runs import open_run
 from supernet_tools.pipeline.search import searched as searched_by
 from supernet_tools.pipeline.search import searched_top
@@ -228,22 +229,52 @@ def test_points_of_a_front_and_within_limits(searched: Path, call: Call) -> None
 
 
 @pytest.mark.slow
-def test_the_front_is_exported_and_measured(searched: Path, call: Call) -> None:
-    code, out, err = call("export", searched, "--search", "random", "--front")
+@pytest.mark.parametrize("onnx", [False, True], ids=["torch", "onnx"])
+def test_the_front_is_exported_and_measured(onnx: bool, untrained: Path, call: Call, tmp_path: Path) -> None:
+    """At least five exports, each of which also classifies an image in an isolated interpreter.
+
+    The search looks for many parameters at few MACs, of which nearly every network is on the front.
+    """
+    if onnx:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    run_folder = Path(shutil.copytree(untrained, tmp_path / "run"))
+    objectives = ("--settings", "metric=params", 'objectives=["params","-macs"]')
+    assert run_script("search", run_folder, "--searcher", "nsga2", "--trials", 16, "--force", *objectives) == 0
+    code, out, err = call("export", run_folder, "--search", "nsga2", "--front", *(["--onnx"] if onnx else []))
     assert code == 0, err
-    folder = searched / "export" / "front-random"
+    folder = run_folder / "export" / "front-nsga2"
     document = read_json(folder / "front.json")
     assert document["batch_norm"] == "matched"
+    points = document["points"]
+    assert len(points) >= 5
+    runtimes = {"torch", "onnxruntime"} if onnx else {"torch"}
+    assert set(document["latency_order"]) == runtimes
+    for runtime in runtimes:
+        order = document["latency_order"][runtime]
+        assert order["pairs"] == len(points) * (len(points) - 1) // 2  # all on a front differ
+        assert f"measured in {runtime}, the network of fewer macs is the faster one in {order['agree']} of" in out
     with (folder / "front.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == len(document["points"])
-    run = open_run(searched)
-    for point, line in zip(document["points"], lines, strict=True):
+    assert len(lines) == len(points)
+    image = tmp_path / "image.png"
+    Image.new("L", (40, 40), 128).save(image)
+    run = open_run(run_folder)
+    for point, line in zip(points, lines, strict=True):
         size = read_json(folder / point["key"] / "preprocess.json")["input_size"]
         assert size == point["arch"]["input.resolution"]
-        assert point["artefact_ms"]["torch"] > 0
-        assert float(line["artefact_ms_torch"]) == point["artefact_ms"]["torch"]
+        for runtime in runtimes:
+            assert float(line[f"artefact_ms_{runtime}"]) == point["artefact_ms"][runtime] > 0
         network = at_its_size(load_exported(folder / point["key"]), folder / point["key"])
         assert run.kind.scores(network, run.data.test)["accuracy"] == pytest.approx(point["test_accuracy"], abs=0.01)
+        assert ("model.onnx" in point["parity"]) == onnx
         assert max(point["parity"].values()) <= 1e-3
         assert point["key"] in out
+        command = [sys.executable, "-I", str(folder / point["key"] / "model.py"), str(image)]
+        alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert alone.returncode == 0, alone.stderr
+
+
+def test_orders_of_latency_and_cost_are_compared() -> None:
+    rows = [{"macs": macs, "artefact_ms": {"torch": ms}} for macs, ms in ((1, 1.0), (2, 3.0), (2, 9.0), (3, 2.0))]
+    assert latency_order(rows, "macs") == {"torch": {"pairs": 5, "agree": 3}}

@@ -86,8 +86,10 @@ class SupernetRun(Sampling):
     """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
     pretrained: str = ""
     """Weights that the training starts with: for the space "elastic" a file with a state dict of its network,
-    .safetensors or .pth, with the names of timm or EfficientNet-PyTorch; or the folder of a finished run of the same
-    space. Images are then normalised as for these weights, and train.epochs may be 0. Fresh weights if empty."""
+    .safetensors or .pth, with the names of timm, torchvision or EfficientNet-PyTorch, or "timm" to download those that
+    timm publishes; for "resnet-50-widths" and "mobilenetv2-widths" (headroom=1) a file of torchvision; or the folder of
+    a finished run of the same space. Images are then normalised as for these weights, and train.epochs may be 0. Fresh
+    weights if empty."""
     bn: Literal["default", "plain", "matched", "keep"] = "default"
     """Batch norm when shared weights are scored or exported: "plain" recalibrates the statistics on calibration images,
     "matched" also gives every norm the mean and deviation that its output has in the full network, "keep" uses the

@@ -1,6 +1,7 @@
 """Exports the best networks of a search with the shared weights: the front of score and cost, or one per limit."""
 
 import csv
+import itertools
 import math
 import platform
 from collections.abc import Sequence
@@ -162,6 +163,7 @@ def front_stage(
     document = {
         "format": FORMAT,
         "space": run.kind.space,
+        "latency_order": latency_order(rows, cost),
         "search": search,
         "batch_norm": run.bn,
         "cost": cost,
@@ -172,6 +174,25 @@ def front_stage(
     write_json(folder / "front.json", document)
     _write_csv(folder / "front.csv", rows)
     return folder, rows
+
+
+def latency_order(rows: Sequence[dict[str, Any]], cost: str) -> dict[str, dict[str, int]]:
+    """Compares the order of the measured latencies with that of a cost, for each runtime.
+
+    Args:
+        rows: of `front.json`.
+        cost: the name of a cost.
+
+    Returns:
+        by runtime `pairs`, the number of pairs of networks with different costs, and `agree`, in how many of them the
+        cheaper one is also the faster one.
+    """
+    order: dict[str, dict[str, int]] = {}
+    for runtime in rows[0]["artefact_ms"]:
+        pairs = [(a, b) for a, b in itertools.combinations(rows, 2) if a[cost] != b[cost]]
+        agree = sum((a[cost] < b[cost]) == (a["artefact_ms"][runtime] < b["artefact_ms"][runtime]) for a, b in pairs)
+        order[runtime] = {"pairs": len(pairs), "agree": agree}
+    return order
 
 
 def _write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:

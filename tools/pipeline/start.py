@@ -69,9 +69,9 @@ def starting_normalisation(config: SupernetRun, chain: Chain) -> tuple[tuple[flo
     if source.is_dir():
         summary = read_summary(source)
         return summary.mean, summary.std
-    from supernet.spaces.elastic import ElasticChain, normalisation
+    from supernet.spaces.pretrained import expected_normalisation
 
-    return normalisation(chain) if isinstance(chain, ElasticChain) else None
+    return expected_normalisation(chain)
 
 
 def frozen_teacher(supernet: Chain) -> nn.Module:
