@@ -217,6 +217,7 @@ def test_commands_are_found() -> None:
         "benchmarks.detectors",
         "benchmarks.race",
         "benchmarks.demo",
+        "benchmarks.rivals",
     }
 
 
