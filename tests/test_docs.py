@@ -65,6 +65,7 @@ def smaller(code: str, *changes: tuple[str, str]) -> str:
 
 
 SMALLER = (("size=16", "size=8"), ("Train(epochs=1)", "Train(epochs=1, batch=512)"))
+FEWER = (("size=8)", "size=8, calibration=64)"), ("trials=8", "trials=4"))
 as_written = pytest.mark.parametrize("changed", [True, pytest.param(False, marks=pytest.mark.slow)])
 
 
@@ -75,7 +76,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     lines = [line for line in code.splitlines() if line and not line.startswith("from ")]
     assert len(lines) == 10
     monkeypatch.chdir(tmp_path)
-    exec(smaller(code, *SMALLER) if changed else code, {})
+    exec(smaller(code, *SMALLER, *FEWER) if changed else code, {})
     assert (tmp_path / "exported" / "model.py").is_file()
 
 

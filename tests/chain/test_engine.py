@@ -70,7 +70,10 @@ def operations_of_a_step(train: Callable[..., object], arch: Arch) -> list[tuple
     return recorder.operations
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=pytest.mark.slow if name == "spos" else []) for name in FAMILIES],  # larger
+)
 def test_a_supernet_step_runs_the_operations_of_the_plain_step(family: str, digits: Splits) -> None:
     torch.manual_seed(0)
     supernet: Chain = FAMILIES[family](in_channels=1, input_size=32 if family == "spos" else 16)

@@ -343,7 +343,7 @@ def test_fresh_weights_follow_the_generator_and_torchvisions_rules(kind: str) ->
     torch.testing.assert_close(float(lateral.std()), 32**-0.5, rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["retinanet", pytest.param("faster-rcnn-fpn", marks=pytest.mark.slow)])
 def test_a_detector_learns_one_box(kind: str) -> None:
     """After forty steps the best detection lies on the only box and has its label."""
     generator, arch = torch.Generator().manual_seed(3), sampled_arch(tiny(kind))
@@ -423,7 +423,7 @@ def test_a_backbone_that_is_fixed_to_an_architecture_keeps_the_weights_of_its_su
 # -- diverged networks ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["retinanet", pytest.param("faster-rcnn-fpn", marks=pytest.mark.slow)])
 def test_a_detector_with_nan_anywhere_has_no_score(kind: str) -> None:
     """Boxes of NaN would be dropped, so that a diverged network would seem to see nothing: a finite mAP of 0."""
     sound = tiny_network(kind, arch=sampled_arch(tiny(kind))).eval()

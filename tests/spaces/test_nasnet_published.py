@@ -88,7 +88,7 @@ def test_every_network_has_a_row() -> None:
     assert {network.cells for network in NETWORKS.values()} == CELLS.keys()
 
 
-LONG = {"pnasnet-5-large", "pnasnet-5-cifar", "amoebanet-a-cifar-32"}
+LONG = {"nasnet-a-large", "pnasnet-5-large", "pnasnet-5-cifar", "amoebanet-a-cifar-32"}
 """Networks that are built in the slow tests alone: each takes a second, and others have their cells."""
 
 

@@ -139,6 +139,7 @@ def test_space_keeps_the_contract_at_its_published_size(case: str) -> None:
 
 
 LIKE_ANOTHER = {
+    "amoebanet-cifar",
     "nasnet-small",
     "nasnet-small-1",
     "pnasnet-imagenet",

@@ -42,6 +42,7 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow  # six retrainings, each of which tests/tools/test_tools_detection.py makes once
 def test_a_searched_backbone_is_compared_with_plain_and_random_ones(backbones: Path, call: Call) -> None:
     flags = (backbones, "--search", "few", "--random", 1, "--seeds", 2, "--plain", "shuffle3")
     wider = ("--plain-widths", 16, 32, 48)

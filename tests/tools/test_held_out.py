@@ -9,7 +9,7 @@ from helpers.scripts import Call
 from supernet_tools.pipeline import train as stage
 
 SPACE = ("--space-settings", "depths=[1, 1, 1]", "widths=[16, 24, 32]", "stem=8")
-COMMAND = ("train_supernet", "quickstart", *SPACE, "--data.size", 8, "--train.batch", 64, "--train.epochs", 3)
+COMMAND = ("train_supernet", "quickstart", *SPACE, "--data.size", 8, "--train.batch", 128, "--train.epochs", 2)
 NAMES = ("large_accuracy", "small_accuracy", "random_accuracy")
 
 

@@ -64,7 +64,7 @@ def test_the_remedy_works(tmp_path: Path, call: Call) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [30, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_the_end_of_a_training_never_leaves_weights_without_the_record(
     stuck: Path, tmp_path: Path, call: Call, step: int
 ) -> None:

@@ -123,6 +123,7 @@ def test_learning_rates_are_tried_and_nothing_written(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("supernet_tools.train_supernet.STEPS", 3)
+    monkeypatch.setattr("supernet.training.rates.FACTORS", (0.1, 1))
     flags = ("train_supernet", "quickstart", *SHORT, "--out", tmp_path / "run", "--find-lr")
     code, out, err = call(*flags)
     assert code == 0, err

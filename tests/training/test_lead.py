@@ -210,7 +210,7 @@ def test_the_lead_trains_alone_and_the_other_options_then_start_from_its_weights
     assert len({tuple(seen[step][other].flatten().tolist()) for step in seen}) > 1
 
 
-@pytest.mark.parametrize("stop", [LEAD - 1, LEAD, LEAD + 1])
+@pytest.mark.parametrize("stop", [LEAD, *(pytest.param(LEAD + n, marks=pytest.mark.slow) for n in (-1, 1))])
 def test_a_training_stopped_around_the_end_of_the_lead_resumes_to_the_same_weights(
     digits: Splits, whole: dict[str, Tensor], tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
