@@ -1,11 +1,14 @@
 """Networks of timm as supernets: equal to timm's own at the largest, cut to the contract, loaded from files."""
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pickle
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -77,6 +80,27 @@ def images(size: int = 64, number: int = 2) -> Tensor:
     return torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
+def loaded(name: str, model: nn.Module, **settings: Any) -> ElasticChain:
+    """The supernet of a network. Prints how long that took, and the peak of the memory that it needed beside it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is in use
+    before, began = memory("VmRSS"), time.perf_counter()
+    supernet = elastic(model, **settings)
+    seconds, weights = time.perf_counter() - began, sum(t.nbytes for t in model.state_dict().values())
+    if before is not None:
+        peak = (memory("VmHWM") or before) - before
+        print(f"{name}: {weights / 2**20:.1f} MiB of weights, made elastic in {seconds:.2f} s, {peak / 2**20:.1f} MiB")
+    return supernet
+
+
+def memory(field: str) -> int | None:
+    """Bytes of this process in /proc/self/status; None where there is no such file."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    return None
+
+
 def agrees(model: nn.Module, supernet: ElasticChain) -> bool:
     arch, x = largest(supernet.space), images()
     with torch.no_grad():
@@ -89,7 +113,7 @@ def test_the_largest_architecture_is_the_network_bit_for_bit(name: str) -> None:
     model = network(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing stays whole
-        supernet = elastic(model, input_size=64)
+        supernet = loaded(name, model, input_size=64)
     assert agrees(model, supernet)
     assert supernet.whole == ()
     costs = CostTable(supernet)(largest(supernet.space))
@@ -113,7 +137,7 @@ OF_TORCHVISION = {
 def test_networks_of_torchvision(name: str) -> None:
     model = torchvision.models.get_model(name, num_classes=CLASSES)
     randomize(model, 0)
-    supernet = elastic(model.eval(), input_size=64)
+    supernet = loaded(name, model.eval(), input_size=64)
     assert agrees(model, supernet)
     assert supernet.normalisation[0] == (0.485, 0.456, 0.406)
     decision, options = OF_TORCHVISION[name]
@@ -151,7 +175,7 @@ def transformer(name: str, size: int, **settings: object) -> nn.Module:
 def test_vision_transformers(name: str) -> None:
     size = VITS[name]
     model = transformer(name, size)
-    supernet, x = elastic(model), images(size)
+    supernet, x = loaded(name, model), images(size)
     arch = largest(supernet.space)
     with torch.no_grad():
         assert torch.equal(supernet(x, arch), model(x))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 
 from helpers.scripts import Call, one_line, run_script
@@ -124,6 +125,41 @@ def test_weights_that_see_nothing_in_the_images_are_not_searched(untrained: Path
     document = read_json(untrained / "run.json")["shared_weights"]
     assert document["learned"] is False  # random weights
     one_line(call("search", untrained, "--searcher", "random", "--trials", 2), "no better than guessing on its images")
+
+
+@pytest.mark.slow
+def test_a_width_space_begins_with_torchvisions_file(call: Call, tmp_path: Path) -> None:
+    """The run's full network, under its own policy, is torchvision's on images normalised as for ImageNet."""
+    draws = torch.Generator().manual_seed(0)
+    for number in range(120):
+        folder = tmp_path / "photos" / "abc"[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (32, 32, 3), generator=draws, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    model = torchvision.models.mobilenet_v2(num_classes=3)
+    randomize(model, 0)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    flags = (
+        "--space",
+        "mobilenetv2-widths",
+        "--space-settings",
+        "headroom=1",
+        "--pretrained",
+        tmp_path / "weights.pth",
+    )
+    flags = (*flags, "--data.source", tmp_path / "photos", "--data.calibration", 64, "--train.warmup-epochs", 0)
+    flags = ("spos-images", *flags, "--train.epochs", 0, "--retrain.batch", 8, "--out", tmp_path / "run")
+    assert run_script("train_supernet", *flags) == 0
+    run = open_run(tmp_path / "run")
+    assert run.summary.mean == (0.485, 0.456, 0.406)
+    images, _ = next(iter(run.data.validation.batches(8)))
+    with torch.no_grad():
+        expected = model.eval()(images)
+        network = run.shared_weights().subnet(largest(run.space))
+        assert torch.allclose(network(images), expected, atol=0.05 * float(expected.abs().max()))
+    code, out, err = call("evaluate", tmp_path / "run", "--arch", "smallest")
+    assert code == 0, err
+    assert "matched" in out
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ def run() -> None:
     check_pair(full, shared)
     if "pruned" in args.rivals:
         import_pruning()
+        if patch_of(full.supernet) is not None:
+            raise InputError("the rival 'pruned' is for convolutional networks alone; leave it out of --rivals")
     rows = compared(args, full, shared, limits)
     show(rows, images=shared.summary.n_test)
 
@@ -140,6 +142,11 @@ def compared(args: Rivals, full: "Run", shared: "Run", limits: Mapping[str, floa
     compute = training_compute(shared) * args.share / len(limits)
     before = training_compute(full) * args.share / len(limits) if "scratch" in args.rivals else 0.0
     rows = front(args, shared)
+    if not rows:
+        print(
+            f"{shared.folder} has no search {args.search!r} yet: nothing is compared, and scratch is left out",
+            flush=True,
+        )
     for rival in (rival for rival in args.rivals if rows or rival != "scratch"):
         for text, limit in limits.items():
             budget = compute + (before if rival == "scratch" else 0.0)
@@ -244,11 +251,10 @@ def create(
 
 def cuts(full: "Run") -> "Chain":
     """Returns a supernet of the same network in which only depth and resolution can be cut, each as far as possible."""
-    from supernet.blocks.transformer import PatchTokens
     from supernet.spaces import create_supernet
 
-    patches = [module.patch for module in full.supernet.modules() if isinstance(module, PatchTokens)]
-    step, least = (patches[0], 2 * patches[0]) if patches else (4, 32)
+    patch = patch_of(full.supernet)
+    step, least = (patch, 2 * patch) if patch is not None else (4, 32)
     settings = {
         **classifier(full).builder_arguments(full.summary),
         "kernels": (),
@@ -258,6 +264,13 @@ def cuts(full: "Run") -> "Chain":
         "resolutions": tuple(range(least, full.summary.size, step)),
     }
     return create_supernet("elastic", **settings)
+
+
+def patch_of(chain: "Chain") -> int | None:
+    """Returns the side of a transformer's patches in pixels; None for a convolutional network."""
+    from supernet.blocks.transformer import PatchTokens
+
+    return next((module.patch for module in chain.modules() if isinstance(module, PatchTokens)), None)
 
 
 def smaller(chain: "Chain", limit: float, depth: "Arch | None" = None) -> "tuple[Arch | None, str]":
@@ -288,7 +301,7 @@ def shallower(chain: "Chain", limit: float) -> "tuple[Arch | None, str]":
         if table(arch)["macs"] <= limit:
             return arch, f"depth -{dropped}"
     at, size = smaller(chain, limit, arch)
-    return at, f"fewest blocks at {size}"
+    return at, f"fewest blocks at {size}" if at is not None else ""
 
 
 def inherited(chain: "Chain", arch: "Arch", full: "Run") -> "nn.Module":
