@@ -108,10 +108,11 @@ def export_front(args: Export) -> None:
     title = f"{len(rows)} exports in {folder}, batch norm {opened.bn}"
     print_table(title, (*columns, *(f"ms, {name}" for name in runtimes)), lines)
     for runtime, order in latency_order(rows, args.limit_cost).items():
-        print(
-            f"measured in {runtime}, the network of fewer {args.limit_cost} is the faster one in {order['agree']} of "
-            f"{order['pairs']} pairs"
-        )
+        if order["pairs"]:
+            print(
+                f"measured in {runtime}, the network of fewer {args.limit_cost} is the faster one in {order['agree']} "
+                f"of {order['pairs']} pairs"
+            )
 
 
 if __name__ == "__main__":
