@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +32,8 @@ FIGURES = (
     "mar_large",
 )
 """COCO's twelve metrics in its order: average precision and recall over the IoU thresholds 0.5 to 0.95."""
+RECALLS: tuple[float, ...] = tuple(number / 100 for number in range(101))
+"""The recalls at which COCO reads the precision."""
 
 
 def coco_figures(targets: Sequence[Mapping[str, Tensor]], detections: Sequence[Mapping[str, Tensor]]) -> Metrics:
@@ -98,18 +101,58 @@ class GroundTruth:
             return dict.fromkeys(FIGURES if every else FIGURES[:3], math.nan)
         if not self.labels:
             return dict.fromkeys(FIGURES if every else FIGURES[:3], -1.0)
+        if not every:
+            precision = self._precision(rows)
+            return {"map": _mean(precision), "map50": _mean(precision[0]), "map75": _mean(precision[5])}
+        evaluation = self._evaluated(rows)
+        evaluation.summarize()
+        return dict(zip(FIGURES, map(float, evaluation.stats), strict=True))
+
+    def by_class(self, rows: Tensor) -> list["ClassPrecision"]:
+        """Returns the precision of detections for every label that has objects, in the order of labels.
+
+        Args:
+            rows: see `figures`; finite.
+        """
+        if not self.labels:
+            return []
+        precision = self._precision(rows)[..., 0, 0]  # (IoU, recall, label)
+        return [
+            ClassPrecision(label, _mean(precision[..., place]), _mean(precision[0, :, place]), precision[0, :, place])
+            for place, label in enumerate(self.labels)
+        ]
+
+    def _precision(self, rows: Tensor) -> NDArray[np.float64]:
+        """Returns interpolated precision of objects of all sizes, (IoU, recall, label, 1, 1); -1 without objects."""
+        return cast("NDArray[np.float64]", self._evaluated(rows, all_sizes=True).eval["precision"])
+
+    def _evaluated(self, rows: Tensor, *, all_sizes: bool = False) -> Any:
+        """Returns the library's evaluation, with `all_sizes` of all objects together and 100 detections at most."""
         _, COCOeval = _library()
         evaluation = COCOeval(self._truth, self._coco(_annotations(rows)), "bbox")
-        if not every:
+        if all_sizes:
             evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
             evaluation.params.maxDets = [100]
         evaluation.evaluate()
         evaluation.accumulate()
-        if not every:
-            precision = cast("NDArray[np.float64]", evaluation.eval["precision"])  # (IoU, recall, label, 1, 1)
-            return {"map": _mean(precision), "map50": _mean(precision[0]), "map75": _mean(precision[5])}
-        evaluation.summarize()
-        return dict(zip(FIGURES, map(float, evaluation.stats), strict=True))
+        return evaluation
+
+
+@dataclass(frozen=True)
+class ClassPrecision:
+    """How well the objects of one class are found.
+
+    Attributes:
+        label: of the class, from 1.
+        ap: average precision over the IoU thresholds 0.5 to 0.95, in 0..1.
+        ap50: average precision at an IoU of 0.5.
+        curve: interpolated precision at an IoU of 0.5 for the recalls of `RECALLS`, (101,).
+    """
+
+    label: int
+    ap: float
+    ap50: float
+    curve: NDArray[np.float64]
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -200,5 +243,14 @@ class DetectionMetric(BatchMetric):
             batch: most images per forward pass, all of one height and width: padding an image to the size of
                 another one would change what is detected in it.
         """
+        return self.combine(self._parts(network, images, batch))
+
+    @torch.no_grad()
+    def detections(self, network: nn.Module, images: DetectionSet, batch: int) -> Tensor:
+        """Returns the detections of a network as rows of `GroundTruth.figures`, sorted by image; see `__call__`."""
+        rows = torch.cat(self._parts(network, images, batch))
+        return rows[rows[:, 0].argsort(stable=True)]
+
+    def _parts(self, network: nn.Module, images: DetectionSet, batch: int) -> list[Tensor]:
         batches = Batches(images, batch, alike=True)
-        return self.combine([self.of_batch(network(x), batches.labels(number)) for number, x in enumerate(batches)])
+        return [self.of_batch(network(x), batches.labels(number)) for number, x in enumerate(batches)]

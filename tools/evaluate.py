@@ -11,6 +11,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
+from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -45,6 +46,8 @@ class Evaluate(Checked):
     """Calibration batches: of 64 images, or of `scoring_batch` for a detector."""
     bn: BatchNorm | None = None
     """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
+    data: Moved = HERE
+    """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 

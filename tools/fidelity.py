@@ -13,6 +13,7 @@ from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
+from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -63,6 +64,8 @@ class Fidelity(Checked):
     """Seed of the networks drawn, of retrainings and of resamples."""
     name: Name | None = None
     """Name of the report, RUN/fidelity/NAME.json; made from the settings by default."""
+    data: Moved = HERE
+    """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 

@@ -13,10 +13,10 @@ from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust, trust_recipe
-from supernet_tools.pipeline.units import Limit, TimeLimit
+from supernet_tools.pipeline.units import Limit, TimeLimit, in_units
 
 if TYPE_CHECKING:
-    from supernet_tools.pipeline.derive import Found
+    from supernet_tools.pipeline.choices import Found
     from supernet_tools.pipeline.fit import Plan
 
 EXPLAINED = """Give it images, and it returns the network to deploy, with a report:
@@ -25,6 +25,8 @@ EXPLAINED = """Give it images, and it returns the network to deploy, with a repo
   {fit} photos --max-macs 5M --minutes 30        within 5 million multiply-accumulates, in half an hour
   {fit} photos --max-latency 5ms                 within 5 milliseconds on this machine
   {fit} photos --pretrained lite0.pth            from the weights of a trained network of timm
+  {fit} street                                   objects with boxes, in COCO's, YOLO's or Pascal VOC's layout
+  {fit} photos.zip                               an archive of either (.zip, .tar, .tar.gz, .tar.xz)
   {fit} package.module:function                  a data set of your own (docs/train.md)
   {fit} digits --minutes 2                       scikit-learn's scans, to try it out
 
@@ -43,8 +45,9 @@ class Fit(Checked):
     """
 
     source: Annotated[Text, tyro.conf.Positional]
-    """A folder with one folder of images per class (or with train/ and val/ or test/ that hold them), "digits", or a
-    function as package.module:function that returns the splits."""
+    """A folder with one folder of images per class (or with train/ and val/ or test/ that hold them); images with boxes
+    in COCO's, YOLO's or Pascal VOC's layout, which train a detector; an archive of either (.zip, .tar, .tar.xz);
+    "digits"; or a function as package.module:function that returns the data."""
     out: FilePath | None = None
     """Folder of the run; runs/NAME by default, after the source."""
     max_macs: Limit = None
@@ -58,15 +61,17 @@ class Fit(Checked):
     pretrained: FilePath | None = None
     """File of weights of a network of timm, to begin with: .safetensors or .pth."""
     size: Pixels | None = None
-    """Height and width of the images."""
+    """Height and width of the images, or for a detector their shorter side."""
     batch: Annotated[int, Ge(2), Le(2**24)] | None = None
     """Images per training step."""
     validation: Share | None = None
     """Share of the training images that score architectures."""
     space: Text | None = None
-    """Search space."""
+    """Search space; that of the backbone of a detector."""
     space_settings: tuple[str, ...] = ()
     """Arguments of the space's builder as NAME=VALUE."""
+    anchor_scale: Positive | None = None
+    """Side of a detector's smallest anchor of a level, in its strides."""
     init: Literal["scratch", "shared"] | None = None
     """What finalists start from: fresh weights, or those of the supernet."""
     epochs: Count | None = None
@@ -77,6 +82,8 @@ class Fit(Checked):
     """Trainings of the race."""
     retrain_epochs: Count | None = None
     """Epochs of a training in the race."""
+    front: Annotated[int, Ge(0), Le(1000)] | None = None
+    """Networks at several costs that are exported with the shared weights beside the winner; 0 for none."""
     seed: Seed = 0
     """Seed of everything."""
     device: Device = "cpu"
@@ -91,11 +98,13 @@ GIVEN = (
     "validation",
     "space",
     "space_settings",
+    "anchor_scale",
     "init",
     "epochs",
     "trials",
     "trainings",
     "retrain_epochs",
+    "front",
 )
 
 
@@ -111,7 +120,8 @@ def run() -> None:
     from supernet.config import Data
     from supernet_tools.pipeline.config import SupernetRun
 
-    trust_recipe(SupernetRun(space=args.space or "mobile-images", data=Data(args.source)), args.trust)
+    read = "" if Path(args.source).exists() else args.source  # a file may have a colon in its name
+    trust_recipe(SupernetRun(space=args.space or "mobile-images", data=Data(read)), args.trust)
 
     from supernet_tools.pipeline.fit import Wishes, fit_stage, planned
     from supernet_tools.pipeline.report import report_stage
@@ -138,7 +148,10 @@ def say(line: str) -> None:
 
 def default_folder(source: str) -> Path:
     """`runs/NAME` after a source. Raises `InputError` for a source without a name."""
-    name = Path(source).resolve().name if Path(source).is_dir() else source.rpartition(":")[2].rpartition("/")[2]
+    path = Path(source)
+    name = path.resolve().name if path.is_dir() else source.rpartition(":")[2].rpartition("/")[2]
+    if path.is_file():
+        name = name.partition(".")[0] if path.name != "data.yaml" else path.resolve().parent.name
     if not name or name.startswith("."):
         raise InputError(f"source={source!r} has no name that a run could take; give --out")
     return Path("runs") / name
@@ -157,9 +170,10 @@ def facts(found: "Found") -> list[tuple[str, object]]:
     names = [f"{name} ({count:,})" for name, count in zip(found.classes, found.counts, strict=True)]
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     low, median, high = found.sides
-    rows: list[tuple[str, object]] = [
+    rows: list[tuple[str, object]] = [("layout", found.kind)] if found.boxed else []
+    rows += [
         ("classes", len(found.classes)),
-        ("images of each", ", ".join(names[:12]) + more),
+        ("objects of each" if found.boxed else "images of each", ", ".join(names[:12]) + more),
         ("training images", found.images),
         ("own validation images", found.n_validation or "none, a share of the training images is held out"),
         ("own test images", found.n_test or "none, a share of the training images is held out"),
@@ -184,6 +198,12 @@ def finish(document: dict[str, Any], out: Path, page: Path) -> None:
         ("largest difference of the exported files", max(document["differences"].values(), default=0.0)),
     ]
     print_table("result", ("what", "value"), rows)
+    if document["front"]:
+        points = [
+            (row["key"], in_units(row["macs"]), f"{row[test]:.4f}", f"{row['artefact_ms']['torch']:.2f} ms")
+            for row in document["front"]
+        ]
+        print_table("front, with the shared weights", ("network", "MACs", test.replace("_", " "), "latency"), points)
     print(document["verdict"])
     closing(
         [export, page],

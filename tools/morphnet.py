@@ -12,6 +12,7 @@ import tyro
 from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import choose, closing, command, main, parse
+from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Limit
@@ -49,6 +50,8 @@ class Morph(Checked):
     settings: tuple[str, ...] = ()
     """Hyperparameters: metric, strength, scan, threshold, fill, start, patience, tolerance; for instance scan=[1,10]
     threshold=gap fill=0.01."""
+    data: Moved = HERE
+    """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 

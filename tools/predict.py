@@ -16,6 +16,7 @@ from annotated_types import Ge, Le
 from supernet.checked import Checked, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError, RunError
 from supernet_tools.pipeline.command_line import closing, main, parse
+from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Predict(Checked):
     """Of a run: seed of the retraining."""
     init: Literal["scratch", "shared"] = "scratch"
     """Of a run: the retraining from fresh weights, or the one from the shared weights."""
+    data: Moved = HERE
+    """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 

@@ -8,6 +8,7 @@ import tyro
 from supernet.checked import Checked, FilePath
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, main, parse
+from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.trust import Trust
 
 
@@ -22,6 +23,8 @@ class Report(Checked):
     """Folder of the run."""
     out: FilePath | None = None
     """File to write; report.html in the run by default."""
+    data: Moved = HERE
+    """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 

@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
+from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Limit, TimeLimit
@@ -57,6 +58,8 @@ class Search(Checked):
     """Fine-tune this many random architectures for a few steps first, and maximise the score that they correct."""
     force: bool = False
     """Search although the supernet is no better than guessing."""
+    data: Moved = HERE
+    """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 

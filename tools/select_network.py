@@ -9,6 +9,7 @@ import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed
 from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Amount, Limit
@@ -52,6 +53,8 @@ class Select(Checked):
     """Limit on multiply-accumulates of a detector's backbone at 224 pixels."""
     bn_batches: Count = 10
     """Calibration batches per network that is scored with shared weights."""
+    data: Moved = HERE
+    """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 

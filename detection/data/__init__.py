@@ -6,6 +6,6 @@ makes the splits. The package imports `detection.config`, `detection.inputs`, `s
 """
 
 from detection.data.images import DetectionSet
-from detection.data.load import DetectionSplits, load
+from detection.data.load import DetectionSplits, annotations_by_part, load
 
-__all__ = ["DetectionSet", "DetectionSplits", "load"]
+__all__ = ["DetectionSet", "DetectionSplits", "annotations_by_part", "load"]

@@ -94,9 +94,7 @@ def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits
     room = config.memory - train.held_bytes
     held_out: dict[str, DetectionSet] = {}
     for name in ("validation", "test"):
-        source, folder = getattr(config, f"{name}_source"), getattr(config, f"{name}_images") or config.images
-        if not source and layout_of(config.source) == "yolo" and has_split(Path(config.source), name):
-            source = config.source
+        source, folder = _held_out(config, name)
         if source:
             held_out[name] = _read(config, source, folder, name, room=room, cache=where, like=train)
             room -= held_out[name].held_bytes
@@ -119,19 +117,52 @@ def _read(
     like: DetectionSet | None = None,
 ) -> DetectionSet:
     """Returns a split from its annotations, decoded if it takes at most `room` bytes, with the labels of `like`."""
-    training = None if like is None else like.annotations
-    file, root = Path(source), Path(folder)
-    if layout_of(source) == "coco":
-        annotations = read_annotations(file, root, min_side=config.min_side, like=training)
-    else:
-        if layout_of(source) == "yolo":
-            document, root = yolo_document(file, split)
-        else:
-            names = None if training is None else dict(zip(training.categories, training.classes, strict=True))
-            document, root = voc_document(file, folder, names)
-        annotations = annotations_of(document, file, root, min_side=config.min_side, like=training)
+    annotations, root = _annotated(config, source, folder, split, None if like is None else like.annotations)
     path = None if cache is None else cache_file(cache, os.path.realpath(source), os.path.realpath(root))
     return _set(config, annotations, root=root).decoded(room, cache=path)
+
+
+def _annotated(
+    config: DetectionData, source: str, folder: str, split: str, like: Annotations | None
+) -> tuple[Annotations, Path]:
+    """Returns the annotations of a split in any layout, and the folder of its images."""
+    file, root = Path(source), Path(folder)
+    if layout_of(source) == "coco":
+        return read_annotations(file, root, min_side=config.min_side, like=like), root
+    if layout_of(source) == "yolo":
+        document, root = yolo_document(file, split)
+    else:
+        names = None if like is None else dict(zip(like.categories, like.classes, strict=True))
+        document, root = voc_document(file, folder, names)
+    return annotations_of(document, file, root, min_side=config.min_side, like=like), root
+
+
+def annotations_by_part(config: DetectionData) -> dict[str, Annotations]:
+    """Reads the annotations of a data set, and no image.
+
+    Args:
+        config: as for `load`, but for the composed digits.
+
+    Returns:
+        the annotations of "train", and of "validation" and "test" where the data set has its own.
+
+    Raises:
+        InputError: see `load`.
+    """
+    parts = {"train": _annotated(config, config.source, config.images, "train", None)[0]}
+    for name in ("validation", "test"):
+        source, folder = _held_out(config, name)
+        if source:
+            parts[name] = _annotated(config, source, folder, name, parts["train"])[0]
+    return parts
+
+
+def _held_out(config: DetectionData, name: str) -> tuple[str, str]:
+    """Returns annotations and folder of a held-out part; empty texts where a share of the training images serves."""
+    source, folder = getattr(config, f"{name}_source"), getattr(config, f"{name}_images") or config.images
+    if not source and layout_of(config.source) == "yolo" and has_split(Path(config.source), name):
+        source = config.source
+    return source, folder
 
 
 def _composed(part: digits.Composed, name: str) -> Annotations:

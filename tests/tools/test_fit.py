@@ -21,16 +21,21 @@ from PIL import Image
 
 import supernet_tools.pipeline.fit as pipeline
 from helpers.scripts import Call, one_line, run_script
+from searchers import Trial
 from supernet.cost import CostTable
 from supernet.files import read_json
+from supernet.space import Choice, SearchSpace
 from supernet.spaces import build
 from supernet_tools.fit import Fit
+from supernet_tools.pipeline.choices import Budget, Found, Settings, Timing
 from supernet_tools.pipeline.command_line import parse_recipe
-from supernet_tools.pipeline.derive import Budget, Found, Settings, Timing, derive, recipe
+from supernet_tools.pipeline.derive import derive, recipe
+from supernet_tools.pipeline.front import Point
 from supernet_tools.pipeline.inspect_data import inspect_source
+from supernet_tools.pipeline.page import plain
 from supernet_tools.pipeline.per_class import calibration_error
 from supernet_tools.pipeline.recipes import RECIPES
-from supernet_tools.pipeline.report import plain, report_stage
+from supernet_tools.pipeline.report import report_stage
 from supernet_tools.pipeline.runs import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -74,11 +79,32 @@ def test_more_time_gives_larger_images_and_smaller_sets_smaller_batches() -> Non
 def test_pretrained_weights_choose_the_elastic_space() -> None:
     settings = derive(PHOTOS, Budget(pretrained="lite0.pth", model="tf_efficientnet_lite0"))
     assert settings["space"] == "elastic"
-    assert settings["space_settings"] == ("model=tf_efficientnet_lite0",)
+    assert settings["space_settings"][:2] == ("model=tf_efficientnet_lite0", "resolutions=[64, 80]")
     assert settings["size"] >= 96
     assert settings["init"] == "shared"
     config = recipe("photos", PHOTOS, settings, pretrained="lite0.pth", seed=3, device="cpu")
     assert (config.sampler, config.pretrained, config.train.seed) == ("sandwich", "lite0.pth", 3)
+    assert config.train.distill
+    assert 0 < config.largest_epochs < config.train.epochs  # the full network first, which the others learn from
+    assert settings["front"] >= 5
+    given = derive(PHOTOS, Budget(pretrained="lite0.pth", model="resnet18"), {"front": 2})
+    assert given["front"] == 2
+    assert not any("expansions" in text for text in given["space_settings"])
+
+
+def test_the_networks_of_a_front_are_spread_over_their_costs() -> None:
+    costs = (1e6, 1.1e6, 1.2e6, 4e6, 15e6, 16e6)
+    space = SearchSpace("costs", [Choice("a", costs)])
+
+    def point(macs: float) -> Point:
+        arch = space.canonical({"a": macs})
+        return Point(Trial.of(space, arch, {"macs": macs}), arch)
+
+    front = [point(macs) for macs in costs]
+    assert [p.trial.metrics["macs"] for p in pipeline.spread(front, 3)] == [1e6, 4e6, 16e6]
+    assert pipeline.spread(front, 6) == front
+    assert pipeline.spread(front, 9) == front
+    assert pipeline.spread(front, 1) == [front[-1]]
 
 
 @pytest.mark.parametrize(("minutes", "limit"), [(10, 5e5), (10, 5e6), (10, 3e7)])
@@ -133,23 +159,6 @@ def test_a_folder_is_looked_at_without_decoding_it(photos: Path) -> None:
     assert "notes.txt" in " ".join(found.passed)
     digits = inspect_source("digits")
     assert (sum(digits.counts), digits.channels) == (1797, 1)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "kind"),
-    [
-        ("annotations/instances.json", '{"images": [], "annotations": []}', "COCO"),
-        ("data.yaml", "names: [a]", "YOLO"),
-        ("Annotations/a.xml", "<annotation/>", "Pascal VOC"),
-    ],
-)
-def test_objects_with_boxes_are_sent_to_the_detectors(
-    file: str, text: str, kind: str, call: Call, tmp_path: Path
-) -> None:
-    (tmp_path / "set" / file).parent.mkdir(parents=True)
-    (tmp_path / "set" / file).write_text(text)
-    one_line(call("fit", tmp_path / "set", "--out", tmp_path / "run"), kind, "detnas-bccd", "--data.source")
-    assert not (tmp_path / "run").exists()
 
 
 def test_without_arguments_it_explains_itself(call: Call) -> None:

@@ -21,6 +21,8 @@ import tyro
 from supernet.checked import Checked, FilePath, check, fields_of, unchecked
 from supernet.errors import InputError, RunError, Terminated, nearest
 from supernet.paths import work_saved
+from supernet.plugins import FUNCTION
+from supernet_tools.pipeline.located import HERE, look_in
 from supernet_tools.pipeline.trust import Trust, trust, trust_recipe
 
 T = TypeVar("T")
@@ -144,7 +146,10 @@ def parse(settings: type[T], description: str | None, args: Sequence[str] | None
     with unchecked():
         values: T = _cli(settings, description=description, args=args, prog=_program(), flags=_flags(settings))
     check(values, remedy=lambda name: "" if _positional(settings, name) else _remedy(name))
-    trust(getattr(values, "trust", ()))
+    moved = getattr(values, "data", HERE)
+    typed = [moved.source] if moved.source and FUNCTION.fullmatch(moved.source) else []
+    trust([*getattr(values, "trust", ()), *typed])
+    look_in(moved)
     return values
 
 
@@ -252,6 +257,7 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         if plan and find_lr:
             raise InputError("--plan and --find-lr are two questions; give one of them")
         trust_recipe(config, trust)
+        look_in(HERE)
         return config, out, "plan" if plan else "find-lr" if find_lr else "train", accept_changed_data
 
     with unchecked():

@@ -2,17 +2,30 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
-from annotated_types import Ge, Gt
-
-from supernet.checked import Checked, Count, NonNegative, Positive
 from supernet.config import Augment, Data, Train
+from supernet_tools.pipeline.choices import (
+    Budget,
+    Derived,
+    Found,
+    Settings,
+    clamped,
+    front_size,
+    race_epochs,
+    seconds_left,
+    shares,
+)
 from supernet_tools.pipeline.config import SupernetRun
+from supernet_tools.pipeline.derive_objects import object_rules
 from supernet_tools.pipeline.units import in_units
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 160, 192, 224)
+RESOLUTIONS, LEAST_RESOLUTION = (0.5, 2 / 3, 5 / 6), 64
+"""Shares of the size of the images that an elastic network may read them at, and the fewest pixels."""
+MOBILE = ("tf_efficientnet", "efficientnet", "mobilenetv3")
+"""Names of networks whose blocks have expansions."""
 WIDTHS = (16, 24, 48, 96)
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 """By which the widths of the space for photographs are scaled."""
@@ -20,88 +33,12 @@ SPAN = (1.08e6, 29.7e6)
 """MACs of the cheapest and the most expensive network of that space at 64 pixels, factor 1."""
 PIXELS_PER_MINUTE = 2e6
 """Of training images that one core can see often enough, in a supernet and in the trainings of the race."""
-SUPERNET, SEARCH, RACE = 0.45, 0.12, 0.33
-"""Shares of the time; the rest is for reading images, timing, export and report."""
-
-
-@dataclass(frozen=True)
-class Found(Checked):
-    """What was found in a source, before an image is decoded."""
-
-    kind: str
-    """"folder", "function" or the name of a data set."""
-    classes: tuple[str, ...]
-    """Names of the classes."""
-    counts: tuple[int, ...]
-    """Training images per class, those that score architectures and that are tested included if not `held_out`."""
-    n_validation: Annotated[int, Ge(0)]
-    """Images of a validation split of the source's own; 0 without one."""
-    n_test: Annotated[int, Ge(0)]
-    """Images of a test split of the source's own; 0 without one."""
-    sides: tuple[int, int, int]
-    """Smallest, median and largest shorter side, in pixels."""
-    channels: Count
-    """Of an image."""
-    passed: tuple[str, ...] = ()
-    """What was passed over, and why."""
-
-    @property
-    def images(self) -> int:
-        """Images of the training folder."""
-        return sum(self.counts)
-
-
-@dataclass(frozen=True)
-class Timing(Checked):
-    """How long pieces of work take on this machine, measured once per run."""
-
-    step: Annotated[float, Gt(0)]
-    """Seconds of a training step of the supernet."""
-    network_step: Annotated[float, Gt(0)]
-    """Seconds of a training step of one network."""
-    score: Annotated[float, Gt(0)]
-    """Seconds to score a candidate."""
-    steps: Count
-    """Steps of an epoch."""
-    spent: NonNegative = 0.0
-    """Seconds that reading the images and the timing took."""
-
-
-@dataclass(frozen=True)
-class Budget(Checked):
-    """What the user allows, and what is known of the machine."""
-
-    minutes: Positive = 10.0
-    """Of the whole command."""
-    max_macs: float | None = None
-    """Limit on multiply-accumulates."""
-    pretrained: str = ""
-    """File of weights."""
-    model: str = ""
-    """Name of the network in timm that the file belongs to."""
-    timing: Timing | None = None
-    """How long pieces of work take; without it epochs, trials and trainings are those of a small run."""
-
-
-@dataclass(frozen=True)
-class Derived:
-    """A value that was chosen, why, and the flag that chooses another."""
-
-    name: str
-    value: Any
-    reason: str
-    flag: str
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that `fit` decides, as rows to show and by name."""
-
-    rows: tuple[Derived, ...] = field(default_factory=tuple)
-
-    def __getitem__(self, name: str) -> Any:
-        """The value of a name."""
-        return next(row.value for row in self.rows if row.name == name)
+TRAINED_PIXELS_PER_MINUTE = 1.3e6
+"""Of training images: a network of timm takes more time per pixel than the space for photographs."""
+LARGEST = 0.4
+"""Share of a training from trained weights that trains the full network alone."""
+CALIBRATION = 320
+"""Images that recalibrate batch norm after a start with trained weights; the norms are matched to the full network."""
 
 
 def derive(found: Found, budget: Budget, given: Mapping[str, Any] | None = None) -> Settings:
@@ -130,6 +67,9 @@ def _rules(found: Found, budget: Budget, rows: list[Derived], given: dict[str, A
     def chosen(name: str) -> Any:
         return Settings(tuple(rows))[name]
 
+    if found.boxed:
+        yield from object_rules(found, budget, choice, chosen)
+        return
     yield choice("size", *_size(found, budget))
     yield choice("batch", *_batch(found))
     yield choice("validation", *_validation(found))
@@ -146,17 +86,21 @@ def _rules(found: Found, budget: Budget, rows: list[Derived], given: dict[str, A
     yield choice("trials", *_trials(budget))
     yield choice("trainings", *_trainings(budget))
     yield choice("retrain_epochs", *_retrain_epochs(budget, chosen("trainings")))
+    yield choice("front", *_front(budget))
 
 
 def _size(found: Found, budget: Budget) -> tuple[int, str]:
     _, median, _ = found.sides
-    allowed = PIXELS_PER_MINUTE * budget.minutes
+    allowed = (TRAINED_PIXELS_PER_MINUTE if budget.pretrained else PIXELS_PER_MINUTE) * budget.minutes
     fitting = [size for size in SIZES if size <= max(median, SIZES[0])]
     affordable = [size for size in fitting if found.images * size * size <= allowed]
     if budget.pretrained:
         least = min(96, fitting[-1])
         size = max(least, affordable[-1] if affordable else least)
-        return size, f"trained weights need about 96 pixels; sides are {median} in the median"
+        return size, (
+            f"{found.images:,} images in {budget.minutes:g} minutes, and trained weights need about 96 pixels; sides "
+            f"are {median} in the median"
+        )
     size = affordable[-1] if affordable else min(32, fitting[-1])
     if size == fitting[-1]:
         return size, f"the shorter sides are {median} pixels in the median"
@@ -178,6 +122,15 @@ def _validation(found: Found) -> tuple[float, str]:
     return 0.2, f"{found.images:,} images are few, and a small share could not tell networks apart"
 
 
+def _front(budget: Budget) -> tuple[int, str]:
+    if budget.pretrained:
+        return (
+            front_size(budget),
+            "with trained weights the shared ones are good enough to deploy at several costs",
+        )
+    return 0, "without trained weights the shared ones only rank; supernet export --front exports them all the same"
+
+
 def _space(budget: Budget) -> tuple[str, str]:
     if budget.pretrained:
         return "elastic", f"{budget.pretrained} holds the weights of {budget.model or 'a network'}"
@@ -186,7 +139,13 @@ def _space(budget: Budget) -> tuple[str, str]:
 
 def _space_settings(found: Found, budget: Budget, space: str, size: int) -> tuple[tuple[str, ...], str]:
     if space == "elastic":
-        return (f"model={budget.model or 'tf_efficientnet_lite0'}",), "the network that the weights belong to"
+        model = f"model={budget.model or 'tf_efficientnet_lite0'}"
+        smaller = sorted({16 * round(share * size / 16) for share in RESOLUTIONS})
+        smaller = [pixels for pixels in smaller if LEAST_RESOLUTION <= pixels < size]
+        cuts = [f"resolutions={smaller}"] if smaller else []
+        if budget.model.startswith(MOBILE):
+            cuts += ["expansions=[3, 4]", "drop=1"]
+        return (model, *cuts), "the network that the weights belong to; images of several sizes, mild cuts"
     if space != "mobile-images":
         return (), "the space's own"
     stride = 1 if size < 48 else 2
@@ -224,56 +183,50 @@ def _factor(budget: Budget, size: int, stride: int) -> tuple[float, str]:
 # -- what follows from the time ---------------------------------------------------------------------------------------
 
 
-def _seconds(budget: Budget) -> float:
-    """What is left of the time after the timing."""
-    spent = 0.0 if budget.timing is None else budget.timing.spent
-    return max(60 * budget.minutes - spent, 0.5 * 60 * budget.minutes)
-
-
-def _clamped(value: float, low: int, high: int) -> int:
-    return max(low, min(high, int(value)))
-
-
 def _epochs(budget: Budget) -> tuple[int, str]:
-    if budget.timing is None:
+    timing, (share, _, _) = budget.timing, shares(budget)
+    if timing is None:
         return 10, "a small run"
-    epoch = budget.timing.step * budget.timing.steps
-    epochs = _clamped(SUPERNET * _seconds(budget) / epoch, 2, 300)
-    return (
-        epochs,
-        f"an epoch takes {epoch:.1f} s, and {SUPERNET:.0%} of {budget.minutes:g} minutes are for the supernet",
-    )
+    step = timing.step
+    if budget.pretrained:
+        step = LARGEST * timing.network_step + (1 - LARGEST) * timing.step
+    epoch = step * timing.steps
+    epochs = clamped(share * seconds_left(budget) / epoch, 2, 300)
+    what = f"an epoch takes {epoch:.1f} s, and {share:.0%} of {budget.minutes:g} minutes are for the supernet"
+    return epochs, f"{what}; the first {LARGEST:.0%} train the full network alone" if budget.pretrained else what
 
 
 def _trials(budget: Budget) -> tuple[int, str]:
-    if budget.timing is None:
+    timing, (_, share, _) = budget.timing, shares(budget)
+    if timing is None:
         return 60, "a small run"
-    trials = _clamped(SEARCH * _seconds(budget) / budget.timing.score, 40, 400) // 20 * 20
-    return trials, f"a candidate takes {budget.timing.score:.2f} s, and {SEARCH:.0%} of the time are for the search"
+    fewest = 20 if budget.pretrained else 40
+    trials = clamped(share * seconds_left(budget) / timing.score, fewest, 400) // 20 * 20
+    return trials, f"a candidate takes {timing.score:.2f} s, and {share:.0%} of the time are for the search"
 
 
-def _race_epochs(budget: Budget) -> float:
-    """Epochs of single networks that the race may take."""
-    if budget.timing is None:
-        return 24.0
-    return RACE * _seconds(budget) / (budget.timing.network_step * budget.timing.steps)
+def population(trials: int) -> int:
+    """Members of the search's population, and candidates that are scored at once: four generations at least."""
+    return max(4, min(20, trials // 4))
 
 
 def _trainings(budget: Budget) -> tuple[int, str]:
-    trainings = _clamped(_race_epochs(budget) / 6, 3, 12)
-    return trainings, "trainings that decide between the finalists, in full trainings"
+    what = "trainings that decide between the finalists, in full trainings"
+    if budget.pretrained:
+        return clamped(race_epochs(budget) / 2, 2, 8), what
+    return clamped(race_epochs(budget) / 6, 3, 12), what
 
 
 def _retrain_epochs(budget: Budget, trainings: int) -> tuple[int, str]:
-    epochs = _clamped(_race_epochs(budget) / trainings, 1, 100)
-    return epochs, f"{RACE:.0%} of the time for {trainings} trainings"
+    epochs = clamped(race_epochs(budget) / trainings, 1, 10 if budget.pretrained else 100)
+    return epochs, f"{shares(budget)[2]:.0%} of the time for {trainings} trainings"
 
 
 # -- the recipe -------------------------------------------------------------------------------------------------------
 
 
 def recipe(source: str, found: Found, settings: Settings, *, pretrained: str, seed: int, device: str) -> SupernetRun:
-    """The recipe of a run with these settings."""
+    """The recipe of a classifier with these settings."""
     size, batch = settings["size"], settings["batch"]
     photographs = found.channels > 1
     augment = Augment(scale=0.5, flip=True) if photographs and size >= 32 else Augment(shift=max(1, size // 16))
@@ -286,17 +239,30 @@ def recipe(source: str, found: Found, settings: Settings, *, pretrained: str, se
     if settings["space"] == "elastic":
         options: dict[str, Any] = {"sampler": "sandwich", "random_paths": 1}
         optimizer: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.05, "layer_decay": 0.85}
-        rates = {"supernet": 1e-3, "shared": 5e-4, "scratch": 1e-3}
+        rates = {"supernet": 1e-3, "shared": 3e-4, "scratch": 1e-3}
     else:
         options = {}
         optimizer = {"optimizer": "nmuon", "weight_decay": 5e-4}
         rates = {"supernet": 0.02, "shared": 0.01, "scratch": 0.02}
+    supernet = train(settings["epochs"], lr=rates["supernet"], **optimizer)
+    calibration = Data().calibration
+    if pretrained:  # the full network learns the classes, then the others learn from it
+        options["largest_epochs"] = round(LARGEST * settings["epochs"], 2)
+        supernet = replace(supernet, distill=True)
+        calibration = CALIBRATION
     return SupernetRun(
         space=settings["space"],
         space_settings=tuple(settings["space_settings"]),
         pretrained=pretrained,
-        data=Data(source, size=size, validation=settings["validation"], augment=augment, seed=seed),
-        train=train(settings["epochs"], lr=rates["supernet"], **optimizer),
+        data=Data(
+            source,
+            size=size,
+            validation=settings["validation"],
+            calibration=calibration,
+            augment=augment,
+            seed=seed,
+        ),
+        train=supernet,
         retrain=train(settings["retrain_epochs"], lr=rates[settings["init"]], **optimizer),
         **options,
     )

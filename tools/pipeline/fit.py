@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import math
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from supernet.chain import Chain
-from supernet.config import from_dict
+from supernet.chain import Chain, largest
+from supernet.config import DataSummary, from_dict
+from supernet.cost import Feasible
 from supernet.errors import InputError
 from supernet.files import flatten, read_json, write_json
 from supernet.paths import inside
@@ -18,25 +20,28 @@ from supernet.seeding import generator
 from supernet.space import Arch
 from supernet.spaces import build
 from supernet.train import plan_training
+from supernet_tools.pipeline.choices import Budget, Derived, Found, Settings, Timing
 from supernet_tools.pipeline.command_line import command
-from supernet_tools.pipeline.config import SupernetRun
-from supernet_tools.pipeline.derive import Budget, Derived, Found, Settings, Timing, derive, recipe
+from supernet_tools.pipeline.config import Recipe, SupernetRun
+from supernet_tools.pipeline.derive import derive, population, recipe
 from supernet_tools.pipeline.export import export_folder, export_stage
-from supernet_tools.pipeline.folder import FIT, FIT_RESULT, IMAGES, check_run
-from supernet_tools.pipeline.inspect_data import inspect_source
+from supernet_tools.pipeline.folder import FIT, FIT_RESULT, IMAGES, RUN, check_run
+from supernet_tools.pipeline.front import Point, chosen_points, front_stage
+from supernet_tools.pipeline.inspect_data import inspect_source, texts_of
 from supernet_tools.pipeline.learned import check_learned
-from supernet_tools.pipeline.recipes import spos_images
+from supernet_tools.pipeline.objects import object_parts
+from supernet_tools.pipeline.recipes import detnas_bccd, spos_images
 from supernet_tools.pipeline.retrain import fresh_network, trained_network
 from supernet_tools.pipeline.run import Run
 from supernet_tools.pipeline.runs import kind_of
-from supernet_tools.pipeline.search import create_searcher, search_stage
+from supernet_tools.pipeline.search import FRONT, create_searcher, search_stage
 from supernet_tools.pipeline.select import select_stage
 from supernet_tools.pipeline.train import prepare, train_stage
+from supernet_tools.pipeline.unpack import is_archive, unpacked
 
-FORMAT = 1
-"""Of fit.json and of fit-result.json."""
+FORMAT = 2
+"""Of fit.json and of fit-result.json. 2 has the networks of a front."""
 SEARCHER = "nsga2"
-POPULATION = 20
 SEEDS, RANDOM = 2, 1
 """Of the race: most trainings of a network, and random networks."""
 MODELS = ("tf_efficientnet_lite0", "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0", "resnet18")
@@ -77,14 +82,14 @@ class Plan:
         found: in the source.
         timing: measured on this machine.
         settings: derived values with their reasons.
-        config: the recipe.
+        config: the recipe, of a classifier or a detector.
         limits: by name of the cost.
     """
 
     found: Found
     timing: Timing
     settings: Settings
-    config: SupernetRun
+    config: Recipe
     limits: dict[str, float]
 
 
@@ -100,53 +105,106 @@ def planned(wishes: Wishes, out: Path, say: Say) -> Plan:
         plan = _recorded(wishes, file)
         say(f"going on with {out}: settings and timings are those of its beginning")
         return plan
-    check_run(out, "supernet", SupernetRun())
-    found = inspect_source(wishes.source)
+    check_free(out)
     model = _model_of(wishes) if wishes.pretrained else ""
+    found = inspect_source(_place(wishes, out))
     budget = Budget(
         minutes=wishes.minutes,
         max_macs=wishes.limits.get("macs"),
         pretrained=wishes.pretrained,
         model=model,
     )
+    if found.boxed:
+        budget = dataclasses.replace(budget, factor=_factor(wishes, out, found, budget))
     first = derive(found, budget, wishes.given)
     say("reading the images and timing a few steps")
-    timing = _timed(_recipe(wishes, found, first), wishes, out)
+    timing = _timed(_recipe(wishes, out, found, first, budget.factor), wishes, out)
     settings = derive(found, dataclasses.replace(budget, timing=timing), wishes.given)
     limits = {name: float(limit) for name, limit in wishes.limits.items() if limit is not None}
-    plan = Plan(found, timing, settings, _recipe(wishes, found, settings), limits)
+    plan = Plan(found, timing, settings, _recipe(wishes, out, found, settings, budget.factor), limits)
     document = {
         "format": FORMAT,
         "wishes": dataclasses.asdict(wishes),
         "found": dataclasses.asdict(found),
         "timing": dataclasses.asdict(timing),
         "model": model,
+        "factor": budget.factor,
         "settings": [dataclasses.asdict(row) for row in settings.rows],
     }
     write_json(file, document)
     return plan
 
 
-def _recipe(wishes: Wishes, found: Found, settings: Settings) -> SupernetRun:
-    return recipe(wishes.source, found, settings, pretrained=wishes.pretrained, seed=wishes.seed, device=wishes.device)
+def check_free(out: Path) -> None:
+    """Checks that a folder is free for a run, or holds what a call that was stopped in its planning has left there.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if (out / RUN).exists():
+        raise InputError(f"{out} holds a run that fit did not begin; give another --out")
+    check_run(out, "supernet", SupernetRun())
+
+
+def _place(wishes: Wishes, out: Path) -> str:
+    """The source that is read: where an archive was unpacked, otherwise what was given."""
+    if is_archive(wishes.source) and not Path(wishes.source).is_dir():
+        return str(unpacked(Path(wishes.source), out))
+    return wishes.source
+
+
+def _recipe(wishes: Wishes, out: Path, found: Found, settings: Settings, factor: float) -> Recipe:
+    """The recipe of a classifier or, for images with boxes, of a detector."""
+    common: dict[str, Any] = {"pretrained": wishes.pretrained, "seed": wishes.seed, "device": wishes.device}
+    if found.boxed:
+        from supernet_tools.pipeline.derive_objects import object_recipe
+
+        return object_recipe(found, settings, factor=factor, **common)
+    return recipe(_place(wishes, out), found, settings, **common)
+
+
+def _factor(wishes: Wishes, out: Path, found: Found, budget: Budget) -> float:
+    """The largest factor of a detector's widths at which the limits leave a choice, before images are read.
+
+    Raises:
+        InputError: no network is within the limits at any factor.
+    """
+    from supernet_tools.pipeline.derive_objects import FACTORS
+
+    limits = {name: limit for name, limit in wishes.limits.items() if limit is not None and name != "latency_ms"}
+    counts: dict[str, Any] = dict.fromkeys(("n_train", "n_calibration", "n_validation", "n_test"), 1)
+    summary = DataSummary(found.classes, 3, 64, (0.5,) * 3, (0.5,) * 3, digest="", **counts)
+    for factor in FACTORS if limits else (1.0,):
+        settings = derive(found, dataclasses.replace(budget, factor=factor), wishes.given)
+        kind = kind_of(kind_of(_recipe(wishes, out, found, settings, factor)).resolved())
+        costs = kind.costs(kind.skeleton(summary))
+        spans = {name: costs.extremes(name) for name in limits}
+        if all(span is None or span[0] + (span[1] - span[0]) / 4 <= limits[name] for name, span in spans.items()):
+            return factor
+    if not limits:
+        return 1.0
+    Feasible(costs, limits).sample(generator(wishes.seed, "limits"))  # raises, and names the range
+    return FACTORS[-1]
 
 
 def _recorded(wishes: Wishes, file: Path) -> Plan:
     """The plan in a `fit.json`. Raises `InputError` if other wishes made it, or it is damaged."""
     document = read_json(file)
-    missing = [name for name in ("wishes", "found", "timing", "settings") if name not in document]
+    missing = [name for name in ("wishes", "found", "timing", "factor", "settings") if name not in document]
     if document.get("format") != FORMAT or missing:
         raise InputError(f"{file} is damaged or was written by another release; give another --out")
     before = flatten(document["wishes"])
     now = flatten(json.loads(json.dumps(dataclasses.asdict(wishes))))
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+        if before.get(name) != now.get(name) and name != "source":  # it may have been moved: its digest is compared
             shown = name.removeprefix("given.").removeprefix("limits.")
             raise InputError(
                 f"{file.parent} was begun with {shown}={before.get(name)!r}, and here it is {now.get(name)!r}; repeat "
                 "the first command to go on, or give another --out"
             )
     found = from_dict(Found, document["found"], owner=str(file))
+    if found.boxed and before.get("source") != now.get("source") and (parts := object_parts(Path(wishes.source))):
+        found = dataclasses.replace(found, places=texts_of(parts))
     timing = from_dict(Timing, document["timing"], owner=str(file))
     rows = []
     for row in document["settings"]:
@@ -156,7 +214,8 @@ def _recorded(wishes: Wishes, file: Path) -> Plan:
         rows.append(Derived(row["name"], value, row["reason"], row["flag"]))
     settings = Settings(tuple(rows))
     limits = {name: float(limit) for name, limit in wishes.limits.items() if limit is not None}
-    return Plan(found, timing, settings, _recipe(wishes, found, settings), limits)
+    config = _recipe(wishes, file.parent, found, settings, float(document["factor"]))
+    return Plan(found, timing, settings, config, limits)
 
 
 def _model_of(wishes: Wishes) -> str:
@@ -188,13 +247,14 @@ def _model_of(wishes: Wishes) -> str:
     )
 
 
-def _timed(config: SupernetRun, wishes: Wishes, out: Path) -> Timing:
+def _timed(config: Recipe, wishes: Wishes, out: Path) -> Timing:
     """Times a few steps of the training, of one network's training and of scoring; nothing but images is kept.
 
     Raises:
         InputError: the recipe does not fit the data, or no network is within the limits.
     """
     began = time.monotonic()
+    config = dataclasses.replace(config, largest_epochs=0.0)  # a step of the whole sandwich
     kind = kind_of(kind_of(config).resolved())
     parts = prepare(kind, inside(out, IMAGES))
     run = Run(out, kind, parts.data.summary(), data=parts.data, cost=parts.costs)
@@ -202,9 +262,10 @@ def _timed(config: SupernetRun, wishes: Wishes, out: Path) -> Timing:
     train = kind.config.train
     planned_steps = plan_training(parts.supernet, parts.data, train, sampler=parts.sampler, task=kind.task)
     rng = generator(wishes.seed, "timing")
-    arch = run.space.normal_form(run.space.sample(rng))
+    trained = isinstance(config, SupernetRun) and config.pretrained
+    arch = run.space.normal_form(largest(run.space) if trained else run.space.sample(rng))
     network = Chain("standalone", [("network", fresh_network(run, arch, wishes.seed))])
-    single = plan_training(network, parts.data, kind.config.retrain, task=kind.task)
+    single = plan_training(network, parts.data, kind.config.retrain, task=kind.retrain_task)
     archs = [run.space.sample(rng) for _ in range(2)]
     evaluate = kind.shared_weights(parts.supernet.eval(), parts.data, cache=None, bn_batches=10)
     started = time.monotonic()
@@ -216,7 +277,23 @@ def _timed(config: SupernetRun, wishes: Wishes, out: Path) -> Timing:
         score=max(score, IDLE),
         steps=max(len(parts.data.train) // train.batch, 1),
         spent=time.monotonic() - began,
+        anchors=_anchors(config, run),
     )
+
+
+def _anchors(config: Recipe, run: Run) -> tuple[float, ...]:
+    """The share of a detector's training objects that anchors of each scale match; nothing for classifiers."""
+    if isinstance(config, SupernetRun):
+        return ()
+    from detection.coverage import anchor_coverage
+    from supernet_tools.pipeline.derive_objects import ANCHORS
+
+    shares = []
+    for scale in ANCHORS:
+        others = tuple(text for text in config.settings if not text.startswith("anchor_scale="))
+        other = dataclasses.replace(config, settings=(*others, f"anchor_scale={scale:g}"))
+        shares.append(anchor_coverage(kind_of(other).skeleton(run.summary), run.data.train))
+    return tuple(shares)
 
 
 # -- the stages -------------------------------------------------------------------------------------------------------
@@ -240,8 +317,9 @@ def fit_stage(plan: Plan, out: Path, say: Say, *, verbose: bool = True) -> dict[
         run = run.with_latency(1)
     feasible = run.limits(plan.limits)
     say(f"2 of 4: searching, {settings['trials']} candidates; {_range(run, plan.limits)}")
-    searcher = create_searcher(SEARCHER, run, feasible, seed, (f"population_size={POPULATION}",))
-    search_stage(run, searcher, SEARCHER, trials=settings["trials"], batch=POPULATION, verbose=verbose)
+    members = population(settings["trials"])
+    searcher = create_searcher(SEARCHER, run, feasible, seed, (f"population_size={members}",))
+    search_stage(run, searcher, SEARCHER, trials=settings["trials"], batch=members, verbose=verbose)
     shared = settings["init"] == "shared"
     say(f"3 of 4: racing the best, simple and random networks, {settings['trainings']} trainings")
     race = select_stage(
@@ -265,6 +343,7 @@ def fit_stage(plan: Plan, out: Path, say: Say, *, verbose: bool = True) -> dict[
     else:
         network = trained_network(run, winner, seed_of_winner, shared=shared)
         folder, report = export_stage(run, winner, network)
+    front = _exported_front(run, settings["front"], verbose=verbose)
     document = {
         "format": FORMAT,
         "winner": race["winner"],
@@ -272,10 +351,48 @@ def fit_stage(plan: Plan, out: Path, say: Say, *, verbose: bool = True) -> dict[
         f"test_{run.kind.metric}": race[f"test_{run.kind.metric}"],
         "export": str(folder.relative_to(out)),
         "differences": report["differences"],
+        "front": front,
         "commands": commands(plan, out, winner.key),
     }
     write_json(result, document)
     return document
+
+
+def _exported_front(run: Run, most: int, *, verbose: bool) -> list[dict[str, Any]]:
+    """Exports networks on the front of the search, at most so many, with the shared weights; a whole one is only read.
+
+    Returns:
+        their keys, costs, test accuracies and latencies, cheapest first; nothing where no front is wanted.
+    """
+    if not most:
+        return []
+    chosen = spread(chosen_points(run, SEARCHER), most)
+    place = inside(run.folder, "export", f"front-{SEARCHER}", FRONT)
+    rows = read_json(place)["points"] if place.exists() else []
+    if [row["key"] for row in rows] != [point.arch.key for point in chosen]:
+        limits = [f"{point.trial.metrics['macs']:.0f}" for point in chosen]
+        _, rows = front_stage(run, SEARCHER, limits=limits, verbose=verbose)
+    shown = ("key", "macs", "params", f"test_{run.kind.metric}", "artefact_ms", "folder")
+    return [{name: row[name] for name in shown} for row in rows]
+
+
+def spread(points: Sequence[Point], most: int) -> list[Point]:
+    """At most so many networks of a front, cheapest first, whose MACs lie as evenly on a logarithmic scale as they can.
+
+    The cheapest and the dearest are among them.
+    """
+    logs = [math.log(point.trial.metrics["macs"]) for point in points]
+    if len(points) <= most:
+        return list(points)
+    if most == 1:
+        return [points[-1]]
+    left = list(range(len(points)))
+    wanted = [logs[0] + (logs[-1] - logs[0]) * step / (most - 1) for step in range(most)]
+    kept = []
+    for value in (wanted[0], wanted[-1], *wanted[1:-1]):
+        kept.append(min(left, key=lambda place: (abs(logs[place] - value), place)))
+        left.remove(kept[-1])
+    return [points[place] for place in sorted(kept)]
 
 
 def _progress(say: Say, trainings: float) -> Callable[[Any, Any], None]:
@@ -308,15 +425,17 @@ def _range(run: Run, limits: Mapping[str, float]) -> str:
 def commands(plan: Plan, out: Path, key: str) -> dict[str, str]:
     """The single command of each stage, which continues it or repeats it; `key` is the winner's."""
     settings, seed, retrain = plan.settings, plan.config.train.seed, plan.config.retrain.seed
+    base = "detnas-bccd" if plan.found.boxed else "spos-images"
     names = {"macs": "--max-macs", "params": "--max-params", "latency_ms": "--max-latency"}
     limits = [word for name, limit in plan.limits.items() for word in (names[name], f"{limit:g}")]
-    population = (f"--batch {POPULATION}", f"--settings population_size={POPULATION}")
+    members = population(settings["trials"])
+    batches = (f"--batch {members}", f"--settings population_size={members}")
     finals = ("--init", settings["init"], "--seed", retrain)
     race = ("--trainings", settings["trainings"], "--seeds", SEEDS, "--random", RANDOM)
     searcher = ("--searcher", SEARCHER, "--trials", settings["trials"], "--seed", seed)
     return {
-        "train": " ".join([command("train", "spos-images"), *_flags(plan.config), shlex.join(["--out", str(out)])]),
-        "search": " ".join([command("search", out, *searcher, *limits), *population]),
+        "train": " ".join([command("train", base), *_flags(plan.config), shlex.join(["--out", str(out)])]),
+        "search": " ".join([command("search", out, *searcher, *limits), *batches]),
         "select": command("select", out, "--search", SEARCHER, *race, *finals),
         "retrain": command("retrain", out, "--search", SEARCHER, "--arch", "front:1", *finals),
         "export": command("export", out, "--arch", key, *finals),
@@ -324,9 +443,10 @@ def commands(plan: Plan, out: Path, key: str) -> dict[str, str]:
     }
 
 
-def _flags(config: SupernetRun) -> list[str]:
-    """The flags that turn the recipe `spos-images` into another one."""
-    before, now = (flatten(dataclasses.asdict(each)) for each in (spos_images(), config))
+def _flags(config: Recipe) -> list[str]:
+    """The flags that turn the recipe `spos-images`, or `detnas-bccd` for a detector, into another one."""
+    base = spos_images() if isinstance(config, SupernetRun) else detnas_bccd()
+    before, now = (flatten(dataclasses.asdict(each)) for each in (base, config))
     words = []
     for name, value in now.items():
         if before[name] == value:

@@ -15,12 +15,15 @@ from supernet.checked import shown
 from supernet.config import from_dict
 from supernet.errors import InputError
 from supernet.files import commit, flatten, is_temporary, lock_file, read_json, remove_temporaries, write_json
+from supernet_tools.pipeline.located import FROM_RUN, PLACES, ways_from
 
 RUN_FORMAT = 2
 """Of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
 DETECTOR_FORMAT = 3
 """Of a detector's run.json. 3 has batch norm of its own for every level in RetinaNet's towers."""
 LOCK, RUN, IMAGES, FIT, FIT_RESULT = ".lock", "run.json", "images", "fit.json", "fit-result.json"
+UNPACKED = "unpacked"
+"""The folder of an archive's files."""
 FOREIGN = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in a folder that they have shown."""
 
@@ -31,9 +34,9 @@ def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
 
     Args:
         folder: the run's folder.
-        kind: what kind of run the folder holds, e.g. "supernet".
-        config: a dataclass with every setting. It is the run's identity, except for
-            `save_seconds` and `data.cache`.
+        kind: what the folder holds, e.g. "supernet".
+        config: a dataclass with every setting. It is the run's identity, except for `save_seconds`, `data.cache`,
+            and in a supernet's run where its images are and how networks are retrained.
         free: further settings that may differ from those of the run, such as "data.skip_unreadable".
         facts: what else `run.json` keeps, such as class names, so that later commands need not read images for it.
 
@@ -83,7 +86,7 @@ def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
     written = from_dict(type(config), document["config"], owner=str(folder / RUN))
     before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
     for name in sorted(before.keys() | now.keys()):
-        if name.endswith(("save_seconds", "data.cache")) or name in free:
+        if name.endswith(("save_seconds", "data.cache")) or name in free or _renewable(kind, name):
             continue
         if before.get(name) != now.get(name):
             more = " (--accept-changed-data takes this one)" if name == "data.skip_unreadable" else ""
@@ -93,9 +96,34 @@ def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
             )
 
 
+def _renewable(kind: str, name: str) -> bool:
+    """Whether a setting may change in a run: where its images are, whose digest decides; how networks are retrained."""
+    if kind not in ("supernet", "detector"):
+        return False
+    return name.startswith("retrain.") or name in {f"data.{place}" for place in PLACES}
+
+
+def renew_settings(folder: Path, kind: str, config: Any) -> None:
+    """Writes into `run.json` where the images are now, and how networks are retrained, if that has changed."""
+    document = read_run(folder)
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    before = flatten(document["config"])
+    changed = [name for name, value in flatten(now).items() if _renewable(kind, name) and before.get(name) != value]
+    if not changed:
+        return
+    document["config"]["retrain"] = now["retrain"]
+    document["config"]["data"] |= {name: now["data"][name] for name in PLACES if name in now["data"]}
+    document[FROM_RUN] = ways_from(folder, config)
+    write_json(folder / RUN, document)
+
+
 def _negligible(entry: Path) -> bool:
     """Whether an entry does not keep a folder from becoming a run: ours, or what a file manager leaves."""
-    return entry.name in (LOCK, IMAGES, FIT) or entry.name in FOREIGN or is_temporary(entry)
+    return (
+        entry.name in (LOCK, IMAGES, FIT, UNPACKED, f"{UNPACKED}.partial")
+        or entry.name in FOREIGN
+        or is_temporary(entry)
+    )
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -1,33 +1,39 @@
 """What a source of images holds, found without decoding it: classes, counts, splits, sizes, and what is passed over."""
 
-import itertools
 import statistics
 import warnings
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from supernet.config import Data
 from supernet.data import load
 from supernet.data.folder import Files, folder, layout
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import command
-from supernet_tools.pipeline.derive import Found
+from supernet_tools.pipeline.choices import Found
+from supernet_tools.pipeline.objects import Parts, object_parts
 
 SAMPLED = 200
 """Files whose size is looked at."""
-LOOKED_AT = 2000
-"""Entries of a folder among which files of annotations are looked for."""
 
 
 def inspect_source(source: str) -> Found:
     """Looks at a source.
 
     Raises:
-        InputError: there is no such source, it cannot be classified, or it holds objects with boxes.
+        InputError: there is no such source, or nothing in it that a classifier or a detector could be trained on.
     """
     path = Path(source)
+    if (parts := object_parts(path)) is not None:
+        return _of_objects(parts)
+    if path.is_file():
+        raise InputError(
+            f"{source} is a file that fit cannot read; give a folder of images, an archive (.zip, .tar, .tar.xz), "
+            "annotations in COCO's layout (.json), or the data.yaml of a set in YOLO's"
+        )
     if not path.is_dir():
         return _of_splits(source)
-    _refuse_boxes(path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         place = layout(path)
@@ -74,31 +80,39 @@ def _sides(files: Files) -> tuple[int, int, int]:
     return min(sides), int(statistics.median(sides)), max(sides)
 
 
-def _refuse_boxes(path: Path) -> None:
-    """Raises `InputError` for a data set of objects with boxes, with the commands that train a detector on it."""
-    kind, source = _boxes(path)
-    if not kind:
-        return
-    images = ("--data.images", path) if kind == "COCO" else ()
-    train = command("train", "detnas-bccd", "--data.source", source, *images, "--out", "runs/NAME")
-    raise InputError(
-        f"{path} holds objects with boxes ({kind}), and fit trains classifiers; for a detector, run: {train}, and then "
-        "search, retrain and export as docs/detection.md says"
+def texts_of(parts: Parts) -> tuple[str, ...]:
+    """Where a data set with boxes keeps its parts, as `Found.places`."""
+    return tuple(f"{name}={place}" for name, place in parts.places.items())
+
+
+def _of_objects(parts: Parts) -> Found:
+    """What a data set with boxes holds, by its annotations."""
+    from detection.config import DetectionData
+    from detection.data import annotations_by_part
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        places: dict[str, Any] = dict(parts.places)
+        found = annotations_by_part(DetectionData(**places))
+    train = found["train"]
+    single = ~train.crowd
+    if not single.any():
+        raise InputError(f"none of the {len(train)} training images of {parts.places['source']} has a box to find")
+    shorter, longer = train.sizes.amin(1), train.sizes.amax(1)
+    image = torch.arange(len(train)).repeat_interleave(train.starts.diff())[single]
+    sides = (train.boxes[single][:, 2:] - train.boxes[single][:, :2]).prod(1).sqrt() / shorter[image]
+    ratio = float((longer / shorter).double().quantile(0.9))
+    return Found(
+        parts.layout,
+        train.classes,
+        tuple((train.labels[single] - 1).bincount(minlength=len(train.classes)).tolist()),
+        len(found["validation"]) if "validation" in found else 0,
+        len(found["test"]) if "test" in found else 0,
+        (int(shorter.min()), int(shorter.median()), int(shorter.max())),
+        3,
+        tuple(dict.fromkeys(str(warning.message) for warning in caught)),
+        n_boxed=len(train),
+        places=texts_of(parts),
+        ratio=round(min(max(ratio, 1.0), 4.0), 4),
+        object_side=round(float(sides.median()), 4),
     )
-
-
-def _boxes(path: Path) -> tuple[str, Path]:
-    """The layout of a folder with boxes by the names of its files, and what a detector reads; "" for other folders."""
-    entries = [*itertools.islice(path.iterdir(), LOOKED_AT)]
-    inner = [file for name in ("annotations", "Annotations") for file in itertools.islice((path / name).glob("*"), 50)]
-    for file in sorted(file for file in [*entries, *inner] if file.suffix == ".json" and file.is_file()):
-        with file.open("rb") as opened:
-            head = opened.read(200_000)
-        named = "annotation" in file.name.lower() or file.name.startswith("instances")
-        if b'"annotations"' in head or (named and b'"images"' in head):
-            return "COCO", file
-    if any(file.suffix == ".xml" for file in inner):
-        return "Pascal VOC", path
-    if (path / "data.yaml").is_file() or ((path / "labels").is_dir() and (path / "images").is_dir()):
-        return "YOLO", path / "data.yaml"
-    return "", path

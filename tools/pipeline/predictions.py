@@ -15,7 +15,7 @@ from supernet.config import Preprocess
 from supernet.data.images import Images
 from supernet.data.opening import open_image
 from supernet.export.runtime.classify import _from_image, _prepared
-from supernet_tools.pipeline.report import TILE, jpeg
+from supernet_tools.pipeline.page import TILE, jpeg
 
 BATCH = 64
 SHEET = 400

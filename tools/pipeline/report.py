@@ -2,14 +2,11 @@
 
 import base64
 import dataclasses
-import html
-import io
 import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,19 +16,19 @@ from torch import Tensor
 
 from searchers import Study, Trial
 from searchers.study import score
-from supernet.cost.count import meta_copy, trace
 from supernet.errors import InputError
 from supernet.files import flatten, read_json, replacing
 from supernet.paths import inside
-from supernet.ranking.statistics import json_safe
 from supernet.space import Arch
 from supernet.training.checkpoint import load_state
 from supernet_tools.pipeline.architectures import named_arch
 from supernet_tools.pipeline.folder import FIT, FIT_RESULT, RUN, read_run
 from supernet_tools.pipeline.learned import SCORES
+from supernet_tools.pipeline.page import COLOURS, Section, category_axis, curve, jpeg, markers, plain
 from supernet_tools.pipeline.per_class import ClassFigures, class_figures
 from supernet_tools.pipeline.pictures import decided, recipe_of
-from supernet_tools.pipeline.retrain import fresh_network, read_result, trained_network
+from supernet_tools.pipeline.report_network import example_of, stages
+from supernet_tools.pipeline.retrain import read_result, trained_network
 from supernet_tools.pipeline.run import NETWORK, WEIGHTS, Run
 from supernet_tools.pipeline.runs import open_run
 from supernet_tools.pipeline.search import BEST, searched_front, searches_of
@@ -43,54 +40,11 @@ SHEET = 40
 """Images of the contact sheet."""
 EXAMPLES = 12
 """Predictions that are shown of each kind, right and wrong."""
-TILE = 96
-"""Pixels of an embedded image."""
 SHOWN_CLASSES = 60
 """Classes of a confusion matrix or a table; more would not be legible."""
+PATHS = {"large": "large path", "random": "random paths", "small": "small path", "network": "the network"}
+"""What is scored on held-out images while a supernet trains, by its name in the history."""
 HOVER_LINES, HOVER_WIDTH = 16, 3
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#666666")
-"""Distinguishable with colour-vision deficiency (Okabe & Ito)."""
-
-
-@dataclass
-class Section:
-    """A part of the page.
-
-    Attributes:
-        title: the heading.
-        lines: sentences.
-        tables: each with a caption, columns and rows.
-        plots: each with an id, traces and a layout of plotly.
-        images: each with a source (a data URI) and a caption.
-        picture: a data URI of a drawing, or empty.
-        code: commands, verbatim.
-    """
-
-    title: str
-    lines: list[str] = field(default_factory=list)
-    tables: list[dict[str, Any]] = field(default_factory=list)
-    plots: list[dict[str, Any]] = field(default_factory=list)
-    images: list[dict[str, str]] = field(default_factory=list)
-    picture: str = ""
-    code: list[str] = field(default_factory=list)
-
-    def table(self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Adds a table."""
-        self.tables.append(
-            {"caption": caption, "columns": list(columns), "rows": [[_cell(v) for v in r] for r in rows]}
-        )
-
-    def plot(self, name: str, traces: Sequence[Mapping[str, Any]], *, x: str, y: str, **layout: Any) -> None:
-        """Adds a plot."""
-        frame = {
-            "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
-            "xaxis": {"title": {"text": plain(x)}, "automargin": True},
-            "yaxis": {"title": {"text": plain(y)}, "automargin": True},
-            "legend": {"orientation": "h", "y": 1.15},
-            "hovermode": "closest",
-            **layout,
-        }
-        self.plots.append({"id": name, "data": json_safe(list(traces)), "layout": json_safe(frame)})
 
 
 def report_stage(folder: Path, out: Path | None = None) -> Path:
@@ -162,34 +116,6 @@ def _missing(run: Run) -> list[str]:
     return parts
 
 
-def plain(text: object) -> str:
-    """A text for plotly, which would read tags and entities in it."""
-    return html.escape(str(text), quote=False)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def jpeg(pixels: Tensor, side: int = TILE) -> str:
-    """An image as a data URI.
-
-    Args:
-        pixels: uint8, (C, H, W) with one or three channels; of others the first is shown.
-        side: height and width in pixels.
-    """
-    from PIL import Image
-
-    shown = pixels if pixels.shape[0] == 3 else pixels[:1].expand(3, -1, -1)
-    image = Image.fromarray(shown.permute(1, 2, 0).contiguous().cpu().numpy())
-    content = io.BytesIO()
-    resample = Image.Resampling.NEAREST if image.width < side // 2 else Image.Resampling.LANCZOS
-    image.resize((side, side), resample).save(content, format="jpeg", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-
-
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
@@ -209,21 +135,19 @@ def _data(run: Run, section: Section) -> None:
     facts += [("passed over", text) for text in found.get("passed", ())]
     section.table("", ("what", "value"), facts)
     if run.kind.metric != "accuracy":
-        section.lines.append("Images of a detector are shown by the command predict.")
+        from supernet_tools.pipeline.report_objects import objects
+
+        objects(run, section)
         return
     images = run.data.calibration
     labels = getattr(run.data.train, "labels", images.labels)
     counts = labels.bincount(minlength=len(summary.classes)).tolist()
     bar = {"type": "bar", "x": [plain(name) for name in summary.classes], "y": counts, "marker": {"color": COLOURS[0]}}
-    section.plot("classes", [bar], x="class", y="training images", xaxis=_categories("class"))
+    section.plot("classes", [bar], x="class", y="training images", xaxis=category_axis("class"))
     per_class = max(1, SHEET // max(len(summary.classes), 1))
     for label, name in list(enumerate(summary.classes))[:SHEET]:
         for index in (images.labels == label).nonzero().flatten().tolist()[:per_class]:
             section.images.append({"source": jpeg(images.pixels[index]), "caption": name, "kind": ""})
-
-
-def _categories(title: str) -> dict[str, Any]:
-    return {"title": {"text": plain(title)}, "type": "category", "automargin": True}
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -244,20 +168,23 @@ def _training(run: Run, section: Section) -> None:
         return
     epochs = [row["epoch"] for row in history]
     losses = [name for name in ("loss", "penalty") if name in history[0]]
-    traces = [_line(epochs, [row.get(name) for row in history], name, i) for i, name in enumerate(losses)]
+    traces = [curve(epochs, [row.get(name) for row in history], name, i) for i, name in enumerate(losses)]
     section.plot("loss", traces, x="epoch", y="loss of the sampled paths")
-    rows = [row for row in history if "large_accuracy" in row]
-    if rows:
-        points = [row["epoch"] for row in rows]
-        names = (
-            ("large_accuracy", "large path"),
-            ("random_accuracy", "random paths"),
-            ("small_accuracy", "small path"),
-        )
-        curves = [_line(points, [row.get(key) for row in rows], name, i) for i, (key, name) in enumerate(names)]
-        guess = read_run(run.folder).get(SCORES, {}).get("guessing", 1 / max(len(run.summary.classes), 1))
-        curves.append(_line([points[0], points[-1]], [guess, guess], "chance", 6, dash="dot"))
-        section.plot("held-out", curves, x="epoch", y="held-out accuracy")
+    for number, metric in enumerate(run.kind.curves):
+        rows = [row for row in history if any(f"{path}_{metric}" in row for path in PATHS)]
+        if not rows:
+            continue
+        epochs = [row["epoch"] for row in rows]
+        curves = [
+            curve(epochs, [row.get(f"{path}_{metric}") for row in rows], name, colour)
+            for colour, (path, name) in enumerate(PATHS.items())
+            if any(f"{path}_{metric}" in row for row in rows)
+        ]
+        if metric == "accuracy":
+            guess = read_run(run.folder).get(SCORES, {}).get("guessing", 1 / max(len(run.summary.classes), 1))
+            curves.append(curve([epochs[0], epochs[-1]], [guess, guess], "chance", 6, dash="dot"))
+        section.plot("held-out" if not number else f"held-out-{metric}", curves, x="epoch", y=f"held-out {metric}")
+    _health(run, section)
     record = read_run(run.folder).get(SCORES)
     if isinstance(record, dict) and "mean" in record:
         section.lines.append(
@@ -267,9 +194,17 @@ def _training(run: Run, section: Section) -> None:
         )
 
 
-def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: int, dash: str = "solid") -> dict[str, Any]:
-    line = {"color": COLOURS[colour % len(COLOURS)], "dash": dash}
-    return {"type": "scatter", "mode": "lines+markers", "x": list(x), "y": list(y), "name": plain(name), "line": line}
+def _health(run: Run, section: Section) -> None:
+    """Adds how evenly the options were trained, and how far the losses of paths lie apart."""
+    file = run.folder / "history.json"
+    health = read_json(file).get("health", {}) if file.exists() else {}
+    rows = [row for row in health.get("epochs", ()) if {"step", "loss_spread", "visits_least"} <= row.keys()]
+    if not rows:
+        return
+    steps = [row["step"] for row in rows]
+    names = {"loss_spread": "spread of the losses of paths", "visits_least": "visits of the rarest option (1: fair)"}
+    traces = [curve(steps, [row[key] for row in rows], name, place) for place, (key, name) in enumerate(names.items())]
+    section.plot("health", traces, x="step", y="health of the training")
 
 
 # -- searches ---------------------------------------------------------------------------------------------------------
@@ -321,7 +256,7 @@ def _over_time(section: Section, plot: str, name: str, trials: Sequence[Trial], 
         best.append(max(value, best[-1]) if best else value)
     sign = -1 if metric.startswith("-") else 1
     x = [trial.number for trial in trials]
-    dots = _points(x, [sign * value for value in values], "candidates", 4, [hover(trial.arch) for trial in trials])
+    dots = markers(x, [sign * value for value in values], "candidates", 4, [hover(trial.arch) for trial in trials])
     line = {"type": "scatter", "mode": "lines", "x": x, "y": [sign * value for value in best], "name": "best so far"}
     shown = metric.removeprefix("-")
     section.plot(
@@ -330,21 +265,6 @@ def _over_time(section: Section, plot: str, name: str, trials: Sequence[Trial], 
         x=f"trial of {name}",
         y=f"shared-weight {shown}",
     )
-
-
-def _points(
-    x: Sequence[Any], y: Sequence[Any], name: str, colour: int, text: Sequence[str], **marker: Any
-) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": list(x),
-        "y": list(y),
-        "name": plain(name),
-        "hovertext": list(text),
-        "hovertemplate": "%{x}, %{y}<br>%{hovertext}<extra></extra>",
-        "marker": {"color": COLOURS[colour % len(COLOURS)], "size": 7, **marker},
-    }
 
 
 def _over_cost(run: Run, section: Section, plot: str, name: str, trials: Sequence[Trial], metric: str) -> None:
@@ -378,7 +298,7 @@ def _of_trials(
     trials: Sequence[Trial], name: str, colour: int, cost: str, metric: str, **marker: Any
 ) -> dict[str, Any]:
     x, y = ([trial.metrics[what] for trial in trials] for what in (cost, metric))
-    return _points(x, y, name, colour, [hover(trial.arch) for trial in trials], **marker)
+    return markers(x, y, name, colour, [hover(trial.arch) for trial in trials], **marker)
 
 
 # -- the winner -------------------------------------------------------------------------------------------------------
@@ -409,21 +329,7 @@ def _winner(run: Run, section: Section) -> None:
     name, settings = recipe_of(run.folder)
     drawing = decided(name, arch, settings).svg()
     section.picture = "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
-    if run.kind.metric == "accuracy":
-        section.table("step by step, for one image", ("step", "output", "MACs", "parameters"), _steps(run, arch))
-
-
-def _steps(run: Run, arch: Arch) -> list[tuple[str, str, int, int]]:
-    """Output, MACs and parameters of each step of a network; nothing is computed."""
-    network = meta_copy(fresh_network(run, arch, 0)).eval()
-    state: Any = torch.empty(1, run.summary.in_channels, run.summary.size, run.summary.size, device="meta")
-    rows = []
-    for name, module in network.named_children():
-        costs, state = trace(module, state)
-        tensors = [state] if isinstance(state, Tensor) else [part for part in state if isinstance(part, Tensor)]
-        shape = ", ".join(" × ".join(map(str, tensor.shape[1:])) for tensor in tensors)
-        rows.append((name, shape, costs["macs"], costs["params"]))
-    return rows
+    stages(run, arch, section)
 
 
 # -- race and trust ---------------------------------------------------------------------------------------------------
@@ -444,7 +350,7 @@ def _race(run: Run, section: Section) -> None:
             rows = [row for row in networks if row["arm"] == arm]
             points = [(row["macs"], value, row) for row in rows for value in row["scores"]]
             text = [f"{plain(row['name'] or row['arm'])}<br>{hover(Arch(row['arch']))}" for *_, row in points]
-            traces.append(_points([p[0] for p in points], [p[1] for p in points], arm, colour, text, size=10))
+            traces.append(markers([p[0] for p in points], [p[1] for p in points], arm, colour, text, size=10))
         section.plot(f"race-{number}", traces, x="MACs", y=race["metric"].replace("_", " "))
         rows = [
             (
@@ -480,7 +386,7 @@ def _trust(run: Run, section: Section) -> None:
         }
         names = [plain(row["name"]) for row in rankers]
         trace_ = {"type": "scatter", "mode": "markers", "x": names, "y": [v["value"] for v in values], "error_y": error}
-        section.plot(f"trust-{number}", [trace_], x="ranker", y="Kendall's τ, 95 %", xaxis=_categories("ranker"))
+        section.plot(f"trust-{number}", [trace_], x="ranker", y="Kendall's τ, 95 %", xaxis=category_axis("ranker"))
         bands = [
             (row["name"], f"{band['low']:.0%} to {band['high']:.0%}", band["n"], _interval(band["tau"]))
             for row in rankers
@@ -514,13 +420,20 @@ def _exports(run: Run, section: Section) -> None:
         )
     if rows:
         section.table("", ("export", "files", "largest difference", "parameters", "weights"), rows)
+    _fronts(run, section)
     trained = _trained(run)
-    if trained is None or run.kind.metric != "accuracy":
+    if trained is None:
         return
     arch, seed, shared = trained
     network = trained_network(run, arch, seed, shared=shared)
-    example = run.data.test.normalize(run.data.test.pixels[:1])
-    section.lines.append(f"Latency of {arch.key}: {_latency(network, example):.2f} ms for one image, on the CPU.")
+    section.lines.append(
+        f"Latency of {arch.key}: {_latency(network, example_of(run)):.2f} ms for one image, on the CPU."
+    )
+    if run.kind.metric != "accuracy":
+        from supernet_tools.pipeline.report_objects import detector_figures
+
+        detector_figures(run, network, arch.key, section)
+        return
     figures = class_figures(network, run.data.test, len(run.summary.classes))
     section.lines.append(
         f"{arch.key} on {len(figures.labels):,} test images: accuracy {figures.accuracy:.4f}, expected calibration "
@@ -528,6 +441,45 @@ def _exports(run: Run, section: Section) -> None:
     )
     _confusion(run, section, figures)
     _examples(run, section, figures)
+
+
+def _fronts(run: Run, section: Section) -> None:
+    """Adds the networks of exported fronts: test score over MACs, and a table."""
+    for number, file in enumerate(sorted(run.folder.glob("export/front-*/front.json"))):
+        document = read_json(file)
+        rows, test = document["points"], f"test_{run.kind.metric}"
+        text = [hover(Arch(row["arch"])) for row in rows]
+        shown = markers([row["macs"] for row in rows], [row[test] for row in rows], "exported front", 0, text, size=10)
+        section.plot(
+            f"front-{number}",
+            [{**shown, "mode": "lines+markers"}],
+            x="MACs",
+            y=f"{test.replace('_', ' ')}, shared weights",
+        )
+        section.table(
+            f"exported front of {document['search']}, with the shared weights",
+            ("network", "MACs", "parameters", test.replace("_", " "), "ms", "largest difference"),
+            [
+                (
+                    row["key"],
+                    row["macs"],
+                    row["params"],
+                    row[test],
+                    row["artefact_ms"]["torch"],
+                    f"{max(row['parity'].values(), default=math.nan):.1e}",
+                )
+                for row in rows
+            ],
+            bars={"MACs": in_units, "parameters": in_units, test.replace("_", " "): _four, "ms": _two},
+        )
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def _trained(run: Run) -> tuple[Arch, int, bool] | None:
@@ -577,7 +529,7 @@ def _confusion(run: Run, section: Section, figures: ClassFigures) -> None:
         "texttemplate": "%{z}" if len(classes) <= 15 else "",
         "hovertemplate": "true %{y}, predicted %{x}: %{z}<extra></extra>",
     }
-    axes = {"xaxis": _categories("predicted"), "yaxis": {**_categories("true"), "autorange": "reversed"}}
+    axes = {"xaxis": category_axis("predicted"), "yaxis": {**category_axis("true"), "autorange": "reversed"}}
     section.plot("confusion", [heat], x="predicted", y="true", **axes)
 
 

@@ -7,6 +7,7 @@ from supernet.config import from_dict
 from supernet.errors import InputError
 from supernet_tools.pipeline.config import DetectorRun, SupernetRun
 from supernet_tools.pipeline.folder import RUN, read_run
+from supernet_tools.pipeline.located import located
 from supernet_tools.pipeline.trust import from_file
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def kind_of(config: "Recipe") -> "Kind[Any]":
 
 
 def config_of(folder: Path) -> "Recipe":
-    """The recipe of a run, which has imported nothing.
+    """The recipe of a run, which has imported nothing; its images are looked for where they may have been moved to.
 
     Raises:
         InputError: the folder does not hold a supernet's run, or the run names code that is not trusted.
@@ -39,7 +40,7 @@ def config_of(folder: Path) -> "Recipe":
     if document["kind"] not in CONFIGS:
         raise InputError(f"{folder} holds a {document['kind']} run; give the folder of a trained supernet")
     recipe = from_dict(CONFIGS[document["kind"]], document["config"], owner=str(folder / RUN))
-    return from_file(recipe, folder / RUN)
+    return located(from_file(recipe, folder / RUN), document, folder)
 
 
 def open_run(folder: Path, *, trained: bool = True, bn: "BatchNorm | None" = None) -> "Run":

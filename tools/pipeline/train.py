@@ -26,9 +26,17 @@ from supernet.training.rates import compare_rates
 from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
 from supernet.training.task import Task
 from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
-from supernet_tools.pipeline.folder import IMAGES, check_run, claim_run, read_run, removed_on_failure
+from supernet_tools.pipeline.folder import (
+    IMAGES,
+    check_run,
+    claim_run,
+    read_run,
+    removed_on_failure,
+    renew_settings,
+)
 from supernet_tools.pipeline.held_out import HeldOutCurves
 from supernet_tools.pipeline.learned import SCORES, probe_scores, record_scores
+from supernet_tools.pipeline.located import FROM_RUN, PLACES, ways_from
 from supernet_tools.pipeline.run import WEIGHTS, Run, check_space, read_summary, torch_generator
 from supernet_tools.pipeline.runs import kind_of
 from supernet_tools.pipeline.tables import print_table
@@ -81,9 +89,11 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
     if world.main:
         check_run(out, kind.name, config, free=free)
     done = bool(world.from_main(b"done" if (out / WEIGHTS).exists() else b""))
-    if done and not accept_changed_data:
+    if done and not accept_changed_data and not _elsewhere(out, config):
         run = Run(out, kind, read_summary(out))
         check_space(out, run.space)
+        if world.main:
+            renew_settings(out, kind.name, config)
         return run
     with removed_on_failure(out):
         parts = prepare(kind, inside(out, IMAGES))
@@ -92,11 +102,16 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
             kind.begin(parts.supernet, parts.data)
         task = kind.taught(parts.supernet) if trains else kind.task
         summary = parts.data.summary()
-        facts = {"data": dataclasses.asdict(summary), "space_digest": parts.supernet.space.digest()}
+        facts = {
+            "data": dataclasses.asdict(summary),
+            "space_digest": parts.supernet.space.digest(),
+            FROM_RUN: ways_from(out, config),
+        }
         with claim_run(out, kind.name, config, free=free, **facts) if world.main else nullcontext():
             if world.main:
                 check_space(out, parts.supernet.space)
                 accept_data(out, config, summary, accept=accept_changed_data)
+                renew_settings(out, kind.name, config)
             earlier = json.loads(world.from_main(json.dumps(_earlier(out)).encode() if world.main else b""))
             if verbose and world.main and not done:
                 for table in kind.tables(parts.supernet, parts.data):
@@ -105,6 +120,12 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
                 _train(parts, out, task, accept=earlier, verbose=verbose)
             world.barrier()
     return parts.run(out)
+
+
+def _elsewhere(out: Path, config: "Recipe") -> bool:
+    """Whether a recipe names its images by another path than the run, so that they have to be compared."""
+    written = read_run(out)["config"].get("data", {})
+    return any(written.get(name) != getattr(config.data, name, None) for name in PLACES if hasattr(config.data, name))
 
 
 def _earlier(out: Path) -> tuple[str, ...]:

@@ -1,0 +1,156 @@
+"""What `supernet fit` knows of a source, a machine and a user's wishes, what it chooses, and how it shares the time."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+
+from supernet.checked import Checked, Count, NonNegative, Positive
+
+LAYOUTS = ("COCO", "YOLO", "Pascal VOC")
+"""Of images with boxes."""
+SUPERNET, SEARCH, RACE = 0.45, 0.12, 0.33
+"""Shares of the time; the rest is for reading images, timing, export and report."""
+TRAINED_SUPERNET, TRAINED_SEARCH, TRAINED_RACE = 0.6, 0.15, 0.25
+"""The same after a start with trained weights, of the time without probes and exports, which are known then."""
+FRONT, SHORT_FRONT = 6, 5
+"""Networks that are exported beside the winner after a start with trained weights; fewer below `SHORT` minutes."""
+SHORT = 20
+PROBES = 16
+"""Random networks that are scored after the training of a supernet."""
+EXPORT_SECONDS = 15.0
+"""About how long an export takes beside the scores of its network."""
+
+
+@dataclass(frozen=True)
+class Found(Checked):
+    """What was found in a source, before an image is decoded."""
+
+    kind: str
+    """"folder", "function" or the name of a data set; of images with boxes its layout (see `LAYOUTS`)."""
+    classes: tuple[str, ...]
+    """Names of the classes."""
+    counts: tuple[int, ...]
+    """Training images per class, or objects per class in the training images. Those that are held out from them later
+    are included."""
+    n_validation: Annotated[int, Ge(0)]
+    """Images of a validation split of the source's own; 0 without one."""
+    n_test: Annotated[int, Ge(0)]
+    """Images of a test split of the source's own; 0 without one."""
+    sides: tuple[int, int, int]
+    """Smallest, median and largest shorter side, in pixels."""
+    channels: Count
+    """Of an image."""
+    passed: tuple[str, ...] = ()
+    """What was passed over, and why."""
+    n_boxed: Annotated[int, Ge(0)] = 0
+    """Training images with boxes; 0 for a classification, whose counts are of images."""
+    places: tuple[str, ...] = ()
+    """Where annotations and images with boxes are, as NAME=VALUE of `detection.config.DetectionData`."""
+    ratio: Annotated[float, Ge(1), Le(4)] = 1.0
+    """Of the longer to the shorter side of images with boxes: larger than in nine of ten images."""
+    object_side: Annotated[float, Ge(0)] = 0.0
+    """Side of the median object, the root of its area, as a share of the shorter side of its image."""
+
+    @property
+    def boxed(self) -> bool:
+        """Whether the images have boxes, so that a detector is trained."""
+        return self.kind in LAYOUTS
+
+    @property
+    def images(self) -> int:
+        """Training images, those included that are held out from them later."""
+        return self.n_boxed if self.boxed else sum(self.counts)
+
+
+@dataclass(frozen=True)
+class Timing(Checked):
+    """How long pieces of work take on this machine, measured once per run."""
+
+    step: Annotated[float, Gt(0)]
+    """Seconds of a training step of the supernet."""
+    network_step: Annotated[float, Gt(0)]
+    """Seconds of a training step of one network: of a random one, or of the full one with trained weights."""
+    score: Annotated[float, Gt(0)]
+    """Seconds to score a candidate."""
+    steps: Count
+    """Steps of an epoch."""
+    spent: NonNegative = 0.0
+    """Seconds that reading the images and the timing took."""
+    anchors: tuple[float, ...] = ()
+    """Shares of the training objects that have an anchor of IoU 0.5, by the scale of the anchors (see
+    `derive_objects.ANCHORS`); of detectors only."""
+
+
+@dataclass(frozen=True)
+class Budget(Checked):
+    """What the user allows, and what is known of the machine."""
+
+    minutes: Positive = 10.0
+    """Of the whole command."""
+    max_macs: float | None = None
+    """Limit on multiply-accumulates."""
+    pretrained: str = ""
+    """File of weights."""
+    model: str = ""
+    """Name of the network in timm that the file belongs to."""
+    timing: Timing | None = None
+    """How long pieces of work take; without it epochs, trials and trainings are those of a small run."""
+    factor: Positive = 1.0
+    """By which the widths of a detector are scaled, so that networks within the limits exist."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that was chosen, why, and the flag that chooses another."""
+
+    name: str
+    value: Any
+    reason: str
+    flag: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that `fit` decides, as rows to show and by name."""
+
+    rows: tuple[Derived, ...] = field(default_factory=tuple)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a name."""
+        return next(row.value for row in self.rows if row.name == name)
+
+
+def seconds_left(budget: Budget) -> float:
+    """What is left of the time after the timing, and with trained weights after probes and exports."""
+    timing, whole = budget.timing, 60 * budget.minutes
+    if timing is None:
+        return whole
+    later = 0.0
+    if budget.pretrained:
+        later = PROBES * timing.score + (front_size(budget) + 1) * (EXPORT_SECONDS + 2 * timing.score)
+    return max(whole - timing.spent - later, 0.4 * whole)
+
+
+def shares(budget: Budget) -> tuple[float, float, float]:
+    """Of supernet, search and race."""
+    return (TRAINED_SUPERNET, TRAINED_SEARCH, TRAINED_RACE) if budget.pretrained else (SUPERNET, SEARCH, RACE)
+
+
+def clamped(value: float, low: int, high: int) -> int:
+    """The whole part of a value within bounds."""
+    return max(low, min(high, int(value)))
+
+
+def race_epochs(budget: Budget) -> float:
+    """Epochs of single networks that the race may take."""
+    if budget.timing is None:
+        return 24.0
+    return shares(budget)[2] * seconds_left(budget) / (budget.timing.network_step * budget.timing.steps)
+
+
+def front_size(budget: Budget) -> int:
+    """Networks of the front that is exported; 0 without trained weights."""
+    if not budget.pretrained:
+        return 0
+    return FRONT if budget.minutes >= SHORT else SHORT_FRONT

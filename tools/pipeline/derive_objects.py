@@ -1,0 +1,194 @@
+"""What `supernet fit` chooses for images with boxes: a detector's settings, each with its reason."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from detection.config import DetectionAugment, DetectionData
+from supernet_tools.pipeline.choices import (
+    RACE,
+    SEARCH,
+    SUPERNET,
+    Budget,
+    Derived,
+    Found,
+    Settings,
+    clamped,
+    race_epochs,
+    seconds_left,
+)
+from supernet_tools.pipeline.config import DetectorRun
+from supernet_tools.pipeline.recipes import SMALL_STEPS
+from supernet_tools.pipeline.units import in_units
+
+SIZES = (64, 80, 96, 120, 160, 200, 240, 320, 400, 480, 600, 800)
+OBJECT_PIXELS_PER_MINUTE = 4.5e5
+"""Of training images that one core can see often enough; a detector takes more time per pixel than a classifier."""
+LEAST_OBJECT = 12
+"""Pixels of the side of the median object, below which images are not shrunk."""
+WIDTHS, STEM = (32, 64, 128), 8
+"""Of the backbone, before they are scaled."""
+FACTORS = (1.0, 0.75, 0.5, 0.25)
+"""By which a limit may scale the widths, and the channels of pyramid and heads."""
+ANCHORS = (2.0, 3.0, 4.0, 6.0, 8.0)
+"""Sides of the smallest anchor of a level, in its strides."""
+ENOUGH = 0.01
+"""Difference in the share of matched objects that does not matter: then anchors are the smaller ones."""
+LEAD = 0.2
+"""Share of the training that trains the plain units alone, of which the other options are copies."""
+
+
+def object_rules(
+    found: Found,
+    budget: Budget,
+    choice: Callable[[str, Any, str], Derived],
+    chosen: Callable[[str], Any],
+) -> Iterator[Derived]:
+    """Yields the choices for a detector in their order.
+
+    Args:
+        found: what the source holds.
+        budget: limits, time, and what was measured.
+        choice: makes a choice, or takes what the user has given.
+        chosen: the value of an earlier choice.
+    """
+    yield choice("size", *_size(found, budget))
+    n = found.images
+    yield choice("batch", 4 if n < 5_000 else 8 if n < 50_000 else 16, f"{n:,} training images; small steps learn more")
+    own = bool(found.n_validation)
+    why = f"not used: the source has {found.n_validation:,} validation images of its own" if own else f"{n:,} images"
+    yield choice("validation", 0.2 if n < 20_000 else 0.1, why)
+    if budget.pretrained:
+        yield choice("space", f"timm:{budget.model}", f"{budget.pretrained} holds its weights; the pyramid is searched")
+        yield choice("space_settings", (), "a fixed backbone has none")
+    else:
+        yield choice("space", "shufflenet-small", "a backbone of four operations in eight blocks, as in DetNAS")
+        widths = [8 * max(1, round(budget.factor * width / 8)) for width in WIDTHS]
+        reason = "the usual widths of small sets" if budget.factor == 1 else f"{budget.factor:g} times the usual widths"
+        within = f" have networks within {in_units(budget.max_macs)} MACs" if budget.max_macs else ""
+        yield choice("space_settings", (f"widths={widths}", f"stem={STEM}"), reason + within)
+    yield choice("anchor_scale", *_anchors(budget.timing.anchors if budget.timing else ()))
+    short = budget.minutes < 120
+    yield choice(
+        "init",
+        "shared" if short else "scratch",
+        f"{budget.minutes:g} minutes are short: finalists go on from the shared weights"
+        if short
+        else "time enough to train finalists from scratch",
+    )
+    yield from _budgets(budget, choice, chosen)
+    yield choice("front", 0, "fronts with shared weights are for classifiers")
+
+
+def _size(found: Found, budget: Budget) -> tuple[int, str]:
+    _, median, _ = found.sides
+    fitting = [size for size in SIZES if size <= max(median, SIZES[0])]
+    allowed = OBJECT_PIXELS_PER_MINUTE * budget.minutes
+    affordable = [size for size in fitting if found.images * size * size * found.ratio <= allowed]
+    needed = [size for size in fitting if size * found.object_side >= LEAST_OBJECT]
+    least = needed[0] if needed else fitting[-1]
+    size = max(least, affordable[-1] if affordable else fitting[0])
+    what = f"{found.images:,} images in {budget.minutes:g} minutes; shorter sides are {median} pixels in the median"
+    if size == least and size not in affordable:
+        what += f", and below {size} the median object has fewer than {LEAST_OBJECT}"
+    return size, f"{what}; the longer side gets at most {longest(found, size)}"
+
+
+def longest(found: Found, size: int) -> int:
+    """Most pixels of the longer side, in steps of 8."""
+    return 8 * round(size * found.ratio / 8)
+
+
+def _anchors(shares: Sequence[float]) -> tuple[float, str]:
+    if not shares:
+        return 3.0, "the usual one of small images"
+    best = max(shares)
+    scale, share = next(pair for pair in zip(ANCHORS, shares, strict=True) if pair[1] >= best - ENOUGH)
+    return scale, f"{share:.1%} of the training objects have an anchor of IoU 0.5 or more"
+
+
+def _budgets(
+    budget: Budget, choice: Callable[[str, Any, str], Derived], chosen: Callable[[str], Any]
+) -> Iterator[Derived]:
+    budget = replace(budget, pretrained="")  # its shares of the time are those of classifiers
+    timing = budget.timing
+    if timing is None:
+        small = {"epochs": 10, "trials": 40, "trainings": 2, "retrain_epochs": 4}
+        yield from (choice(name, value, "a small run") for name, value in small.items())
+        return
+    seconds, epoch = seconds_left(budget), timing.step * timing.steps
+    yield choice(
+        "epochs",
+        clamped(SUPERNET * seconds / epoch, 2, 300),
+        f"an epoch takes {epoch:.1f} s, and {SUPERNET:.0%} of {budget.minutes:g} minutes are for the supernet",
+    )
+    yield choice(
+        "trials",
+        clamped(SEARCH * seconds / timing.score, 20, 200) // 20 * 20,
+        f"a candidate takes {timing.score:.2f} s, and {SEARCH:.0%} of the time are for the search",
+    )
+    epochs = race_epochs(budget)
+    yield choice(
+        "trainings", clamped(epochs / 6, 2, 8), "trainings that decide between the finalists, in full trainings"
+    )
+    yield choice(
+        "retrain_epochs",
+        clamped(epochs / chosen("trainings"), 1, 60),
+        f"{RACE:.0%} of the time for {chosen('trainings')} trainings",
+    )
+
+
+def object_recipe(
+    found: Found, settings: Settings, *, pretrained: str, factor: float, seed: int, device: str
+) -> DetectorRun:
+    """The recipe of a detector with these settings."""
+    size, epochs = settings["size"], settings["epochs"]
+    places: dict[str, Any] = dict(text.split("=", 1) for text in found.places)
+    data = DetectionData(
+        **places,
+        size=size,
+        longest=longest(found, size),
+        validation=settings["validation"],
+        calibration=min(DetectionData.calibration, 80),
+        workers=1,
+        augment=DetectionAugment(flip=True, scale=(0.8, 1.25)),
+        seed=seed,
+    )
+    steps = replace(SMALL_STEPS, batch=settings["batch"], seed=seed, device=device)
+
+    def train(count: int, lr: float) -> Any:
+        return replace(steps, epochs=count, lr=lr, warmup_epochs=min(1.0, count / 4))
+
+    shared = settings["init"] == "shared"
+    common = {
+        "data": data,
+        "train": train(epochs, SMALL_STEPS.lr),
+        "retrain": train(settings["retrain_epochs"], SMALL_STEPS.lr / 2 if shared else SMALL_STEPS.lr),
+        "scoring_batch": 8,
+    }
+    anchors = f"anchor_scale={settings['anchor_scale']:g}"
+    if pretrained:
+        return DetectorRun(
+            backbone=settings["space"],
+            backbone_settings=tuple(settings["space_settings"]),
+            neck="nasfpn",
+            head_width=8 * round(48 * factor / 8),
+            head_convs=1,
+            settings=("levels=3", anchors, "repeats=2", "cells=6"),
+            pretrained=pretrained,
+            frozen_stages=1,
+            start="classification",
+            **common,
+        )
+    lead = (
+        {"lead": "shuffle3", "lead_epochs": round(LEAD * epochs, 2)} if settings["space"] == "shufflenet-small" else {}
+    )
+    return DetectorRun(
+        backbone=settings["space"],
+        backbone_settings=tuple(settings["space_settings"]),
+        head_width=8 * round(64 * factor / 8),
+        head_convs=2,
+        settings=("levels=2", anchors),
+        **lead,
+        **common,
+    )

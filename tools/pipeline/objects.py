@@ -1,0 +1,184 @@
+"""Where a data set with boxes keeps its parts: annotations and images for training, scoring and testing, by layout."""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from supernet.errors import InputError
+
+LOOKED_AT = 2000
+"""Entries of a folder among which files of annotations are looked for."""
+HEAD = 200_000
+"""Bytes at the start of a JSON file by which it is recognised."""
+WORDS = {"test": "test", "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation"}
+"""Words in a name that tell which part of a data set a file is of; all others are training images."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a data set with boxes.
+
+    Attributes:
+        layout: "COCO", "YOLO" or "Pascal VOC".
+        places: settings of `detection.config.DetectionData` by name: where annotations and images are.
+    """
+
+    layout: str
+    places: dict[str, str]
+
+
+def object_parts(source: Path) -> Parts | None:
+    """Finds the parts of a data set with boxes.
+
+    - COCO: JSON files in the folder, in its `annotations` or one folder deeper, whose names say train, val or test; or
+      one such file.
+    - YOLO: a data.yaml, or a folder with one.
+    - Pascal VOC: a folder with `Annotations`, and the lists in its `ImageSets/Main` if there are any.
+
+    Args:
+        source: a folder or a file.
+
+    Returns:
+        None for a source without boxes.
+
+    Raises:
+        InputError: several files of annotations for one part, none for training, or images that are not there.
+    """
+    if source.is_file():
+        if source.suffix in (".yaml", ".yml"):
+            return Parts("YOLO", {"source": str(source)})
+        return _coco(source.parent, [source]) if source.suffix == ".json" else None
+    if not source.is_dir():
+        return None
+    files = [file for file in _json_files(source) if _is_coco(file)]
+    if files:
+        return _coco(source, files)
+    if any((source / "Annotations").glob("*.xml")):
+        return Parts("Pascal VOC", _voc(source))
+    for name in ("data.yaml", "data.yml", "dataset.yaml"):
+        if (source / name).is_file():
+            return Parts("YOLO", {"source": str(source / name)})
+    named = [file for file in sorted(source.glob("*.y*ml")) if _is_yolo(file)]
+    if len(named) == 1:
+        return Parts("YOLO", {"source": str(named[0])})
+    if (source / "labels").is_dir() and (source / "images").is_dir():
+        raise InputError(
+            f"{source} has images and labels in YOLO's layout, and no data.yaml that names the classes; write one with "
+            "names, train and val"
+        )
+    return None
+
+
+# -- COCO -------------------------------------------------------------------------------------------------------------
+
+
+def _json_files(folder: Path) -> Iterator[Path]:
+    """Yields JSON files in a folder, in its annotations, and in the folders of its parts (as Roboflow writes them)."""
+    entries = sorted(itertools.islice(folder.iterdir(), LOOKED_AT))
+    yield from (file for file in entries if file.suffix == ".json" and file.is_file())
+    for inner in (entry for entry in entries if entry.is_dir()):
+        if inner.name.lower() == "annotations" or _part(inner.name) or inner.name == "train":
+            found = sorted(itertools.islice(inner.glob("*.json"), LOOKED_AT))
+            yield from (file for file in found if file.is_file())
+
+
+def _is_coco(file: Path) -> bool:
+    """Whether a JSON file holds boxes, by its beginning and its name."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(HEAD)
+    except OSError:
+        return False
+    named = "annotation" in file.name.lower() or file.name.startswith("instances")
+    return b'"annotations"' in head or (named and b'"images"' in head)
+
+
+def _part(name: str) -> str:
+    """The part that a name speaks of, "validation" or "test"; empty for training images or none."""
+    words = "".join(letter if letter.isalpha() else " " for letter in name.lower()).split()
+    return next((WORDS[word] for word in words if word in WORDS), "")
+
+
+def _coco(root: Path, files: Sequence[Path]) -> Parts:
+    by_part: dict[str, list[Path]] = {}
+    for file in files:
+        inside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
+        part = next((part for name in reversed(inside.parts) if (part := _part(name))), "train")
+        by_part.setdefault(part, []).append(file)
+    if "train" not in by_part and len(files) == 1:
+        by_part = {"train": list(files)}
+    if "train" not in by_part:
+        raise InputError(f"{root} has annotations of held-out images only ({files[0].name}); name that of the training")
+    places: dict[str, str] = {}
+    for part, candidates in by_part.items():
+        named = [file for file in candidates if file.name.startswith("instances")]
+        chosen = named if len(named) == 1 else candidates  # beside those of captions and keypoints
+        if len(chosen) > 1:
+            names = ", ".join(file.name for file in chosen[:4])
+            raise InputError(
+                f"{root} has {len(chosen)} files of annotations for {part} images ({names}); give one of them as source"
+            )
+        prefix = "" if part == "train" else f"{part}_"
+        places[f"{prefix}source"] = str(chosen[0])
+        places[f"{prefix}images"] = str(_images_of(chosen[0], root, part))
+    return Parts("COCO", places)
+
+
+def _images_of(file: Path, root: Path, part: str) -> Path:
+    """The folder that the file names of a COCO file are relative to."""
+    name = _first_name(file)
+    near = [file.parent, root, root.parent] if file.parent == root else [file.parent, root]
+    folders = [place / inner for place in near for inner in ("", "images", "JPEGImages", "data")]
+    for folder in list(folders):
+        if folder.is_dir():
+            inner = [entry for entry in sorted(itertools.islice(folder.iterdir(), LOOKED_AT)) if entry.is_dir()]
+            folders += [entry for entry in inner if (_part(entry.name) or "train") == part]
+    for folder in folders:
+        if (folder / name).is_file() or (folder / name.replace("\\", "/")).is_file():
+            return folder
+    raise InputError(
+        f"the image {name!r} of {file} is in none of {', '.join(map(str, dict.fromkeys(folders[:4])))}; put the images "
+        f"into {root / 'images'}"
+    )
+
+
+def _first_name(file: Path) -> str:
+    try:
+        document: Any = json.loads(file.read_bytes())
+        name = document["images"][0]["file_name"]
+    except OSError as error:
+        raise InputError(f"the annotation file {file} cannot be read ({error.strerror})") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{file} cannot be read as annotations in COCO's layout: it lists no image's file_name"
+        ) from error
+    return str(name)
+
+
+# -- Pascal VOC and YOLO ----------------------------------------------------------------------------------------------
+
+
+def _voc(folder: Path) -> dict[str, str]:
+    lists = folder / "ImageSets" / "Main"
+    names = {"source": ("train.txt", "trainval.txt"), "validation_source": ("val.txt",), "test_source": ("test.txt",)}
+    found = {
+        place: str(lists / name)
+        for place, files in names.items()
+        if (name := next((file for file in files if (lists / file).is_file()), ""))
+    }
+    if found.get("source", "").endswith("trainval.txt"):
+        found.pop("validation_source", None)  # part of it
+    return found if "source" in found else {"source": str(folder)}
+
+
+def _is_yolo(file: Path) -> bool:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(content, dict) and "names" in content and "train" in content
