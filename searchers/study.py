@@ -14,7 +14,7 @@ from supernet import sqlite
 from supernet.checked import checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.paths import work_saved
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch, ArchReader, SearchSpace
 
 SYNC_SECONDS = 1.0  # a sync takes 0.2 to 4 ms, ten times what a trial of a tabulated search does
 
@@ -321,14 +321,16 @@ class Study(sqlite.Closing):
 
     def _load(self, db: sqlite3.Connection) -> None:
         self._asked = [row[0] for row in db.execute("SELECT asked FROM batches ORDER BY number")]
+        parse = json.JSONDecoder().decode
+        read = ArchReader({choice.name: choice.options for choice in self.space.choices})
         for row in db.execute("SELECT * FROM trials ORDER BY number"):
             number, batch, key, text, metrics, repeat, seconds, failed = row
-            scores = json.loads(metrics)
+            scores = parse(metrics)
             _check_row(scores, key, seconds, failed)
             if number != len(self) or not 0 <= batch < len(self._asked):
                 raise sqlite3.DatabaseError(f"trial {number} of batch {batch} is out of order")
             try:
-                arch = Arch.from_json(text)
+                arch = read(text)
             except InputError as error:
                 raise ValueError(f"trial {number}: {error}") from error
             self._note(Trial(number, arch, key, scores, bool(repeat), seconds, batch, failed))

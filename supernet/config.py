@@ -166,6 +166,8 @@ class Train(Checked):
     """Keep images and weights in channels-last order, faster for depthwise convolutions on CPU and half precision."""
     save_seconds: NonNegative = 30.0
     """Seconds between checkpoints; 0 saves after every step. It has no influence on results."""
+    prefetch: bool = True
+    """Prepare the next batch of images in memory in a background thread, on the CPU. It has no influence on results."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """A warm-up that outlasts the training."""

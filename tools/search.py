@@ -6,13 +6,15 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
+from supernet.checked import Checked, Count, FilePath, Name, Natural, NonNegative, Seed, Text
+from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Limit, TimeLimit
+from supernet_tools.pipeline.workers import workers
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Search(Checked):
     """Ends the search after this many distinct networks have been scored."""
     batch: Annotated[int, Ge(1), Le(100_000)] = 1
     """Architectures proposed at a time."""
+    workers: Annotated[int, Ge(1), Le(1024)] = 1
+    """Processes on this machine that score the architectures of a batch; the study is the same for any number."""
     seed: Seed = 0
     """Seed of the searcher."""
     max_macs: Limit = None
@@ -49,6 +53,15 @@ class Search(Checked):
     """Calibration batches per candidate: of 64 images, or of `scoring_batch` for a detector."""
     bn: BatchNorm | None = None
     """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
+    bn_settle: NonNegative = 0.0
+    """End the calibration of a batch norm after a batch that moves its statistics by less than this share of their
+    deviation, such as 0.02; 0 takes all calibration batches in. Classifiers only."""
+    scoring_dtype: Literal["fp32", "bf16", "auto"] = "fp32"
+    """What networks of a classifier are scored in. "auto" is bfloat16 where a probe on this machine finds it faster and
+    its ranking of random networks the same."""
+    race: Natural = 0
+    """Score only this many networks of each batch for certain on all validation images; others stop after a quarter of
+    them once as many are better with confidence. 0 scores all exactly. The metric `part` says what a score is of."""
     resume: Literal["exact", "warm"] = "exact"
     """Go on with a search of this name only under the same settings ("exact"), or report its recorded trials to this
     searcher ("warm")."""
@@ -66,13 +79,30 @@ class Search(Checked):
 
 def run() -> None:
     args = parse(Search, __doc__)
+    if args.batch < args.workers:
+        raise InputError(
+            f"--workers {args.workers} share the architectures of a batch, and --batch is {args.batch}; raise it to a "
+            f"few times as many, such as {4 * args.workers}"
+        )
+    if args.race and (args.workers > 1 or args.batch <= args.race):
+        raise InputError(
+            f"--race {args.race} compares the networks of a batch in one process: give a --batch above it (now "
+            f"{args.batch}) and --workers 1"
+        )
+    with workers(args.workers):
+        search(args)
 
+
+def search(args: Search) -> None:
+    """Searches, as one of several processes or alone."""
+    from supernet.scoring.racing import Race
     from supernet.space import Arch
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.learned import check_learned
     from supernet_tools.pipeline.probes import CORRECTED, corrector
     from supernet_tools.pipeline.runs import config_of, open_run
-    from supernet_tools.pipeline.search import create_searcher, search_folder, search_stage
+    from supernet_tools.pipeline.scoring_dtype import scored_in_bf16
+    from supernet_tools.pipeline.search import create_searcher, recorded_dtype, search_folder, search_stage
 
     name = args.name or args.searcher.replace(":", "-")
     search_folder(args.run, name)  # a wrong name is reported before any work
@@ -95,6 +125,7 @@ def run() -> None:
             study=name if args.resume == "exact" else None,
         )
         check_learned(opened, force=args.force)
+        bf16 = scored_in_bf16(opened, args.scoring_dtype, recorded_dtype(opened, name), bn_batches=args.bn_batches)
         adjust = corrector(opened, args.probes, bn_batches=args.bn_batches) if args.probes else None
         result = search_stage(
             opened,
@@ -106,6 +137,9 @@ def run() -> None:
             bn_batches=args.bn_batches,
             resume=args.resume,
             adjust=adjust,
+            bf16=bf16,
+            race=Race(args.race) if args.race else None,
+            settle=args.bn_settle,
         )
     if not world.main:
         return

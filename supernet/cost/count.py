@@ -5,12 +5,19 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 COSTS = ("macs", "params", "activations", "matmul_macs")
-SAME_SHAPE = {"native_batch_norm", "relu", "relu_", "hardtanh", "hardtanh_"}  # names of operators; none is counted
+SAME_SHAPE = {
+    *("native_batch_norm", "relu", "relu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "hardsigmoid"),
+    *("hardsigmoid_", "sigmoid", "silu", "silu_", "gelu"),
+}
+"""Names of operators whose output has the shape of their first input; none is counted."""
+BROADCAST = {"add", "add_", "mul", "mul_", "sub", "div"}
+"""Names of operators on two tensors, or on a tensor and a number."""
 
 
 class _Counter(TorchDispatchMode):
@@ -26,11 +33,18 @@ class _Counter(TorchDispatchMode):
         self.matmul_macs = 0
         self.activations = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keeps torch from importing its compiler, for two seconds, to shield this class from it."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in SAME_SHAPE:  # torch takes 2 ms to infer the shape of a batch norm
+        if name in SAME_SHAPE:
             return (args[0], *args[3:5]) if name == "native_batch_norm" else args[0]
-        out = func(*args, **(kwargs or {}))
+        out = _shaped(name, args, kwargs or {})
+        if out is None:
+            out = func(*args, **(kwargs or {}))
         if name == "convolution":
             weight, transposed = args[1], args[6]
             larger = args[0] if transposed else out
@@ -48,6 +62,50 @@ class _Counter(TorchDispatchMode):
     def _add_layer(self, macs: int, out: Tensor) -> None:
         self.macs += macs
         self.activations += out.numel()
+
+
+def _shaped(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Returns the output of the most frequent operators on the meta device; None for others and for other devices.
+
+    Torch would give the same, in Python and up to 2 ms for each, and its first call of one of them imports its compiler
+    and sympy, which takes more processor time than all other imports of a search together.
+    """
+    first: Any = args[0] if args else None
+    if name == "cat" and not kwargs and all(part.is_meta for part in first):
+        dim = args[1] if len(args) > 1 else 0
+        shape = list(first[0].shape)
+        shape[dim] = sum(part.shape[dim] for part in first)
+        return first[0].new_empty(shape) if len({(part.dtype, part.ndim) for part in first}) == 1 else None
+    if not (isinstance(first, Tensor) and first.is_meta and first.is_floating_point()):
+        return None
+    if name == "convolution" and not args[6]:
+        return first.new_empty(_convolved(first, *args[1:2], *args[3:6]))
+    if name in BROADCAST:
+        second = args[1]
+        if not isinstance(second, int | float) and not (isinstance(second, Tensor) and second.dtype == first.dtype):
+            return None
+        other = second.shape if isinstance(second, Tensor) else ()
+        return first if name.endswith("_") else first.new_empty(np.broadcast_shapes(first.shape, other))
+    if name in ("mm", "addmm") and not kwargs:
+        return first.new_empty(args[-2].shape[0], args[-1].shape[1])
+    if name == "mean" and len(args) > 1 and args[1] and not kwargs:
+        dims, keep = {dim % first.ndim for dim in args[1]}, len(args) > 2 and args[2]
+        sides = [(1 if dim in dims else side) for dim, side in enumerate(first.shape) if keep or dim not in dims]
+        return first.new_empty(sides)
+    return None
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """Returns the shape of a convolution's output."""
+    dims = weight.ndim - 2
+    steps, pads, gaps = (list(values) * (dims // len(values)) for values in (stride, padding, dilation))
+    sides = [
+        (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+        for side, kernel, step, pad, gap in zip(x.shape[-dims:], weight.shape[2:], steps, pads, gaps, strict=True)
+    ]
+    return [*x.shape[: -dims - 1], weight.shape[0], *sides]
 
 
 def meta_copy(module: nn.Module) -> Any:

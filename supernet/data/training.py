@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from supernet.config import Augment
 from supernet.data.augment import augment as vary
@@ -13,7 +13,7 @@ from supernet.data.stream import Stream
 
 def training_batches(
     train: Images | Stream, augment: Augment, *, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Returns endless training batches from step `start` on, with `len(train) // batch` steps per epoch.
 
     Args:

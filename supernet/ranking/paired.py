@@ -30,7 +30,7 @@ def tied(correct: Mapping[Arch, Bits], level: float = 0.05) -> list[Arch]:
     Raises:
         InputError: there is no architecture, or they were not scored on the same images.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr  # scipy.stats takes a second to import
 
     if not correct or len({len(bits) for bits in correct.values()}) > 1:
         raise InputError("a paired test needs at least one architecture, and all scored on the same images")
@@ -38,7 +38,7 @@ def tied(correct: Mapping[Arch, Bits], level: float = 0.05) -> list[Arch]:
     best, *others = ranked
     gained = np.array([np.count_nonzero(correct[best] & ~correct[arch]) for arch in others], dtype=int)
     lost = np.array([np.count_nonzero(correct[arch] & ~correct[best]) for arch in others], dtype=int)
-    p = np.minimum(1.0, 2 * binom.cdf(np.minimum(gained, lost), gained + lost, 0.5))
+    p = np.minimum(1.0, 2 * bdtr(np.minimum(gained, lost), gained + lost, 0.5))
     worse: set[Arch] = set()
     for place, number in enumerate(np.argsort(p, kind="stable")):
         if p[number] > level / (len(others) - place):

@@ -1,8 +1,9 @@
 """Batch-norm statistics when shared weights are scored: inherited from training, of the batch, or recalibrated."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -31,12 +32,17 @@ class Recalibrate:
     Attributes:
         batches: the number of batches, at least 1; fewer if the calibration images run out.
         size: images per batch, at least 1.
+        settle: a batch norm takes no further batch in once one has moved its statistics by less: the means by so many
+            deviations, and the variances by such a share, on the average of its channels. 0 takes all batches in.
     """
 
     batches: int = 10
     size: int = 64
+    settle: float = field(default=0.0, repr=False)  # not in the text under which older scores are kept
 
     def __post_init__(self) -> None:
+        if not 0 <= self.settle < math.inf:
+            raise InputError(f"settle={self.settle} should be 0, or a small share such as 0.02")
         if self.batches < 1 or self.size < 1:
             raise InputError(f"{self}: batches and size must be at least 1; to keep the training's use Inherit()")
 
@@ -83,8 +89,50 @@ def single_values_explained(remedy: str) -> Iterator[None]:
         ) from error
 
 
+class Settling:
+    """Takes batch norms out of a calibration once a batch hardly moves their statistics.
+
+    They are in train mode with torch's cumulative average (momentum None) when one is made, and those that have settled
+    get a momentum of 0. The decision depends on a norm's own batches only.
+
+    Args:
+        norms: of one module.
+        bound: see `Recalibrate.settle`; 0 takes none out.
+        settled: positions of the norms that have settled, which is added to.
+    """
+
+    def __init__(self, norms: Sequence[_BatchNorm], bound: float, settled: set[int]) -> None:
+        self._norms, self._bound, self._settled = norms, bound, settled
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        for position in settled:
+            norms[position].momentum = 0.0
+
+    def before_batch(self) -> None:
+        """Remembers the statistics of the norms that have not settled."""
+        if self._bound:
+            self._before = {
+                position: (norm.running_mean.clone(), norm.running_var.clone())
+                for position, norm in enumerate(self._norms)
+                if position not in self._settled and norm.running_mean is not None and norm.running_var is not None
+            }
+
+    def after_batch(self) -> None:
+        """Takes out the norms that the batch hardly moved, except after their first batch."""
+        for position, (mean, variance) in self._before.items():
+            norm = self._norms[position]
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            assert norm.num_batches_tracked is not None
+            scale = variance + norm.eps
+            moved = ((norm.running_mean - mean).abs() / scale.sqrt()).mean()
+            changed = ((norm.running_var - variance).abs() / scale).mean()
+            if norm.num_batches_tracked > 1 and max(float(moved), float(changed)) < self._bound:
+                self._settled.add(position)
+                norm.momentum = 0.0
+
+
 @torch.no_grad()
-def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor], *, settle: float = 0.0) -> None:
     """Re-estimates all batch-norm statistics in place; everything else in the module stays in eval mode.
 
     The result is the plain mean of the batches' means and unbiased variances, so it does not depend on their order
@@ -93,16 +141,23 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor]) -> None:
     Args:
         module: an ordinary network, left in eval mode.
         batches: normalised images, (N, C, H, W) each, all of the same N.
+        settle: see `Recalibrate.settle`.
     """
     module.eval()
     norms = norms_of(module)
+    settled: set[int] = set()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's cumulative average
         norm.train()
+    settling = Settling(norms, settle, settled)
     for images in batches:
+        settling.before_batch()
         module(images)
+        settling.after_batch()
+        if len(settled) == len(norms):
+            break
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -94,13 +94,23 @@ class ScoreCache(sqlite.Closing):
 
     def put(self, context: Mapping[str, str], arch: Arch, score: Score) -> None:
         """Saves the score of a network, given by its normal form; afterwards it survives a kill."""
-        bits = (None, None) if score.correct is None else (len(score.correct), np.packbits(score.correct).tobytes())
-        row = (self._id(context), arch.key, arch.to_json(), json.dumps(dict(score.metrics)), *bits)
+        row = self._row(context, arch, score)
         with self._reported() as db:
             file_operation()
             db.execute(_PUT, row)
             work_saved.set()
             file_operation()
+
+    def put_all(self, context: Mapping[str, str], scores: Mapping[Arch, Score]) -> None:
+        """Saves the scores of several networks, given by their normal forms; a kill leaves either all or none."""
+        rows = [self._row(context, arch, score) for arch, score in scores.items()]
+        with self._reported() as db, sqlite.transaction(db):
+            db.executemany(_PUT, rows)
+        work_saved.set()
+
+    def _row(self, context: Mapping[str, str], arch: Arch, score: Score) -> tuple[object, ...]:
+        bits = (None, None) if score.correct is None else (len(score.correct), np.packbits(score.correct).tobytes())
+        return (self._id(context), arch.key, arch.to_json(), json.dumps(dict(score.metrics)), *bits)
 
     def correct(self, context: Mapping[str, str], archs: Iterable[Arch] | None = None) -> dict[Arch, Bits]:
         """Returns for each architecture which validation images are classified correctly.

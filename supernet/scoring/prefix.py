@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from supernet.chain import Chain
-from supernet.scoring.batch_norm import norms_of, use_batch_statistics
+from supernet.scoring.batch_norm import Settling, norms_of, use_batch_statistics
 from supernet.scoring.memory import ActivationMeter, TrunkCache, tensors_in, version
 from supernet.scoring.steps import Adapt, MaterializedStep, StepCache, Watch
 from supernet.scoring.trie import Node, Trie
@@ -53,6 +53,8 @@ class PrefixSharing:
             calibrated once.
         watch: entered around each phase.
         adapt: changes every new copy of a step (see `StepCache`).
+        bf16: compute in bfloat16, batch norm's statistics apart; batches are single tensors.
+        settle: see `Recalibrate.settle`.
 
     Attributes:
         peak: the most bytes of activations that were alive at a time, including the trunk features kept.
@@ -69,12 +71,17 @@ class PrefixSharing:
         hold: int = 0,
         watch: Watch = nullcontext,
         adapt: Adapt | None = None,
+        bf16: bool = False,
+        settle: float = 0.0,
     ) -> None:
+        self._bf16, self._settle = bf16, settle
         self.memory, self.batch_statistics, self.peak, self._watch = memory, batch_statistics, 0, watch
         self.batches_made = 0
         self._supernet = supernet
         self._trunk_peak = 0  # bytes that the trunk needs for one batch
-        self._steps = StepCache(supernet, memory_format=memory_format, memory=memory, watch=watch, adapt=adapt)
+        self._steps = StepCache(
+            supernet, memory_format=memory_format, memory=memory, watch=watch, adapt=adapt, bf16=bf16
+        )
         self._trunk = TrunkCache(hold)
         self._meter = ActivationMeter(memory)
 
@@ -107,14 +114,20 @@ class PrefixSharing:
                 if start is not trie.root:
                     self._trunk.statistics = [node.statistics for node in trie.trunk]
 
-    def outputs(self, trie: Trie, batches: Numbered, visit: Visit) -> None:
+    def outputs(self, trie: Trie, batches: Numbered, visit: Visit, *, start: int = 0, stop: int | None = None) -> None:
         """Hands every output of every architecture to `visit`, for each architecture in the order of the batches.
+
+        Args:
+            trie: the subnets, calibrated.
+            batches: normalised images.
+            visit: receives the outputs.
+            start, stop: the first batch, and the one before which to end; all by default.
 
         Raises:
             BudgetExceeded: one batch along one path takes more than the budget.
         """
         with self._watch("evaluate"):
-            self._walk(trie, batches, visit)
+            self._walk(trie, batches, visit, start=start, stop=stop)
 
     def network(self, trie: Trie, leaf: int) -> nn.Sequential:
         """Returns a private network of one architecture, calibrated as the trie is, in eval mode."""
@@ -134,15 +147,20 @@ class PrefixSharing:
         return trie.trunk[-1] if trie.trunk and self._trunk.limit else trie.root
 
     @torch.no_grad()
-    def _walk(self, trie: Trie, batches: Numbered, visit: Visit | None) -> None:
-        """Makes one pass over all batches; without `visit` it calibrates."""
+    def _walk(
+        self, trie: Trie, batches: Numbered, visit: Visit | None, *, start: int = 0, stop: int | None = None
+    ) -> None:
+        """Makes one pass over the batches; without `visit` it calibrates."""
         calibrate = visit is None
         if calibrate and self._trunk.statistics is None:
             self._trunk.clear()  # what an interrupted calibration left
-        number, take, largest = 0, 1, 1
-        while number < len(batches):
+        end = len(batches) if stop is None else stop
+        number, take, largest = start, 1, 1
+        while number < end:
+            if calibrate and self._settle and number and not self._unsettled(trie):
+                break
             self._meter = ActivationMeter(self.memory, self._trunk.places)
-            group = range(number, min(number + take, len(batches)))
+            group = range(number, min(number + take, end))
             with self._watch("trunk"):
                 states = [self._enter(trie, batches, at, calibrate=calibrate) for at in group]
             self._descend(self._start(trie), states, visit)
@@ -150,13 +168,15 @@ class PrefixSharing:
             per_batch = -(-self._meter.peak // len(group))
             largest = max(largest, self._trunk_peak, per_batch)
             number, take = group.stop, max(1, self.memory // largest)
+            if calibrate and self._settle:
+                take = 1  # what has settled then runs no further batch
 
     def _enter(self, trie: Trie, batches: Numbered, number: int, *, calibrate: bool) -> Any:
         """Returns the state of a batch at the start of the walk: from the cache, or computed, and kept if it fits."""
         state = self._trunk.get(number, calibrate=calibrate)
         if state is not None:
             return state
-        state = batches[number]
+        state = batches[number].bfloat16() if self._bf16 else batches[number]
         self.batches_made += 1
         outer, self._meter = self._meter, ActivationMeter(self.memory - self._meter.now, self._trunk.places)
         self._meter.add(state)
@@ -167,7 +187,12 @@ class PrefixSharing:
             step = self._steps.of(node)
             self._bind(step, node, fresh=calibrate)
             with self._mode(step, calibrate=calibrate):
+                settling = Settling(
+                    step.norms, self._settle if calibrate else 0.0, node.settled if calibrate else set()
+                )
+                settling.before_batch()
                 out = self._apply(step, state, calibrate=calibrate)
+                settling.after_batch()
             self._meter.drop(state)
             state = out
         self._trunk_peak = max(self._trunk_peak, self._meter.peak)
@@ -179,7 +204,11 @@ class PrefixSharing:
 
     def _descend(self, node: Node, states: list[Any], visit: Visit | None) -> None:
         """Hands the states to every child; they are released once the last child has read them."""
-        children = [child for child in node.children.values() if visit or self._needs_calibration(child)]
+        children = [
+            child
+            for child in node.children.values()
+            if visit or (self._needs_calibration(child) and not (self._settle and self._has_settled(child)))
+        ]
         for child in children:
             self._run(child, states, visit, last=child is children[-1])
         if not children:
@@ -192,8 +221,11 @@ class PrefixSharing:
         step, outs = self._steps.of(node), []
         self._bind(step, node, fresh=calibrate)
         with self._mode(step, calibrate=calibrate):
+            settling = self._settling(step, node, calibrate=calibrate)
             for number in range(len(states)):
+                settling.before_batch()
                 out = self._apply(step, states[number], calibrate=calibrate)
+                settling.after_batch()
                 if last:
                     self._meter.drop(states[number])
                     states[number] = None
@@ -257,3 +289,19 @@ class PrefixSharing:
             below = [self._needs_calibration(child) for child in node.children.values()]
             node.needs_calibration = any(below) or bool(self._steps.of(node).norms)
         return node.needs_calibration
+
+    def _settling(self, step: MaterializedStep, node: Node, *, calibrate: bool) -> Settling:
+        """Returns what takes the batch norms of a node out of a calibration; inside `_mode`, which undoes it."""
+        return Settling(step.norms, self._settle, node.settled) if calibrate else Settling([], 0.0, set())
+
+    def _has_settled(self, node: Node) -> bool:
+        """Returns whether no batch norm in this step or below takes a further batch in."""
+        own = len(node.settled) == len(self._steps.of(node).norms)
+        return own and all(self._has_settled(child) for child in node.children.values())
+
+    def _unsettled(self, trie: Trie) -> bool:
+        """Returns whether some batch norm takes a further batch in."""
+        start = self._start(trie)
+        trunk = trie.trunk if start is not trie.root and self._trunk.statistics is None else []
+        open_trunk = any(len(node.settled) < len(self._steps.of(node).norms) for node in trunk)
+        return open_trunk or not all(self._has_settled(child) for child in start.children.values())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from supernet.checked import Natural, checked_arguments, is_whole, shown
 from supernet.data.batches import Batches, ImageSet, digest, identity
 from supernet.errors import InputError
 from supernet.generators import restored_generators
+from supernet.ranking.paired import Bits
 from supernet.scoring.batch_norm import (
     BatchNormPolicy,
     BatchStatistics,
@@ -31,7 +33,8 @@ from supernet.scoring.cache import Score, ScoreCache
 from supernet.scoring.memory import BudgetExceeded, version
 from supernet.scoring.metrics import BatchMetric, Metric, Metrics, classification
 from supernet.scoring.prefix import PrefixSharing
-from supernet.scoring.steps import Watch
+from supernet.scoring.racing import Race, beaten, shuffled
+from supernet.scoring.steps import Watch, to_bf16
 from supernet.scoring.trie import Trie
 from supernet.space import Arch
 from supernet.training.distributed import revert_sync_bn
@@ -67,6 +70,11 @@ class SharedWeights:
         cost: costs to add to the metrics, e.g. a `CostTable`.
         channels_last: run the candidates in channels-last order, several times faster for depthwise convolutions on the
             CPU; it changes rounding and nothing else.
+        bf16: compute in bfloat16, batch norm's statistics apart; on some processors faster, and scores differ slightly.
+            The metric must be a `BatchMetric`.
+        race: stops candidates of one call that cannot enter its best few after a part of the validation images, which
+            are then in another order; None scores all on all images. Metrics get an entry `part`, the share of the
+            images that the others are of. It needs `share` and a metric that says which images are right.
         share: whether to evaluate shared prefixes once. If False, or once one batch exceeds `memory`, architectures are
             scored one by one.
         memory: bytes of activations that may be alive for sharing; several batches run at a time where they fit. Copies
@@ -89,7 +97,8 @@ class SharedWeights:
 
     Raises:
         InputError: a cache with a metric that has no name of its own (see `BatchMetric.name`); `Matched` in a space
-            with decisions that are not ordered.
+            with decisions that are not ordered; bf16 with a metric that runs the network itself; a race whose metric
+            does not say which images are right.
     """
 
     @checked_arguments
@@ -104,6 +113,8 @@ class SharedWeights:
         batch: int = 256,
         cost: Callable[[Arch], Mapping[str, float]] | None = None,
         channels_last: bool = True,
+        bf16: bool = False,
+        race: Race | None = None,
         share: bool = True,
         memory: Natural = 2**30,
         hold: Natural = 2**29,
@@ -130,6 +141,17 @@ class SharedWeights:
         self.steps_asked = self.steps_run = self.hits = 0
         if cache is not None and ("<" in _name(metric) or _name(metric) in ("", "partial")):
             raise InputError(f"scores of {metric!r} cannot be cached: give it an attribute `name` that is its own")
+        self.bf16 = bf16
+        if bf16 and not isinstance(metric, BatchMetric):
+            raise InputError(f"the metric {_name(metric)!r} runs the network itself, in float32; leave bf16 out")
+        self.race = race
+        if race is not None:
+            if not (isinstance(metric, BatchMetric) and type(metric).correct is not BatchMetric.correct and share):
+                raise InputError(
+                    f"a race needs share=True and a metric that says which images are right (BatchMetric.correct), "
+                    f"not {_name(metric)!r}; leave race out"
+                )
+            self.validation = self.validation.subset(shuffled(len(self.validation)))
         if isinstance(self.bn, Matched):
             check_full(supernet.space)
         self._images = identity(self.calibration, self.validation)
@@ -144,6 +166,8 @@ class SharedWeights:
             hold=hold,
             watch=watch,
             adapt=self._adapt if isinstance(self.bn, Matched) else None,
+            bf16=bf16,
+            settle=self.bn.settle if isinstance(self.bn, Recalibrate) else 0.0,
         )
 
     @property
@@ -159,6 +183,9 @@ class SharedWeights:
             "batch": str(self.batch),
             "memory format": str(self.memory_format),
             "metric": _name(self.metric),
+            **({"settle": str(self.bn.settle)} if isinstance(self.bn, Recalibrate) and self.bn.settle else {}),
+            **({"dtype": "bfloat16"} if self.bf16 else {}),
+            **({"race": str(self.race)} if self.race is not None else {}),
         }
 
     @property
@@ -198,24 +225,36 @@ class SharedWeights:
 
         remedy = "raise the images per calibration batch (scoring_batch of a detector) to two or more"
         with restored_generators(self._device), single_values_explained(remedy):
-            for start in range(0, len(new), GROUP):
-                self._evaluate(new[start : start + GROUP], record)
+            if self.race is not None and new:
+                raced = self._raced(self.race, new, [s.correct for s in scores.values() if s.correct is not None])
+                scores |= raced
+                if self.cache is not None:
+                    self.cache.put_all(context, raced)
+            else:
+                for start in range(0, len(new), GROUP):
+                    self._evaluate(new[start : start + GROUP], record)
         costs = [dict(self.cost(arch)) if self.cost is not None else {} for arch in archs]
         return [{**scores[form].metrics, **cost} for form, cost in zip(forms, costs, strict=True)]
 
     def subnet(self, arch: Arch) -> nn.Module:
-        """Returns a standalone copy of one architecture as it is scored.
+        """Returns a standalone copy of one architecture as it is scored, always in float32.
 
         It is in normal form and eval mode, with batch norm as the policy says.
         """
+        return self._network(arch, bf16=False)
+
+    def _network(self, arch: Arch, *, bf16: bool) -> nn.Module:
         with restored_generators(self._device):
             network = revert_sync_bn(self.supernet.subnet(self.supernet.space.normal_form(arch))).eval()
             network.to(memory_format=self.memory_format)
             if isinstance(self.bn, Matched):
                 self._refresh()
                 match_moments(network, self._moments)
+            if bf16:
+                to_bf16(network)
             if isinstance(self.bn, Recalibrate):
-                recalibrate_bn(network, self._calibration_batches)
+                batches = (x.bfloat16() if bf16 else x for x in self._calibration_batches)
+                recalibrate_bn(network, batches, settle=self.bn.settle)
             elif isinstance(self.bn, BatchStatistics):
                 for norm in norms_of(network):
                     use_batch_statistics(norm)
@@ -246,18 +285,21 @@ class SharedWeights:
             try:
                 self.steps_run += self._evaluate_together(archs, record)
             except BudgetExceeded:
-                self.sharing = False
-                self._prefixes.forget()
-                warnings.warn(
-                    f"one batch takes more than memory={self._prefixes.memory:,} bytes of activations: architectures "
-                    "are scored one by one from here on; give a larger memory or a smaller batch",
-                    stacklevel=3,
-                )
+                self._share_no_more()
             else:
                 return
         self.steps_run += asked
         for arch in archs:
-            record(arch, self._score(self.subnet(arch)))
+            record(arch, self._score(self._network(arch, bf16=self.bf16)))
+
+    def _share_no_more(self) -> None:
+        self.sharing = False
+        self._prefixes.forget()
+        warnings.warn(
+            f"one batch takes more than memory={self._prefixes.memory:,} bytes of activations: architectures "
+            "are scored one by one from here on; give a larger memory or a smaller batch",
+            stacklevel=4,
+        )
 
     def _evaluate_together(self, archs: Sequence[Arch], record: Record) -> int:
         """Scores architectures with shared prefixes and returns the number of steps that were run."""
@@ -280,6 +322,7 @@ class SharedWeights:
         def visit(number: int, outputs: Any) -> None:
             done = parts[number]
             with self._watch("metric"):
+                outputs = outputs.float() if self.bf16 else outputs
                 done.append(metric.of_batch(outputs, batches.labels(len(done))))
                 score = Score(metric.combine(done), metric.correct(done)) if len(done) == len(batches) else None
             if score is not None:
@@ -287,12 +330,99 @@ class SharedWeights:
 
         self._prefixes.outputs(trie, batches, visit)
 
+    def _raced(self, race: Race, archs: Sequence[Arch], known: Sequence[Bits]) -> dict[Arch, Score]:
+        """Scores canonical, distinct architectures by a race; every score has an entry `part`.
+
+        The scores of a request are saved together: which candidates stop depends on the others.
+
+        Args:
+            race: its rule.
+            archs: those without a score.
+            known: the correct images of the other ones of the request, as far as they are scored on all images.
+        """
+        if not self.sharing:
+            return self._unraced(archs)
+        metric = self.metric
+        assert isinstance(metric, BatchMetric)
+        batches = Batches(self.validation, self.batch, alike=True)
+        first = max(1, round(race.part * len(batches)))
+        kept: dict[Arch, list[Any]] = {arch: [] for arch in archs}
+        try:
+            tries = [self._begun(archs[at : at + GROUP], batches, first, kept) for at in range(0, len(archs), GROUP)]
+            begun = {arch: metric.combine(parts) for arch, parts in kept.items()}
+            bits = {arch: row for arch, parts in kept.items() if (row := metric.correct(parts)) is not None}
+            out: set[Arch] = set()
+            if first < len(batches) and bits:
+                images = sum(len(batches.labels(number)) for number in range(first))
+                table = np.stack([*bits.values(), *(row[:images] for row in known)])
+                stopped = beaten(table, race, others=len(table) - 1)
+                out = {arch for arch, lost in zip(bits, stopped, strict=False) if lost}
+                for trie, members in tries:
+                    numbers = [number for number, arch in enumerate(members) if arch not in out]
+                    if numbers:
+                        rest = Trie(self.supernet, [members[number] for number in numbers])
+                        rest.inherit(trie, numbers)
+                        self._pass(rest, [members[number] for number in numbers], batches, kept, first, len(batches))
+        except BudgetExceeded:
+            self._share_no_more()
+            return self._unraced(archs)
+        scores = {
+            arch: Score({**metric.combine(parts), "part": 1.0}, metric.correct(parts))
+            for arch, parts in kept.items()
+            if arch not in out
+        }
+        for arch in out:
+            # The part may be easier or harder than the whole, so a partial score is shifted by the mean difference.
+            shifts = {
+                name: [score.metrics[name] - begun[other][name] for other, score in scores.items() if other not in out]
+                for name in begun[arch]
+            }
+            metrics = {name: value + float(np.mean(shifts[name] or [0.0])) for name, value in begun[arch].items()}
+            scores[arch] = Score({**metrics, "part": images / len(self.validation)})
+        return scores
+
+    def _unraced(self, archs: Sequence[Arch]) -> dict[Arch, Score]:
+        """Scores architectures one by one on all images."""
+        self.steps_asked += len(archs) * len(self.supernet.step_names)
+        self.steps_run += len(archs) * len(self.supernet.step_names)
+        scores = {arch: self._score(self._network(arch, bf16=self.bf16)) for arch in archs}
+        return {arch: Score({**score.metrics, "part": 1.0}, score.correct) for arch, score in scores.items()}
+
+    def _begun(
+        self, archs: Sequence[Arch], batches: Batches, first: int, kept: dict[Arch, list[Any]]
+    ) -> tuple[Trie, Sequence[Arch]]:
+        """Calibrates architectures and runs the first batches; what the metric keeps of them is added to `kept`."""
+        trie = Trie(self.supernet, archs)
+        if isinstance(self.bn, Recalibrate):
+            self._prefixes.calibrate(trie, self._calibration_batches)
+        self._pass(trie, archs, batches, kept, 0, first)
+        self.steps_asked += len(archs) * len(self.supernet.step_names)
+        self.steps_run += trie.size
+        return trie, archs
+
+    def _pass(
+        self, trie: Trie, archs: Sequence[Arch], batches: Batches, kept: dict[Arch, list[Any]], start: int, stop: int
+    ) -> None:
+        """Runs the batches from `start` to before `stop`; what the metric keeps of them is added to `kept`."""
+        metric = self.metric
+        assert isinstance(metric, BatchMetric)
+
+        def visit(number: int, outputs: Any) -> None:
+            done = kept[archs[number]]
+            with self._watch("metric"):
+                done.append(metric.of_batch(outputs.float() if self.bf16 else outputs, batches.labels(len(done))))
+
+        self._prefixes.outputs(trie, batches, visit, start=start, stop=stop)
+
     def _score(self, network: nn.Module) -> Score:
         if not isinstance(self.metric, BatchMetric):
             return Score(dict(self.metric(network, self.validation, self.batch)))
         batches = Batches(self.validation, self.batch, alike=True)
         with torch.no_grad():
-            parts = [self.metric.of_batch(network(x), batches.labels(at)) for at, x in enumerate(batches)]
+            parts = [
+                self.metric.of_batch(network(x.bfloat16()).float() if self.bf16 else network(x), batches.labels(at))
+                for at, x in enumerate(batches)
+            ]
         return Score(dict(self.metric.combine(parts)), self.metric.correct(parts))
 
     def _refresh(self) -> None:

@@ -55,13 +55,21 @@ class StepCache:
         memory: bytes of copied weights to keep.
         watch: entered around every copy.
         adapt: called with the path of a step in a network and every new copy of it, which it may change.
+        bf16: whether the copies, batch norms apart, are in bfloat16.
     """
 
     def __init__(
-        self, supernet: Chain, *, memory_format: torch.memory_format, memory: int, watch: Watch, adapt: Adapt | None
+        self,
+        supernet: Chain,
+        *,
+        memory_format: torch.memory_format,
+        memory: int,
+        watch: Watch,
+        adapt: Adapt | None,
+        bf16: bool = False,
     ) -> None:
         self._supernet, self._memory_format, self._memory, self._watch = supernet, memory_format, memory, watch
-        self._adapt = adapt
+        self._adapt, self._bf16 = adapt, bf16
         self._steps: dict[tuple[int, Arch, Layouts], tuple[MaterializedStep, int]] = {}
         self._bytes = 0
 
@@ -91,5 +99,17 @@ class StepCache:
         module = revert_sync_bn(nn.Sequential(module))[0].to(memory_format=self._memory_format)
         if self._adapt is not None:
             self._adapt(self._supernet.step_paths[node.position], module)
+        if self._bf16:
+            to_bf16(module)
         size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         return MaterializedStep(module, norms_of(module)), size
+
+
+def to_bf16(module: nn.Module) -> None:
+    """Converts a module to bfloat16 in place, except for its batch norms.
+
+    Their scale, shift and statistics stay in float32; they read and return bfloat16.
+    """
+    for part in module.modules():
+        if not isinstance(part, _BatchNorm):
+            part._apply(lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t, recurse=False)

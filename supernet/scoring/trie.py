@@ -32,6 +32,7 @@ class Node:
         leaf: position of the architecture that ends here; None for inner nodes.
         statistics: the buffers of every batch norm in the step; empty until calibrated.
         needs_calibration: whether this step or one below has a batch norm; None until asked.
+        settled: positions of the batch norms whose statistics take no further batch in.
     """
 
     position: int
@@ -41,6 +42,7 @@ class Node:
     leaf: int | None = None
     statistics: list[dict[str, Tensor]] = field(default_factory=list)
     needs_calibration: bool | None = None
+    settled: set[int] = field(default_factory=set)
 
 
 class Trie:
@@ -72,3 +74,14 @@ class Trie:
             node.leaf = number
             self.paths.append(path)
         self.trunk = self.paths[0][: fixed_steps(supernet)]
+
+    def inherit(self, other: "Trie", numbers: Sequence[int]) -> None:
+        """Takes over the statistics of another trie of the same supernet.
+
+        Args:
+            other: calibrated.
+            numbers: where the architectures of this trie stand in the other one.
+        """
+        for path, number in zip(self.paths, numbers, strict=True):
+            for node, calibrated in zip(path, other.paths[number], strict=True):
+                node.statistics = calibrated.statistics

@@ -5,8 +5,8 @@ form that picks one architecture per network. Everything here is immutable and h
 library and ground modules of `supernet` only, so that searchers and `--help` load no torch.
 """
 
-from supernet.space.arch import Arch, Value
+from supernet.space.arch import Arch, ArchReader, Value
 from supernet.space.choice import Choice
 from supernet.space.space import SearchSpace, compose
 
-__all__ = ["Arch", "Choice", "SearchSpace", "Value", "compose"]
+__all__ = ["Arch", "ArchReader", "Choice", "SearchSpace", "Value", "compose"]

@@ -18,7 +18,7 @@ from supernet.space.choice import Choice, _choice_from_json, _choice_to_json
 from supernet.space.normal_form import Form, NormalForm
 from supernet.strict_json import parse_json
 
-MOST_NORMAL_FORMS = 4096  # remembered per space
+MOST_NORMAL_FORMS = 4096  # remembered per space, and as many architectures that are known to be canonical
 
 
 @dataclass(frozen=True, init=False)
@@ -42,6 +42,7 @@ class SearchSpace:
     _by_name: dict[str, Choice] = field(repr=False, compare=False)
     _resolved: list[tuple[str, Form]] | None = field(repr=False, compare=False)
     _normal_forms: dict[str, Arch] = field(repr=False, compare=False)
+    _canonical: dict[Arch, Arch] = field(repr=False, compare=False)
 
     def __init__(self, name: str, choices: Sequence[Choice] = (), normal_form: Form | None = None) -> None:
         if not isinstance(name, str):
@@ -66,6 +67,7 @@ class SearchSpace:
             "_by_name": by_name,
             "_resolved": None,
             "_normal_forms": {},
+            "_canonical": {},
         }
         for attribute, value in fields.items():
             object.__setattr__(self, attribute, value)
@@ -77,7 +79,7 @@ class SearchSpace:
         return space
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_resolved": None, "_normal_forms": {}}
+        return {**self.__dict__, "_resolved": None, "_normal_forms": {}, "_canonical": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # it never changes, and every copy of a searchable module would copy all choices
@@ -125,9 +127,22 @@ class SearchSpace:
     def canonical(self, values: Mapping[str, Value]) -> Arch:
         """Returns the architecture with these values; inactive choices take their first option.
 
+        Results for an `Arch` are remembered, since every part of a search checks the architectures that it is given.
+
         Raises:
             InputError: the space has no such name, an active choice is missing, or a value is not an option.
         """
+        if type(values) is not Arch:
+            return self._find_canonical(values)
+        canonical = self._canonical.get(values)
+        if canonical is None:
+            canonical = self._find_canonical(values)
+            if len(self._canonical) >= MOST_NORMAL_FORMS:
+                self._canonical.clear()
+            self._canonical[values] = canonical
+        return canonical
+
+    def _find_canonical(self, values: Mapping[str, Value]) -> Arch:
         if not isinstance(values, Mapping):
             raise InputError(f"an architecture is a mapping of decision names to values, not {str(values)[:80]!r}")
         for name in values:

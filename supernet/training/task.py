@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from supernet.blocks.cells.plain import Output
 from supernet.config import Augment, Train
+from supernet.data.ahead import ahead
 from supernet.data.augment import mix
-from supernet.data.images import Batch, Splits
+from supernet.data.images import Batch, Images, Splits
 from supernet.data.training import training_batches
 from supernet.errors import InputError
 from supernet.seeding import derive_seed
@@ -94,9 +95,11 @@ class Classification:
 
     def batches(self, data: Splits, config: Train, *, start: int, rank: int, world: int) -> Iterator[Batch]:
         """Yields images, (n, C, H, W), and labels, (n,)."""
-        return training_batches(
+        batches = training_batches(
             data.train, self.augment, batch=config.batch, seed=config.seed, start=start, rank=rank, world=world
         )
+        in_memory = isinstance(data.train, Images) and data.train.pixels.device.type == "cpu"
+        return ahead(batches) if config.prefetch and in_memory else batches
 
     def paths(self, network: nn.Module, batch: Batch, data: Splits, config: Train, *, step: int, rank: int) -> PathLoss:
         """Returns the cross-entropy of an architecture; with `distill` all but the first learn from the first."""

@@ -116,6 +116,21 @@ def test_the_script_gives_the_study_of_one_process_also_when_one_rank_and_then_a
     assert "Pareto front" in said
 
 
+@pytest.mark.slow
+def test_two_workers_make_the_study_of_one_also_when_the_first_is_killed(trained: Path) -> None:
+    finish(start("search", trained, "--name", "one", *SEARCH))
+    (trained / "scores.db").unlink()
+    study = trained / "search" / "two" / "study.db"
+    process = start("search", trained, "--name", "two", "--workers", 2, *SEARCH)
+    wait_for(study, 12)
+    (second,) = [pid for pid, environment in ranks_of(process).items() if b"RANK=1" in environment]
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)  # the second one has the same output, and ends as well
+    assert not Path(f"/proc/{second}").exists()
+    finish(start("search", trained, "--name", "two", "--workers", 2, *SEARCH))
+    assert trials(trained, "two") == trials(trained, "one")
+
+
 def wait_for(study: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and recorded(study) < count:

@@ -17,7 +17,7 @@ import pytest
 from scipy.stats import binomtest, chisquare
 
 from supernet.errors import InputError
-from supernet.space import Arch, Choice, SearchSpace, Value, compose
+from supernet.space import Arch, ArchReader, Choice, SearchSpace, Value, compose
 from supernet.space.normal_form import NormalForm
 
 
@@ -590,3 +590,49 @@ def seconds_to_draw(space: SearchSpace, names: list[str], rng: random.Random) ->
 
 def block() -> SearchSpace:
     return SearchSpace("choice", [Choice("op", ("shuffle3", "shuffle5", "shuffle7", "xception"))])
+
+
+# -- many architectures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": "x", "b": 1, "c": true}',
+        '{"a": "é: \\"y\\", z", "b": 2.5, "c": false}',
+        '{"b": 1, "a": "x", "c": true}',  # another order
+        '{"a":"x","b":1,"c":true}',
+        '{"a": "x", "b": 1.0, "c": true}',
+        '{"a": "x", "b": 1}',
+        '{"a": "other", "b": 1, "c": true}',
+        '{"a": "x", "a": "x", "b": 1, "c": true}',
+        '["a": "x", "b": 1, "c": true]',
+        '{"a": "x", "b": [1], "c": true}',
+        '{"a": "x", "b": NaN, "c": true}',
+        "",
+        "{}",
+    ],
+)
+def test_a_reader_of_many_reads_what_a_reader_of_one_does(text: str) -> None:
+    read = ArchReader({"a": ("x", 'é: "y", z'), "b": (1, 2.5), "c": (True, False)})
+
+    def outcome(reader: Callable[[str], Arch]) -> tuple[object, ...]:
+        try:
+            arch = reader(text)
+        except InputError as error:
+            return (str(error),)
+        return arch, arch.key, list(arch), [type(value) for value in arch.values()]
+
+    assert outcome(read) == outcome(Arch.from_json)
+
+
+def test_canonical_architectures_are_remembered_by_value() -> None:
+    space = SearchSpace("s", [Choice("depth", (1, 2)), Choice("op", ("a", "b"), when=("depth", (2,)))])
+    other = SearchSpace("t", [Choice("depth", (2, 1)), Choice("op", ("a", "b"), when=("depth", (1,)))])
+    arch = Arch({"depth": 1, "op": "b"})
+    for _ in range(2):
+        assert space.canonical(arch) == Arch({"depth": 1, "op": "a"})
+        assert other.canonical(arch) == arch
+        with pytest.raises(InputError, match="no choice 'width'"):
+            space.canonical(Arch({"width": 1}))
+    assert space.canonical(arch) is space.canonical(Arch(dict(arch)))

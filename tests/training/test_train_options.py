@@ -250,6 +250,15 @@ def test_mixing_changes_the_result_and_is_seeded(digits: Splits) -> None:
     assert not torch.allclose(plain, mixed, atol=1e-3)
 
 
+def test_batches_that_a_thread_prepares_change_nothing(digits: Splits) -> None:
+    nets = [toy(), toy()]
+    for net, prefetch in zip(nets, (True, False), strict=True):
+        config = replace(CONFIG, prefetch=prefetch)
+        train_supernet(net, digits, config, augment=Augment(shift=1), verbose=False)
+    ahead, plain = map(weights, nets)
+    assert torch.equal(ahead, plain)
+
+
 # -- guards -----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
     python tools/benchmarks/scoring.py prefix runs/x    shared prefixes against one by one, in a top-k evolution
     python tools/benchmarks/scoring.py bn runs/x        batch-norm policies against the NAS-Bench-Macro table
     python tools/benchmarks/scoring.py rate             networks per minute of a space, no trained supernet needed
+    python tools/benchmarks/scoring.py dtype            the same in float32 and bfloat16
     python tools/benchmarks/scoring.py latency          latency tables against timing whole networks
 
 Each ends with a table: time ratios with 95 % intervals, rank correlations, rates or errors.
@@ -22,8 +23,11 @@ from supernet_tools.pipeline.command_line import main
 from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
+    from random import Random
+
+    from supernet.data.images import Images
     from supernet.scoring.batch_norm import BatchNormPolicy
-    from supernet.space import Arch
+    from supernet.space import Arch, SearchSpace
     from supernet_tools.pipeline.run import Run
 
 A = TypeVar("A")
@@ -218,29 +222,16 @@ def rate(
     import torch
 
     from supernet import create_supernet
-    from supernet.data.images import Images
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.shared_weights import SharedWeights
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     supernet, rng = create_supernet(space, num_classes=10, input_size=size), random.Random(seed)
-    pixels = torch.randint(0, 256, (batches * batch, 3, size, size), dtype=torch.uint8)
-    images = Images(pixels, torch.randint(0, 10, (batches * batch,)), torch.full((3, 1, 1), 0.5), torch.ones(3, 1, 1))
+    images = random_images(batches * batch, size)
     rates: dict[str, list[float]] = {}
-    paths = supernet.space
     for _ in range(rounds):
-        base = paths.sample(rng)
-        parents = [paths.mutate(base, rng, 0.1) for _ in range(10)]
-        late = [paths.mutate(rng.choice(parents), rng, 0.1) for _ in range(networks // 2)]
-        for _ in range(networks - networks // 2):
-            first, second = rng.sample(parents, 2)
-            late.append(paths.crossover(first, second, rng))
-        populations = {
-            "random": [paths.sample(rng) for _ in range(networks)],
-            "late in an evolution": list(dict.fromkeys(late)),
-        }
-        for population, archs in populations.items():
+        for population, archs in populations(supernet.space, networks, rng).items():
             scores = []
             for share in (True, False):
                 bn = Recalibrate(batches, batch)
@@ -256,6 +247,94 @@ def rate(
         ("networks", "per minute, median", "range", "rounds"),
         rows,
     )
+
+
+def dtype(
+    space: str = "spos",
+    size: int = 32,
+    batches: int = 10,
+    batch: int = 32,
+    networks: int = 40,
+    rounds: int = 5,
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Networks scored per minute of processor time in float32 and bfloat16, with random weights, in turn.
+
+    The same two kinds of networks as `rate`. The last row is the ratio of the rates.
+
+    Args:
+        space: Name of a space.
+        size: Image side in pixels.
+        batches: Calibration batches, and as many validation batches.
+        batch: Images per batch.
+        networks: Networks of each sort per round.
+        rounds: Rounds, in each of which every sort is scored both ways.
+        seed: Seed of networks and weights.
+        threads: Threads of torch.
+    """
+    import random
+
+    import torch
+
+    from supernet import create_supernet
+    from supernet.ranking.statistics import kendall
+    from supernet.scoring.batch_norm import Recalibrate
+    from supernet.scoring.shared_weights import SharedWeights
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    supernet, rng = create_supernet(space, num_classes=10, input_size=size), random.Random(seed)
+    images = random_images(batches * batch, size)
+    rates: dict[str, dict[str, list[float]]] = {}
+    losses: dict[str, tuple[list[float], list[float]]] = {}
+    for _ in range(rounds):
+        for population, archs in populations(supernet.space, networks, rng).items():
+            for number, name in enumerate(("float32", "bfloat16")):
+                bn = Recalibrate(batches, batch)
+                evaluate = SharedWeights(supernet, images, images, bn=bn, batch=batch, bf16=name == "bfloat16")
+                began = time.process_time()
+                metrics = evaluate(archs)
+                seconds = time.process_time() - began
+                rates.setdefault(population, {}).setdefault(name, []).append(60 * len(archs) / seconds)
+                losses.setdefault(population, ([], []))[number].extend(row["loss"] for row in metrics)
+    rows = []
+    for population, sides in rates.items():
+        for name, values in sides.items():
+            rows.append(
+                (population, name, f"{statistics.median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}")
+            )
+        rows.append((population, "τ of the losses", f"{kendall(*losses[population]):.3f}", ""))
+    for population, sides in rates.items():
+        ratios = [fast / exact for exact, fast in zip(sides["float32"], sides["bfloat16"], strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        rows.append((population, "ratio", f"{statistics.median(ratios):.2f}", spread))
+    title = f"{space} at {size}×{size}, {batches} + {batches} batches of {batch}, per processor minute, n = {rounds}"
+    print_table(title, ("networks", "scored in", "median", "range"), rows)
+
+
+def random_images(count: int, size: int) -> "Images":
+    """Returns noise with labels of ten classes, from torch's global generator."""
+    import torch
+
+    from supernet.data.images import Images
+
+    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    return Images(pixels, torch.randint(0, 10, (count,)), torch.full((3, 1, 1), 0.5), torch.ones(3, 1, 1))
+
+
+def populations(space: "SearchSpace", networks: int, rng: "Random") -> dict[str, "list[Arch]"]:
+    """Returns random networks, and mutants and children of ten similar parents, as late in an evolution."""
+    base = space.sample(rng)
+    parents = [space.mutate(base, rng, 0.1) for _ in range(10)]
+    late = [space.mutate(rng.choice(parents), rng, 0.1) for _ in range(networks // 2)]
+    for _ in range(networks - networks // 2):
+        first, second = rng.sample(parents, 2)
+        late.append(space.crossover(first, second, rng))
+    return {
+        "random": [space.sample(rng) for _ in range(networks)],
+        "late in an evolution": list(dict.fromkeys(late)),
+    }
 
 
 def latency(
@@ -289,7 +368,13 @@ def latency(
 
 def run() -> None:
     """Runs the command that the first argument names."""
-    commands: dict[str, Callable[..., None]] = {"prefix": prefix, "bn": bn, "rate": rate, "latency": latency}
+    commands: dict[str, Callable[..., None]] = {
+        "prefix": prefix,
+        "bn": bn,
+        "rate": rate,
+        "dtype": dtype,
+        "latency": latency,
+    }
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 

@@ -18,6 +18,7 @@ from supernet.plugins import FUNCTION
 from supernet.scoring.batch_norm import take_full_statistics
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.metrics import accuracy, classification
+from supernet.scoring.racing import Race
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch
 from supernet.spaces import build, builder, create_network, create_supernet
@@ -189,16 +190,21 @@ class ClassifierKind:
         bn: BatchNorm = "plain",
         cost: CostTable | None = None,
         hold: int = 2**29,
+        bf16: bool = False,
+        race: Race | None = None,
+        settle: float = 0.0,
     ) -> SharedWeights:
-        """The evaluator on the search-validation split."""
+        """The evaluator on the search-validation split; see `SharedWeights` and `Recalibrate` for the last three."""
         return SharedWeights(
             supernet,
             data.calibration,
             data.validation,
-            bn=policy(bn, bn_batches),
+            bn=policy(bn, bn_batches, settle=settle),
             cost=cost,
             cache=cache,
             hold=hold,
+            bf16=bf16,
+            race=race,
         )
 
     def figures(self, network: nn.Module, data: Splits, device: str) -> dict[str, float]:

@@ -35,8 +35,8 @@ def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
     Args:
         folder: the run's folder.
         kind: what the folder holds, e.g. "supernet".
-        config: a dataclass with every setting. It is the run's identity, except for `save_seconds`, `data.cache`,
-            and in a supernet's run where its images are and how networks are retrained.
+        config: a dataclass with every setting. It is the run's identity, except for `save_seconds`, `prefetch`,
+            `data.cache`, and in a supernet's run where its images are and how networks are retrained.
         free: further settings that may differ from those of the run, such as "data.skip_unreadable".
         facts: what else `run.json` keeps, such as class names, so that later commands need not read images for it.
 
@@ -86,7 +86,7 @@ def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
     written = from_dict(type(config), document["config"], owner=str(folder / RUN))
     before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
     for name in sorted(before.keys() | now.keys()):
-        if name.endswith(("save_seconds", "data.cache")) or name in free or _renewable(kind, name):
+        if name.endswith(("save_seconds", "prefetch", "data.cache")) or name in free or _renewable(kind, name):
             continue
         if before.get(name) != now.get(name):
             more = " (--accept-changed-data takes this one)" if name == "data.skip_unreadable" else ""

@@ -15,6 +15,7 @@ from supernet.cost import CostTable, Feasible, LatencyTable
 from supernet.errors import InputError
 from supernet.paths import inside
 from supernet.scoring.cache import ScoreCache
+from supernet.scoring.racing import Race
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.seeding import derive_seed
 from supernet.space import SearchSpace
@@ -144,7 +145,14 @@ class Run:
         check_device(current().device(self.config.train.device))
 
     def shared_weights(
-        self, *, bn_batches: int = 10, costs: bool = True, supernet: Chain | None = None
+        self,
+        *,
+        bn_batches: int = 10,
+        costs: bool = True,
+        supernet: Chain | None = None,
+        bf16: bool = False,
+        race: Race | None = None,
+        settle: float = 0.0,
     ) -> SharedWeights:
         """The evaluator of this run, which scores on the search-validation split and keeps each score in `scores.db`.
 
@@ -154,7 +162,15 @@ class Run:
             bn_batches: calibration batches per candidate.
             costs: whether metrics include costs.
             supernet: other weights of the same supernet; by default those of the run.
+            bf16: score in bfloat16; of classifiers only.
+            race: stop candidates that cannot be among the best of a request; of classifiers only.
+            settle: see `Recalibrate.settle`; of classifiers only.
         """
+        options: dict[str, Any] = {}
+        if bf16 or race is not None or settle:
+            if self.kind.metric != "accuracy":
+                raise InputError("detectors are scored exactly; leave out bfloat16, the race and the settling")
+            options = {"bf16": bf16, "race": race, "settle": settle}
         return self.kind.shared_weights(
             self.supernet if supernet is None else supernet,
             self.data,
@@ -162,6 +178,7 @@ class Run:
             bn_batches=bn_batches,
             bn=self.bn,
             cost=self.cost if costs else None,
+            **options,
         )
 
     def with_latency(self, batch: int = 1) -> "Run":

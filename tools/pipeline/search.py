@@ -22,6 +22,7 @@ from supernet.progress import progress
 from supernet.scoring.cache import tied_with_best
 from supernet.scoring.metrics import check_finite
 from supernet.scoring.parallel import ParallelEvaluator
+from supernet.scoring.racing import Race
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch
 from supernet.training.checkpoint import load_weights
@@ -95,6 +96,12 @@ def create_searcher(
     return searcher
 
 
+def recorded_dtype(run: Run, name: str) -> str | None:
+    """What the networks of a search of this run were scored in: "bfloat16" or "float32"; None before it has begun."""
+    settings = _study_settings(run, name)
+    return str(settings.get("evaluate.dtype", "float32")) if settings else None
+
+
 def _study_settings(run: Run, name: str) -> Mapping[str, Any]:
     """The settings of a search of this run; empty if there is none yet, or another process has its study."""
     path = search_folder(run.folder, name) / "study.db"
@@ -130,6 +137,9 @@ def search_stage(
     bn_batches: int = 10,
     resume: Literal["exact", "warm"] = "exact",
     adjust: Adjust | None = None,
+    bf16: bool = False,
+    race: Race | None = None,
+    settle: float = 0.0,
     verbose: bool = True,
 ) -> dict[str, Any]:
     """Searches a trained supernet; the study in `search/NAME/` goes on where it ended.
@@ -144,6 +154,9 @@ def search_stage(
         bn_batches: calibration batches per candidate.
         resume: "exact" goes on only under the same settings; "warm" reports the recorded trials to this searcher.
         adjust: wraps the evaluator, e.g. to add a corrected score.
+        bf16: score in bfloat16.
+        race: stop candidates that cannot be among the best of a request.
+        settle: end the calibration of a batch norm early (see `Recalibrate.settle`).
         verbose: show progress.
 
     Returns:
@@ -164,6 +177,9 @@ def search_stage(
             bn_batches=bn_batches,
             resume=resume,
             adjust=adjust,
+            bf16=bf16,
+            race=race,
+            settle=settle,
             verbose=verbose,
         )
     except BaseException:
@@ -197,11 +213,14 @@ def _searched(
     bn_batches: int,
     resume: Literal["exact", "warm"],
     adjust: Adjust | None,
+    bf16: bool,
+    race: Race | None,
+    settle: float,
     verbose: bool,
 ) -> dict[str, Any]:
     """Searches into an open study; without one, this rank only scores."""
     world = current()
-    evaluate = run.shared_weights(bn_batches=bn_batches, costs=world.size == 1)
+    evaluate = run.shared_weights(bn_batches=bn_batches, costs=world.size == 1, bf16=bf16, race=race, settle=settle)
     shared = ParallelEvaluator(evaluate, run.space, world, costs=run.cost, balance="macs")
     if study is None:
         shared.serve()

@@ -357,7 +357,7 @@ def _record(run: Run, init: str, train: Train) -> Iterator[MutableMapping[Job, O
     """The outcomes so far: in a file that rank 0 writes, and as they are at the start on the other ranks."""
     world = current()
     recipe = dataclasses.asdict(train)
-    del recipe["save_seconds"]
+    del recipe["save_seconds"], recipe["prefetch"]  # which have no influence on results
     with contextlib.ExitStack() as stack:
         record: MutableMapping[Job, Outcome] = {}
         text = b""

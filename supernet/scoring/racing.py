@@ -1,0 +1,59 @@
+"""Racing: candidates that cannot be among the best stop after a part of the validation images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supernet.errors import InputError
+from supernet.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Race:
+    """When a candidate stops.
+
+    After the first part of the images, a candidate stops that at least `top` others of the same request surpass, each
+    by McNemar's exact test on these images (one-sided, at `level` divided by the number of the others). Whoever is not
+    among the best of its request is not among the best of the search either. Hoeffding races stop candidates by bounds
+    on their means instead (Maron & Moore, NeurIPS 1993); paired tests need fewer images, since candidates are right and
+    wrong on much the same ones.
+
+    Attributes:
+        top: the number of the best that must be scored on all images, at least 1.
+        part: the share of the validation images before the decision, above 0 and below 1; whole batches are taken.
+        level: the probability of stopping a candidate although it is among the best, above 0 and below 1.
+    """
+
+    top: int = 10
+    part: float = 0.25
+    level: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.top < 1 or not 0 < self.part < 1 or not 0 < self.level < 1:
+            raise InputError(f"{self}: top must be at least 1, and part and level between 0 and 1")
+
+
+def shuffled(length: int) -> Tensor:
+    """Returns a fixed random order, int64, (length,): the first images shall stand for all, whatever their order."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed("race")))
+
+
+def beaten(correct: NDArray[np.bool_], race: Race, *, others: int) -> NDArray[np.bool_]:
+    """Returns which candidates at least `race.top` others surpass with confidence, (candidates,).
+
+    Args:
+        correct: (candidates, images), whether each is right on each image.
+        race: the rule.
+        others: the number of comparisons of each candidate, by which the level is divided.
+    """
+    from scipy.special import bdtr
+
+    right = correct.astype(np.float32)
+    wins = np.rint(right @ (1 - right).T).astype(int)  # (candidates, candidates): the row is right, the column wrong
+    p = bdtr(wins.T, wins + wins.T, 0.5)  # of so many wins of the row, if neither were better
+    surpassed = (wins > wins.T) & (p < race.level / max(others, 1))
+    stopped: NDArray[np.bool_] = surpassed.sum(0) >= race.top
+    return stopped
