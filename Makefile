@@ -47,5 +47,5 @@ format: .venv/.installed-dev
 	touch $@ .venv/.installed
 
 .venv/.installed-all: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --editable ".[dev,onnx,optuna]"
+	$(BIN)/pip install --quiet --editable ".[dev,onnx,optuna,video]"
 	touch $@ .venv/.installed-dev .venv/.installed

@@ -19,6 +19,14 @@ class DetectionAugment(Checked):
     scale: tuple[Positive, Positive] = (1.0, 1.0)
     """Range of a random zoom: above 1, a random part of the image is enlarged to its size; below 1, the image is shrunk
     and placed at random on a border (large-scale jitter, Ghiasi et al., 2021: 0.1 to 2)."""
+    sizes: tuple[Pixels, ...] = ()
+    """Multi-scale training: every step draws one of these sizes and takes it in the place of `data.size`, with
+    `data.longest` in proportion; networks are scored at `data.size`."""
+    mosaic: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of the training images that are put together of four (YOLOv4, Bochkovskiy et al., 2020, §3.3)."""
+    balance: Share = 0.0
+    """Draw images with rare classes more often: one with a class that a share f of the images holds, below this share
+    t, gets the weight sqrt(t / f) (repeat factor sampling, Gupta et al., 2019, §B). An epoch has as many images."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """A range with its bounds swapped."""
@@ -83,6 +91,8 @@ class DetectionData(Checked):
         """Sizes that contradict each other, and half a normalisation."""
         if self.size < self.min_side:
             yield "size", f"should be at least min_side={self.min_side}"
+        if self.augment.sizes and min(self.augment.sizes) < self.min_side:
+            yield "augment.sizes", f"should each be at least min_side={self.min_side}"
         if 0 < self.longest < self.size:
             yield "longest", f"should be 0 or at least size={self.size}"
         if {len(self.mean), len(self.std)} not in ({0}, {3}):

@@ -108,6 +108,14 @@ class GroundTruth:
         evaluation.summarize()
         return dict(zip(FIGURES, map(float, evaluation.stats), strict=True))
 
+    def evaluation(self, rows: Tensor) -> Any:
+        """Returns the library's accumulated `COCOeval` of finite detections, None if there are no objects.
+
+        Args:
+            rows: see `figures`.
+        """
+        return self._evaluated(rows) if self.labels else None
+
     def by_class(self, rows: Tensor) -> list["ClassPrecision"]:
         """Returns the precision of detections for every label that has objects, in the order of labels.
 

@@ -54,6 +54,34 @@ def detect(network: nn.Module, pixels: Tensor, preprocess: DetectorPreprocess) -
     return {"boxes": boxes, "scores": detections["scores"].cpu(), "labels": detections["labels"].cpu()}
 
 
+def set_thresholds(
+    network: nn.Module, *, score: float | None = None, overlap: float | None = None, detections: int | None = None
+) -> None:
+    """Changes what a detector returns, in place: a network of this project, or of an export.
+
+    Args:
+        network: its last step has the thresholds.
+        score: lowest score of a detection.
+        overlap: IoU above which the weaker of two boxes of a class is suppressed.
+        detections: at most so many per image.
+
+    Raises:
+        InputError: the network has no such thresholds.
+    """
+    last = list(network.children())[-1] if len(list(network.children())) else network
+    names = {"score_threshold": score, "overlap": overlap, "detections": detections}
+    two_stage = getattr(last, "roi", None)  # torchvision's RoIHeads, which keeps thresholds of its own
+    for name, value in names.items():
+        if value is None:
+            continue
+        if not hasattr(last, name):
+            raise InputError(f"the last step of this network is a {type(last).__name__}, which has no {name}")
+        setattr(last, name, value)
+        if two_stage is not None:
+            own = {"score_threshold": "score_thresh", "overlap": "nms_thresh", "detections": "detections_per_img"}
+            setattr(two_stage, own[name], value)
+
+
 def draw_detections(
     pixels: Tensor,
     detections: Mapping[str, Tensor],

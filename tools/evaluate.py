@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from annotated_types import Ge, Le
 
 from supernet.checked import Checked, Count, FilePath, Name, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
-from supernet_tools.pipeline.config import BatchNorm
+from supernet_tools.pipeline.config import BatchNorm, DetectorRun
 from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from supernet.data.images import Images
+    from supernet_tools.pipeline.run import Run
 
 WIDEST = 20
 """Classes of a confusion matrix that is printed."""
@@ -28,8 +30,8 @@ WIDEST = 20
 class Evaluate(Checked):
     """Accuracy, or mAP, with the shared weights (search-validation split) or of an exported folder (test split).
 
-    Of an exported classifier also figures per class, the confusion matrix, the expected calibration error and images
-    per second."""
+    Of an export also figures per class and the confusion matrix; of a classifier the expected calibration error and
+    images per second, of a detector COCO's twelve figures and, with --curves, precision over recall."""
 
     run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of the trained supernet."""
@@ -42,6 +44,12 @@ class Evaluate(Checked):
     """An exported folder instead, with --run-code."""
     run_code: bool = False
     """Run the model.py of the exported folder. It can do everything that you can: only for folders that you trust."""
+    batch: Count | None = None
+    """Of an exported detector: images per forward pass, `scoring_batch` by default; figures do not depend on it."""
+    threshold: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Of an exported detector: lowest score of the detections in the confusion matrix."""
+    curves: FilePath | None = None
+    """Of an exported detector: a CSV file to write, with the precision at 101 recalls by class, at IoU 0.5 and 0.75."""
     bn_batches: Count = 10
     """Calibration batches: of 64 images, or of `scoring_batch` for a detector."""
     bn: BatchNorm | None = None
@@ -69,11 +77,13 @@ def run() -> None:
     opened = open_run(args.run, trained=args.exported is None, bn=args.bn)
     if args.exported is not None:
         network = at_its_size(load_exported(args.exported), args.exported)
+        if opened.kind.metric == "map":
+            show_detector(args, network, opened)
+            return
         metrics = opened.kind.scores(network, opened.data.test)
         check_finite(metrics, f"the network of {args.exported}")
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))
-        if opened.kind.metric == "accuracy":
-            show_classes(network, opened.data.test, opened.summary.classes)
+        show_classes(network, opened.data.test, opened.summary.classes)
         return
     arch = named_arch(opened, args.arch, args.search)
     scores = opened.shared_weights(bn_batches=args.bn_batches)([arch])[0]
@@ -112,6 +122,34 @@ def show_classes(network: "nn.Module", images: "Images", classes: Sequence[str])
     else:
         print(f"the confusion matrix of {len(classes)} classes is in the report (supernet report)")
     print(f"expected calibration error {figures.calibration_error:.4f}, {figures.images_per_second:,.0f} images/s")
+
+
+def show_detector(args: Evaluate, network: "nn.Module", opened: "Run") -> None:
+    """Prints COCO's figures of a detector, those of each class and the confusion matrix; writes the curves."""
+    from detection.figures import curves_csv, detector_figures
+    from supernet.files import replacing
+    from supernet.scoring.metrics import check_finite
+
+    config, classes = opened.config, opened.summary.classes
+    assert isinstance(config, DetectorRun)
+    figures = detector_figures(
+        network, opened.data.test, batch=args.batch or config.scoring_batch, threshold=args.threshold
+    )
+    check_finite(figures.metrics, f"the network of {args.exported}")
+    print_table(f"{args.exported}, test split", ("what", "value"), list(figures.metrics.items()))
+    rows = [
+        (name, int(figures.objects[i]), *figures.precision[i].tolist(), float(figures.recall[i]))
+        for i, name in enumerate(classes)
+    ]
+    print_table("by class; -1 without objects", ("class", "objects", "AP", "AP50", "AP75", "AR100"), rows)
+    if len(classes) <= WIDEST:
+        names = zip((*classes, "nothing"), figures.confusion.tolist(), strict=True)
+        title = f"objects by true class (rows) and class detected with a score from {args.threshold:g} (columns)"
+        print_table(title, ("true", *classes, "missed"), [(name, *row) for name, row in names])
+    if args.curves is not None:
+        with replacing(args.curves) as temporary:
+            temporary.write_text(curves_csv(figures, classes), encoding="utf-8")
+        closing([args.curves])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, FilePath, Name, Natural, Seed, Text
+from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError, RunError
 from supernet_tools.pipeline.command_line import closing, main, parse
 from supernet_tools.pipeline.located import HERE, Moved
@@ -39,6 +39,7 @@ class Predict(Checked):
     A classifier gives predictions.csv, with the probability of every class, and predictions.html with the images. A
     detector gives a PNG per image with boxes, labels and scores; of a run's own test images also the true boxes, white.
     All detections, whatever their score, stand in detections.json, in COCO's format of results, and detections.csv.
+    A video becomes an MP4 file with the detections drawn; its frames are called NAME#NUMBER in the tables.
 
     Nothing is overwritten: where there is a file of the name, the new file gets a number. Files that cannot be read are
     named at once, the others are predicted, and the exit code is 2."""
@@ -46,8 +47,8 @@ class Predict(Checked):
     model: Annotated[FilePath, tyro.conf.Positional]
     """The folder of a run, whose retrained network is used, or with --run-code an exported folder."""
     paths: tyro.conf.Positional[tuple[FilePath, ...]] = ()
-    """Image files, and folders whose images are taken with those in the folders in them; by default the first test
-    images of the run."""
+    """Image files, and folders whose images are taken with those in the folders in them; of a detector also video files
+    (.mp4, .mov, .mkv, .webm, .avi; needs the extra "video"); by default the first test images of the run."""
     run_code: bool = False
     """Run the model.py of an exported folder. It can do everything that you can: only for folders that you trust."""
     images: tuple[FilePath, ...] = ()
@@ -56,6 +57,15 @@ class Predict(Checked):
     """Folder to write into."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5
     """Of a detector: lowest score of the boxes that are drawn."""
+    score_threshold: Annotated[float, Ge(0), Le(1)] | None = None
+    """Of a detector: lowest score of the detections in the tables; by default as it was built, 0.05."""
+    overlap: Annotated[float, Ge(0), Le(1)] | None = None
+    """Of a detector: IoU above which non-maximum suppression drops the weaker of two boxes of a class; 0.5 by
+    default."""
+    detections: Count | None = None
+    """Of a detector: at most so many detections per image."""
+    every: Count = 1
+    """Of a video: detect in every so many frames."""
     test: Natural = 8
     """Number of test images of a run."""
     search: Name = "aging-evolution"
@@ -93,6 +103,9 @@ def run() -> None:
     from detection.config import DetectorPreprocess
 
     if isinstance(preprocess, DetectorPreprocess):
+        from detection.predictions import set_thresholds
+
+        set_thresholds(network, score=args.score_threshold, overlap=args.overlap, detections=args.detections)
         unreadable = draw(args, network, preprocess, opened, images)
     else:
         unreadable = classify(args, network, preprocess, opened, images)
@@ -131,14 +144,22 @@ def draw(
 ) -> int:
     """Writes a picture of the detections per image, and tables of all; returns how many images cannot be read."""
     from detection.predictions import coco_results, csv_text, detect, draw_detections, read_image
+    from detection.video import is_video
 
     pictures: list[tuple[str, Any, Any]] = [(path.stem, path, None) for path in images]
     if opened is not None and not images:
         pictures = [(f"test{i}", i, opened.data.test) for i in range(min(args.test, len(opened.data.test)))]
     unreadable = 0
     results: list[dict[str, Any]] = []
-    for number, (name, source, test) in enumerate(pictures, start=1):
+    number = 0  # of the image, or frame of a video
+    for name, source, test in pictures:
+        number += 1
         try:
+            if test is None and is_video(source):
+                found, count = film(args, network, preprocess, source, first=number)
+                results += found
+                number += count - 1
+                continue
             pixels = read_image(source) if test is None else test.image(source)
         except InputError as error:
             unreadable += 1
@@ -158,6 +179,32 @@ def draw(
         tables = (("json", document), ("csv", csv_text(results)))
         closing(write_as_new(args.out, "detections", ending, text.encode()) for ending, text in tables)
     return unreadable
+
+
+def film(
+    args: Predict, network: "nn.Module", preprocess: "DetectorPreprocess", path: Path, *, first: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Writes a video with the detections drawn; returns them as `coco_results`, and the number of frames."""
+    from detection.predictions import coco_results, detect, draw_detections
+    from detection.video import encoded, frame_rate, frames
+
+    results: list[dict[str, Any]] = []
+    counts: list[int] = []
+
+    def drawn() -> Iterator["Image"]:
+        for number, pixels in enumerate(frames(path)):
+            if number % args.every:
+                continue
+            boxes = detect(network, pixels, preprocess)
+            results.extend(coco_results(first + len(counts), f"{path}#{number}", boxes, preprocess))
+            picture, count = draw_detections(pixels, boxes, preprocess.classes, threshold=args.threshold)
+            counts.append(count)
+            yield picture
+
+    content = encoded(drawn(), frame_rate(path) / args.every)
+    file = write_as_new(args.out, path.stem, "mp4", content)
+    print(f"wrote {file}: {len(counts)} frames, {sum(counts)} boxes with a score from {args.threshold:g}")
+    return results, len(counts)
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

@@ -1,7 +1,9 @@
-"""Resizes, mirrors and zooms images together with their boxes, with torchvision's transforms."""
+"""Resizes, mirrors, zooms and joins images together with their boxes, with torchvision's transforms."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
@@ -33,6 +35,10 @@ class Resize:
             return self.size, self.size
         factor = min(self.size / min(height, width), self.longest / max(height, width))
         return max(1, round(height * factor)), max(1, round(width * factor))
+
+    def at(self, size: int) -> "Resize":
+        """Returns the rule for another size, with the longer side in proportion."""
+        return Resize(size, round(self.longest * size / self.size))
 
     def __call__(self, image: Tensor) -> Tensor:
         """Returns the resized image, uint8, (3, h, w)."""
@@ -83,6 +89,41 @@ def vary(
         transforms.clamp_bounding_boxes(boxes), min_size=THINNEST, min_area=0
     )
     return image, {"boxes": kept.as_subclass(Tensor).float(), "labels": labels[valid]}
+
+
+def joined(parts: Sequence[tuple[Tensor, Target]], draws: Tensor) -> tuple[Tensor, Target]:
+    """Returns a mosaic of four images: each has a corner at a common centre and is cut off where the mosaic ends.
+
+    Args:
+        parts: four images, uint8, (3, h, w), with `boxes` and `labels`: above left, above right, below left, below
+            right. The mosaic has the size of the first.
+        draws: two numbers from 0 to 1, which place the centre between a quarter and three quarters of height and width.
+
+    Returns:
+        the mosaic and its boxes. A box is kept if its centre is visible, and clipped at the border.
+    """
+    height, width = parts[0][0].shape[-2:]
+    middle, across = (
+        int(side * (0.25 + 0.5 * draw)) for side, draw in zip((height, width), draws.tolist(), strict=True)
+    )
+    mosaic = torch.tensor(FILL, dtype=torch.uint8)[:, None, None].repeat(1, height, width)
+    boxes, labels = [], []
+    for number, (image, target) in enumerate(parts):
+        high, wide = image.shape[-2:]
+        top = middle - high if number < 2 else middle
+        left = across - wide if number % 2 == 0 else across
+        first, last = (max(left, 0), max(top, 0)), (min(left + wide, width), min(top + high, height))
+        part = image[:, first[1] - top : last[1] - top, first[0] - left : last[0] - left]
+        mosaic[:, first[1] : last[1], first[0] : last[0]] = part
+        moved = target["boxes"] + torch.tensor([left, top, left, top])
+        start, end = torch.tensor(first).float(), torch.tensor(last).float()
+        centres = (moved[:, :2] + moved[:, 2:]) / 2
+        kept = ((centres >= start) & (centres < end)).all(1)
+        clipped = moved.maximum(start.repeat(2)).minimum(end.repeat(2))
+        kept &= ((clipped[:, 2:] - clipped[:, :2]) >= THINNEST).all(1)
+        boxes.append(clipped[kept])
+        labels.append(target["labels"][kept])
+    return mosaic, {"boxes": torch.cat(boxes), "labels": torch.cat(labels)}
 
 
 def _corner(outer: tuple[int, ...], inner: list[int], *draws: float) -> list[int]:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from detection.config import DetectionAugment
-from detection.data.augment import vary
+from detection.data.augment import Resize, joined, vary
+from detection.data.coco import Annotations
 from detection.data.images import DetectionSet, Pixels, gathered
 from detection.inputs import Target
 from supernet.data.steps import Step, StepDataset, torch_generator
@@ -66,19 +67,59 @@ class _DetectionSteps(StepDataset[Batch | InputError]):
     ) -> None:
         super().__init__(len(train), batch=batch, seed=seed, rank=rank, world=world)
         self._train, self._augment, self._joint, self._seed = train, augment, batch, seed
+        self._weights = image_weights(train.annotations, augment.balance) if augment.balance else None
+        self._drawn = (-1, torch.empty(0))  # an epoch and its images
+
+    def _images(self, step: Step) -> torch.Tensor:
+        """Returns the images of the step's epoch in training order."""
+        if self._weights is None:
+            return step.order
+        if self._drawn[0] != step.epoch:
+            generator = torch_generator(self._seed, "balance", step.epoch)
+            images = torch.multinomial(self._weights, len(step.order), replacement=True, generator=generator)
+            self._drawn = (step.epoch, images)
+        return self._drawn[1]
 
     def read(self, step: Step) -> Batch | InputError:
         """Returns the varied images and boxes of a step, or the error of the first image that cannot be read."""
         images, targets = [], []
+        augment, resize, order = self._augment, self._train.resize, self._images(step)
+        if augment.sizes:
+            generator = torch_generator(self._seed, "size", step.number)
+            resize = resize.at(augment.sizes[int(torch.randint(len(augment.sizes), (), generator=generator))])
         for position in step.positions:
-            index = int(step.order[position])
-            draws = torch.rand(4, generator=torch_generator(self._seed, "augment", step.number, position % self._joint))
+            generator = torch_generator(self._seed, "augment", step.number, position % self._joint)
             try:
-                image = self._train.image(index)
+                image, target = self._varied(int(order[position]), resize, generator)
+                if augment.mosaic and float(torch.rand((), generator=generator)) < augment.mosaic:
+                    others = torch.randint(len(self._train), (3,), generator=generator).tolist()
+                    parts = [(image, target), *(self._varied(other, resize, generator) for other in others)]
+                    image, target = joined(parts, torch.rand(2, generator=generator))
             except InputError as error:
                 return error
-            target = self._train.annotations.target(index)
-            image, target = vary(image, target, self._augment, self._train.resize, draws)
             images.append(image)
             targets.append(target)
         return gathered(images), targets
+
+    def _varied(self, index: int, resize: Resize, generator: torch.Generator) -> tuple[torch.Tensor, Target]:
+        draws = torch.rand(4, generator=generator)
+        return vary(self._train.image(index), self._train.annotations.target(index), self._augment, resize, draws)
+
+
+def image_weights(annotations: Annotations, threshold: float) -> torch.Tensor:
+    """Returns how often each image should be drawn, at least 1, float64, (N,).
+
+    It is the largest of sqrt(threshold / f) over the classes in the image, where f is the share of images with the
+    class (Gupta et al., 2019, §B). Crowds are no objects here.
+
+    Args:
+        annotations: of the images.
+        threshold: share of images below which a class is rare.
+    """
+    image = torch.arange(len(annotations)).repeat_interleave(annotations.starts.diff())
+    present = torch.zeros(len(annotations), len(annotations.classes), dtype=torch.bool)
+    single = ~annotations.crowd
+    present[image[single], annotations.labels[single] - 1] = True
+    shares = present.double().mean(0).clamp_min(1 / max(len(annotations), 1))
+    factors = (threshold / shares).sqrt().clamp_min(1)
+    return (present * factors).amax(1).clamp_min(1)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,37 @@ def test_detections_of_a_folder_are_tables_in_pixels_of_the_image_as_shown(
         [4, 4, 18, 18],
     ]
     assert rows[2]["file"] == str(below / "turned.jpg")
+
+
+@pytest.mark.slow  # needs the extra "video"
+def test_a_video_of_thirty_frames_is_detected_in_and_drawn(photographs: Path, call: Call, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from detection.video import encoded, frame_rate, frames
+
+    clip = photographs / "clip.mp4"
+    shades = [Image.new("RGB", (64, 48), (8 * number, 0, 255 - 8 * number)) for number in range(30)]
+    clip.write_bytes(encoded(iter(shades), Fraction(15)))
+    assert frame_rate(clip) == 15
+    for read, shade in zip(frames(clip), shades, strict=True):
+        assert read.shape == (3, 48, 64)
+        assert (read.float().mean((1, 2)) - torch.tensor(shade.getpixel((0, 0))).float()).abs().max() < 8
+    out = tmp_path / "out"
+    code, said, err = call("predict", tmp_path, clip, photographs / "a.png", "--out", out)
+    assert code == 0, err
+    assert "clip.mp4: 30 frames, 30 boxes with a score from 0.5" in said
+    rows = json.loads((out / "detections.json").read_text())
+    assert [row["image_id"] for row in rows] == list(range(1, 32))
+    assert [row["file_name"] for row in rows[:2]] == [f"{clip}#0", f"{clip}#1"]
+    drawn = list(frames(out / "clip.mp4"))
+    assert len(drawn) == 30
+    assert drawn[0].shape == (3, 336, 448)
+    code, said, err = call("predict", tmp_path, clip, "--every", 10, "--out", out)
+    assert "clip-2.mp4: 3 frames" in said
+    assert frame_rate(out / "clip-2.mp4") == Fraction(3, 2)
+    (photographs / "torn.mp4").write_bytes(clip.read_bytes()[:200])
+    code, said, err = call("predict", tmp_path, photographs / "torn.mp4", photographs / "a.png", "--out", out)
+    assert code == 2
+    assert "torn.mp4 cannot be read" in err
+    assert "a-2.png: 1 of 1" in said
+    (out / "none").mkdir()
+    one_line(call("predict", tmp_path, clip, "--overlap", 0.3, "--out", out / "none"), "OneBox", "overlap")

@@ -162,7 +162,8 @@ class DetectorKind:
 
     def network(self, summary: DataSummary, arch: Arch, generator: torch.Generator) -> nn.Module:
         """The detector of an architecture with fresh weights."""
-        return create_detector_network(**self._arguments(len(summary.classes)), arch=arch, generator=generator)
+        decided = arch if len(arch) else None  # a fixed backbone and neck leave nothing to decide
+        return create_detector_network(**self._arguments(len(summary.classes)), arch=decided, generator=generator)
 
     def prepare(self, network: nn.Module, arch: Arch, seed: int) -> None:
         """Gives the backbone of a retraining the weights of `start`, which are trained on classification if needed."""

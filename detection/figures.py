@@ -1,0 +1,151 @@
+"""Figures of a detector by class: average precision, curves of precision and recall, and a confusion matrix."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from detection.data.images import DetectionSet
+from detection.metric import DetectionMetric
+from supernet.scoring.metrics import Metrics
+
+OVERLAPS = (0.5, 0.75)
+"""The IoU thresholds of the curves."""
+RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)
+"""Where COCO reads the precision of a curve."""
+
+
+@dataclass(frozen=True)
+class DetectorFigures:
+    """What a detector does on a set of images.
+
+    Attributes:
+        metrics: COCO's twelve, `detection.metric.FIGURES`.
+        objects: of each class, without crowds, int64, (classes,).
+        precision: average precision of each class over the IoU thresholds 0.5 to 0.95, at 0.5 and at 0.75, float64,
+            (classes, 3); -1 for a class without objects.
+        recall: average recall of each class with 100 detections per image, float64, (classes,); -1 as above.
+        curves: precision at each of `RECALLS`, float64, (classes, `OVERLAPS`, 101); -1 as above.
+        threshold: lowest score of the detections in the confusion matrix.
+        confusion: objects by true class (row) and detected class (column), int64, (classes + 1, classes + 1). The last
+            column counts objects that are missed, the last row detections where no object is.
+    """
+
+    metrics: Metrics
+    objects: Tensor
+    precision: Tensor
+    recall: Tensor
+    curves: Tensor
+    threshold: float
+    confusion: Tensor
+
+
+def detector_figures(
+    network: nn.Module, images: DetectionSet, *, batch: int = 1, threshold: float = 0.5
+) -> DetectorFigures:
+    """Runs a detector on a set of images.
+
+    Args:
+        network: in eval mode, on the device of the images.
+        images: with boxes.
+        batch: images per forward pass, which does not change the figures beyond rounding.
+        threshold: lowest score of the detections that the confusion matrix counts.
+    """
+    metric, classes = DetectionMetric(images, every=True), len(images.classes)
+    rows = metric.detections(network, images, batch)
+    evaluation = metric.truth.evaluation(rows) if rows.isfinite().all() else None  # not of a diverged network
+    precision, recall = torch.full((classes, 3), -1.0).double(), torch.full((classes,), -1.0).double()
+    curves = torch.full((classes, len(OVERLAPS), len(RECALLS)), -1.0).double()
+    if evaluation is not None:
+        values = torch.from_numpy(evaluation.eval["precision"])[..., 0, -1]  # (IoU, recall, label)
+        recalls = torch.from_numpy(evaluation.eval["recall"])[..., 0, -1]  # (IoU, label)
+        for column, label in enumerate(metric.truth.labels):
+            of_class = values[:, :, column]
+            precision[label - 1] = torch.stack([_mean(of_class), _mean(of_class[0]), _mean(of_class[5])])
+            recall[label - 1] = _mean(recalls[:, column])
+            curves[label - 1] = of_class[[0, 5]]
+    single = images.annotations.labels[~images.annotations.crowd]
+    return DetectorFigures(
+        metrics=metric.truth.figures(rows, every=True),
+        objects=torch.bincount(single - 1, minlength=classes),
+        precision=precision,
+        recall=recall,
+        curves=curves,
+        threshold=threshold,
+        confusion=confusion(
+            [images.annotations.target(i) for i in range(len(images))], rows, classes=classes, threshold=threshold
+        ),
+    )
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Returns the mean of the values that are defined, -1 if none is."""
+    defined = values[values > -1]
+    return defined.mean() if len(defined) else values.new_tensor(-1.0)
+
+
+def confusion(
+    targets: Sequence[Mapping[str, Tensor]], rows: Tensor, *, classes: int, threshold: float, overlap: float = 0.5
+) -> Tensor:
+    """Returns the confusion matrix of detections, int64, (classes + 1, classes + 1); see `DetectorFigures`.
+
+    An object and a detection of whatever class are a pair if their IoU is at least `overlap`; the pairs of the largest
+    IoU come first, and each object and detection is in one pair at most. Detections that are left over are not counted
+    if half of their area lies in a crowd.
+
+    Args:
+        targets: for each image `boxes`, (n, 4), `labels`, (n,), and `crowd`, (n,).
+        rows: (m, 7), image, label, score, x1, y1, x2, y2 of each detection.
+        classes: number of classes; labels are 1 to this.
+        threshold: lowest score of the detections that are counted.
+        overlap: lowest IoU of a pair.
+    """
+    matrix = torch.zeros(classes + 1, classes + 1, dtype=torch.int64)
+    rows = rows[rows[:, 2] >= threshold].double()
+    for image, target in enumerate(targets):
+        found = rows[rows[:, 0] == image]
+        labels, boxes = found[:, 1].long() - 1, found[:, 3:]
+        crowd = target["crowd"]
+        truth, true_labels = target["boxes"][~crowd].double(), target["labels"][~crowd] - 1
+        ious = box_iou(truth, boxes)
+        first, second = torch.where(ious >= overlap)
+        paired: tuple[set[int], set[int]] = (set(), set())
+        for at in ious[first, second].argsort(descending=True, stable=True).tolist():
+            i, j = int(first[at]), int(second[at])
+            if i not in paired[0] and j not in paired[1]:
+                paired[0].add(i)
+                paired[1].add(j)
+                matrix[true_labels[i], labels[j]] += 1
+        for i in set(range(len(truth))) - paired[0]:
+            matrix[true_labels[i], classes] += 1
+        inside = _shares_inside(boxes, target["boxes"][crowd].double()) >= 0.5
+        for j in set(range(len(boxes))) - paired[1]:
+            if not inside[j]:
+                matrix[classes, labels[j]] += 1
+    return matrix
+
+
+def _shares_inside(boxes: Tensor, crowds: Tensor) -> Tensor:
+    """Returns the largest share of each box's area that lies in a crowd, (n,)."""
+    if not len(crowds):
+        return boxes.new_zeros(len(boxes))
+    low, high = boxes[:, None, :2].maximum(crowds[:, :2]), boxes[:, None, 2:].minimum(crowds[:, 2:])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1, keepdim=True)
+    return ((high - low).clamp_min(0).prod(-1) / areas).amax(1)
+
+
+def curves_csv(figures: DetectorFigures, classes: Sequence[str]) -> str:
+    """Returns the curves as a table: class, IoU threshold, recall, precision; classes without objects are left out."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("category", "iou", "recall", "precision"))
+    for name, curves in zip(classes, figures.curves.tolist(), strict=True):
+        for overlap, curve in zip(OVERLAPS, curves, strict=True):
+            for recall, precision in zip(RECALLS.tolist(), curve, strict=True):
+                if precision > -1:
+                    writer.writerow((name, overlap, f"{recall:.2f}", f"{precision:.6f}"))
+    return text.getvalue()
