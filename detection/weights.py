@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -74,7 +73,9 @@ def _tensors(source: nn.Module | Mapping[str, Tensor] | str | Path) -> Mapping[s
         raise InputError(f"{source} does not exist; has the training of the backbone finished?") from None
     except SafetensorError as error:
         raise InputError(f"{source} is truncated or not a safetensors file ({error})") from error
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError as error:
+        raise InputError(f"{source} cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # torch raises many types for damaged files
         raise InputError(f"{source} is truncated or holds more than weights ({_first_line(error)})") from error
     if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
         raise InputError(f"{source} does not hold a state dict; save `model.state_dict()` alone")

@@ -433,9 +433,17 @@ def _check_settings(study: Study, recorded: Mapping[str, Any], settings: Mapping
         old, new = recorded.get(name, "absent"), settings.get(name, "absent")
         if old != new:
             raise InputError(
-                f"study {study} was searched with {name}={old!r}, and now {name}={new!r} is asked for; keep the "
-                'setting, use another study file, or give resume="warm"'
+                f"study {study} was searched with {_shown(name, old)}, and now {_shown(name, new)} is asked for; keep "
+                'the setting, use another study file, or give resume="warm"'
             )
+
+
+def _shown(name: str, value: object) -> str:
+    """A setting as a message shows it; limits are numbers with commas."""
+    if name == "feasible" and isinstance(value, Mapping):
+        limits = (f"{cost} <= {limit:,.10g}{' ms' if cost.endswith('_ms') else ''}" for cost, limit in value.items())
+        return "the limits " + ", ".join(limits) if value else "no limits"
+    return "no limits" if name == "feasible" and value is None else f"{name}={value!r}"
 
 
 def _replay(searcher: Searcher, study: Study, start: int) -> None:

@@ -77,8 +77,10 @@ def _device(text: str) -> bool:
     return kind.isascii() and kind.isalpha() and kind != "meta" and (not colon or (index.isascii() and index.isdigit()))
 
 
-Count = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1), Le(10**9)]
+Natural = Annotated[int, Ge(0), Le(10**15)]
+Threads = Annotated[int, Ge(1), Le(1024)]
+"""Threads of torch, which fails with many more."""
 Units = Annotated[int, Ge(1), Le(10_000)]
 """Units of a layer, or members of an ensemble: more would not fit in memory."""
 Size = Annotated[int, Ge(1), Le(10**6)]

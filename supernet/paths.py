@@ -1,7 +1,9 @@
 """Paths that stay in their folder, and files that are never opened through a link; importing this loads no torch."""
 
+import errno
 import os
 import signal
+import stat
 import threading
 from pathlib import Path, PurePath
 
@@ -68,6 +70,12 @@ def check_file(path: Path, what: str) -> None:
         raise InputError(f"{what} {path} is a device or a pipe, not a file; give another name")
     if path.parent.exists() and not path.parent.is_dir():
         raise InputError(f"{what} {path} lies within a file; give another folder")
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises `OSError` for a path without a regular file; to open a pipe would wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def no_follow(path: str, flags: int) -> int:

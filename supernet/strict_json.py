@@ -37,9 +37,18 @@ def read_text(path: Path) -> str:
     """Returns the text of a regular file, without the byte order mark that some editors put first.
 
     Raises:
+        FileNotFoundError, OSError, ValueError: see `read_bytes`, or it is not UTF-8.
+    """
+    return read_bytes(path).decode("utf-8-sig")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns what a regular file holds.
+
+    Raises:
         FileNotFoundError: there is none.
         OSError: it cannot be read.
-        ValueError: something else is there, such as a folder or a pipe, it is too large, or it is not UTF-8.
+        ValueError: something else is there, such as a folder or a pipe, or it is too large.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer must not block
     try:
@@ -49,7 +58,7 @@ def read_text(path: Path) -> str:
         if status.st_size > MOST_BYTES:
             raise ValueError(f"{status.st_size:,} bytes, more than any such file has")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read().decode("utf-8-sig")
+            return file.read()
     finally:
         os.close(descriptor)
 

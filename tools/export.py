@@ -61,11 +61,13 @@ def run() -> None:
         return
 
     from supernet_tools.pipeline.architectures import named_arch
-    from supernet_tools.pipeline.export import export_folder, export_stage, shortened
+    from supernet_tools.pipeline.export import check_repeats, export_folder, export_stage, shortened
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
 
     opened = open_run(args.run, trained=args.inherit or args.init == "shared", bn=args.bn)
+    if args.repeats is not None:
+        check_repeats(opened, args.repeats)
     arch = named_arch(opened, args.arch, args.search)
     export_folder(opened, arch, args.out)  # a folder that is taken is reported before anything is trained
     network = trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
+from supernet.checked import Checked, Count, FilePath, Name, Seed, Text
 from supernet.errors import InputError, RunError
 from supernet_tools.pipeline.command_line import closing, main, parse
 from supernet_tools.pipeline.located import HERE, Moved
@@ -66,8 +66,8 @@ class Predict(Checked):
     """Of a detector: at most so many detections per image."""
     every: Count = 1
     """Of a video: detect in every so many frames."""
-    test: Natural = 8
-    """Number of test images of a run."""
+    test: Count = 8
+    """Number of test images of a run, if no images are named."""
     search: Name = "aging-evolution"
     """Of a run: name of the search whose best architecture is used."""
     arch: Text | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Seed
+from supernet.checked import Checked, Count, FilePath, Seed, Threads
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.recipes import demo
 from supernet_tools.pipeline.tables import print_table
@@ -46,7 +46,7 @@ class Quickstart(Checked):
     """Full trainings that choose the network."""
     seed: Seed = 0
     """Seed of everything."""
-    threads: Annotated[int, Ge(1), Le(1024)] = 1
+    threads: Threads = 1
     """Threads of torch. More of them help such small networks little, and slow them several times on busy cores."""
 
 

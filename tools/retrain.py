@@ -13,6 +13,7 @@ from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
+from supernet_tools.pipeline.units import cost_in_units
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def run() -> None:
 def show(result: dict[str, Any]) -> None:
     """The comparison on screen."""
     truth = result["truth"]
-    limits = ", ".join(f"{name} <= {limit:,.0f}" for name, limit in result["limits"].items()) or "no limits"
+    limits = (
+        ", ".join(f"{name} <= {cost_in_units(name, limit)}" for name, limit in result["limits"].items()) or "no limits"
+    )
     rows = [
         (arm, row["key"], row["macs"], ", ".join("failed" if a is None else f"{a:.4f}" for a in row[truth]))
         for arm in ("top", "random")

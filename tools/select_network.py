@@ -12,7 +12,7 @@ from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.located import HERE, Moved
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
-from supernet_tools.pipeline.units import Amount, Limit
+from supernet_tools.pipeline.units import Amount, Limit, cost_in_units
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,10 @@ def show(document: dict[str, Any]) -> None:
     """Prints the networks, the winner and the verdict."""
     from supernet.space import Arch
 
-    limits = ", ".join(f"{name} <= {limit:,.0f}" for name, limit in document["limits"].items()) or "no limits"
+    limits = (
+        ", ".join(f"{name} <= {cost_in_units(name, limit)}" for name, limit in document["limits"].items())
+        or "no limits"
+    )
     rows = [
         (
             row["name"] or row["arm"],

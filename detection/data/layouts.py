@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from supernet.checked import plain_name
 from supernet.data.opening import shown_size
 from supernet.errors import InputError
+from supernet.strict_json import read_bytes, read_text
 
 Document = dict[str, Any]
 
@@ -93,11 +95,11 @@ def _yaml(path: Path) -> Mapping[str, Any]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"the annotation file {path} cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError) as error:
+        content = yaml.safe_load(_text(path))
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # constructors of dates and keys raise too
         raise InputError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is not YAML of this layout: it is nested too deeply") from error
     if not isinstance(content, Mapping) or "names" not in content:
         raise InputError(f"{path} cannot be read as a data.yaml in YOLO's layout: it has no `names` of classes")
     return content
@@ -160,7 +162,7 @@ def _label_file(image: Path) -> Path:
 
 def _yolo_rows(file: Path, names: Mapping[int, str]) -> Iterator[tuple[int, tuple[float, ...]]]:
     """Yields the class and x, y, width and height, as shares, of every object."""
-    if not file.is_file():
+    if not file.exists():
         return
     for number, line in enumerate(_lines(file), start=1):
         words = line.split()
@@ -246,6 +248,9 @@ def _voc_files(path: Path) -> tuple[Path, Sequence[str]]:
             raise InputError(f"{folder} holds no XML file; give a folder of annotations in Pascal VOC's layout")
         return folder, stems
     stems = [line.split()[0] for line in _lines(path)]
+    wrong = next((stem for stem in stems if not plain_name(f"{stem}.xml")), None)
+    if wrong is not None:
+        raise InputError(f"{path} lists {wrong[:80]!r}, which is not the plain name of an XML file")
     root = path.absolute().parent.parent.parent
     for folder in (root / "Annotations", path.parent / "Annotations", path.parent):
         if stems and (folder / f"{stems[0]}.xml").is_file():
@@ -266,7 +271,7 @@ VocObject = tuple[str, tuple[float, ...], bool]
 def _voc_image(file: Path, folder: Path) -> tuple[Document, list[VocObject]]:
     """Returns an image's entry without id, and its objects."""
     try:
-        content = file.read_bytes()
+        content = read_bytes(file)
         if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
             raise InputError(f"{file} defines entities, which annotations in Pascal VOC's layout do not need")
         root = ElementTree.fromstring(content)
@@ -318,13 +323,17 @@ def _voc_object(file: Path, number: int, item: ElementTree.Element) -> VocObject
 
 def _lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty."""
+    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+
+
+def _text(path: Path) -> str:
+    """The text of a file. Raises `InputError` if it cannot be read, is no text, or is a pipe or a folder."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except OSError as error:
-        raise InputError(f"the file {path} cannot be read ({error.strerror})") from error
+        raise InputError(f"the annotation file {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise InputError(f"the file {path} is not text ({error})") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        raise InputError(f"the annotation file {path} is not text ({error})") from error
 
 
 def _size(file: Path) -> tuple[int, int]:

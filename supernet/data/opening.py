@@ -4,6 +4,8 @@ import contextlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from supernet.paths import check_regular
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -25,6 +27,7 @@ def open_image(file: "str | Path | IO[bytes]") -> "Image.Image":
     """
     from PIL import Image
 
+    _check_regular(file)
     try:
         with Image.open(file) as image:
             return as_rgb(image)
@@ -46,6 +49,7 @@ def shown_size(file: "str | Path") -> tuple[int, int]:
     """
     from PIL import Image
 
+    _check_regular(file)
     try:
         with Image.open(file) as image:
             turned = image.format == "TIFF"  # Pillow turns TIFF files when it loads their pixels
@@ -57,6 +61,11 @@ def shown_size(file: "str | Path") -> tuple[int, int]:
         raise
     except Exception as error:  # as in `open_image`
         raise OSError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _check_regular(file: "str | Path | IO[bytes]") -> None:
+    if isinstance(file, str | Path):
+        check_regular(file)
 
 
 def as_rgb(image: "Image.Image") -> "Image.Image":

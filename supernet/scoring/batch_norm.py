@@ -1,6 +1,5 @@
 """Batch-norm statistics when shared weights are scored: inherited from training, of the batch, or recalibrated."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from supernet.chain import Chain, largest
+from supernet.checked import Checked, Count, NonNegative
 from supernet.errors import InputError
 from supernet.space import SearchSpace
 
@@ -26,7 +26,7 @@ class BatchStatistics:
 
 
 @dataclass(frozen=True)
-class Recalibrate:
+class Recalibrate(Checked):
     """Replaces running statistics by their mean over calibration batches, for each subnet separately.
 
     Attributes:
@@ -36,15 +36,9 @@ class Recalibrate:
             deviations, and the variances by such a share, on the average of its channels. 0 takes all batches in.
     """
 
-    batches: int = 10
-    size: int = 64
-    settle: float = field(default=0.0, repr=False)  # not in the text under which older scores are kept
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.settle < math.inf:
-            raise InputError(f"settle={self.settle} should be 0, or a small share such as 0.02")
-        if self.batches < 1 or self.size < 1:
-            raise InputError(f"{self}: batches and size must be at least 1; to keep the training's use Inherit()")
+    batches: Count = 10
+    size: Count = 64
+    settle: NonNegative = field(default=0.0, repr=False)  # not in the text under which older scores are kept
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from supernet.blocks.plain import Whole
 from supernet.blocks.resolution import resolution_step
 from supernet.blocks.transformer import PatchTokens
 from supernet.chain import Chain, initialize
+from supernet.checked import Pixels, Share, checked_arguments
 from supernet.cost import meta_copy
 from supernet.errors import InputError, nearest
 from supernet.generators import restored_generators
@@ -74,6 +75,7 @@ class ElasticChain(Chain):
         self.load_state_dict(other)
 
 
+@checked_arguments
 def elastic(
     model: nn.Module,
     *,
@@ -82,7 +84,7 @@ def elastic(
     shares: Sequence[float] = (0.5, 0.75),
     drop: int = 2,
     resolutions: Sequence[int] = (),
-    input_size: int | None = None,
+    input_size: Pixels | None = None,
     quiet: bool = False,
 ) -> ElasticChain:
     """Returns a supernet with the weights of a network; its largest architecture gives the network's own outputs.
@@ -216,6 +218,7 @@ def _shapes(model: nn.Module, parts: Parts, shape: Shape) -> dict[int, tuple[str
 # -- by name ----------------------------------------------------------------------------------------------------------
 
 
+@checked_arguments
 def elastic_timm(
     *,
     num_classes: int = 1000,
@@ -227,7 +230,7 @@ def elastic_timm(
     shares: Sequence[float] = (0.5, 0.75),
     drop: int = 2,
     resolutions: Sequence[int] = (),
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
     model_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> ElasticChain:
     """A network of timm or torchvision by name as a supernet (see `elastic`), with fresh weights.

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from supernet.blocks.elastic import AS_GIVEN
 from supernet.blocks.mbconv import sort_channels
 from supernet.blocks.plain import ConvBNAct
 from supernet.chain import Chain
+from supernet.checked import checked_arguments
 from supernet.errors import InputError
 from supernet.spaces.elastic import IMAGENET, TORCHVISION_PREFIX, ElasticChain, normalisation, torchvision_network
 from supernet.spaces.widths import WidthChain
@@ -38,6 +38,7 @@ PUBLISHED = {"resnet-50-widths": "resnet50", "mobilenetv2-widths": "mobilenet_v2
 """The network of torchvision whose tensors a space of widths has, in the same order, at its largest."""
 
 
+@checked_arguments
 def load_pretrained(supernet: Chain, file: str | Path, *, sort: bool = True) -> None:
     """Loads the weights of a network into the supernet that was made of it.
 
@@ -70,6 +71,7 @@ def load_pretrained(supernet: Chain, file: str | Path, *, sort: bool = True) -> 
             sort_widths(supernet)
 
 
+@checked_arguments
 def check_pretrained(supernet: Chain, file: str | Path) -> None:
     """Checks that a file holds weights for a supernet, which may lie on the meta device and stays as it is.
 
@@ -192,7 +194,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is truncated or not a safetensors file ({error})") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # torch raises many types for damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} is truncated or holds more than weights, and code is not run ({reason})") from error
     for wrapper in WRAPPERS:

@@ -19,6 +19,7 @@ from torch import nn
 from supernet.chain import has_numbered_steps
 from supernet.errors import InputError
 from supernet.files import FORMAT, replacing
+from supernet.paths import check_regular
 
 METADATA = "supernet"
 _DIGITS = 64  # of a SHA-256
@@ -39,6 +40,15 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
             file.write(_DIGITS.to_bytes(2, "little") + digest)
 
 
+def read_state(path: Path) -> bytes:
+    """Returns what the file of a checkpoint holds. Raises `InputError` if it cannot be read."""
+    try:
+        check_regular(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the checkpoint {path} cannot be read ({error.strerror})") from error
+
+
 def load_state(path: Path, content: bytes | None = None) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU.
 
@@ -50,10 +60,7 @@ def load_state(path: Path, content: bytes | None = None) -> dict[str, Any]:
         InputError: the file is truncated, has changed since it was written, was not written by this project, comes from
             an older release, or has another format.
     """
-    try:
-        content = path.read_bytes() if content is None else content
-    except OSError as error:
-        raise InputError(f"the checkpoint {path} cannot be read ({error.strerror})") from error
+    content = read_state(path) if content is None else content
     digest, archive = _without_comment(content)
     if digest is not None and digest != hashlib.sha256(archive).hexdigest().encode():
         raise _changed(path)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from supernet.chain import Chain
+from supernet.checked import checked_arguments
 from supernet.config import Augment, Train
 from supernet.generators import restored_generators
 from supernet.training.check import check_training
@@ -24,6 +25,7 @@ from supernet.training.task import Classification, Task, TrainingData
 STEPS = 3  # that are run and timed
 
 
+@checked_arguments
 def plan_training(
     supernet: Chain,
     data: TrainingData,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from supernet.chain import Chain
-from supernet.checked import is_whole
+from supernet.checked import checked_arguments, is_whole
 from supernet.config import Augment, Train
 from supernet.errors import InputError, RunError
 from supernet.seeding import derive_seed
@@ -23,6 +23,7 @@ FACTORS = (1 / 27, 1 / 9, 1 / 3, 1, 3, 9)
 PASSES = 3
 
 
+@checked_arguments
 def compare_rates(
     supernet: Chain,
     data: TrainingData,

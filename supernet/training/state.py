@@ -15,7 +15,7 @@ from supernet.config import Train
 from supernet.errors import InputError
 from supernet.files import environment
 from supernet.space import Arch
-from supernet.training.checkpoint import check_release, load_state, save_state
+from supernet.training.checkpoint import check_release, load_state, read_state, save_state
 from supernet.training.distributed import World, convert_sync_bn
 from supernet.training.monitor import Monitor
 from supernet.training.optim import create_ema, create_optimizer, create_schedule
@@ -118,7 +118,7 @@ class TrainingState:
             InputError: the file is damaged, or was written with another network, optimizer or data.
         """
         path = self.checkpoint
-        content = path.read_bytes() if path is not None and self.world.main and path.exists() else b""
+        content = read_state(path) if path is not None and self.world.main and path.exists() else b""
         content = self.world.from_main(content)
         if not content or path is None:
             return

@@ -263,7 +263,7 @@ def test_a_searcher_that_does_not_fit_is_left_out_with_its_reason(call: Callable
         (("--searchers", "randm"), "did you mean 'random'"),
         (("--searchers", "random:seeds"), "NAME=VALUE"),
         (("--searchers", "random:metrik=1"), "did you mean 'metric'"),
-        (("--seeds", 0), "seeds=0 is too small"),
+        (("--batch", 0), "batch=0 should be greater than or equal to 1"),
         (("--csv", "nowhere.csv"), "cannot be read"),
     ],
 )

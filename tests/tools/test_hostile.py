@@ -22,9 +22,11 @@ from PIL import Image
 
 from helpers import watched
 from helpers.coco import make_coco
+from helpers.fit_plans import plan_of, setting
 from helpers.scripts import run_script
 from helpers.tiny import TINY, TINY_SPACE
 from searchers import Study
+from supernet_tools.pipeline.command_line import COMMANDS
 from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.folder import DETECTOR_FORMAT
 from supernet_tools.pipeline.runs import open_run
@@ -43,6 +45,7 @@ scans = build
 
 OPENING = {
     "search": ("--trials", 1, "--searcher", "random"),
+    "select_network": ("--search", "random", "--trainings", 2),
     "evaluate": ("--arch", ARCH),
     "retrain": ("--arch", ARCH, "--epochs", 1),
     "export": ("--arch", ARCH, "--inherit"),
@@ -185,7 +188,8 @@ def test_hostile_folders_run_nothing_and_write_nowhere_else(stage: Stage) -> Non
         expected.extend([fragments] * (len(stage.calls) - len(expected)))
 
     for name, changes in CODE.items():
-        stage.open_all(stage.run(name, **changes))
+        stage.open_all(run := stage.run(name, **changes))
+        stage.calls.append(("export", run, "--search", "random", "--front"))
         named = changes.get("space") or changes["data"]["source"]
         expect("run.json", repr(named), f"--trust {named}")
     plugin = stage.run("plug-in", space="planted")
@@ -200,6 +204,7 @@ def test_hostile_folders_run_nothing_and_write_nowhere_else(stage: Stage) -> Non
     stage.calls.append(("draw", "planted:build", "--arch", ARCH))
     expect("'planted:build' would be imported from", "PYTHONPATH")
 
+    hostile_plans(stage, expect)
     hostile_links(stage, expect)
     hostile_exports(stage, expect)
     hostile_files(stage, expect)
@@ -233,6 +238,7 @@ def hostile_links(stage: Stage, expect: Any) -> None:
         ("export", ("export",)),
         ("fidelity", ("fidelity",)),
         ("images", ("retrain",)),
+        ("select", ("select_network",)),
     ):
         folder = stage.run(f"link-{name}")
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -246,6 +252,10 @@ def hostile_links(stage: Stage, expect: Any) -> None:
         (folder / name).symlink_to(stage.victims / ("precious" if name.endswith("lock") else "empty"))
         stage.open_all(folder, ("evaluate",))
         expect(name)
+    folder = stage.run("link-page")
+    (folder / "report.html").symlink_to(stage.victims / "precious")
+    stage.open_all(folder, ("report",))
+    expect("report.html is a link that leads out of")
     folder = stage.run("link-study")
     for name in ("study.db", "study.db.lock"):
         (folder / "search" / "random" / name).unlink()
@@ -350,6 +360,27 @@ def annotations(stage: Stage) -> Iterator[Path]:
         file = stage.work / "coco" / f"hostile{number}.json"
         file.write_text(json.dumps(document))
         yield file
+
+
+def hostile_plans(stage: Stage, expect: Any) -> None:
+    """Runs that somebody began with `fit`, whose plan names code as its space."""
+    for name, space, settings in (
+        ("hub", "torch.hub:load", [f'repo_or_dir="{stage.work / "hub"}"', 'model="x"', 'source="local"']),
+        ("popen", "subprocess:Popen", [f'args=["touch", "{stage.victims / "popen"}"]']),
+        ("planted", "planted:build", []),
+    ):
+
+        def change(document: dict[str, Any], space: str = space, settings: list[str] = settings) -> None:
+            setting("space", space)(document)
+            setting("space_settings", settings)(document)
+
+        stage.calls.append(("fit", "digits", "--out", plan_of(stage.runs / f"plan-{name}", change)))
+        expect("fit.json", repr(space), f"--trust {space}")
+
+
+def test_every_command_is_attacked() -> None:
+    """A new command needs its lines above."""
+    assert {*OPENING, "train_supernet", "fit", "quickstart"} == set(COMMANDS.values())
 
 
 # -- the watch itself, and what remains possible ----------------------------------------------------------------------

@@ -13,11 +13,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from supernet.checked import Count, FilePath, Natural
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import print_table
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 class Alone:
     """Compare random paths of trained supernets with the same paths trained alone for as many steps."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[FilePath, ...], tyro.conf.Positional]
     """Folders of trained supernets."""
-    paths: int = 3
+    paths: Natural = 3
     """Random architectures per run."""
-    bn_batches: int = 10
+    bn_batches: Count = 10
     """Calibration batches of 64 images."""
     trust: Trust = ()
     """Code from outside this project that the runs name and that may run, as package.module:function."""

@@ -205,7 +205,10 @@ def save_plot(figure: "plotly.graph_objects.Figure", path: Path) -> None:
 
     If they are not, one printed line says why there is no PNG.
     """
-    figure.write_html(path.with_suffix(".html"), include_plotlyjs=True)
+    from supernet.files import replacing
+
+    with replacing(path.with_suffix(".html")) as temporary:  # never through a link that somebody has put there
+        temporary.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
     try:
         figure.write_image(path.with_suffix(".png"), width=1000, height=650)
     except (ImportError, ValueError, RuntimeError) as error:

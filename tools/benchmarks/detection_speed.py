@@ -24,10 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import tyro
-
 from detection.config import DetectionAugment, DetectionData
-from supernet_tools.pipeline.command_line import main
+from supernet.checked import Count, FilePath, Seed, Threads
+from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
@@ -63,12 +62,12 @@ REST = "the rest"
 
 
 def mean_average_precision(
-    annotations: Path | None = None,
-    folder: Path = Path(),
-    images: int = 72,
-    detections: tuple[int, ...] = (50, 100),
-    runs: int = 7,
-    threads: int = 1,
+    annotations: FilePath | None = None,
+    folder: FilePath = Path(),
+    images: Count = 72,
+    detections: tuple[Count, ...] = (50, 100),
+    runs: Count = 7,
+    threads: Threads = 1,
 ) -> None:
     """Processor time of COCO's twelve metrics here and by pycocotools, for boxes scattered around the true ones.
 
@@ -177,30 +176,30 @@ class Scoring:
 
     data: DetectionData = field(default_factory=functools.partial(DetectionData, size=128))
     """Composed digits, or a set in COCO's layout, whose validation images score the candidates."""
-    batches: int = 25
+    batches: Count = 25
     """Calibration batches."""
-    images: int = 8
+    images: Count = 8
     """Images per calibration batch."""
-    batch: int = 16
+    batch: Count = 16
     """Validation images per forward pass."""
-    width: int = 64
+    width: Count = 64
     """Channels of the pyramid and the head."""
-    convs: int = 2
+    convs: Count = 2
     """Convolutions per tower of the head."""
-    steps: int = 300
+    steps: Count = 300
     """Training steps on uniform paths, so that scores differ."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, paths and candidates."""
-    threads: int = 1
+    threads: Threads = 1
     """Threads of torch."""
 
 
 def pyramids(
     scoring: Scoring = Scoring(),
     backbone: str = "detnas-coco-retinanet-300m",
-    repeats: int = 1,
-    networks: int = 50,
-    call: int = 10,
+    repeats: Count = 1,
+    networks: Count = 50,
+    call: Count = 10,
 ) -> None:
     """Random pyramids on a fixed backbone, whose features are cached, against scoring one detector at a time.
 
@@ -218,7 +217,9 @@ def pyramids(
     compare(f"{networks} pyramids on {backbone}", detector, splits, scoring, calls)
 
 
-def generation(scoring: Scoring = Scoring(), backbone: str = "detnas-300m", networks: int = 20, after: int = 5) -> None:
+def generation(
+    scoring: Scoring = Scoring(), backbone: str = "detnas-300m", networks: Count = 20, after: Count = 5
+) -> None:
     """Generations of an evolution of RetinaNet's backbone, with shared prefixes, against scoring one at a time.
 
     Args:
@@ -444,7 +445,7 @@ def run() -> None:
         "pyramids": pyramids,
         "generation": generation,
     }
-    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    run_one_of(commands, __doc__)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from supernet.checked import Count, FilePath, Name, Natural, Seed
 from supernet.errors import InputError, RunError
 from supernet_tools.benchmarks.curves import new_figure, save_plot
 from supernet_tools.pipeline.command_line import main, parse
@@ -38,19 +38,19 @@ class Compare:
     Finished trainings are kept, so the same command resumes.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of a trained detector supernet and its search."""
-    search: str = "detnas"
+    search: Name = "detnas"
     """Name of the search. Its best network is one arm; random networks keep to its limits."""
-    random: int = 3
+    random: Natural = 3
     """Number of random networks within the limits of the search."""
-    seeds: int = 3
+    seeds: Count = 3
     """Trainings per network, with seeds that count up from --seed."""
-    seed: int = 0
+    seed: Seed = 0
     """The first of these seeds; it also draws the random networks."""
     plain: str | None = None
     """An arm whose backbone takes this option in every block, e.g. shuffle3 …"""
-    plain_widths: tuple[int, ...] = ()
+    plain_widths: tuple[Count, ...] = ()
     """… with stages of these widths. The backbone must cost at least as many MACs as the one that was found."""
     wiring: str | None = None
     """An arm with this published pyramid, e.g. nasfpn-7 …"""
@@ -58,7 +58,7 @@ class Compare:
     """… shifted by this many levels: -1 reads P3 to P7 as P2 to P6."""
     fpn: bool = False
     """An arm with an ordinary feature pyramid on the fixed backbone of the run."""
-    name: str = "detectors"
+    name: Name = "detectors"
     """Name of the result, RUN/compared/NAME.json, and of the histogram of the search's scores."""
 
 
@@ -75,11 +75,13 @@ def run() -> None:
         raise InputError("--plain-widths needs --plain, the option of that arm")
 
     from supernet.files import write_json
+    from supernet.paths import inside
     from supernet.train import check_training
     from supernet_tools.pipeline.config import DetectorRun
     from supernet_tools.pipeline.runs import open_run
 
     new_figure()  # fails before the trainings, not after them, if plotly is missing
+    file = inside(args.run, "compared", f"{args.name}.json")
     opened = open_run(args.run)
     if not isinstance(opened.config, DetectorRun):
         raise InputError(
@@ -99,9 +101,8 @@ def run() -> None:
         "networks": rows,
         "differences": differences(rows),
     }
-    (args.run / "compared").mkdir(exist_ok=True)
-    write_json(args.run / "compared" / f"{args.name}.json", document)
-    save_plot(histogram(scores), args.run / "compared" / args.name)
+    write_json(file, document)
+    save_plot(histogram(scores), file.with_suffix(""))
     show(document)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from supernet.checked import Count, Seed
 from supernet.space import Arch
 from supernet_tools.benchmarks.curves import format_mean
 from supernet_tools.benchmarks.oracles import Oracle, nasbench_macro
@@ -25,10 +26,10 @@ class PointsOf(Protocol):
 
 
 def front(
-    seeds: int = 30,
-    first_seed: int = 0,
-    evaluations: int = 300,
-    populations: tuple[int, ...] = (20, 50, 100),
+    seeds: Count = 30,
+    first_seed: Seed = 0,
+    evaluations: Count = 300,
+    populations: tuple[Count, ...] = (20, 50, 100),
     peers: bool = True,
 ) -> None:
     """Hypervolume of accuracy and MACs on NAS-Bench-Macro, as a share of that of the table's Pareto front.

@@ -3,9 +3,9 @@
 import itertools
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from supernet.checked import Count, FilePath, Seed
 from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
@@ -23,14 +23,14 @@ SHOWN = 0.01
 
 def gains(
     oracles: tuple[str, ...] = ("nasbench-macro", "pyramid"),
-    csv: Path | None = None,
+    csv: FilePath | None = None,
     space: str = "nasbench-macro",
     searchers: tuple[str, ...] = ("reinforce", "reinforce:published"),
-    seeds: int = 20,
-    first_seed: int = 0,
-    evaluations: int = 300,
-    batch: int = 1,
-    points: tuple[int, ...] = (100, 200, 300),
+    seeds: Count = 20,
+    first_seed: Seed = 0,
+    evaluations: Count = 300,
+    batch: Count = 1,
+    points: tuple[Count, ...] = (100, 200, 300),
 ) -> None:
     """Best score after a number of networks, minus that of random search with the same seed.
 
@@ -50,9 +50,6 @@ def gains(
         batch: Architectures per proposal.
         points: Evaluations at which the difference is printed.
     """
-    for name, value in (("seeds", seeds), ("evaluations", evaluations), ("batch", batch)):
-        if value < 1:
-            raise InputError(f"{name}={value} is too small; give at least 1")
     makers = {name: maker(name, evaluations) for name in ("random", *searchers)}
     numbers = range(first_seed, first_seed + seeds)
     reached = [n for n in points if n <= evaluations]
@@ -94,12 +91,12 @@ def _named(names: Sequence[str], seeds: Sequence[int]) -> "list[tuple[str, Seque
 
 def ladder(
     surrogates: tuple[Literal["mlp", "lstm"], ...] = ("mlp", "lstm"),
-    epochs: tuple[int, ...] = (20, 100),
+    epochs: tuple[Count, ...] = (20, 100),
     settings: tuple[str, ...] = (),
-    beam: int = 100,
-    cells: int = 500,
-    seeds: int = 6,
-    first_seed: int = 0,
+    beam: Count = 100,
+    cells: Count = 500,
+    seeds: Count = 6,
+    first_seed: Seed = 0,
 ) -> None:
     """How well the surrogates of progressive search rank cells of one block more than they have seen.
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from supernet.checked import Count, FilePath, Natural, Pixels, Positive, Seed, Share, Threads
 from supernet.config import Augment, Window
 from supernet.errors import InputError, nearest
 from supernet_tools.benchmarks.race import LIMITS, Races, raced, shipped_table, simple_of
-from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.tables import print_table
 
@@ -68,16 +69,16 @@ VARIANTS: dict[str, tuple[int, Change]] = {
 def variants(
     names: tyro.conf.Positional[tuple[str, ...]] = tuple(VARIANTS),
     source: str = "cifar10",
-    size: int = 16,
-    epochs: int = 8,
-    batch: int = 128,
-    ema: float = 0.998,
-    n: int = 400,
-    images: int = 2500,
-    bn_batches: int = 4,
-    seeds: tuple[int, ...] = (0,),
-    threads: int = 1,
-    out: Path = Path("runs/ranking"),
+    size: Pixels = 16,
+    epochs: Count = 8,
+    batch: Count = 128,
+    ema: Share = 0.998,
+    n: Count = 400,
+    images: Count = 2500,
+    bn_batches: Count = 4,
+    seeds: tuple[Seed, ...] = (0,),
+    threads: Threads = 1,
+    out: FilePath = Path("runs/ranking"),
 ) -> None:
     """Train `macro-cifar10` in several ways with equally many passes of a path, and rank networks of the table by each.
 
@@ -189,14 +190,14 @@ def _ranked(config: SupernetRun, folder: Path, name: str, n: int, images: int, b
 
 
 def picks(
-    runs: tyro.conf.Positional[tuple[Path, ...]],
-    evaluations: int = 1000,
-    seeds: int = 5,
-    labels: int = 20,
-    tuned_epochs: int = 0,
-    tuned_limit: float = 0.5,
-    bn_batches: int = 10,
-    threads: int = 1,
+    runs: tyro.conf.Positional[tuple[FilePath, ...]],
+    evaluations: Count = 1000,
+    seeds: Count = 5,
+    labels: Natural = 20,
+    tuned_epochs: Natural = 0,
+    tuned_limit: Positive = 0.5,
+    bn_batches: Count = 10,
+    threads: Threads = 1,
 ) -> None:
     """Search trained `nasbench-macro` supernets under limits of MACs, and report the true ranks of their choices.
 
@@ -220,12 +221,17 @@ def picks(
     from supernet_tools.pipeline.runs import open_run
     from supernet_tools.pipeline.search import shared_scores
 
+    if not runs:
+        raise InputError("name at least one folder of a trained supernet")
     torch.set_num_threads(threads)
     truth, settings = shipped()
     macs = {arch: row["macs"] for arch, row in settings["costs"].items()}
     accuracy = {arch: value for arch, value in truth.values.items() if value is not None}
     table = shipped_table()
     opened = [open_run(run) for run in runs]
+    other = next((run for run in opened if run.space.digest() != table.space.digest()), None)
+    if other is not None:
+        raise InputError(f"{other.folder} is a run of {other.space.name!r}; give runs of {table.space.name!r}")
     scores = [shared_scores(run, list(truth.values), bn_batches=bn_batches) for run in opened]
     for limit in LIMITS:
         inside = [arch for arch in accuracy if limit is None or macs[arch] <= limit * max(macs.values())]
@@ -333,7 +339,7 @@ def _fine_tuned(run: "Run", archs: "list[Arch]", epochs: int) -> "list[Arch]":
 def run() -> None:
     """Runs the command that the first argument names."""
     commands: dict[str, Callable[..., None]] = {"variants": variants, "picks": picks}
-    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    run_one_of(commands, __doc__)
 
 
 if __name__ == "__main__":

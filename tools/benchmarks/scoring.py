@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
+from supernet.checked import Count, FilePath, Pixels, Positive, Seed, Threads
 from supernet_tools.benchmarks.curves import format_mean
-from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ B = TypeVar("B")
 
 
 def prefix(
-    run: tyro.conf.Positional[Path],
-    trials: int = 1000,
-    generation: int = 50,
-    images: int = 1000,
-    calibration: int = 4,
-    usual: int = 20,
-    folder: Path | None = None,
-    threads: int = 1,
+    run: tyro.conf.Positional[FilePath],
+    trials: Count = 1000,
+    generation: Count = 50,
+    images: Count = 1000,
+    calibration: Count = 4,
+    usual: Count = 20,
+    folder: FilePath | None = None,
+    threads: Threads = 1,
 ) -> None:
     """Time to score the generations of a top-k evolution: with shared prefixes, one by one, and as is common elsewhere.
 
@@ -146,7 +147,7 @@ def common_way(opened: "Run", arch: "Arch", folder: Path, images: int, calibrati
     return right / images
 
 
-def bn(run: tyro.conf.Positional[Path], networks: int = 100, images: int = 1000, threads: int = 1) -> None:
+def bn(run: tyro.conf.Positional[FilePath], networks: Count = 100, images: Count = 1000, threads: Threads = 1) -> None:
     """Mean accuracy of random networks under each batch-norm policy, and agreement with the NAS-Bench-Macro table.
 
     Args:
@@ -195,13 +196,13 @@ def bn(run: tyro.conf.Positional[Path], networks: int = 100, images: int = 1000,
 
 def rate(
     space: str = "spos",
-    size: int = 32,
-    batches: int = 10,
-    batch: int = 32,
-    networks: int = 40,
-    rounds: int = 5,
-    seed: int = 0,
-    threads: int = 1,
+    size: Pixels = 32,
+    batches: Count = 10,
+    batch: Count = 32,
+    networks: Count = 40,
+    rounds: Count = 5,
+    seed: Seed = 0,
+    threads: Threads = 1,
 ) -> None:
     """Networks scored per minute, with random weights: random ones, and children of ten similar parents.
 
@@ -251,13 +252,13 @@ def rate(
 
 def dtype(
     space: str = "spos",
-    size: int = 32,
-    batches: int = 10,
-    batch: int = 32,
-    networks: int = 40,
-    rounds: int = 5,
-    seed: int = 0,
-    threads: int = 1,
+    size: Pixels = 32,
+    batches: Count = 10,
+    batch: Count = 32,
+    networks: Count = 40,
+    rounds: Count = 5,
+    seed: Seed = 0,
+    threads: Threads = 1,
 ) -> None:
     """Networks scored per minute of processor time in float32 and bfloat16, with random weights, in turn.
 
@@ -339,10 +340,10 @@ def populations(space: "SearchSpace", networks: int, rng: "Random") -> dict[str,
 
 def latency(
     spaces: tuple[str, ...] = ("nasbench-macro", "shufflenet-small", "spos"),
-    networks: int = 20,
-    batch: int = 1,
-    seconds: float = 0.1,
-    threads: int = 1,
+    networks: Count = 20,
+    batch: Count = 1,
+    seconds: Positive = 0.1,
+    threads: Threads = 1,
 ) -> None:
     """Error of a latency table, a sum over measured steps, against timing whole networks at the space's input size.
 
@@ -375,7 +376,7 @@ def run() -> None:
         "dtype": dtype,
         "latency": latency,
     }
-    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    run_one_of(commands, __doc__)
 
 
 if __name__ == "__main__":

@@ -12,31 +12,29 @@ Each prints one table per space with a row per searcher, means with 95 % interva
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import tyro
-
+from supernet.checked import Count, FilePath, Seed
 from supernet.errors import InputError
 from supernet_tools.benchmarks.curves import Curve, best_after, curve, format_mean, maker, new_figure, plot, save_plot
 from supernet_tools.benchmarks.fronts import front
 from supernet_tools.benchmarks.gains import gains, ladder
 from supernet_tools.benchmarks.oracles import Oracle, from_csv, oracle_of
 from supernet_tools.benchmarks.supernets import supernet
-from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.tables import print_table
 
 
 def regret(
     oracles: tuple[str, ...] = ("nasbench-macro", "additive-0", "interactions-0", "conditional-0"),
-    csv: Path | None = None,
+    csv: FilePath | None = None,
     space: str = "nasbench-macro",
     searchers: tuple[str, ...] = (),
-    seeds: int = 20,
-    first_seed: int = 0,
-    evaluations: int = 500,
-    batch: int = 1,
-    points: tuple[int, ...] = (50, 100, 200),
-    out: Path | None = None,
+    seeds: Count = 20,
+    first_seed: Seed = 0,
+    evaluations: Count = 500,
+    batch: Count = 1,
+    points: tuple[Count, ...] = (50, 100, 200),
+    out: FilePath | None = None,
 ) -> None:
     """Distinct evaluations until the best network, the top ten and the top 1 % are reached, and the regret on the way.
 
@@ -56,9 +54,6 @@ def regret(
         points: Evaluations at which the regret is printed.
         out: Folder for the curves: regret-ORACLE.json, .html and .png. Without it, only tables are printed.
     """
-    for name, value in (("seeds", seeds), ("evaluations", evaluations), ("batch", batch)):
-        if value < 1:
-            raise InputError(f"{name}={value} is too small; give at least 1")
     if out is not None:
         new_figure()  # fails before the searches, not after them, if plotly is missing
         out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +112,7 @@ def run() -> None:
         "ladder": ladder,
         "front": front,
     }
-    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    run_one_of(commands, __doc__)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from supernet.checked import Count, FilePath, Natural, Seed
 from supernet.errors import InputError
 from supernet.space import Arch
 from supernet_tools.benchmarks.curves import Curve, best_after, curve, format_mean, maker, new_figure, plot, save_plot
@@ -89,17 +90,17 @@ class Supernet:
 
 
 def supernet(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    runs: Annotated[tuple[FilePath, ...], tyro.conf.Positional],
     searchers: tuple[str, ...] = SEARCHERS,
     score: Literal["loss", "accuracy", "map", "map50"] = "loss",
-    seeds: int = 5,
-    first_seed: int = 0,
-    evaluations: int = 300,
-    batch: int = 10,
-    points: tuple[int, ...] = (50, 100, 200, 300),
-    images: int = 0,
-    bn_batches: int = 10,
-    out: Path | None = None,
+    seeds: Count = 5,
+    first_seed: Seed = 0,
+    evaluations: Count = 300,
+    batch: Count = 10,
+    points: tuple[Count, ...] = (50, 100, 200, 300),
+    images: Natural = 0,
+    bn_batches: Count = 10,
+    out: FilePath | None = None,
 ) -> None:
     """The best score found on trained supernets at equal numbers of distinct evaluations.
 
@@ -120,9 +121,8 @@ def supernet(
         bn_batches: Calibration batches, of 64 images or of a detector's `scoring_batch`.
         out: Folder for the curves: supernet-RUN.json, .html and .png. Without it, only tables are printed.
     """
-    for name, value in (("seeds", seeds), ("evaluations", evaluations), ("batch", batch), ("runs", len(runs))):
-        if value < 1:
-            raise InputError(f"{name}={value} is too small; give at least 1")
+    if not runs:
+        raise InputError("name at least one folder of a trained supernet")
     if len({path.resolve().name for path in runs}) < len(runs):
         raise InputError("two runs have folders of the same name, which names their results; rename one")
     makers = {name: _searching_for(name, score, evaluations) for name in searchers}

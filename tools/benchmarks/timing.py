@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import tyro
-
+from supernet.checked import Count, Pixels, Threads
 from supernet_tools.benchmarks.curves import PATIENCE, format_mean
-from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from supernet.space import Arch
 
 
-def memory_order(space: str = "shufflenet-small", size: int = 16, steps: int = 60, threads: int = 1) -> None:
+def memory_order(space: str = "shufflenet-small", size: Pixels = 16, steps: Count = 60, threads: Threads = 1) -> None:
     """Time of a training step in channels-last order over contiguous order, alternating on the same paths.
 
     Args:
@@ -59,7 +58,7 @@ def memory_order(space: str = "shufflenet-small", size: int = 16, steps: int = 6
     print_table(f"{space}, {size}×{size}, forward and backward", ("batch", "median ratio", "quartiles", "n"), rows)
 
 
-def oracle(seeds: int = 500, optuna_seeds: int = 20, batches: tuple[int, ...] = (1, 50)) -> None:
+def oracle(seeds: Count = 500, optuna_seeds: Count = 20, batches: tuple[Count, ...] = (1, 50)) -> None:
     """Distinct networks that a searcher evaluates until it finds the best of NAS-Bench-Macro, and one of the top ten.
 
     Scores are read from the table, without a study. Architectures with the same normal form count once; within a batch
@@ -138,7 +137,7 @@ def _networks() -> "tuple[dict[Arch, str], dict[str, float], list[str]]":
 def run() -> None:
     """Runs the command that the first argument names."""
     commands: dict[str, Callable[..., None]] = {"memory-order": memory_order, "oracle": oracle}
-    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    run_one_of(commands, __doc__)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
+from supernet.checked import Count, FilePath, Natural, Pixels, Seed, Threads
 from supernet.errors import InputError
 from supernet_tools.benchmarks.curves import format_mean
-from supernet_tools.pipeline.command_line import main
+from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
@@ -64,11 +63,11 @@ def step_seconds(
 
 def engine(
     spaces: tuple[str, ...] = ("shufflenet-small", "nasbench-macro", "nasbench201"),
-    size: int = 16,
-    batch: int = 64,
-    paths: int = 30,
-    steps: int = 4,
-    threads: int = 1,
+    size: Pixels = 16,
+    batch: Count = 64,
+    paths: Count = 30,
+    steps: Count = 4,
+    threads: Threads = 1,
     cpu: bool = False,
 ) -> None:
     """Time of a supernet's training step over that of the subnet of the same path, the two alternating.
@@ -153,14 +152,14 @@ def plain_loop(network: "nn.Module", folder: Path, *, size: int, batch: int, wor
 
 
 def throughput(
-    folder: Path,
+    folder: FilePath,
     space: str = "nasbench-macro",
-    size: int = 32,
-    batch: int = 128,
-    steps: int = 40,
-    rounds: int = 5,
-    workers: int = 1,
-    threads: int = 1,
+    size: Pixels = 32,
+    batch: Count = 128,
+    steps: Count = 40,
+    rounds: Count = 5,
+    workers: Natural = 1,
+    threads: Threads = 1,
 ) -> None:
     """Images per second of this engine against a plain loop with a DataLoader: one path, the same augmentation.
 
@@ -204,9 +203,9 @@ def throughput(
 def uses(
     spaces: tuple[str, ...] = ("nasbench201", "nasnet-small", "pnasnet-small"),
     samplers: tuple[str, ...] = ("uniform", "weighted", "even"),
-    steps: int = 4000,
-    seeds: int = 5,
-    first_seed: int = 0,
+    steps: Count = 4000,
+    seeds: Count = 5,
+    first_seed: Seed = 0,
 ) -> None:
     """How many of the steps of a training use a weight tensor of a candidate operation; nothing is trained.
 
@@ -253,10 +252,10 @@ def uses(
 
 def depthwise(
     spaces: tuple[str, ...] = ("nasbench-macro", "spos"),
-    size: int = 32,
-    batch: int = 64,
-    paths: int = 10,
-    threads: int = 1,
+    size: Pixels = 32,
+    batch: Count = 64,
+    paths: Count = 10,
+    threads: Threads = 1,
 ) -> None:
     """Processor time of torch's forward and backward pass over that with `FastDepthwise`, the two alternating.
 
@@ -310,7 +309,7 @@ def run() -> None:
         "uses": uses,
         "depthwise": depthwise,
     }
-    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    run_one_of(commands, __doc__)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from supernet.checked import Count, FilePath, Name, Natural, Positive, Seed, Share
 from supernet.errors import InputError, RunError
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import mean_and_deviation, print_differences, print_table
+from supernet_tools.pipeline.units import Limit
 
 if TYPE_CHECKING:
     from supernet.config import Train
@@ -32,31 +33,31 @@ class Widths:
     All are filled up to the budget in the same way. Finished trainings are kept, so the same command resumes.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of a trained width supernet and its searches."""
-    max_macs: float | None = None
+    max_macs: Limit = None
     """Budget of multiply-accumulates …"""
-    max_params: float | None = None
+    max_params: Limit = None
     """… or of parameters; the same as in the searches."""
-    searches: tuple[str, ...] = ("morphnet",)
+    searches: tuple[Name, ...] = ("morphnet",)
     """Names of searches, whose best networks are compared."""
-    random: int = 10
+    random: Natural = 10
     """Random width vectors."""
-    spread: float = 4.0
+    spread: Positive = 4.0
     """Each group is scaled by a random factor between 1 / spread and spread before all are scaled to the budget."""
-    seeds: int = 3
+    seeds: Count = 3
     """Trainings per network, with seeds that count up from --seed; the same for all."""
-    seed: int = 0
+    seed: Seed = 0
     """The first of these seeds; it also draws the random widths."""
-    share: float = 0.01
+    share: Share = 0.01
     """How far below the budget a network may lie, as a share of it."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Overrides the recipe."""
-    batch: int | None = None
+    batch: Count | None = None
     """Overrides the recipe."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Overrides the recipe."""
-    name: str = "widths"
+    name: Name = "widths"
     """Name of the result, RUN/widths/NAME.json."""
 
 
@@ -73,9 +74,11 @@ def run() -> None:
         )
 
     from supernet.files import write_json
+    from supernet.paths import inside
     from supernet.train import check_training
     from supernet_tools.pipeline.runs import open_run
 
+    file = inside(args.run, "widths", f"{args.name}.json")
     opened = open_run(args.run)
     changed = {name: value for name in ("epochs", "batch", "lr") if (value := getattr(args, name)) is not None}
     train = dataclasses.replace(opened.config.retrain, **changed)
@@ -89,8 +92,7 @@ def run() -> None:
         "images": len(opened.data.test),
         **results,
     }
-    (args.run / "widths").mkdir(exist_ok=True)
-    write_json(args.run / "widths" / f"{args.name}.json", document)
+    write_json(file, document)
     show(document)
 
 

@@ -109,7 +109,8 @@ def _known(run: "Run") -> Iterator[Arch]:
     for file in sorted([*run.folder.glob("retrain/*/result.json"), *run.folder.glob("select/*.json")]):
         with contextlib.suppress(InputError):
             document = read_json(file)
-            for row in [document, *document.get("networks", ())]:
+            networks = document.get("networks")
+            for row in [document, *(networks if isinstance(networks, list) else ())]:
                 if isinstance(row, Mapping) and isinstance(row.get("arch"), Mapping):
                     yield run.space.normal_form(run.space.canonical(row["arch"]))
 

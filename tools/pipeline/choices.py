@@ -1,11 +1,11 @@
 """What `supernet fit` knows of a source, a machine and a user's wishes, what it chooses, and how it shares the time."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from supernet.checked import Checked, Count, NonNegative, Positive
+from supernet.checked import Checked, Count, NonNegative, Pixels, Positive, Share, Text
 
 LAYOUTS = ("COCO", "YOLO", "Pascal VOC")
 """Of images with boxes."""
@@ -98,6 +98,24 @@ class Budget(Checked):
     """How long pieces of work take; without it epochs, trials and trainings are those of a small run."""
     factor: Positive = 1.0
     """By which the widths of a detector are scaled, so that networks within the limits exist."""
+
+
+@dataclass(frozen=True)
+class Chosen(Checked):
+    """What `fit` decides, with the ranges of its flags, for settings that are read from a file."""
+
+    size: Pixels
+    batch: Annotated[int, Ge(2), Le(2**24)]
+    validation: Share
+    space: Text
+    space_settings: tuple[str, ...]
+    init: Literal["scratch", "shared"]
+    epochs: Count
+    trials: Count
+    trainings: Annotated[float, Ge(2)]
+    retrain_epochs: Count
+    front: Annotated[int, Ge(0), Le(1000)]
+    anchor_scale: Positive = 3.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import io
 import os
@@ -18,11 +19,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from supernet.checked import Checked, FilePath, check, fields_of, unchecked
+from supernet.checked import Checked, FilePath, check, checked_arguments, fields_of, unchecked
 from supernet.errors import InputError, RunError, Terminated, nearest
 from supernet.paths import work_saved
 from supernet.plugins import FUNCTION
 from supernet_tools.pipeline.located import HERE, look_in
+from supernet_tools.pipeline.settings import signature_types
 from supernet_tools.pipeline.trust import Trust, trust, trust_recipe
 
 T = TypeVar("T")
@@ -143,6 +145,8 @@ def parse(settings: type[T], description: str | None, args: Sequence[str] | None
     Raises:
         InputError: a flag that is unknown or given twice, or a value of a wrong type or out of range.
     """
+    kind: Any = settings
+    _refuse_empty_paths(sys.argv[1:] if args is None else args, fields_of(kind))
     with unchecked():
         values: T = _cli(settings, description=description, args=args, prog=_program(), flags=_flags(settings))
     check(values, remedy=lambda name: "" if _positional(settings, name) else _remedy(name))
@@ -153,25 +157,64 @@ def parse(settings: type[T], description: str | None, args: Sequence[str] | None
     return values
 
 
-def _cli(target: Any, *, args: Sequence[str] | None, flags: Iterable[str], **options: Any) -> Any:
+def run_one_of(commands: Mapping[str, Callable[..., None]], description: str | None) -> None:
+    """Runs the function that the first argument names, with its arguments as typed flags.
+
+    Raises:
+        InputError: a command or flag that is unknown or given twice, or a value of a wrong type or out of range.
+    """
+    from tyro.extras import subcommand_cli_from_dict
+
+    def deferred(function: Callable[..., None]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def bound(*args: Any, **values: Any) -> Any:
+            return functools.partial(function, *args, **values)
+
+        return bound
+
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in ("-h", "--help"):
+        choose("command", name, commands)
+    arguments = [item for function in commands.values() for item in signature_types(function).items()]
+    flags = [flag for argument, kind in arguments for flag in _flags_of(argument, kind)]
+    _refuse_empty_paths(sys.argv[2:], dict(arguments))
+    with unchecked():
+        call = _cli(
+            {command: deferred(function) for command, function in commands.items()},
+            cli=subcommand_cli_from_dict,
+            args=None,
+            flags=flags,
+            prog=_program(),
+            description=description,
+        )
+    for value in call.keywords.values():
+        if dataclasses.is_dataclass(value):
+            check(value)
+    checked_arguments(call.func)(*call.args, **call.keywords)
+
+
+def _cli(
+    target: Any, *, args: Sequence[str] | None, flags: Iterable[str], cli: Callable[..., Any] = tyro.cli, **options: Any
+) -> Any:
     """What `tyro.cli` returns; the box that it draws around an error becomes one line.
 
     Args:
         target: what tyro fills.
         args: the command line; that of the process if None.
         flags: what a wrong flag is compared with.
-        options: passed on to `tyro.cli`.
+        cli: `tyro.cli`, or a function that takes the same arguments.
+        options: of `cli`.
     """
     args = sys.argv[1:] if args is None else args
     once(args)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(target, args=args, **options)
+            return cli(target, args=args, **options)
     except SystemExit as stopped:
         if stopped.code in (0, None):
             raise
-        rows = [re.sub("[╭╮╰╯│─]+", " ", row).strip() for row in messages.getvalue().splitlines()]
+        rows = [re.sub("[╭╮╰╯│─]+|-{3,}", " ", row).strip() for row in messages.getvalue().splitlines()]
         text = " ".join(row for row in rows[1:] if row).partition("For full helptext")[0]
         text = text.partition("Argument helptext:")[0].strip(" .")
         if text.startswith("Unrecognized"):
@@ -193,11 +236,27 @@ def _unknown(args: Sequence[str], known: Iterable[str], first: str) -> str:
 def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
     """Yields the flags of a dataclass, those of the dataclasses in it behind a dot."""
     for name, kind in fields_of(settings).items():
-        flag = prefix + name.replace("_", "-")
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from _flags(kind, f"{flag}.")
-        else:
-            yield flag
+        yield from _flags_of(name, kind, prefix)
+
+
+def _flags_of(name: str, kind: Any, prefix: str = "--") -> Iterator[str]:
+    """Yields the flag of an argument, or those of the dataclass that it is."""
+    flag = prefix + name.replace("_", "-")
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        yield from _flags(kind, f"{flag}.")
+    else:
+        yield flag
+
+
+def _refuse_empty_paths(args: Sequence[str], kinds: Mapping[str, Any]) -> None:
+    """Raises `InputError` for a flag whose path is empty, as "$UNSET" is in a shell: it would mean this folder."""
+    paths = {flag for name, kind in kinds.items() if "pathlib.Path" in str(kind) for flag in _flags_of(name, kind)}
+    flag = ""
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        flag = name.replace("_", "-") if arg.startswith("--") else flag
+        if flag in paths and (arg == "" or (equals and name.startswith("--") and not value)):
+            raise InputError(f"{flag} '' names nothing; give a file or folder, . for this one")
 
 
 def once(args: Sequence[str]) -> None:
@@ -260,6 +319,7 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         look_in(HERE)
         return config, out, "plan" if plan else "find-lr" if find_lr else "train", accept_changed_data
 
+    _refuse_empty_paths(args, fields_of(Output))
     with unchecked():
         flags = [*_flags(kind), "--out", "--plan", "--find-lr", "--accept-changed-data", "--trust"]
         parsed = _cli(configure, args=args[1:], flags=flags, prog=f"{_program()} {args[0]}", description=description)

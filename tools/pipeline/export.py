@@ -12,6 +12,7 @@ from supernet.export import export
 from supernet.export.folder import check_replaceable
 from supernet.paths import inside
 from supernet.space import Arch
+from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.run import Run
 
 
@@ -43,6 +44,12 @@ def export_stage(
     if size is not None:
         preprocess = dataclasses.replace(preprocess, input_size=size)
     return folder, export(exported, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx)
+
+
+def check_repeats(run: Run, repeats: int) -> None:
+    """Raises `InputError`, before a network is built for it, unless the run is that of a detector with NAS-FPN."""
+    if not isinstance(run.config, DetectorRun) or run.config.neck != "nasfpn":
+        raise InputError(f"repeats={repeats} is for detectors with NAS-FPN, and {run.folder} is none; leave it out")
 
 
 def shortened(network: nn.Module, repeats: int) -> nn.Module:

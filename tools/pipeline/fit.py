@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from supernet.chain import Chain, largest
+from supernet.checked import is_number, problem_of, shown
 from supernet.config import DataSummary, from_dict
 from supernet.cost import Feasible
 from supernet.errors import InputError
@@ -20,12 +21,12 @@ from supernet.seeding import generator
 from supernet.space import Arch
 from supernet.spaces import build
 from supernet.train import plan_training
-from supernet_tools.pipeline.choices import Budget, Derived, Found, Settings, Timing
+from supernet_tools.pipeline.choices import Budget, Chosen, Derived, Found, Settings, Timing
 from supernet_tools.pipeline.command_line import command
 from supernet_tools.pipeline.config import Recipe, SupernetRun
 from supernet_tools.pipeline.derive import derive, population, recipe
 from supernet_tools.pipeline.export import export_folder, export_stage
-from supernet_tools.pipeline.folder import FIT, FIT_RESULT, IMAGES, RUN, check_run
+from supernet_tools.pipeline.folder import FIT, FIT_RESULT, IMAGES, RUN, check_run, removed_on_failure
 from supernet_tools.pipeline.front import Point, chosen_points, front_stage
 from supernet_tools.pipeline.inspect_data import inspect_source, texts_of
 from supernet_tools.pipeline.learned import check_learned
@@ -37,10 +38,14 @@ from supernet_tools.pipeline.runs import kind_of
 from supernet_tools.pipeline.search import FRONT, create_searcher, search_stage
 from supernet_tools.pipeline.select import select_stage
 from supernet_tools.pipeline.train import prepare, train_stage
+from supernet_tools.pipeline.trust import from_file
+from supernet_tools.pipeline.units import cost_in_units
 from supernet_tools.pipeline.unpack import is_archive, unpacked
 
 FORMAT = 2
 """Of fit.json and of fit-result.json. 2 has the networks of a front."""
+COSTS = ("macs", "params", "latency_ms")
+"""What may be limited."""
 SEARCHER = "nsga2"
 SEEDS, RANDOM = 2, 1
 """Of the race: most trainings of a network, and random networks."""
@@ -118,7 +123,8 @@ def planned(wishes: Wishes, out: Path, say: Say) -> Plan:
         budget = dataclasses.replace(budget, factor=_factor(wishes, out, found, budget))
     first = derive(found, budget, wishes.given)
     say("reading the images and timing a few steps")
-    timing = _timed(_recipe(wishes, out, found, first, budget.factor), wishes, out)
+    with removed_on_failure(out):  # the images that were decoded for it
+        timing = _timed(_recipe(wishes, out, found, first, budget.factor), wishes, out)
     settings = derive(found, dataclasses.replace(budget, timing=timing), wishes.given)
     limits = {name: float(limit) for name, limit in wishes.limits.items() if limit is not None}
     plan = Plan(found, timing, settings, _recipe(wishes, out, found, settings, budget.factor), limits)
@@ -193,14 +199,18 @@ def _recorded(wishes: Wishes, file: Path) -> Plan:
     missing = [name for name in ("wishes", "found", "timing", "factor", "settings") if name not in document]
     if document.get("format") != FORMAT or missing:
         raise InputError(f"{file} is damaged or was written by another release; give another --out")
+    if not isinstance(document["wishes"], Mapping) or not isinstance(document["settings"], list):
+        raise InputError(f"{file} is damaged: it holds no wishes or no settings; give another --out")
+    if (problem := problem_of(float, document["factor"])) is not None:
+        raise InputError(f"{file} is damaged: factor={shown(document['factor'])} {problem}; give another --out")
     before = flatten(document["wishes"])
     now = flatten(json.loads(json.dumps(dataclasses.asdict(wishes))))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name) and name != "source":  # it may have been moved: its digest is compared
-            shown = name.removeprefix("given.").removeprefix("limits.")
+            said = name.removeprefix("given.").removeprefix("limits.")
             raise InputError(
-                f"{file.parent} was begun with {shown}={before.get(name)!r}, and here it is {now.get(name)!r}; repeat "
-                "the first command to go on, or give another --out"
+                f"{file.parent} was begun with {_wish(said, before.get(name))}, and here it is "
+                f"{_wish(said, now.get(name))}; repeat the first command to go on, or give another --out"
             )
     found = from_dict(Found, document["found"], owner=str(file))
     if found.boxed and before.get("source") != now.get("source") and (parts := object_parts(Path(wishes.source))):
@@ -208,14 +218,24 @@ def _recorded(wishes: Wishes, file: Path) -> Plan:
     timing = from_dict(Timing, document["timing"], owner=str(file))
     rows = []
     for row in document["settings"]:
-        if not isinstance(row, Mapping) or row.keys() != {"name", "value", "reason", "flag"}:
+        known = isinstance(row, Mapping) and row.keys() == {"name", "value", "reason", "flag"}
+        if not known or not isinstance(row["name"], str):
             raise InputError(f"{file} is damaged: its settings lack a name, a value or a reason; give another --out")
         value = tuple(row["value"]) if isinstance(row["value"], list) else row["value"]
         rows.append(Derived(row["name"], value, row["reason"], row["flag"]))
     settings = Settings(tuple(rows))
     limits = {name: float(limit) for name, limit in wishes.limits.items() if limit is not None}
-    config = _recipe(wishes, file.parent, found, settings, float(document["factor"]))
+    from_dict(Chosen, {row.name: row.value for row in rows}, owner=str(file))
+    # the file may come from anybody, and what it names as its space runs only if the user typed or trusted it
+    config = from_file(_recipe(wishes, file.parent, found, settings, float(document["factor"])), file)
     return Plan(found, timing, settings, config, limits)
+
+
+def _wish(name: str, value: Any) -> str:
+    """A wish as a message shows it: limits with the units in which they are given."""
+    if is_number(value) and name in COSTS:
+        return f"{name}={cost_in_units(name, value)}"
+    return f"{name}={shown(value)}"
 
 
 def _model_of(wishes: Wishes) -> str:
@@ -258,7 +278,11 @@ def _timed(config: Recipe, wishes: Wishes, out: Path) -> Timing:
     kind = kind_of(kind_of(config).resolved())
     parts = prepare(kind, inside(out, IMAGES))
     run = Run(out, kind, parts.data.summary(), data=parts.data, cost=parts.costs)
-    run.limits({name: limit for name, limit in wishes.limits.items() if name != "latency_ms"})
+    if wishes.limits.get("latency_ms") is not None:  # a limit that no network meets is reported before the training
+        out.mkdir(parents=True, exist_ok=True)
+        run.__dict__["supernet"] = parts.supernet
+        run = run.with_latency(1)
+    run.limits(wishes.limits)
     train = kind.config.train
     planned_steps = plan_training(parts.supernet, parts.data, train, sampler=parts.sampler, task=kind.task)
     rng = generator(wishes.seed, "timing")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ DETECTOR_FORMAT = 3
 LOCK, RUN, IMAGES, FIT, FIT_RESULT = ".lock", "run.json", "images", "fit.json", "fit-result.json"
 UNPACKED = "unpacked"
 """The folder of an archive's files."""
+LATENCIES = r"latency-\d+\.jsonl"
+"""Pattern of the names of files of latencies, which `fit` measures before the run begins."""
 FOREIGN = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in a folder that they have shown."""
 
@@ -119,11 +122,8 @@ def renew_settings(folder: Path, kind: str, config: Any) -> None:
 
 def _negligible(entry: Path) -> bool:
     """Whether an entry does not keep a folder from becoming a run: ours, or what a file manager leaves."""
-    return (
-        entry.name in (LOCK, IMAGES, FIT, UNPACKED, f"{UNPACKED}.partial")
-        or entry.name in FOREIGN
-        or is_temporary(entry)
-    )
+    ours = entry.name in (LOCK, IMAGES, FIT, UNPACKED, f"{UNPACKED}.partial")
+    return ours or bool(re.fullmatch(LATENCIES, entry.name)) or entry.name in FOREIGN or is_temporary(entry)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -159,13 +159,15 @@ def _format(kind: object) -> int:
 
 @contextlib.contextmanager
 def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Removes what a run that cannot start has left: decoded images, and the folder itself if it is new."""
+    """Removes what a run that cannot start has left: decoded images, latencies, and the folder itself if it is new."""
     existed = folder.exists()
     try:
         yield
     except BaseException:
         if not (folder / RUN).exists():
             shutil.rmtree(folder / IMAGES, ignore_errors=True)
+            for entry in folder.glob("latency-*.jsonl"):
+                entry.unlink(missing_ok=True)
             if not existed:
                 with contextlib.suppress(OSError):
                     folder.rmdir()

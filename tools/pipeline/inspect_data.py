@@ -11,6 +11,7 @@ from supernet.config import Data
 from supernet.data import load
 from supernet.data.folder import Files, folder, layout
 from supernet.errors import InputError
+from supernet.paths import check_regular
 from supernet_tools.pipeline.choices import Found
 from supernet_tools.pipeline.objects import Parts, object_parts
 
@@ -71,6 +72,7 @@ def _sides(files: Files) -> tuple[int, int, int]:
     sides = []
     for index in range(0, len(files), max(1, len(files) // SAMPLED)):
         try:
+            check_regular(files.name(index))
             with Image.open(files.name(index)) as image:
                 sides.append(min(image.size))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from searchers import Study, Trial
 from searchers.study import score
-from supernet.errors import InputError
+from supernet.errors import InputError, RunError, UnwritableError
 from supernet.files import flatten, read_json, replacing
 from supernet.paths import inside
 from supernet.space import Arch
@@ -92,21 +92,29 @@ def rendered(run: Run) -> str:
 def _guarded(title: str, build: Callable[[Run, Section], None], run: Run) -> Section:
     """A section; what cannot be read is said in it, and the others are written all the same."""
     section = Section(title)
-    try:
-        build(run, section)
-    except InputError as error:
-        section.lines.append(f"Not shown: {error}")
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:  # a file that somebody has edited
-        section.lines.append(f"Not shown: a file of the run is damaged ({type(error).__name__}: {error}).")
+    _guarded_into(section, lambda: build(run, section))
     return section
+
+
+def _guarded_into(section: Section, build: Callable[[], None]) -> None:
+    """Builds something; the reason why it cannot be shown is a line of the section."""
+    try:
+        build()
+    except UnwritableError:  # a full disk is no damage
+        raise
+    except (InputError, RunError) as error:
+        section.lines.append(f"Not shown: {error}")
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:  # an edited file
+        section.lines.append(f"Not shown: a file of the run is damaged ({type(error).__name__}: {error}).")
 
 
 def _missing(run: Run) -> list[str]:
     """What a complete run has and this one lacks."""
     parts = []
     if not (run.folder / WEIGHTS).exists() and run.config.train.epochs:
-        done = len(_history(run))
-        parts.append(f"the training of the supernet has not ended (epoch {done} of {run.config.train.epochs})")
+        done = Section("")
+        _guarded_into(done, lambda: done.lines.append(f"epoch {len(_history(run))} of {run.config.train.epochs}"))
+        parts.append(f"the training of the supernet has not ended ({done.lines[0]})")
     if not searches_of(run.folder):
         parts.append("there is no search yet")
     if not [*run.folder.glob("select/*.json"), *run.folder.glob("retrain/*/result.json")]:

@@ -5,6 +5,7 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -89,7 +90,12 @@ def _extract(archive: Path, folder: Path) -> None:
         else:
             with tarfile.open(archive) as tar:
                 _write(archive, [*_tar_members(archive, tar)], tar.extractfile, folder)
+    except InputError:
+        raise
     except (
+        ValueError,
+        OverflowError,
+        struct.error,
         tarfile.TarError,
         zipfile.BadZipFile,
         EOFError,

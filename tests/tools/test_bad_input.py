@@ -1,0 +1,126 @@
+"""Wrong input of the commands that begin, race, export and report: one line that names the value, and nothing written.
+
+Whatever the files of a run hold, a report is written of the rest.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import supernet_tools.pipeline.fit as pipeline
+from helpers.fit_plans import WISHES, plan_of, setting
+from helpers.images import make_folder
+from helpers.scripts import Call, one_line
+from helpers.tiny import TINY_SPACE
+from supernet.errors import InputError
+from supernet_tools.pipeline.folder import FIT
+
+
+def test_a_recorded_plan_is_read(tmp_path: Path) -> None:
+    plan = pipeline.planned(WISHES, plan_of(tmp_path), lambda _: None)
+    assert plan.config.space == "shufflenet-small"
+    assert plan.settings["trials"] == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (lambda d: d.update(wishes=[1]), "it holds no wishes"),
+        (lambda d: d.update(settings={}), "it holds no wishes or no settings"),
+        (lambda d: d.update(settings=[]), "the setting 'size' of Chosen is missing"),
+        (lambda d: d["settings"][0].update(name=[1]), "lack a name"),
+        (lambda d: d["found"].update(classes=5), "classes=5 should be"),
+        (lambda d: d.update(timing=None), "should be the settings of Timing"),
+        (setting("size", "8"), "size='8' should be a valid integer"),
+        (setting("init", "x"), "init='x' should be 'scratch' or 'shared'"),
+        (setting("trials", 1.5), "trials=1.5 should be a valid integer"),
+        (setting("space_settings", [1]), "space_settings=(1,) should be"),
+        (setting("space", "planted:build"), "names 'planted:build' as its space"),
+    ],
+)
+def test_a_plan_that_somebody_has_edited_is_refused(tmp_path: Path, change: Any, fragment: str) -> None:
+    with pytest.raises(InputError) as caught:
+        pipeline.planned(WISHES, plan_of(tmp_path, change), lambda _: None)
+    assert fragment in str(caught.value)
+    assert FIT in str(caught.value) or "edited" in str(caught.value)
+
+
+def test_refusals_have_the_units_of_the_flags(tmp_path: Path, call: Call) -> None:
+    folder = plan_of(tmp_path / "run", lambda document: document["wishes"]["limits"].update(macs=110_000.0))
+    flags = ("digits", "--out", folder, "--max-macs")
+    one_line(call("fit", *flags, "120k"), "begun with macs=110k, and here it is macs=120k")
+    shutil.rmtree(folder)
+    plan_of(folder, lambda document: document["wishes"]["limits"].update(latency_ms=5.0))
+    one_line(call("fit", *flags[:3]), "begun with latency_ms=5 ms, and here it is latency_ms=None")
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (("fit", "digits", "--out", ""), ("--out ''", "names nothing")),
+        (("train_supernet", "quickstart", "--out="), ("--out ''", "names nothing")),
+        (("search", "run", "--trials", 10**12), ("trials=1000000000000 should be less than",)),
+        (("predict", "run", "--test", 0), ("test=0 should be",)),
+        (("benchmarks.search", "regrets"), ("no command 'regrets'", "'regret'")),
+        (("benchmarks.search", "regret", "--seed", 1), ("no flag --seed", "--seeds")),
+        (("benchmarks.search", "regret", "--seeds", 0), ("seeds=0 should be",)),
+        (("benchmarks.search", "regret", "--seeds", "x"), ("Error parsing --seeds", "'x'")),
+        (("benchmarks.search", "gains", "--csv", ""), ("--csv ''",)),
+        (("benchmarks.timing", "oracle", "--seeds", 1, "--seeds", 2), ("--seeds is given twice",)),
+        (("benchmarks.scoring", "rate", "--threads", 10**6), ("threads=1000000 should be",)),
+        (("benchmarks.detection_speed", "pyramids", "--scoring.batches", 0), ("batches=0 should be",)),
+        (("benchmarks.ranking", "picks"), ("at least one folder",)),
+        (("benchmarks.training", "engine", "--steps", -1), ("steps=-1 should be",)),
+    ],
+    ids=str,
+)
+def test_wrong_words_are_one_line(
+    words: tuple[object, ...], fragments: tuple[str, ...], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_line(call(*words), *fragments)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_repeats_of_a_classifier_are_refused_before_it_is_opened(tiny_run: Path, call: Call) -> None:
+    before = sorted(tiny_run.rglob("*"))
+    arch = ("--arch", '{"stage1.block0.op": "shuffle3"}', "--inherit")
+    one_line(call("export", tiny_run, *arch, "--repeats", 2), "repeats=2 is for detectors")
+    assert sorted(tiny_run.rglob("*")) == before
+
+
+def test_a_refused_fit_leaves_nothing(tmp_path: Path, call: Call) -> None:
+    """One image per class cannot be split, and no network is so fast; both are known before anything is trained."""
+    photos = make_folder(tmp_path / "photos", images=1)
+    space = ("--space", "shufflenet-small", "--space-settings", *TINY_SPACE[1:], "--size", 8)
+    for source, flags in ((photos, ("--size", 16)), ("digits", ("--max-latency", "1e-6us", *space))):
+        code, out, err = call("fit", source, *flags, "--out", tmp_path / "run")
+        assert code == 2, (out, err)
+        assert "training:" not in err
+        assert not (tmp_path / "run").exists()
+    assert "latency_ms <= 1e-09 ms" in err
+
+
+def test_a_report_says_which_files_are_damaged(tiny_run: Path, call: Call) -> None:
+    """Also of a run whose training has not ended, and whose history is no list."""
+    damaged = {
+        "history.json": {"epochs": 5},
+        "select/scratch.json": {"networks": 5, "winner": None},
+        "fidelity/x.json": {"rankers": [{"name": "<b>", "tau": 5}]},
+        "export/x/parity.json": {"differences": "x"},
+        "fit-result.json": {"commands": 5, "winner": "x"},
+        "fit.json": {"found": 5, "settings": [{}]},
+    }
+    for name, document in damaged.items():
+        (tiny_run / name).parent.mkdir(parents=True, exist_ok=True)
+        (tiny_run / name).write_text(json.dumps(document))
+    os.unlink(tiny_run / "supernet.safetensors")
+    code, out, err = call("report", tiny_run)
+    assert code == 0, (out, err)
+    page = (tiny_run / "report.html").read_text(encoding="utf-8")
+    assert "has not ended (Not shown: a file of the run is damaged" in page
+    assert page.count("Not shown") >= 5
