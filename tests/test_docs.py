@@ -65,6 +65,7 @@ def smaller(code: str, *changes: tuple[str, str]) -> str:
 
 
 SMALLER = (("size=16", "size=8"), ("Train(epochs=1)", "Train(epochs=1, batch=512)"))
+NARROWER = (("in_channels=1)", "in_channels=1, widths=(16, 32, 64), stem=8)"),)
 FEWER = (("size=8)", "size=8, calibration=64)"), ("trials=8", "trials=4"))
 as_written = pytest.mark.parametrize("changed", [True, pytest.param(False, marks=pytest.mark.slow)])
 
@@ -95,7 +96,7 @@ def test_the_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert len(load(Data("scans:scans", size=8)).train) == 256
-    exec(smaller(training, *SMALLER) if changed else training, {})
+    exec(smaller(training, *SMALLER, *NARROWER) if changed else training, {})
     assert (tmp_path / "state.pt").is_file()
 
 

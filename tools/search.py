@@ -1,7 +1,8 @@
 """Search a trained supernet: python tools/search.py runs/x --searcher aging-evolution --trials 200 --max-macs 1.4e6"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from annotated_types import Ge, Le
@@ -96,7 +97,6 @@ def run() -> None:
 def search(args: Search) -> None:
     """Searches, as one of several processes or alone."""
     from supernet.scoring.racing import Race
-    from supernet.space import Arch
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.learned import check_learned
     from supernet_tools.pipeline.probes import CORRECTED, corrector
@@ -143,6 +143,21 @@ def search(args: Search) -> None:
         )
     if not world.main:
         return
+    show(name, result)
+    folder = search_folder(args.run, name)
+    closing(
+        [folder / "best.json", folder / "front.json"],
+        command("select", args.run, "--search", name),
+        command("retrain", args.run, "--search", name),
+        command("retrain", args.run, "--search", name, "--arch", f"front:{min(3, len(result['front']))}"),
+    )
+
+
+def show(name: str, result: Mapping[str, Any]) -> None:
+    """Prints the summary of a search, its Pareto front and, on a line of its own, the best architecture."""
+    from supernet.space import Arch
+
+    result = dict(result)
     cheapest, front = result.pop("cheapest_tied", None), result.pop("front")
     if cheapest is not None:
         result["cheapest of these, MACs"] = cheapest["macs"]
@@ -153,13 +168,6 @@ def search(args: Search) -> None:
     lines = [(*(row[name] for name in columns), Arch(row["arch"]).key) for row in front]
     print_table("Pareto front", (*columns, "architecture"), lines)
     print(Arch(result["arch"]).to_json())
-    folder = search_folder(args.run, name)
-    closing(
-        [folder / "best.json", folder / "front.json"],
-        command("select", args.run, "--search", name),
-        command("retrain", args.run, "--search", name),
-        command("retrain", args.run, "--search", name, "--arch", f"front:{min(3, len(front))}"),
-    )
 
 
 if __name__ == "__main__":

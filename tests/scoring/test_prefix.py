@@ -221,7 +221,7 @@ def scales() -> Iterator[type[Scales]]:
     gc.unfreeze()
 
 
-@pytest.mark.parametrize("unlimited", [True, False])
+@pytest.mark.parametrize("unlimited", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_batches_are_grouped_within_the_budget_and_the_bits_stay(scales: type[Scales], unlimited: bool) -> None:
     net = weighed()
     archs = list(net.space.enumerate())

@@ -197,7 +197,7 @@ def test_the_right_cells_as_they_are_written_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in ("skip", "unused-only") else pytest.mark.slow) for case in WRONG]
+    "case", [pytest.param(case, marks=[] if case == "unused-only" else pytest.mark.slow) for case in WRONG]
 )
 def test_a_wrong_network_is_detected(case: str) -> None:
     name, make, fits = WRONG[case]

@@ -41,8 +41,7 @@ def spaces() -> list[Any]:
     """Every space; of those that differ only in widths or sizes, all but the first are slow tests."""
     from supernet.spaces import SPACES
 
-    first_of_family = {"shufflenet-small", "spos-channels", "nasbench-macro", "nasbench201", "plain-small-widths"}
-    first_of_family |= {"nasnet-cifar", "pnasnet-cifar", "amoebanet-cifar"}
+    first_of_family = {"shufflenet-small", "nasbench-macro", "nasbench201", "plain-small-widths", "nasnet-cifar"}
     assert first_of_family <= set(SPACES)
     return [pytest.param(name, marks=[] if name in first_of_family else pytest.mark.slow) for name in SPACES]
 
@@ -89,6 +88,7 @@ def test_goals_are_read_from_the_table(macro: Any) -> None:
     assert [round(goal, 4) for goal in macro.goals.values()] == [93.1267, 93.01, macro.ranked[39]]
 
 
+@pytest.mark.slow
 def test_interactions_cannot_be_explained_by_single_decisions(bench: Any) -> None:
     """A sum over single decisions leaves only noise in one oracle, and about half of the variance in the other."""
     import numpy as np

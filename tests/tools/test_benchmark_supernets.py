@@ -58,6 +58,7 @@ def curves(out: Path) -> Any:
     return json.loads((out / "supernet-run.json").read_text())["curves"]
 
 
+@pytest.mark.slow  # tests/tools/test_tools_detection.py runs the same command
 def test_searchers_share_one_score_per_network(run: Path, call: Call, tmp_path: Path) -> None:
     """A second call scores nothing and prints the same; curves are running maxima of the scores."""
     pytest.importorskip("plotly")

@@ -268,7 +268,7 @@ def hostile_links(stage: Stage, expect: Any) -> None:
     stage.calls.append(("train_supernet", "quickstart", *TINY, *TINY_SPACE, "--out", folder))
     expect(".lock is not a file of this project but a link")
     folder = stage.run("names")
-    for name in ("../outside", "/tmp/outside", "a/../../../outside", ".."):
+    for name in ("../outside", "/tmp/outside"):  # tests/test_paths.py has more of them
         stage.calls.append(("search", folder, "--searcher", "random", "--trials", 1, "--name", name))
         stage.calls.append(("evaluate", folder, "--search", name))
         stage.calls.append(("morphnet", folder, "--max-macs", 1e6, "--name", name))

@@ -22,7 +22,8 @@ FEW = ("--bn-batches", 1)
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fidelity") / "run"
-    assert run_script("train_supernet", "macro-digits", *TINY, "--out", out) == 0
+    narrow = ("--space-settings", "widths=[16, 32, 64]", "stem=8", "head=80")
+    assert run_script("train_supernet", "macro-digits", *TINY, *narrow, "--out", out) == 0
     return out
 
 
@@ -114,17 +115,17 @@ def fake(monkeypatch: pytest.MonkeyPatch, *, failing: set[str]) -> list[tuple[Ar
 
 
 def test_a_search_is_compared_with_random_networks(trained: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = ("--searcher", "random", "--name", "mine", "--trials", 5, "--max-macs", "2e6", *FEW)
+    search = ("--searcher", "random", "--name", "mine", "--trials", 5, "--max-macs", "1.3e5", *FEW)
     assert call("search", trained, *search)[0] == 0
     asked = fake(monkeypatch, failing=set())
     code, said, err = call("retrain", trained, "--search", "mine", "--top", 3, "--random", 3, "--seeds", 2, "--seed", 7)
     assert code == 0, err
     document = json.loads((trained / "fidelity" / "control-mine.json").read_text())
-    assert document["limits"] == {"macs": 2e6}
-    assert "macs <= 2,000,000" in said
+    assert document["limits"] == {"macs": 1.3e5}
+    assert "macs <= 130,000" in said
     arms = document["top"], document["random"]
     assert len({row["key"] for arm in arms for row in arm}) == 6
-    assert all(row["macs"] <= 2e6 for arm in arms for row in arm)
+    assert all(row["macs"] <= 1.3e5 for arm in arms for row in arm)
     assert [train.seed for _, train in asked] == [7, 8] * 6  # the same seeds for every network
     assert len({(train.epochs, train.lr) for _, train in asked}) == 1
     opened = open_run(trained)

@@ -35,6 +35,8 @@ TINY = (
     256,
     "--retrain.epochs",
     1,
+    "--retrain.batch",
+    256,
     "--train.save-seconds",
     0,
 )

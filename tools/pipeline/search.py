@@ -80,20 +80,29 @@ def create_searcher(
     if recorded.get("searcher") == kind.__name__:
         suited = {key: recorded[key] for key in suited if key in recorded}
     searcher = searcher_maker(name)(run.space, seed=seed, feasible=limits, **{**suited, **values})
-    schedule = getattr(searcher, "schedule", None)
-    if evaluations is not None and schedule is not None and evaluations < sum(schedule):
+    if evaluations is not None:
+        _warn_of_few(name, getattr(searcher, "schedule", ()) or (), evaluations)
+    _check_scored(searcher, (*run.kind.metrics, *([metric] if metric else ()), *run.cost.costs))
+    return searcher
+
+
+def _warn_of_few(name: str, schedule: Sequence[int], evaluations: int) -> None:
+    """Warns of a budget that does not reach the last level of a searcher that proceeds by levels."""
+    if evaluations < sum(schedule):
         warnings.warn(
             f"{name} needs {sum(schedule):,} evaluations to reach the largest cells ({' + '.join(map(str, schedule))} "
             f"over its levels), and {evaluations:,} are asked for; raise them, or choose a smaller beam",
-            stacklevel=2,
+            stacklevel=3,
         )
-    scored = (*run.kind.metrics, *([metric] if metric else ()), *run.cost.costs)
+
+
+def _check_scored(searcher: Any, scored: Sequence[str]) -> None:
+    """Raises `InputError` if a searcher's metric or one of its objectives is not among what is scored."""
     for objective in getattr(searcher, "objectives", ()):
         if objective.removeprefix("-") not in scored:
             raise InputError(f"objective {objective!r} is not among what is scored; {nearest(objective, scored)}")
     if searcher.metric.removeprefix("-") not in scored:
         raise InputError(f"metric={searcher.metric!r} is not among what is scored; {nearest(searcher.metric, scored)}")
-    return searcher
 
 
 def recorded_dtype(run: Run, name: str) -> str | None:

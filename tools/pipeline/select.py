@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from searchers import Study
+from searchers import Study, Trial
 from searchers.morphnet.resources import equal_widths
 from searchers.study import score
 from supernet.config import Train
@@ -230,38 +230,24 @@ def _read_field(
     *,
     verbose: bool,
 ) -> tuple[dict[str, float], dict[str, Any]]:
+    """The limits of a race, and its finalists, simple and random networks with their shared scores."""
     space = run.space
     studies = {name: searched(run, name) for name in searches}
     metrics = {metric for _, _, metric in studies.values()}
     metric = metrics.pop() if len(metrics) == 1 else run.kind.metric
-    limits: dict[str, float] = {}
-    cost = run.cost
-    for _, own, _ in studies.values():
-        limits |= {name: min(limit, limits.get(name, math.inf)) for name, limit in own.limits.items()}
-        cost = own.cost if "latency_ms" in own.limits else cost
-    limits |= {name: limit for name, limit in given.items() if limit is not None}
-    for name in limits:
-        if name not in cost.costs:
-            raise InputError(f"{space.name} has no cost {name!r} to limit; it has {', '.join(cost.costs)}")
-    feasible = Feasible(cost, limits)
-
-    def macs(arch: Arch) -> float:
-        return float(run.cost(arch)["macs"])
-
-    scores: dict[Arch, float] = {}
-    own_weights = any(_has_own_weights(run, name) for name in searches)
-    for trials, _, _ in studies.values():
-        for trial in trials:
-            form = space.normal_form(trial.arch)
-            if feasible(form) and metric.removeprefix("-") in trial.metrics:
-                scores[form] = max(score(trial, metric), scores.get(form, -math.inf))
+    feasible = _tightest(run, [own for _, own, _ in studies.values()], given)
+    scores = _scores_within(run, [trials for trials, _, _ in studies.values()], metric, feasible)
     if not scores:
         raise InputError(
             f"none of the networks of {', '.join(searches)} is a finalist; {feasible.explain()}; raise the limits or "
             "search under them"
         )
+
+    def macs(arch: Arch) -> float:
+        return float(run.cost(arch)["macs"])
+
     best = finalists(space, scores, FINALISTS, cost=macs, tied=_tied(run, scores, bn_batches))
-    scaled = scaled_widths(run, limits)
+    scaled = scaled_widths(run, feasible.limits)
     simple = scaled | simple_networks(
         space,
         cost=macs,
@@ -272,12 +258,38 @@ def _read_field(
     )
     drawn = _random(run, feasible, random, seed)
     raced = dict.fromkeys([*best, *simple.values(), *drawn])
+    own_weights = any(_has_own_weights(run, name) for name in searches)
     others = list(raced) if own_weights else [arch for arch in raced if arch not in scores]
     for arch, row in shared_scores(run, others, bn_batches=bn_batches, verbose=verbose).items():
         name = metric.removeprefix("-")
         scores[arch] = -row[name] if metric.startswith("-") else row[name]
     kept = {arch: scores[arch] for arch in raced}
-    return limits, {"finalists": best, "simple": simple, "random": drawn, "scores": kept}
+    return dict(feasible.limits), {"finalists": best, "simple": simple, "random": drawn, "scores": kept}
+
+
+def _tightest(run: Run, searched_under: Sequence[Feasible], given: Mapping[str, float | None]) -> Feasible:
+    """The limits of several searches, the tightest on each cost, unless another is given."""
+    limits: dict[str, float] = {}
+    cost = run.cost
+    for own in searched_under:
+        limits |= {name: min(limit, limits.get(name, math.inf)) for name, limit in own.limits.items()}
+        cost = own.cost if "latency_ms" in own.limits else cost
+    limits |= {name: limit for name, limit in given.items() if limit is not None}
+    for name in limits:
+        if name not in cost.costs:
+            raise InputError(f"{run.space.name} has no cost {name!r} to limit; it has {', '.join(cost.costs)}")
+    return Feasible(cost, limits)
+
+
+def _scores_within(run: Run, studies: Sequence[Sequence[Trial]], metric: str, feasible: Feasible) -> dict[Arch, float]:
+    """The best score of each network within the limits that a search has scored by the metric."""
+    scores: dict[Arch, float] = {}
+    for trials in studies:
+        for trial in trials:
+            form = run.space.normal_form(trial.arch)
+            if feasible(form) and metric.removeprefix("-") in trial.metrics:
+                scores[form] = max(score(trial, metric), scores.get(form, -math.inf))
+    return scores
 
 
 def _tied(run: Run, scores: Collection[Arch], bn_batches: int) -> list[Arch]:
