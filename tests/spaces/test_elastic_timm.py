@@ -82,13 +82,13 @@ def images(size: int = 64, number: int = 2) -> Tensor:
 
 
 def loaded(name: str, model: nn.Module, **settings: Any) -> ElasticChain:
-    """The supernet of a network. Prints how long that took, and the peak of the memory that it needed beside it."""
+    """The supernet of a network. Prints the processor time that it took, and the peak of memory beside the network."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no longer in use
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is in use
-    before, began = memory("VmRSS"), time.perf_counter()
+    before, began = memory("VmRSS"), time.process_time()
     supernet = elastic(model, **settings)
-    seconds, weights = time.perf_counter() - began, sum(t.nbytes for t in model.state_dict().values())
+    seconds, weights = time.process_time() - began, sum(t.nbytes for t in model.state_dict().values())
     if before is not None:
         peak = (memory("VmHWM") or before) - before
         print(f"{name}: {weights / 2**20:.1f} MiB of weights, made elastic in {seconds:.2f} s, {peak / 2**20:.1f} MiB")
