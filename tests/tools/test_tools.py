@@ -215,10 +215,11 @@ def test_training_accepts_options_of_every_kind(call: Call, tmp_path: Path) -> N
 
 def test_contradictory_training_options_are_refused(call: Call, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
-    one_line(call("train_supernet", "quickstart", *out, "--train.distill"), "'sandwich'", "'uniform'")
-    one_line(call("train_supernet", "quickstart", *out, "--window.high", "10"), "no architecture", "between 0 and 10")
+    quickstart = ("train_supernet", "quickstart", *TINY_SPACE, *out)
+    one_line(call(*quickstart, "--train.distill"), "'sandwich'", "'uniform'")
+    one_line(call(*quickstart, "--window.high", "10"), "no architecture", "between 0 and 10")
     one_line(
-        call("train_supernet", "quickstart", *out, "--data.augment.scale", "0"),
+        call(*quickstart, "--data.augment.scale", "0"),
         "augment.scale=0.0 should be greater than 0",
     )
     one_line(call("train_supernet", "macro-cifar10", *out, "--data.root", tmp_path / "no"), "data.download=True")
@@ -260,7 +261,7 @@ def test_wrong_data_is_named(call: Call, tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_start_claims_no_folder(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    flags = ("train_supernet", "quickstart", "--out", out)
+    flags = ("train_supernet", "quickstart", *TINY_SPACE, "--out", out)
     one_line(call(*flags, "--train.batch", 5000), "batch of 5000 is larger than the training split of 1150")
     one_line(call(*flags, "--train.optimizer", "adamww"), "no optimizer 'adamww'; did you mean 'adamw'")
     one_line(call(*flags, "--retrain.epochs", 0), "epochs=0")
