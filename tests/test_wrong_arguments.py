@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,27 @@ def macro(**arguments: Any) -> Any:
         return create_supernet("nasbench-macro", **arguments)
 
 
+@cache
+def sound() -> Any:
+    """A supernet that a call may be given and that none changes."""
+    return macro()
+
+
+@cache
+def table() -> CostTable:
+    return CostTable(sound())
+
+
 def detector(**arguments: Any) -> Any:
     with torch.device("meta"):
         return create_detector("retinanet", backbone="shufflenet-small", **arguments)
 
 
 def searched(evaluate: Any, **arguments: Any) -> Any:
-    space = macro().space
+    space = sound().space
     evaluate = evaluate or (lambda archs: [{"accuracy": 0.5} for _ in archs])
-    sound = {"searcher": RandomSearch(space), "evaluate": evaluate, "study": Study(None, space), "trials": 2}
-    return search(**{**sound, **arguments})
+    usual = {"searcher": RandomSearch(space), "evaluate": evaluate, "study": Study(None, space), "trials": 2}
+    return search(**{**usual, **arguments})
 
 
 DIGITS = load(Data("digits", size=8, calibration=64))
@@ -50,7 +62,8 @@ DIGITS = load(Data("digits", size=8, calibration=64))
 
 def trained(**arguments: Any) -> Any:
     sizes = {"num_classes": 10, "input_size": 8, "in_channels": 1}
-    network = create_supernet("nasbench-macro", **{name: arguments.pop(name, value) for name, value in sizes.items()})
+    sizes = {name: arguments.pop(name, value) for name, value in sizes.items()}
+    network = create_supernet("nasbench-macro", widths=(8, 16, 24), stem=8, head=16, **sizes)
     return train_supernet(network, DIGITS, Train(epochs=1, batch=512), verbose=False, **arguments)
 
 
@@ -80,17 +93,17 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no channels": (lambda: create_supernet("shufflenet-small", stem=0), "cannot be built with stem=0: "),
     "one pixel": (lambda: macro(input_size=1), "input_size=1 is too small for the space 'nasbench-macro'"),
-    "an infinite limit": (lambda: Feasible(CostTable(macro()), {"macs": math.inf}), "macs': inf. should be a finite"),
-    "a limit in quotes": (lambda: Feasible(CostTable(macro()), {"macs": "1e6"}), "should be a valid number"),  # type: ignore[dict-item]
-    "no limits": (lambda: Feasible(CostTable(macro()), None), "limits=None should be a valid dictionary"),  # type: ignore[arg-type]
+    "an infinite limit": (lambda: Feasible(table(), {"macs": math.inf}), "macs': inf. should be a finite"),
+    "a limit in quotes": (lambda: Feasible(table(), {"macs": "1e6"}), "should be a valid number"),  # type: ignore[dict-item]
+    "no limits": (lambda: Feasible(table(), None), "limits=None should be a valid dictionary"),  # type: ignore[arg-type]
     "no table": (lambda: Feasible(None, {"macs": 1}), "cost=None should be a CostTable"),  # type: ignore[arg-type]
-    "a cost": (lambda: CostTable(macro()).extremes("flops"), "there is no cost 'flops'"),
-    "a shape": (lambda: CostTable(macro(), (1, -8, 8)), "input_shape=.* should be greater than or equal to 1"),
-    "a window": (lambda: CostWindow(CostTable(macro()), "macs", high=math.nan), "high=nan should have numbers"),
-    "a device": (lambda: LatencyTable(macro(), device="tpu"), "device='tpu' cannot be used"),
-    "a folder of latencies": (lambda: LatencyTable(macro(), file=Path.cwd()), "is a folder, not a file"),
-    "no data": (lambda: train_supernet(macro(), None, Train()), "data=None should be a TrainingData"),  # type: ignore[arg-type]
-    "no recipe": (lambda: train_supernet(macro(), DIGITS, None), "config=None should be a Train"),  # type: ignore[arg-type]
+    "a cost": (lambda: table().extremes("flops"), "there is no cost 'flops'"),
+    "a shape": (lambda: CostTable(sound(), (1, -8, 8)), "input_shape=.* should be greater than or equal to 1"),
+    "a window": (lambda: CostWindow(table(), "macs", high=math.nan), "high=nan should have numbers"),
+    "a device": (lambda: LatencyTable(sound(), device="tpu"), "device='tpu' cannot be used"),
+    "a folder of latencies": (lambda: LatencyTable(sound(), file=Path.cwd()), "is a folder, not a file"),
+    "no data": (lambda: train_supernet(sound(), None, Train()), "data=None should be a TrainingData"),  # type: ignore[arg-type]
+    "no recipe": (lambda: train_supernet(sound(), DIGITS, None), "config=None should be a Train"),  # type: ignore[arg-type]
     "no chain": (lambda: train_supernet(nn.Identity(), DIGITS, Train()), "supernet=Identity.* should be a Chain"),  # type: ignore[arg-type]
     "no network": (lambda: train_standalone(None, DIGITS, Train()), "network=None should be a Module"),  # type: ignore[arg-type]
     "other channels": (
@@ -118,11 +131,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a number as name": (lambda: Arch({1: 2}), "not 1 to 2"),  # type: ignore[dict-item]
     "no config of data": (lambda: load(None), "config=None should be a Data"),  # type: ignore[arg-type]
     "a long source": (lambda: load(Data("x" * 5000)), "there is no data set 'xx"),
-    "a long study": (lambda: Study("x" * 300, macro().space), "the study 'x.* cannot be a file's name"),
-    "a folder as study": (lambda: Study(Path.cwd(), macro().space), "the study .* is a folder, not a file"),
-    "a study within a file": (lambda: Study(f"{__file__}/x.db", macro().space), "lies within a file"),
-    "a device as study": (lambda: Study("/dev/null", macro().space), "the study /dev/null is a device"),
-    "a study's name": (lambda: Study(5, macro().space), "path=5 should be"),  # type: ignore[arg-type]
+    "a long study": (lambda: Study("x" * 300, sound().space), "the study 'x.* cannot be a file's name"),
+    "a folder as study": (lambda: Study(Path.cwd(), sound().space), "the study .* is a folder, not a file"),
+    "a study within a file": (lambda: Study(f"{__file__}/x.db", sound().space), "lies within a file"),
+    "a device as study": (lambda: Study("/dev/null", sound().space), "the study /dev/null is a device"),
+    "a study's name": (lambda: Study(5, sound().space), "path=5 should be"),  # type: ignore[arg-type]
     "a study's space": (lambda: Study(None, "x"), "space='x' should be a SearchSpace"),  # type: ignore[arg-type]
     "no study": (lambda: searched(None, study=None), "study=None should be a Study"),
     "a class as searcher": (lambda: searched(None, searcher=RandomSearch), "searcher=.* should be a Searcher"),
@@ -136,15 +149,15 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "choices": (lambda: SearchSpace("x", ["a"]), "takes a sequence of choices"),  # type: ignore[list-item]
     "NaN as option": (lambda: Choice("a", (math.nan, 1.0)), "has NaN among its options"),
     "a limit that is NaN": (
-        lambda: Feasible(CostTable(macro()), {"macs": math.nan}),
+        lambda: Feasible(table(), {"macs": math.nan}),
         "limits=.*nan.* should be a finite number",
     ),
-    "no limit": (lambda: Feasible(CostTable(macro()), {"macs": None}), "limits=.*None.* should be a valid number"),  # type: ignore[dict-item]
-    "latency batch": (lambda: LatencyTable(macro(), batch=-1), "batch=-1 should be an integer from 1"),
-    "no time": (lambda: LatencyTable(macro(), seconds=0), "seconds=0 should be a number from"),
-    "time NaN": (lambda: LatencyTable(macro(), seconds=math.nan), "seconds=nan should be"),
+    "no limit": (lambda: Feasible(table(), {"macs": None}), "limits=.*None.* should be a valid number"),  # type: ignore[dict-item]
+    "latency batch": (lambda: LatencyTable(sound(), batch=-1), "batch=-1 should be an integer from 1"),
+    "no time": (lambda: LatencyTable(sound(), seconds=0), "seconds=0 should be a number from"),
+    "time NaN": (lambda: LatencyTable(sound(), seconds=math.nan), "seconds=nan should be"),
     "scoring batch": (
-        lambda: SharedWeights(macro(), DIGITS.calibration, DIGITS.validation, batch=-1),
+        lambda: SharedWeights(sound(), DIGITS.calibration, DIGITS.validation, batch=-1),
         "batch=-1 should",
     ),
     "no supernet": (lambda: SharedWeights(None, None, None), "supernet=None should be a Chain"),  # type: ignore[arg-type]
@@ -175,16 +188,16 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: create_supernet("nasbench-macro", generator=5),  # type: ignore[arg-type]
         r"generator=5 should be a torch\.Generator",
     ),
-    "a seed to sample with": (lambda: macro().space.sample(5), "rng=5 should be a generator"),
-    "the cost of a dictionary": (lambda: CostTable(macro())({"x": 1}), "is not an architecture; space.canonical"),  # type: ignore[arg-type]
+    "a seed to sample with": (lambda: sound().space.sample(5), "rng=5 should be a generator"),
+    "the cost of a dictionary": (lambda: table()({"x": 1}), "is not an architecture; space.canonical"),  # type: ignore[arg-type]
     "no backbone": (lambda: create_detector("retinanet", backbone=None), "backbone=None should be the name"),  # type: ignore[arg-type]
     "a backbone's settings": (lambda: detector(backbone_settings=5), "backbone_settings=5 should be a dictionary"),
     "images of other channels": (
         lambda: SharedWeights(create_supernet("nasbench-macro"), DIGITS.calibration, DIGITS.validation),
         "calibration images have 1 channels and the supernet 'nasbench-macro' reads 3",
     ),
-    "a supernet to train alone": (lambda: train_standalone(macro(), DIGITS, Train()), "call train_supernet"),
-    "latencies in no folder": (lambda: LatencyTable(macro(), file=Path("none/x")), "there is no folder none"),
+    "a supernet to train alone": (lambda: train_standalone(sound(), DIGITS, Train()), "call train_supernet"),
+    "latencies in no folder": (lambda: LatencyTable(sound(), file=Path("none/x")), "there is no folder none"),
     "a text as cache": (lambda: ScoreCache(Path(__file__)), "cannot be read as an evaluation cache"),
     "a generator": (lambda: searched(lambda archs: ({} for _ in archs)), "evaluate returned a generator"),
 }
@@ -235,8 +248,8 @@ def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path: Path) -> None:
         load_weights(tmp_path / "pipe", nn.Linear(1, 1))
     for use in (
         lambda: trained(state=tmp_path / "pipe"),
-        lambda: Study(tmp_path / "pipe", macro().space),
-        lambda: LatencyTable(macro(), file=tmp_path / "pipe"),
+        lambda: Study(tmp_path / "pipe", sound().space),
+        lambda: LatencyTable(sound(), file=tmp_path / "pipe"),
     ):
         with pytest.raises(InputError, match="pipe is a device or a pipe, not a file"):
             use()

@@ -344,7 +344,7 @@ def check_flags(data: st.DataObject) -> None:
 
 
 @hypothesis.settings(
-    max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
 @hypothesis.given(st.data())
 def test_any_words_are_parsed_or_refused(data: st.DataObject) -> None:
