@@ -15,7 +15,7 @@ from detection.faster_rcnn import faster_rcnn_fpn
 from detection.nasfpn.supernet import Gate, retinanet_nasfpn
 from detection.pyramid import Norm
 from detection.retinanet import retinanet
-from detection.timm_backbone import is_timm, timm_backbone
+from detection.timm_backbone import feature_steps, is_timm, timm_backbone
 from supernet import plugins
 from supernet.chain import Chain, announce, realize, step_layout
 from supernet.checked import is_number, is_whole
@@ -23,6 +23,7 @@ from supernet.errors import InputError, nearest
 from supernet.space import Arch
 from supernet.spaces import GENOTYPES, SPACES, build
 from supernet.spaces.create import Phase
+from supernet.spaces.elastic import ElasticChain
 
 Kind = Literal["retinanet", "faster-rcnn-fpn"]
 Neck = Literal["fpn", "nasfpn"]
@@ -363,7 +364,8 @@ def _classifier(backbone: str | Chain, phase: Phase, settings: Mapping[str, Any]
         return backbone
     if backbone not in SPACES and backbone not in plugins.plugins(plugins.SPACES) and ":" not in backbone:
         raise InputError(f"there is no backbone {backbone!r}; {nearest(backbone, [*SPACES, *GENOTYPES])}")
-    return build(backbone, phase, settings)
+    chain = build(backbone, phase, settings)
+    return feature_steps(chain) if isinstance(chain, ElasticChain) else chain
 
 
 def _fixed_classifier(

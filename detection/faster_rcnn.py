@@ -247,6 +247,25 @@ class RegionBoxes(nn.Module):
             detections.append({"boxes": boxes, "scores": scores, "labels": labels})
         return detections
 
+    def named(self, state: RegionPredictions) -> dict[str, Tensor]:
+        """Returns the pyramid and the region predictions as the outputs of a graph, `features_p2` and so on by level.
+
+        Shapes: `features_pK`, (N, C, H, W), `objectness_pK`, (N, A, H, W), and `deltas_pK`, (N, 4·A, H, W), of the
+        level of stride 2**K; `sizes`, int64, (N, 2).
+        """
+        maps, raw, sizes, _ = state
+        levels = [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        parts = {"features": maps, **raw}
+        named = {f"{name}_{level}": x for name in parts for level, x in zip(levels, parts[name], strict=True)}
+        return {**named, "sizes": sizes}
+
+    def state_of(self, named: dict[str, Tensor]) -> RegionPredictions:
+        """Returns the `RegionPredictions` of the outputs of a graph; see `named`."""
+        levels = [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        maps = tuple(named[f"features_{level}"] for level in levels)
+        raw = {name: [named[f"{name}_{level}"] for level in levels] for name in ("objectness", "deltas")}
+        return maps, raw, named["sizes"], None
+
     def out_layout(self, layout: Any) -> None:
         """Returns None: it is the last step."""
         return None

@@ -64,14 +64,16 @@ class ImageBatch(nn.Module):
         if isinstance(images, Tensor):
             self._check(images, 4)
             height, width = images.shape[-2:]
-            pixels = nn.functional.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
-            return pixels, torch.tensor((height, width), device="cpu").expand(images.shape[0], 2)
+            below, right = (padded(side, self.divisor) - side for side in (height, width))
+            pixels = nn.functional.pad(images, (0, right, 0, below))
+            sides = [torch.full((images.shape[0],), side, device="cpu") for side in (height, width)]  # can be traced
+            return pixels, torch.stack(sides, 1)
         if not images:
             raise InputError("the list of images is empty; give at least one image")
         for image in images:
             self._check(image, 3)
         sizes = torch.tensor([image.shape[-2:] for image in images], device="cpu")
-        height, width = (side + -side % self.divisor for side in sizes.amax(dim=0).tolist())
+        height, width = (padded(side, self.divisor) for side in sizes.amax(dim=0).tolist())
         pixels = images[0].new_zeros(len(images), images[0].shape[0], height, width)
         for row, image in zip(pixels, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
@@ -83,6 +85,8 @@ class ImageBatch(nn.Module):
                 "a detector takes normalised float images, (N, 3, H, W) or a list of (3, H, W), not "
                 f"{image.dtype} of shape {tuple(image.shape)}"
             )
+        if torch.compiler.is_compiling():  # a graph takes images of any size
+            return
         height, width = image.shape[-2:]
         if max(height, width) < self.stride:
             raise InputError(
@@ -93,6 +97,11 @@ class ImageBatch(nn.Module):
     def out_layout(self, layout: Any) -> Any:
         """Returns a state of one map with the channels of the images."""
         return (layout,), None, None
+
+
+def padded(side: int, divisor: int) -> int:
+    """Returns the smallest multiple of the divisor that is not below a side."""
+    return (side + divisor - 1) // divisor * divisor
 
 
 def checked_targets(targets: Sequence[Target] | None, images: int, classes: int) -> Sequence[Target]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes, sigmoid_focal_loss
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms, remove_small_boxes, sigmoid_focal_loss
 
 from detection.backbone import Backbone, MapStep
 from detection.detector import Detector
@@ -237,6 +237,81 @@ class RetinaBoxes(nn.Module):
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
         kept = batched_nms(boxes, scores, labels, self.overlap)[: self.detections]
         return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+
+    def named(self, state: RetinaPredictions) -> dict[str, Tensor]:
+        """Returns the predictions as the outputs of a graph, `cls_logits_p3` and so on by level, and `sizes`.
+
+        Shapes: `cls_logits_pK`, (N, H, W, A, classes), and `bbox_regression_pK`, (N, H, W, A, 4), of the level of
+        stride 2**K; `sizes`, int64, (N, 2).
+        """
+        raw, sizes, _ = state
+        levels = [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        named = {f"{name}_{level}": x for name in raw for level, x in zip(levels, raw[name], strict=True)}
+        return {**named, "sizes": sizes}
+
+    def state_of(self, named: dict[str, Tensor]) -> RetinaPredictions:
+        """Returns the `RetinaPredictions` of the outputs of a graph; see `named`."""
+        levels = [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        raw = {name: [named[f"{name}_{level}"] for level in levels] for name in ("cls_logits", "bbox_regression")}
+        return raw, named["sizes"], None
+
+    def detected(self, state: RetinaPredictions) -> dict[str, Tensor]:
+        """Returns the detections by operations that can be traced, for images of one size.
+
+        They are those of `forward`, but that a network that is not finite detects nothing here.
+
+        Returns:
+            `boxes`, (N, detections, 4), `scores`, (N, detections), and `labels`, int64, (N, detections), best first;
+            the rows that are left over have score 0, label 0 and an empty box.
+        """
+        raw, sizes, _ = state
+        parts = [
+            self._candidates(logits, deltas, stride, sides, sizes)
+            for logits, deltas, stride, sides in zip(
+                raw["cls_logits"], raw["bbox_regression"], self.strides, self.sizes, strict=True
+            )
+        ]
+        boxes, scores, labels = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))  # (N, K, …)
+        images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand_as(labels)
+        # boxes of several images and labels are moved apart, as torchvision's batched_nms does, in x by label and in y
+        # by image: coordinates stay smaller than if both were in one direction, and are rounded less
+        tall, wide = sizes[0, 0] + 1, sizes[0, 1] + 1
+        apart = torch.stack([labels * wide, images * tall], -1).to(boxes).repeat(1, 1, 2)
+        likely = torch.where((scores > 0).flatten())[0]
+        kept = likely[nms((boxes + apart).flatten(0, 1)[likely], scores.flatten()[likely], self.overlap)]
+        flags = torch.zeros_like(scores).flatten().index_fill(0, kept, 1.0).view_as(scores)
+        left_over = max(0, self.detections - len(parts) * self.candidates)
+        best, order = nn.functional.pad(scores * flags, (0, left_over)).topk(self.detections, dim=1)
+        order = order * (best > 0)
+        found = best > 0
+        return {
+            "boxes": boxes.gather(1, order[..., None].expand(-1, -1, 4)) * found[..., None],
+            "scores": best,
+            "labels": labels.gather(1, order) * found,
+        }
+
+    def _candidates(
+        self, logits: Tensor, deltas: Tensor, stride: int, sides: tuple[int, ...], sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the candidates of a level: boxes (N, candidates, 4), scores, 0 where there is none, and labels."""
+        (height, width), classes = logits.shape[1:3], logits.shape[4]
+        scores = logits.float().sigmoid().flatten(1)  # (N, H·W·A·classes)
+        scores = scores * (scores > self.score_threshold)
+        scores = nn.functional.pad(scores, (0, self.candidates))  # a small level has fewer boxes than candidates
+        scores, order = scores.topk(self.candidates, dim=1)
+        order = order * (scores > 0)
+        at = order // classes
+        rows, columns = (stride * torch.arange(side, device=logits.device).float() for side in (height, width))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")  # sums that broadcast would leave maxima of sizes in graphs
+        corners = torch.stack([x, y, x, y], -1).flatten(0, 1)[:, None]  # (H·W, 1, 4)
+        cells = self.anchors.generator.generate_anchors(list(sides), list(self.ratios)).to(logits.device)
+        anchors = (corners + cells).flatten(0, 1)[at]  # (N, candidates, 4)
+        predicted = deltas.float().flatten(1, 3).gather(1, at[..., None].expand(-1, -1, 4))
+        boxes = self.coder.decode_single(predicted.flatten(0, 1), anchors.flatten(0, 1)).view(anchors.shape)
+        limits = sizes.flip(1).to(boxes).repeat(1, 2)[:, None]  # (N, 1, 4)
+        boxes = boxes.clamp_min(0).minimum(limits)
+        large = ((boxes[..., 2:] - boxes[..., :2]) >= SMALLEST).all(-1)
+        return boxes, scores * large, order % classes + 1
 
     def out_layout(self, layout: Any) -> None:
         """Returns None: it is the last step."""

@@ -8,7 +8,7 @@ from torch import nn
 from supernet.blocks.plain import Whole
 from supernet.chain import Chain, Layout, largest, step_layout
 from supernet.errors import InputError
-from supernet.spaces.elastic import elastic_timm
+from supernet.spaces.elastic import ElasticChain, elastic_timm
 from supernet.spaces.pretrained import load_pretrained
 
 PREFIX = "timm:"
@@ -59,6 +59,23 @@ def timm_backbone(name: str, weights: str | Path | None = None) -> Chain:
         stride = int(after.stride // before.stride)
         steps.append((name_of_step, Whole(module, out_channels=after.channels, stride=stride)))
     return Chain(f"{PREFIX}{bare}", steps, input_shape=supernet.input_shape, init=supernet.init)
+
+
+def feature_steps(supernet: ElasticChain) -> Chain:
+    """Returns the steps of an elastic network up to its last feature map, as `features_only` of timm does.
+
+    Depth, kernels, expansions and widths of its blocks can be searched with a detector; the weights are shared with
+    `supernet`.
+
+    Raises:
+        InputError: it resizes images, which would move the boxes; or it has no maps, as a vision transformer.
+    """
+    steps = [(name, step) for name, step in supernet.steps if name.startswith(("stem", "stage"))]
+    if steps[0][0] != supernet.step_names[0]:
+        raise InputError(
+            "the backbone of a detector cannot resize images, since boxes are in their pixels; leave resolutions out"
+        )
+    return Chain(supernet.space.name, steps, input_shape=supernet.input_shape, init=supernet.init)
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

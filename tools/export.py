@@ -44,6 +44,8 @@ class Export(Checked):
     setting anytime=true."""
     onnx: bool = False
     """Also write model.onnx (needs the extra "onnx")."""
+    nms: bool = False
+    """Of a RetinaNet: also write detector.pt2, and with --onnx detector.onnx, which return boxes, scores and labels."""
     out: FilePath | None = None
     """Folder; RUN/export/KEY by default."""
     bn: BatchNorm | None = None
@@ -73,7 +75,7 @@ def run() -> None:
     network = trained_network(opened, arch, args.seed, inherit=args.inherit, shared=args.init == "shared")
     if args.repeats is not None:
         network = shortened(network, args.repeats)
-    folder, report = export_stage(opened, arch, network, onnx=args.onnx, out=args.out)
+    folder, report = export_stage(opened, arch, network, onnx=args.onnx, nms=args.nms, out=args.out)
     print_table(f"exported to {folder}", ("artefact", "largest difference"), list(report["differences"].items()))
     classifier = [shlex.join(["python", str(folder / "model.py"), "IMAGE"])] if opened.kind.metric == "accuracy" else []
     closing(
@@ -96,16 +98,16 @@ def export_front(args: Export) -> None:
 
     opened = open_run(args.run, bn=args.bn)
     folder, rows = front_stage(
-        opened, args.search, limits=args.limits, cost=args.limit_cost, onnx=args.onnx, out=args.out
+        opened, args.search, limits=args.limits, cost=args.limit_cost, onnx=args.onnx, nms=args.nms, out=args.out
     )
-    runtimes = list(rows[0]["artefact_ms"])
-    columns = ["key", args.limit_cost, *(["limits"] if args.limits else []), "test accuracy"]
+    runtimes, truth = list(rows[0]["artefact_ms"]), opened.kind.truth
+    columns = ["key", args.limit_cost, *(["limits"] if args.limits else []), truth.replace("_", " ")]
     lines = [
         (
             row["key"],
             row[args.limit_cost],
             *([" ".join(row["limits"])] if args.limits else []),
-            row["test_accuracy"],
+            row[truth],
             *(f"{row['artefact_ms'][name]:.3f}" for name in runtimes),
         )
         for row in rows

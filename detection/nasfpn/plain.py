@@ -170,7 +170,7 @@ def pool_same(x: Tensor, factor: int) -> Tensor:
     As in TensorFlow's SAME padding, the smaller half of the padding comes first.
     """
     height, width = -x.shape[-2] % factor, -x.shape[-1] % factor
-    if height or width:
+    if torch.compiler.is_compiling() or height or width:  # in a graph the sizes are not known
         padding = (width // 2, width - width // 2, height // 2, height - height // 2)
         x = functional.pad(x, padding, value=float("-inf"))
     return functional.max_pool2d(x, factor, factor)

@@ -1,6 +1,7 @@
 """A trained network as a folder that needs only torch: readable source, weights, `torch.export` and ONNX graphs.
 
-Detectors need torchvision too. Their graphs end at the raw outputs of the heads; the rest is in the source.
+Detectors need torchvision too. Their graphs take images of any size and end at the raw outputs of the heads, by name;
+the rest is in the source, and by option in a second graph that ends with non-maximum suppression.
 
 An export is complete or absent: before the folder gets its name, every artefact is loaded in a process that cannot
 import this project, and compared with the trained network.
@@ -56,7 +57,8 @@ FORMAT = 1
 DETECTOR_FORMAT = 2
 """The same of a detector: 2 has batch norm of its own for every level, and resizes images as training does."""
 
-_FILES = {"model.py", "model.safetensors", "arch.json", "preprocess.json", "model.pt2", "model.onnx", "parity.json"}
+_GRAPHS = {"model.pt2", "model.onnx", "detector.pt2", "detector.onnx"}
+_FILES = {"model.py", "model.safetensors", "arch.json", "preprocess.json", "parity.json"} | _GRAPHS
 _BATCHES = (2, 1, 3)  # the first is traced: a batch of one would be taken for a constant
 
 
@@ -69,6 +71,7 @@ def export(
     space: str,
     preprocess: Preprocess,
     onnx: bool = False,
+    nms: bool = False,
     tolerance: float = 1e-5,
 ) -> dict[str, Any]:
     """Writes a standalone folder: `model.py` with `build()`, `load()` and `predict(images)`, weights and graphs.
@@ -83,6 +86,8 @@ def export(
         folder: created, or replaced if it is an export.
         arch: the architecture. It is only recorded, like `space`, the name of its space.
         onnx: also write `model.onnx`.
+        nms: of a RetinaNet, also write `detector.pt2` and, with `onnx`, `detector.onnx`: the whole detector with
+            non-maximum suppression, see `detection.retinanet.RetinaBoxes.detected`.
         tolerance: largest allowed difference of any artefact's output from the network's: absolute while outputs are
             within ±1, relative to the largest output beyond.
 
@@ -90,8 +95,8 @@ def export(
         the content of parity.json: differences, inputs, tolerance, parameters, required packages, SHA-256 of the files.
 
     Raises:
-        InputError: the network cannot be written, an artefact does not load or differs by more than `tolerance`, or
-            `folder` holds something else. Nothing is left behind in that case.
+        InputError: the network cannot be written, or not with `nms`; an artefact does not load or differs by more than
+            `tolerance`; or `folder` holds something else. Nothing is left behind in that case.
     """
     if not is_number(tolerance, 0, 1e6):
         raise InputError(f"tolerance={tolerance!r} should be a number of at least 0")
@@ -101,8 +106,11 @@ def export(
     if onnx:
         onnx_packages()
     trained = _trained(network)
-    shapes = [(batch, in_channels, preprocess.input_size, preprocess.input_size) for batch in _BATCHES]
-    expected, leading = outputs_of(trained, shapes), leading_part(trained)
+    leading = leading_part(trained)
+    if nms and not (leading and isinstance(trained, nn.Sequential) and hasattr(trained[leading], "detected")):
+        raise InputError("nms=True is for RetinaNet, whose detections can be traced; leave it out for this network")
+    shapes = _shapes(in_channels, preprocess, detector=bool(leading))
+    expected = outputs_of(trained, shapes)
     if not leading:
         _check_classes(expected["model.py"][0], preprocess)
     arch = Arch(arch)
@@ -115,7 +123,10 @@ def export(
         _write_json(partial / "preprocess.json", dataclasses.asdict(preprocess))
         save_file(_weights(trained), partial / "model.safetensors")
         (partial / "model.safetensors").chmod((partial / "model.py").stat().st_mode & 0o777)  # safetensors writes 0600
-        _save_graphs(traced_part(trained), partial, shapes[0], onnx=onnx)
+        _save_graph(traced_part(trained), partial / "model", shapes[0], onnx=onnx, sizes=bool(leading))
+        if nms:
+            detected = traced_part(trained, "detected")
+            _save_graph(detected, partial / "detector", shapes[0], onnx=onnx, sizes=True)
         differences = measure(expected, partial, shapes, leading=leading)
         check_differences(differences, tolerance, expected)
         files = sorted(path.name for path in partial.iterdir())
@@ -269,21 +280,46 @@ def _model_source(
     return "\n\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", code.requires
 
 
-def _save_graphs(trained: nn.Module, folder: Path, shape: Sequence[int], *, onnx: bool) -> None:
+def _shapes(channels: int, preprocess: Preprocess, *, detector: bool) -> list[tuple[int, int, int, int]]:
+    """Returns the shapes of the inputs that are compared; detectors take images of any height and width."""
+    size = preprocess.input_size
+    other = getattr(preprocess, "longest", 0) or size + size // 4
+    sides = ((size, other), (other, size), (size, size)) if detector else ((size, size),) * 3
+    return [(batch, channels, *pair) for batch, pair in zip(_BATCHES, sides, strict=True)]
+
+
+def _save_graph(traced: nn.Module, path: Path, shape: Sequence[int], *, onnx: bool, sizes: bool) -> None:
+    """Writes PATH.pt2, and with `onnx` PATH.onnx, of a dynamic batch and with `sizes` a dynamic height and width."""
     images = torch.zeros(*shape, device="cpu", dtype=torch.float32)
-    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    names = {0: "batch", 2: "height", 3: "width"} if sizes else {0: "batch"}
+    dynamic = ({axis: torch.export.Dim(name, min=1) for axis, name in names.items()},)
+    # maps of any size, also of one row, must not be told from others, as torch.onnx itself sees to
+    general = torch.fx.experimental._config.patch(backed_size_oblivious=sizes)  # type: ignore[attr-defined]
     try:
-        program = torch.export.export(trained, (images,), dynamic_shapes=dynamic)
+        with general, torch.no_grad():
+            program = torch.export.export(
+                traced, (images,), dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=sizes
+            )
         content = io.BytesIO()  # written by Python: torch's own writer aborts the process when the disk is full
         torch.export.save(program, content)
         if onnx:
-            path = folder / "model.onnx"
-            torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False)
-    except OSError:  # of model.onnx; `_appearing` reports it
+            outputs = traced(images)
+            torch.onnx.export(
+                program,
+                (),
+                path.with_suffix(".onnx"),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=["images"] if sizes else None,
+                output_names=list(outputs) if isinstance(outputs, dict) else None,
+            )
+    except OSError:  # of the ONNX file; `_appearing` reports it
         raise
     except Exception as error:  # the tracer fails with any kind of error
-        raise InputError(f"the network cannot be traced with a dynamic batch: {one_line(error)}") from error
-    (folder / "model.pt2").write_bytes(content.getvalue())
+        what = "batch, height and width" if sizes else "batch"
+        raise InputError(f"the network cannot be traced with a dynamic {what}: {one_line(error)}") from error
+    path.with_suffix(".pt2").write_bytes(content.getvalue())
 
 
 # -- the folder ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The latency of exported classifiers, measured where this project cannot be imported."""
+"""The latency of exports, measured where this project cannot be imported."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def artefact_latencies(
     This executes the model.py of every folder.
 
     Args:
-        folders: exports of classifiers.
+        folders: exports; of detectors an image with the longest side is timed.
         seconds: to spend on each artefact.
         threads: how many threads torch and ONNX Runtime use.
 

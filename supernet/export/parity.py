@@ -16,6 +16,9 @@ from supernet.export.runtime import runner
 SEED = 0
 """The seed of the inputs, which are standard normal."""
 
+ARTEFACTS = ("model.py", "model.pt2", "model.onnx", "detector.pt2", "detector.onnx")
+"""What is compared. The last two hold a whole detector."""
+
 Outputs = list[dict[str, Tensor]]
 """All output tensors by path, per input."""
 
@@ -38,10 +41,34 @@ def _traceable(module: nn.Module) -> bool:
     return all(getattr(part, "traceable", True) for part in module.modules())
 
 
-def traced_part(network: nn.Module) -> nn.Module:
-    """Returns the part of a network that graphs hold: its leading part, or all of it."""
+class Graph(nn.Module):
+    """The traced part of a detector, which returns a dictionary of named tensors.
+
+    Args:
+        leading: the modules that can be traced.
+        last: the one after them.
+        method: of `last`, which turns the state into the outputs: "named" or "detected".
+    """
+
+    def __init__(self, leading: nn.Module, last: nn.Module, method: str) -> None:
+        super().__init__()
+        self.leading, self.last, self.method = leading, last, method
+
+    def forward(self, images: Tensor) -> Any:
+        """Returns the outputs for images, (N, C, H, W)."""
+        return getattr(self.last, self.method)(self.leading(images))
+
+
+def traced_part(network: nn.Module, method: str = "named") -> nn.Module:
+    """Returns the part of a network that a graph holds: its leading part, or all of it.
+
+    The outputs are named where the module after the leading part has the method, as those of detectors have.
+    """
     leading = leading_part(network)
-    return network[:leading] if leading and isinstance(network, nn.Sequential) else network
+    if not leading or not isinstance(network, nn.Sequential):
+        return network
+    last = network[leading]
+    return Graph(network[:leading], last, method).eval() if hasattr(last, method) else network[:leading]
 
 
 def outputs_of(trained: nn.Module, shapes: Sequence[Sequence[int]]) -> dict[str, Outputs]:
@@ -66,7 +93,25 @@ def outputs_of(trained: nn.Module, shapes: Sequence[Sequence[int]]) -> dict[str,
                     f"the {path} of the network is not finite on images of shape {tuple(shapes[0])}, so nothing can be "
                     "compared; train it again"
                 )
-    return {"model.py": whole, "model.pt2": graph, "model.onnx": graph}
+    parts = list(trained) if isinstance(trained, nn.Sequential) else []
+    if not leading or not hasattr(parts[leading], "detected"):
+        return {"model.py": whole, "model.pt2": graph, "model.onnx": graph}
+    detected = [
+        _padded(leaves, len(images), int(getattr(parts[leading], "detections")))  # noqa: B009  a buffer or module to mypy
+        for leaves, images in zip(whole, _inputs(shapes), strict=True)
+    ]
+    return dict(zip(ARTEFACTS, (whole, graph, graph, detected, detected), strict=True))
+
+
+def _padded(leaves: Mapping[str, Tensor], images: int, rows: int) -> dict[str, Tensor]:
+    """Returns the detections of a network in a batch as a graph returns them: so many rows per image, some of zeros."""
+    padded = {}
+    for name in ("boxes", "scores", "labels"):
+        found = [leaves[f"output[{image}][{name!r}]"] for image in range(images)]
+        padded[f"output[{name!r}]"] = torch.stack(
+            [torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) for x in found]
+        )
+    return padded
 
 
 def measure(
@@ -85,9 +130,13 @@ def measure(
         InputError: an artefact does not load or run, or returns tensors of other shapes.
     """
     results = _run_apart(folder, _inputs(shapes), leading)
-    if (folder / "model.onnx").exists():
-        results["model.onnx"] = _run_onnx(folder / "model.onnx", _inputs(shapes), expected["model.onnx"])
-    return {name: _largest(name, expected[name], outputs) for name, outputs in results.items()}
+    for name in ("model.onnx", "detector.onnx"):
+        if (folder / name).exists():
+            results[name] = _run_onnx(folder / name, _inputs(shapes), expected[name])
+    return {
+        name: (_detections_apart if name.startswith("detector.") else _largest)(name, expected[name], outputs)
+        for name, outputs in results.items()
+    }
 
 
 def _run_apart(folder: Path, inputs: list[Tensor], leading: int) -> dict[str, Outputs]:
@@ -107,6 +156,43 @@ def _run_runner(arguments: Sequence[str], cwd: str) -> tuple[int, str]:
     command = [sys.executable, "-I", "-B", runner.__file__, *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
+
+
+BESIDE, ABOVE = 0.1, 1e-3
+"""Pixels and score that two detections of one label may differ by to be compared."""
+ALONE = 0.01
+"""Share of detections that may have no partner: a suppression may flip by rounding where an IoU is at the limit."""
+
+
+def _detections_apart(artefact: str, expected: Outputs, outputs: Outputs) -> float:
+    """Returns the largest difference of boxes and scores between detections, in whatever order of equal scores.
+
+    It is infinite where more than the share `ALONE` of the detections of either side have no partner in the other.
+    """
+    shapes = [[{name: x.shape for name, x in leaves.items()} for leaves in side] for side in (expected, outputs)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"{artefact} returns {shapes[1]}, the trained network {shapes[0]}")
+    largest, alone, count = 0.0, 0, 0
+    for pair in zip(expected, outputs, strict=True):
+        for image in range(len(pair[0]["output['scores']"])):
+            first, second = (_rows(leaves, image) for leaves in pair)
+            count += len(first) + len(second)
+            if not len(first) or not len(second):
+                alone += len(first) + len(second)
+                continue
+            apart = (first[:, None] - second[None]).abs()  # (first, second, box and score and label)
+            near = (apart[..., :4] <= BESIDE).all(-1) & (apart[..., 4] <= ABOVE) & (apart[..., 5] == 0)
+            apart = torch.where(near, apart[..., :5].amax(-1), torch.inf)
+            best = torch.cat([apart.amin(0), apart.amin(1)])
+            alone += int(best.isinf().sum())
+            largest = max([largest, *best[best.isfinite()].tolist()])
+    return largest if alone <= ALONE * count else float("inf")
+
+
+def _rows(leaves: Mapping[str, Tensor], image: int) -> Tensor:
+    """Returns the detections in an image as rows of box, score and label, (n, 6)."""
+    boxes, scores, labels = (leaves[f"output[{name!r}]"][image].double() for name in ("boxes", "scores", "labels"))
+    return torch.cat([boxes, scores[:, None], labels[:, None]], 1)[scores > 0]
 
 
 def _run_onnx(path: Path, inputs: list[Tensor], expected: Outputs) -> Outputs:

@@ -123,6 +123,7 @@ def test_every_way_to_score_a_detector_gives_the_metrics_of_coco(kind: str, expo
     assert len(lines) == 1 + 2 * 101 * len(of_classes)
 
 
+@pytest.mark.slow
 def test_a_class_alone_has_the_average_precision_of_coco(tmp_path: Path) -> None:
     detector = tiny("retinanet", seed=3, score_threshold=0.3, detections=60).eval()
     network = detector.subnet(sampled_arch(detector))

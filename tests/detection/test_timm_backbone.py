@@ -11,12 +11,15 @@ from detection import backbone_of, create_detector, create_detector_network, loa
 from detection.backbone import FrozenNorm, backbone_steps
 from detection.config import DetectorPreprocess
 from detection.timm_backbone import normalisation, timm_backbone
-from helpers.detector_cases import images, targets
+from helpers.detector_cases import images, same, sampled_arch, targets
 from supernet import Arch
+from supernet.chain import largest
 from supernet.errors import InputError
 from supernet.export import export
 from supernet.export.expression import written
 from supernet.export.source import bundle
+from supernet.spaces import build
+from supernet.spaces.pretrained import load_pretrained
 from supernet.testing import randomize
 from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.trust import from_file
@@ -106,6 +109,29 @@ def test_a_detector_on_a_network_of_timm_has_no_choices_or_those_of_its_pyramid(
     mean, std = normalisation("timm:mobilenetv3_small_050")
     assert mean == (0.485, 0.456, 0.406)
     assert len(std) == 3
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_blocks_of_a_network_of_timm_are_searched_with_its_weights(tmp_path: Path) -> None:
+    features, file = _weights("mobilenetv3_small_050", tmp_path)
+    settings = {"model": "mobilenetv3_small_050"}
+    arguments = {"backbone": "elastic", "num_classes": 3, "image_size": 128, "head_width": 8, "head_convs": 1}
+    detector = create_detector("retinanet", backbone_settings=settings, **arguments)
+    supernet = build("elastic", "supernet", settings)
+    load_pretrained(supernet, file)
+    load_backbone(detector, supernet)
+    detector.eval()
+    x = images(128, 128, number=2)
+    whole = detector.subnet(largest(detector.space)).eval()
+    for ours, theirs in zip(backbone_of(whole)(x)[0], features(x)[-3:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+    arch = sampled_arch(detector)
+    smaller = detector.subnet(arch).eval()
+    assert same(detector(x, arch), smaller(x))
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in whole.parameters())
+    with torch.device("meta"), pytest.raises(InputError, match="cannot resize images"):
+        create_detector("retinanet", backbone_settings={**settings, "resolutions": [96]}, **arguments)
 
 
 def test_networks_that_cannot_be_written_are_refused_by_name(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from supernet.scoring.cache import ScoreCache
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.space import Arch, SearchSpace
 from supernet.spaces import GENOTYPES, build, builder
+from supernet.spaces.pretrained import check_pretrained as check_weights
+from supernet.spaces.pretrained import expected_normalisation, load_pretrained
 from supernet_tools.pipeline.architectures import arch_of
 from supernet_tools.pipeline.batch_norm import policy
 from supernet_tools.pipeline.config import BatchNorm, DetectorRun
@@ -89,6 +91,13 @@ class DetectorKind:
                 if not config.data.mean:
                     mean, std = normalisation(config.backbone)
                     config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=mean, std=std))
+            elif self._elastic:
+                chain = self._elastic_chain()
+                check_weights(chain, config.pretrained)
+                published = expected_normalisation(chain)
+                if not config.data.mean and published is not None:
+                    mean, std = published
+                    config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=mean, std=std))
             elif Path(config.pretrained).is_file():
                 self._check_file(Path(config.pretrained))
         with torch.device("meta"):
@@ -100,6 +109,19 @@ class DetectorKind:
         return create_detector(
             **self._arguments(classes), generator=generator, searched=not is_timm(self.config.backbone)
         )
+
+    @property
+    def _elastic(self) -> bool:
+        """Whether the backbone is an elastic network that starts with a file of weights."""
+        return self.config.backbone == "elastic" and Path(self.config.pretrained).is_file()
+
+    def _elastic_chain(self, *, loaded: bool = False) -> Any:
+        """The elastic network that the backbone is part of, with the weights of the file or on the meta device."""
+        with torch.device("cpu" if loaded else "meta"):
+            chain = build("elastic", "supernet", self.backbone_settings())
+        if loaded:
+            load_pretrained(chain, self.config.pretrained)
+        return chain
 
     def _check_file(self, file: Path) -> None:
         """Checks before any image is read that a file of weights fits the backbone."""
@@ -170,7 +192,7 @@ class DetectorKind:
         if self.config.start == "scratch":
             return
         inside = arch.sub(PREFIX)
-        if self.config.start == "supernet" and inside:
+        if self.config.start == "supernet" and inside and not self._elastic:
             load_backbone(network, inherited(Path(self.config.pretrained), inside))
         else:
             self._load(network, inside or None, seed)
@@ -179,6 +201,9 @@ class DetectorKind:
         """Loads pre-trained weights into the backbone of a detector."""
         if is_timm(self.config.backbone):
             load_backbone(network, timm_backbone(self.config.backbone, self.config.pretrained))
+        elif self._elastic:
+            chain = self._elastic_chain(loaded=True)
+            load_backbone(network, chain if inside is None else chain.subnet(inside))
         else:
             load_backbone(network, self._backbone_file(inside, seed))
 

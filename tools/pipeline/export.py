@@ -24,7 +24,7 @@ def export_folder(run: Run, arch: Arch, out: Path | None) -> Path:
 
 
 def export_stage(
-    run: Run, arch: Arch, network: nn.Module, *, onnx: bool = False, out: Path | None = None
+    run: Run, arch: Arch, network: nn.Module, *, onnx: bool = False, nms: bool = False, out: Path | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Writes the standalone folder of a network.
 
@@ -33,6 +33,7 @@ def export_stage(
         arch: the architecture of the network.
         network: in eval mode.
         onnx: also write model.onnx.
+        nms: also write the graphs of the whole detector; see `supernet.export.export`.
         out: the folder; `export/KEY` of the run by default.
 
     Returns:
@@ -43,7 +44,7 @@ def export_stage(
     exported, size = without_resize(network)  # an export resizes images before they reach its network
     if size is not None:
         preprocess = dataclasses.replace(preprocess, input_size=size)
-    return folder, export(exported, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx)
+    return folder, export(exported, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx, nms=nms)
 
 
 def check_repeats(run: Run, repeats: int) -> None:

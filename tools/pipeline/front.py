@@ -105,6 +105,7 @@ def front_stage(
     limits: Sequence[str] = (),
     cost: str = "macs",
     onnx: bool = False,
+    nms: bool = False,
     out: Path | None = None,
     seconds: float = 0.5,
     verbose: bool = True,
@@ -115,10 +116,11 @@ def front_stage(
     which are written last.
 
     Args:
-        run: a classifier's, with weights to share.
+        run: with weights to share.
         search: name of the search.
         limits, cost: see `chosen_points`.
         onnx: also write a model.onnx each, and time it in ONNX Runtime.
+        nms: of detectors, also write the graph of the whole detector each, and time that one in ONNX Runtime.
         out: the folder; `export/front-SEARCH` of the run by default.
         seconds: how long each artefact is timed.
         verbose: show progress.
@@ -127,10 +129,8 @@ def front_stage(
         the folder, and the rows of `front.json`.
 
     Raises:
-        InputError: see `chosen_points`; a run of another kind; or a folder that holds something else.
+        InputError: see `chosen_points`; or a folder that holds something else.
     """
-    if run.kind.metric != "accuracy":
-        raise InputError(f"{run.folder} holds no run of a classifier, whose front could be exported; give --arch")
     points = chosen_points(run, search, limits, cost)
     folder = (out or inside(run.folder, "export", f"front-{search}")).absolute()
     for point in points:
@@ -142,7 +142,7 @@ def front_stage(
             network = trained_network(run, point.arch, 0, inherit=True)
             figures = run.kind.figures(network, run.data, run.config.train.device)
             check_finite(figures, f"the network {point.arch.key}")
-            place, parity = export_stage(run, point.arch, network, onnx=onnx, out=folder / point.arch.key)
+            place, parity = export_stage(run, point.arch, network, onnx=onnx, nms=nms, out=folder / point.arch.key)
             rows.append(
                 {
                     "key": point.arch.key,

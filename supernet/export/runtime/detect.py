@@ -11,11 +11,13 @@ LEADING = 1  # modules in the graphs; the exporter writes the number of the expo
 
 
 def finish(outputs: object) -> list[dict[str, torch.Tensor]]:
-    """Turns what model.pt2 returns for a batch into the detections of each image."""
+    """Turns what model.pt2 or model.onnx returns for a batch, tensors by name, into the detections of each image."""
     network = _loaded()[0]
     assert isinstance(network, nn.Sequential)
+    state_of = getattr(network[LEADING], "state_of", None)
     with torch.no_grad():
-        detections: list[dict[str, torch.Tensor]] = network[LEADING:](outputs)
+        state = outputs if state_of is None else state_of(outputs)
+        detections: list[dict[str, torch.Tensor]] = network[LEADING:](state)
     return detections
 
 

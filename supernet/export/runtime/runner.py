@@ -58,16 +58,17 @@ def loaded_model(path: Path) -> Any:
 
 
 def run(folder: Path, job: Path, leading: int) -> None:
-    """Writes the outputs of model.py and model.pt2; exits with one line that names the artefact if one fails."""
+    """Writes the outputs of model.py and of the .pt2 files; exits with one line that names the artefact that fails."""
     inputs: list[Tensor] = torch.load(job / "inputs.pt", weights_only=True)
     results = {}
     artefact = "model.py"
     try:
         network = loaded_model(folder / artefact).load()
         results[artefact] = [outputs(network, images, leading) for images in inputs]
-        artefact = "model.pt2"
-        program = torch.export.load(folder / artefact).module()
-        results[artefact] = [outputs(program, images) for images in inputs]
+        for artefact in ("model.pt2", "detector.pt2"):
+            if (folder / artefact).exists():
+                program = torch.export.load(folder / artefact).module()
+                results[artefact] = [outputs(program, images) for images in inputs]
     except Exception as error:
         sys.exit(f"{artefact}: {type(error).__name__}: " + " ".join(str(error).split())[:400])
     torch.save(results, job / "outputs.pt")

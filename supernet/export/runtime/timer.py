@@ -1,9 +1,9 @@
 """Times exports in turn, run as a script by path: `python -I -B timer.py ROUNDS SECONDS THREADS FOLDER…`.
 
-The folders are exports of classifiers. What is timed is one forward pass of one image that is already prepared: of
-`load()` from model.py, and of model.onnx in ONNX Runtime where it is there. All artefacts take their turn in every
-round, so that a machine that becomes slower does not favour the first. A line of JSON on standard output has, per
-folder, the median of all passes in milliseconds.
+What is timed is one forward pass of one image that is already prepared: of `load()` from model.py, with a detector's
+non-maximum suppression, and in ONNX Runtime of detector.onnx or model.onnx where one is there. All artefacts take their
+turn in every round, so that a machine that becomes slower does not favour the first. A line of JSON on standard output
+has, per folder, the median of all passes in milliseconds.
 """
 
 import importlib.util
@@ -32,7 +32,8 @@ def passes_of(folder: Path, threads: int) -> dict[str, Callable[[], object]]:
     """Returns a forward pass of each artefact of an export, by the name of what runs it."""
     preprocess = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
     size = preprocess["input_size"]
-    images = torch.rand(1, len(preprocess["mean"]), size, size, generator=torch.Generator().manual_seed(0))
+    longer = preprocess.get("longest", 0) or size  # of a detector
+    images = torch.rand(1, len(preprocess["mean"]), size, longer, generator=torch.Generator().manual_seed(0))
     spec = importlib.util.spec_from_file_location(f"model_{folder.name}", folder / "model.py")
     assert spec is not None
     assert spec.loader is not None
@@ -41,12 +42,13 @@ def passes_of(folder: Path, threads: int) -> dict[str, Callable[[], object]]:
     spec.loader.exec_module(model)
     network = model.load()
     passes: dict[str, Callable[[], object]] = {"torch": lambda: network(images)}
-    if (folder / "model.onnx").exists():
+    graphs = [folder / name for name in ("detector.onnx", "model.onnx") if (folder / name).exists()]
+    if graphs:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(graphs[0]), options, providers=["CPUExecutionProvider"])
         inputs = {session.get_inputs()[0].name: images.numpy()}
         passes["onnxruntime"] = lambda: session.run(None, inputs)
     return passes
