@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
 import platform
 import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +31,64 @@ TICK = 2.0**-10
 """Milliseconds of which all latencies are multiples, so that sums of them are exact."""
 
 
+NETWORKS = 8
+"""Networks that are timed as a whole to correct a table."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """How sums of separately timed steps become the time of a network, on one device: `offset + factor * sum`.
+
+    A step that is timed alone finds its weights in the cache, so sums are too small, by a share that hardly depends on
+    the network.
+
+    Attributes:
+        offset: milliseconds, at least 0.
+        factor: above 0.
+        error: mean relative error of a network that the fit has not seen (each left out in turn).
+        raw_error: the same without a correction.
+        networks: the number of networks.
+    """
+
+    offset: float
+    factor: float
+    error: float
+    raw_error: float
+    networks: int
+
+    @classmethod
+    def fitted(cls, sums: Sequence[float], times: Sequence[float]) -> "Correction":
+        """Returns the correction with the smallest squared relative errors.
+
+        Args:
+            sums, times: of the same networks, at least three: by the table and as a whole, in milliseconds.
+        """
+        errors = []
+        for left, (x, t) in enumerate(zip(sums, times, strict=True)):
+            others = [[*values[:left], *values[left + 1 :]] for values in (sums, times)]
+            offset, factor = _line(*others)
+            errors.append(abs(offset + factor * x - t) / t)
+        raw = [abs(x - t) / t for x, t in zip(sums, times, strict=True)]
+        offset, factor = _line(sums, times)
+        return cls(offset, factor, statistics.mean(errors), statistics.mean(raw), len(sums))
+
+
+def _line(sums: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
+    """Returns the offset and the factor with the smallest squared relative errors.
+
+    A network takes no negative time: where the offset would be below 0, it is 0.
+    """
+    rows = [(1 / t, x / t) for x, t in zip(sums, times, strict=True)]
+    aa, ab, bb = (sum(r[i] * r[j] for r in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
+    a, b = sum(r[0] for r in rows), sum(r[1] for r in rows)
+    determinant = aa * bb - ab * ab
+    if determinant > 1e-9 * aa * bb:
+        offset, factor = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+        if offset >= 0 and factor > 0:
+            return offset, factor
+    return 0.0, b / bb
+
+
 class LatencyTable(CostTable):
     """A `CostTable` with one more cost, `latency_ms`: milliseconds of a forward pass in eval mode on this machine.
 
@@ -43,6 +105,9 @@ class LatencyTable(CostTable):
         seconds: time to spend on each entry.
         channels_last: whether images and weights are in channels-last memory format.
         file: keeps the measurements, one line of JSON per entry, so that a resumed search sees the same latencies.
+
+    Attributes:
+        correction: what the sums are corrected by; None until `correct`.
 
     Raises:
         InputError: `file` was measured under other settings or on another machine.
@@ -75,6 +140,9 @@ class LatencyTable(CostTable):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.start.cost["latency_ms"] = 0
         self._timed: dict[str, float] = {}
+        self.correction: Correction | None = None
+        modules = self._chain.step_modules
+        self._first = next((i for i, step in enumerate(modules) if getattr(step, "timed", True)), 0)
         if file is not None:
             check_file(file, "the file of latencies")
             if not file.parent.is_dir():
@@ -93,8 +161,47 @@ class LatencyTable(CostTable):
                 self._timed[name] = self._time(module, before.state)
                 self._append({"step": name, "milliseconds": self._timed[name]})
                 work_saved.set()
-            entry.cost["latency_ms"] = self._timed[name]
+            entry.cost["latency_ms"] = self._corrected(self._timed[name], first=index == self._first)
         return entry
+
+    def _corrected(self, milliseconds: float, *, first: bool) -> float:
+        """Returns what a step adds to a network; the first one adds the offset as well."""
+        if self.correction is None:
+            return milliseconds
+        added = self.correction.factor * milliseconds + (self.correction.offset if first else 0.0)
+        return max(round(added / TICK), 1) * TICK
+
+    def correct(self, networks: int = NETWORKS, *, seed: int = 0) -> Correction | None:
+        """Times random networks as a whole, and corrects all latencies of the table from here on.
+
+        A table is corrected once, before the first search that uses it: afterwards its latencies stay as they are.
+
+        Args:
+            networks: how many distinct ones.
+            seed: of the draws.
+
+        Returns:
+            the correction with its error, or None in a space of fewer than three networks. A warning says when the
+            machine has other work.
+        """
+        if self.correction is None:
+            warn_under_load()
+            rng = Random(seed)
+            archs = list(dict.fromkeys(self.space.normal_form(self.space.sample(rng)) for _ in range(4 * networks)))
+            if min(len(archs), networks) < 3:
+                return None
+            pairs = [(self(arch)["latency_ms"], self.end_to_end(arch)) for arch in archs[:networks]]
+            self.correction = Correction.fitted(*zip(*pairs, strict=True))
+            self._append({"correction": asdict(self.correction)})
+            self._entries.clear()  # with uncorrected latencies
+            self.__dict__.pop("_graph", None)
+            self.__dict__.pop("listing", None)
+        return self.correction
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been measured yet."""
+        return not self._timed
 
     def _read(self, file: Path) -> None:
         settings = {
@@ -130,7 +237,12 @@ class LatencyTable(CostTable):
                     f"{file} was written by another release, with latencies in another unit (format "
                     f"{known.get('format', 1)}, this one reads {FORMAT}); delete it to measure again in milliseconds"
                 )
-            self._timed = {str(entry["step"]): float(entry["milliseconds"]) for entry in entries}
+            self._timed = {str(e["step"]): float(e["milliseconds"]) for e in entries if "correction" not in e}
+            for entry in entries:
+                if "correction" in entry:
+                    self.correction = Correction(**entry["correction"])
+                    if not 0 < self.correction.factor < math.inf or not 0 <= self.correction.offset < math.inf:
+                        raise ValueError("a correction is no line with a positive slope")
             if not all(math.isfinite(value) and value > 0 and value % TICK == 0 for value in self._timed.values()):
                 raise ValueError("a latency is not a positive multiple of 1/1024 ms")
         except InputError:
@@ -212,3 +324,16 @@ class LatencyTable(CostTable):
             return leaf.repeat(self.batch, *[1] * (leaf.ndim - 1))
         full = torch.rand(leaf.shape[0] * self.batch, *leaf.shape[1:], device=self.device)
         return full.to(memory_format=self.memory_format) if full.ndim == 4 else full
+
+
+def warn_under_load() -> None:
+    """Warns if this machine has so much other work that latencies come out too long."""
+    if not hasattr(os, "getloadavg"):
+        return
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > max(1.0, 0.5 * cores):
+        warnings.warn(
+            f"this machine is busy (a load of {load:.1f} on {cores} cores): latencies measured now are too long and "
+            "compare badly; measure again when it is idle",
+            stacklevel=3,
+        )

@@ -16,7 +16,7 @@ from helpers.toy_spaces import TOY_SPACES
 from supernet import create_supernet
 from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
 from supernet.cost.count import COSTS
-from supernet.cost.latency import TICK
+from supernet.cost.latency import TICK, Correction
 from supernet.errors import InputError
 
 
@@ -123,3 +123,37 @@ def test_a_detector_is_timed_on_images_of_their_sizes() -> None:
     assert {name: costs[name] for name in COSTS} == CostTable(detector)(arch)
     assert len(seen) == len(detector.step_modules) - 1
     assert all(torch.equal(sizes, torch.tensor([[64, 64]] * 3)) for sizes in seen)
+
+
+def test_a_correction_is_the_line_through_whole_networks_and_its_error_that_of_unseen_ones() -> None:
+    sums = [1.0, 2.0, 3.0, 5.0]
+    exact = Correction.fitted(sums, [0.5 + 1.2 * x for x in sums])
+    assert (exact.offset, exact.factor) == (pytest.approx(0.5), pytest.approx(1.2))
+    assert exact.error == pytest.approx(0, abs=1e-9)
+    assert exact.raw_error == pytest.approx(sum((0.5 + 0.2 * x) / (0.5 + 1.2 * x) for x in sums) / 4)
+    noisy = Correction.fitted(sums, [1.3, 2.3, 3.8, 5.9])
+    assert 0 < noisy.error < noisy.raw_error
+    below = Correction.fitted(sums, [x - 0.5 for x in sums])
+    assert below.offset == 0  # no network takes a negative time
+    assert 0 < below.factor < 1
+
+
+def test_a_table_is_corrected_once_and_a_resumed_search_sees_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "latency.jsonl"
+    table = LatencyTable(TOY_SPACES["chain"](), seconds=0.001, file=file)
+    assert table.is_new
+    archs = list(table.space.enumerate())
+    before = {arch: table(arch)["latency_ms"] for arch in archs}
+    correction = table.correct(5)
+    assert correction is not None
+    assert correction.networks == 5
+    assert table.correct() is correction
+    after = {arch: table(arch)["latency_ms"] for arch in archs}
+    for arch in archs:
+        expected = correction.offset + correction.factor * before[arch]
+        assert after[arch] == pytest.approx(expected, abs=4 * TICK * len(table.space.choices))
+        assert after[arch] % TICK == 0
+    assert table.extremes("latency_ms") == (min(after.values()), max(after.values()))
+    again = LatencyTable(TOY_SPACES["chain"](), seconds=0.001, file=file)
+    assert again.correction == correction
+    assert {arch: again(arch)["latency_ms"] for arch in archs} == after

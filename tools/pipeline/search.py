@@ -251,7 +251,11 @@ def _searched(
                     on_trial=lambda trial: update(trial.number + 1, shown(trial)),
                 )
             summary = _summary(run, study, best, searcher, evaluate)
-            facts = {key: summary[key] for key in ("score", "tied", "trials", "evaluations") if key in summary}
+            facts = {
+                key: summary[key]
+                for key in ("score", "tied", "trials", "evaluations", "end_to_end_ms")
+                if key in summary
+            }
             reported = next(t for t in study.trials() if t.key == summary["key"] and not t.failed)
             write_values(run, name, study, reported, **facts)
             return summary
@@ -359,6 +363,8 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
         ],
         "hypervolume": covered,
     }
+    if isinstance(run.cost, LatencyTable):
+        summary["end_to_end_ms"] = run.cost.end_to_end(space.normal_form(best.arch))
     if evaluate.cache is not None and metric == run.kind.metric == "accuracy":  # mAP is not a mean over images
         forms = [space.normal_form(t.arch) for t in scored]
         cheapest, *others = tied_with_best(
