@@ -60,7 +60,7 @@ class Search(Checked):
     scoring_dtype: Literal["fp32", "bf16", "auto"] = "fp32"
     """What networks of a classifier are scored in. "auto" is bfloat16 where a probe on this machine finds it faster and
     its ranking of random networks the same."""
-    race: Natural = 0
+    race_top: Natural = 0
     """Score only this many networks of each batch for certain on all validation images; others stop after a quarter of
     them once as many are better with confidence. 0 scores all exactly. The metric `part` says what a score is of."""
     resume: Literal["exact", "warm"] = "exact"
@@ -85,9 +85,9 @@ def run() -> None:
             f"--workers {args.workers} share the architectures of a batch, and --batch is {args.batch}; raise it to a "
             f"few times as many, such as {4 * args.workers}"
         )
-    if args.race and (args.workers > 1 or args.batch <= args.race):
+    if args.race_top and (args.workers > 1 or args.batch <= args.race_top):
         raise InputError(
-            f"--race {args.race} compares the networks of a batch in one process: give a --batch above it (now "
+            f"--race-top {args.race_top} compares the networks of a batch in one process: give a --batch above it (now "
             f"{args.batch}) and --workers 1"
         )
     with workers(args.workers):
@@ -138,7 +138,7 @@ def search(args: Search) -> None:
             resume=args.resume,
             adjust=adjust,
             bf16=bf16,
-            race=Race(args.race) if args.race else None,
+            race=Race(args.race_top) if args.race_top else None,
             settle=args.bn_settle,
         )
     if not world.main:
@@ -161,7 +161,11 @@ def show(name: str, result: Mapping[str, Any]) -> None:
     cheapest, front = result.pop("cheapest_tied", None), result.pop("front")
     if cheapest is not None:
         result["cheapest of these, MACs"] = cheapest["macs"]
-    labels = {"tied": "statistically tied with the best"}
+    labels = {
+        "tied": "statistically tied with the best",
+        "end_to_end_ms": "ms of the best, timed as a whole",
+        "latency_error": "error of latencies, unseen networks",
+    }
     rows = [(labels.get(name, name), value) for name, value in result.items() if name != "arch"]
     print_table(f"search {name}", ("what", "value"), rows)
     columns = [name for name in front[0] if name != "arch"]

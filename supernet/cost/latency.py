@@ -181,11 +181,9 @@ class LatencyTable(CostTable):
             seed: of the draws.
 
         Returns:
-            the correction with its error, or None in a space of fewer than three networks. A warning says when the
-            machine has other work.
+            the correction with its error, or None in a space of fewer than three networks.
         """
         if self.correction is None:
-            warn_under_load()
             rng = Random(seed)
             archs = list(dict.fromkeys(self.space.normal_form(self.space.sample(rng)) for _ in range(4 * networks)))
             if min(len(archs), networks) < 3:
@@ -335,5 +333,5 @@ def warn_under_load() -> None:
         warnings.warn(
             f"this machine is busy (a load of {load:.1f} on {cores} cores): latencies measured now are too long and "
             "compare badly; measure again when it is idle",
-            stacklevel=3,
+            stacklevel=2,
         )

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts load when they are used; statistics take a second
 from numpy.typing import NDArray
-from scipy import stats
 
 from supernet.errors import InputError, RunError
 from supernet.ranking.calibrate import FEWEST, Floats, Ridge, fit_ridge, leave_one_out, one_hot
@@ -587,7 +587,7 @@ class _Standing:
         if math.isnan(self.noise):
             return math.nan
         error = self._error(self.archs.index(first), self.archs.index(second))
-        return (self._critical + float(stats.t.ppf(0.8, self.freedom))) * error
+        return (self._critical + float(scipy.stats.t.ppf(0.8, self.freedom))) * error
 
     def _error(self, a: int, b: int) -> float:
         covariance = self.covariance
@@ -605,7 +605,7 @@ def _studentized(groups: int, freedom: float) -> float:
     """Returns the critical value of all pairwise differences, in standard errors of a difference."""
     key = max(groups, 2), freedom
     if key not in _CRITICAL:  # takes up to a second with few degrees of freedom
-        _CRITICAL[key] = float(stats.studentized_range.ppf(LEVEL, *key)) / math.sqrt(2)
+        _CRITICAL[key] = float(scipy.stats.studentized_range.ppf(LEVEL, *key)) / math.sqrt(2)
     return _CRITICAL[key]
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when they are used; statistics take a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
 
 from supernet.errors import InputError
 
@@ -46,7 +46,7 @@ def kendall(scores: ArrayLike, truth: ArrayLike) -> float:
 
 def _kendall(a: Floats, b: Floats) -> Any:
     # The p-value is not used. The asymptotic one is the cheapest, but it divides by n - 2.
-    return stats.kendalltau(a, b, variant="b", method="asymptotic" if len(a) > 2 else "exact").statistic
+    return scipy.stats.kendalltau(a, b, variant="b", method="asymptotic" if len(a) > 2 else "exact").statistic
 
 
 def spearman(scores: ArrayLike, truth: ArrayLike) -> float:
@@ -55,7 +55,7 @@ def spearman(scores: ArrayLike, truth: ArrayLike) -> float:
 
 
 def _spearman(a: Floats, b: Floats) -> Any:
-    return stats.spearmanr(a, b).statistic
+    return scipy.stats.spearmanr(a, b).statistic
 
 
 def _defined(statistic: Callable[[Floats, Floats], Any], scores: ArrayLike, truth: ArrayLike) -> float:
@@ -98,10 +98,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
     sample = np.asarray(values, float)
     if len(sample) < 2:
         return Interval(float(sample[0]) if len(sample) else math.nan)
-    mean, error = float(sample.mean()), float(stats.sem(sample))
+    mean, error = float(sample.mean()), float(scipy.stats.sem(sample))
     if error == 0:
         return Interval(mean, mean, mean)
-    low, high = stats.t.interval(LEVEL, len(sample) - 1, mean, error)
+    low, high = scipy.stats.t.interval(LEVEL, len(sample) - 1, mean, error)
     return Interval(mean, float(low), float(high))
 
 
@@ -132,8 +132,8 @@ def top(scores: ArrayLike, truth: ArrayLike, k: int) -> Top:
         raise InputError(f"the top {k} of {len(s)} networks is empty; give at least one network and k of at least 1")
     k = min(k, len(s))
     hits = float(membership(s, k) @ membership(t, k))
-    wilson = stats.binomtest(round(hits), k).proportion_ci(LEVEL, "wilson")
-    ranks = stats.rankdata(-t, "min")
+    wilson = scipy.stats.binomtest(round(hits), k).proportion_ci(LEVEL, "wilson")
+    ranks = scipy.stats.rankdata(-t, "min")
     return Top(
         k,
         Interval(hits / k, float(wilson.low), float(wilson.high)),
@@ -193,8 +193,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     mean, sizes = float(a.mean() - b.mean()), (len(a), len(b))
     if min(sizes) < 2:
         return Difference(Interval(mean), math.nan, sizes, math.nan)
-    error = math.hypot(float(stats.sem(a)), float(stats.sem(b)))
-    return _difference(mean, error, sizes, lambda: stats.ttest_ind(a, b, equal_var=False))
+    error = math.hypot(float(scipy.stats.sem(a)), float(scipy.stats.sem(b)))
+    return _difference(mean, error, sizes, lambda: scipy.stats.ttest_ind(a, b, equal_var=False))
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
@@ -203,7 +203,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
     mean, sizes = float((a - b).mean()), (len(a), len(b))
     if len(a) < 2:
         return Difference(Interval(mean), math.nan, sizes, math.nan)
-    return _difference(mean, float(stats.sem(a - b)), sizes, lambda: stats.ttest_rel(a, b))
+    return _difference(mean, float(scipy.stats.sem(a - b)), sizes, lambda: scipy.stats.ttest_rel(a, b))
 
 
 def _difference(mean: float, error: float, sizes: tuple[int, int], test: Callable[[], Any]) -> Difference:
@@ -219,12 +219,12 @@ def _difference(mean: float, error: float, sizes: tuple[int, int], test: Callabl
 
 def _detectable(freedom: float, power: float = 0.8) -> float:
     """Returns the true difference, in standard errors, that a two-sided t-test finds with this probability."""
-    critical = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    critical = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom))
 
     def excess_power(shift: float) -> float:  # the far tail is negligible at high power, and scipy loses it
-        return float(stats.nct.sf(critical, freedom, shift)) - power
+        return float(scipy.stats.nct.sf(critical, freedom, shift)) - power
 
     high = critical + 1
     while excess_power(high) < 0:
         high += 1
-    return float(optimize.brentq(excess_power, 0.0, high))
+    return float(scipy.optimize.brentq(excess_power, 0.0, high))

@@ -184,20 +184,16 @@ class Run:
     def with_latency(self, batch: int = 1) -> "Run":
         """The run with measured latency among its costs; measurements are kept in its folder.
 
-        A new table is corrected by timing a few networks as a whole, and the error that is left is printed. One that
-        an earlier search has used stays as it is.
+        A new table is corrected by timing a few networks as a whole. One that an earlier search has used stays as it
+        is.
 
         Args:
             batch: images per timed forward pass.
         """
         file = inside(self.folder, f"latency-{batch}.jsonl")
         table = LatencyTable(self.supernet, batch=batch, device=self.config.train.device, file=file)
-        if table.is_new and (correction := table.correct()) is not None:
-            print(
-                f"latencies are sums of timed steps, corrected by {correction.networks} networks timed as a whole: "
-                f"{correction.offset:.3f} ms + {correction.factor:.3f} × sum, which is wrong by {correction.error:.1%} "
-                f"on the average of unseen networks (uncorrected {correction.raw_error:.1%})"
-            )
+        if table.is_new:
+            table.correct()
         other = Run(self.folder, self.kind, self.summary, data=self.data, cost=table, bn=self.bn)
         other.__dict__["supernet"] = self.supernet  # loaded once
         return other
