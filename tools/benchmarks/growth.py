@@ -86,7 +86,7 @@ def growth(
         for value in values:
             for what, once in MAKERS[axis](value).items():
                 known = lines.setdefault(what, {})
-                if known and max(known.values()) * per_call(axis, what, max(known)) > SLOW:
+                if known and known[max(known)] * per_call(axis, what, max(known)) > SLOW:
                     continue
                 known[value] = min(once() for _ in range(rounds))
         rows = [Measured(axis, what, seconds) for what, seconds in lines.items()]
