@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from searchers.study import Trial, score
+from supernet.checked import shown
 from supernet.errors import InputError
 
 MINIMISED = ("macs", "params", "activations", "matmul_macs", "latency_ms", "loss")
@@ -27,6 +28,8 @@ def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Tri
         InputError: a trial lacks one of the metrics, or `objectives` is a single string.
     """
     _check_names(objectives)
+    if not isinstance(trials, Sequence) or not all(isinstance(trial, Trial) for trial in trials):
+        raise InputError(f"trials={shown(trials)} should be a sequence of Trial")
     scored = [(tuple(score(t, name) for name in objectives), t) for t in trials if not t.failed]
     scored.sort(key=lambda pair: (tuple(-value for value in pair[0]), pair[1].number))
     front: list[tuple[tuple[float, ...], Trial]] = []
@@ -49,9 +52,12 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     Raises:
         InputError: a point with another number of objectives, or a value that is not a number.
     """
-    for point in (*points, reference):
-        if len(point) != len(reference) or any(map(math.isnan, point)):
-            raise InputError(f"the point {tuple(point)} does not compare with the reference {tuple(reference)}")
+    try:
+        wrong = next((p for p in (*points, reference) if len(p) != len(reference) or any(map(math.isnan, p))), None)
+    except TypeError as error:
+        raise InputError(f"points and reference hold something other than numbers ({error})") from error
+    if wrong is not None:
+        raise InputError(f"the point {tuple(wrong)} does not compare with the reference {tuple(reference)}")
     above = {tuple(point) for point in points if all(a > b for a, b in zip(point, reference, strict=True))}
     return _sliced(sorted(above, key=lambda point: -point[-1]), tuple(reference))
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from searchers.loop import Feasible, Searcher, search, settings_of
 from searchers.study import Study, Trial
+from supernet.checked import shown
+from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
 Make = Callable[..., Searcher]
@@ -32,7 +34,10 @@ def check_searcher(make: Make, space: SearchSpace, *, feasible: Feasible | None 
 
     Raises:
         AssertionError: a part of the contract is broken; the message says which.
+        InputError: something else than a searcher or a space.
     """
+    if not callable(make) or not isinstance(space, SearchSpace):
+        raise InputError(f"make={shown(make)} should be a searcher's class or function, and space a SearchSpace")
     check_settings(make, space)
     for limits in (None, feasible) if feasible is not None else (None,):
         for batch in (1, 7):

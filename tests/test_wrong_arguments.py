@@ -13,18 +13,23 @@ import torch
 from torch import nn
 
 from detection import create_detector
-from searchers import RandomSearch, Study, search
-from supernet import Arch, Choice, SearchSpace, create_network, create_supernet
+from searchers import RandomSearch, Study, hypervolume, pareto_front, search
+from searchers.testing import check_searcher
+from supernet import Arch, Choice, SearchSpace, create_network, create_supernet, list_spaces
 from supernet.config import Data, Train
 from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
 from supernet.data import load
 from supernet.data.cache import _read
 from supernet.errors import InputError
 from supernet.export import export, load_exported
+from supernet.ranking.calibrate import calibrated_ranking
+from supernet.scoring.batch_norm import Recalibrate
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.spaces import SPACES
-from supernet.train import train_standalone, train_supernet
+from supernet.spaces.elastic import elastic
+from supernet.spaces.pretrained import load_pretrained
+from supernet.train import check_training, compare_rates, plan_training, train_standalone, train_supernet
 from supernet.training.check import check_network
 from supernet.training.checkpoint import load_weights
 
@@ -73,6 +78,22 @@ def scored(archs: Any) -> Any:
 
 
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
+    "no network to make elastic": (lambda: elastic(None), "model=None should be a Module"),  # type: ignore[arg-type]
+    "pixels of an elastic network": (lambda: elastic(nn.Identity(), input_size=0), "input_size=0 should be greater"),
+    "dropout of an elastic network": (
+        lambda: create_supernet("elastic", model="lcnet_035", dropout=math.nan),
+        "dropout=nan should be a finite number",
+    ),
+    "a file of weights": (lambda: load_pretrained(macro(), 5), "file=5 should be"),  # type: ignore[arg-type]
+    "calibration batches": (lambda: Recalibrate("x"), "batches='x' should be a valid integer"),  # type: ignore[arg-type]
+    "rates": (lambda: compare_rates(macro(), DIGITS, Train(), rates="x"), "rates='x' should be"),  # type: ignore[arg-type]
+    "a plan": (lambda: plan_training(macro(), None, Train()), "data=None should be a TrainingData"),  # type: ignore[arg-type]
+    "a check": (lambda: check_training(None, DIGITS), "config=None should be a Train"),  # type: ignore[arg-type]
+    "trials of a front": (lambda: pareto_front([5], ("accuracy",)), r"trials=\[5\] should be a sequence of Trial"),  # type: ignore[list-item]
+    "points": (lambda: hypervolume([("a", "b")], (0, 0)), "something other than numbers"),  # type: ignore[list-item]
+    "labels": (lambda: calibrated_ranking({}, 5, space=macro().space), "label a function"),  # type: ignore[arg-type]
+    "a searcher to check": (lambda: check_searcher(5, macro().space), "make=5 should be"),  # type: ignore[arg-type]
+    "a pattern": (lambda: list_spaces(None), "pattern=None should be a valid string"),  # type: ignore[arg-type]
     "no name": (lambda: create_supernet(None), "a space is a name, such as .* not None"),  # type: ignore[arg-type]
     "negative classes": (lambda: macro(num_classes=-1), r"num_classes=-1 should be an integer from 1 to 1,000,000"),
     "classes in quotes": (lambda: macro(num_classes="x"), "num_classes='x' should be an integer"),

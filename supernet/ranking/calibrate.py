@@ -172,6 +172,8 @@ def calibrated_ranking(
     Raises:
         InputError: too few labels or rounds, or no candidate with a finite score.
     """
+    if not isinstance(scores, Mapping) or not callable(label):
+        raise InputError("scores is a mapping from architectures to numbers, and label a function that trains some")
     if labels < FEWEST or rounds < 1:
         raise InputError(f"labels={labels} and rounds={rounds}: give at least {FEWEST} labels and one round")
     known = {arch: float(s) for arch, s in scores.items() if s is not None and math.isfinite(s)}

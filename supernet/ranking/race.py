@@ -192,6 +192,8 @@ def race(
         RunError: no network was trained to the end, because trainings failed; they are named.
     """
     check_race(trainings=trainings, minutes=minutes, shares=shares, seeds=seeds, noise=noise, parallel=parallel)
+    if not callable(train) or not callable(cost):
+        raise InputError("train and cost are functions: one trains networks, the other returns what one costs")
     field_ = _Field.of(space, finalists, simple, random, scores, cost)
     ledger = _Ledger(train, trainings, minutes, parallel, {} if record is None else record, on_training)
     reserve = math.floor(CONFIRMATION * trainings) if seeds > 1 else 0

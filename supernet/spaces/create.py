@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supernet import plugins
-from supernet.checked import is_whole, shown
+from supernet.checked import checked_arguments, is_whole, shown
 from supernet.errors import InputError, nearest
 from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
 from supernet.spaces.genotypes import NETWORKS as NETWORKS
@@ -66,11 +66,13 @@ _REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, 
 """What torch and the published blocks raise for settings that no network can have, e.g. negative channels."""
 
 
+@checked_arguments
 def list_spaces(pattern: str = "*") -> list[str]:
     """Returns the names of the spaces that match a pattern such as `"*widths"`, sorted; no torch is loaded."""
     return sorted(fnmatch.filter(SPACES, pattern))
 
 
+@checked_arguments
 def list_networks(pattern: str = "*") -> list[str]:
     """Returns the names of the published networks that match a pattern such as `"nasnet*"`, sorted.
 

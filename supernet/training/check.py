@@ -7,6 +7,7 @@ from torch import nn
 
 from supernet.blocks.cells.plain import Output
 from supernet.chain import Chain
+from supernet.checked import checked_arguments
 from supernet.config import Augment, Train
 from supernet.errors import InputError, nearest
 from supernet.training.distributed import World, check_device, current
@@ -14,6 +15,7 @@ from supernet.training.optim import create_optimizer
 from supernet.training.task import Classification, Task, TrainingData
 
 
+@checked_arguments
 def check_training(
     config: Train,
     data: TrainingData,
