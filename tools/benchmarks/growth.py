@@ -107,8 +107,8 @@ def growth(
 
 
 def per_call(axis: Axis, what: str, value: int) -> float:
-    """How often a measurement does what it is divided by: the trials of a study, the candidates of a generation."""
-    return float(value) if "per trial" in what or "per candidate" in what else 1.0
+    """Returns what a measurement is divided by: the trials of a study, or the candidates of a generation."""
+    return float(value) if axis in ("trials", "candidates") and "per " in what else 1.0
 
 
 def format_time(seconds: float | None) -> str:
