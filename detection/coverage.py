@@ -5,10 +5,15 @@ from torch import Tensor, nn
 
 from detection.data.images import DetectionSet
 from detection.inputs import ImageBatch
-from detection.pyramid import Anchors
+from detection.pyramid import Anchors, Sizes
+from detection.retinanet import OCTAVE
 
 MOST = 100_000
 """Objects that are looked at, the first ones of a set."""
+TRIED = 10_000
+"""The same for each of several sizes of anchors."""
+SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+"""Values of the setting `anchor_scale` that are tried."""
 
 
 def anchor_coverage(detector: nn.Module, data: DetectionSet, *, overlap: float = 0.5) -> float:
@@ -26,20 +31,48 @@ def anchor_coverage(detector: nn.Module, data: DetectionSet, *, overlap: float =
     return float((best >= overlap).double().mean()) if len(best) else float("nan")
 
 
-def best_overlaps(detector: nn.Module, data: DetectionSet) -> Tensor:
-    """Returns for every object the largest IoU with an anchor, float64, (objects,); see `anchor_coverage`."""
+def proposed_scale(detector: nn.Module, data: DetectionSet, *, overlap: float = 0.5) -> tuple[float, float]:
+    """Returns the setting `anchor_scale` of `SCALES` whose anchors fit most objects, and their share, 0..1.
+
+    Of several with equal shares it is the one with the largest mean IoU. The first `TRIED` objects are looked at.
+
+    Args:
+        detector, data, overlap: see `anchor_coverage`.
+    """
+    anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
+    octaves = OCTAVE[: len(anchors.sizes[0])]
+    shares = {}
+    for scale in SCALES:
+        sizes = tuple(tuple(int(scale * stride * octave) for octave in octaves) for stride in anchors.strides)
+        best = best_overlaps(detector, data, sizes=sizes, most=TRIED)
+        if len(best):
+            shares[scale] = (float((best >= overlap).double().mean()), float(best.mean()))
+    if not shares:
+        return SCALES[0], float("nan")
+    chosen = max(shares, key=lambda scale: shares[scale])
+    return chosen, shares[chosen][0]
+
+
+def best_overlaps(detector: nn.Module, data: DetectionSet, *, sizes: Sizes | None = None, most: int = MOST) -> Tensor:
+    """Returns for every object the largest IoU with an anchor, float64, (objects,).
+
+    Args:
+        detector, data: see `anchor_coverage`.
+        sizes: of the anchors, instead of the detector's.
+        most: number of objects that are looked at.
+    """
     anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
     divisor = next(part for part in detector.modules() if isinstance(part, ImageBatch)).divisor
     annotations = data.annotations
-    objects = (~annotations.crowd).nonzero().flatten()[:MOST]
+    objects = (~annotations.crowd).nonzero().flatten()[:most]
     image = torch.arange(len(data)).repeat_interleave(annotations.starts.diff())[objects]
     boxes = annotations.boxes[objects] / data.scales[image].repeat(1, 2)
     seen = (annotations.sizes[image].double() / data.scales[image].flip(1)).round().long()  # height and width
     padded = seen + -seen % divisor
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     best = boxes.new_zeros(len(boxes))
-    for stride, sizes in zip(anchors.strides, anchors.sizes, strict=True):
-        cells = anchors.generator.generate_anchors(sizes, anchors.ratios).double()  # (A, 4), around 0
+    for stride, sides in zip(anchors.strides, sizes or anchors.sizes, strict=True):
+        cells = anchors.generator.generate_anchors(sides, anchors.ratios).double()  # (A, 4), around 0
         # IoU falls with the distance of the centres in x and in y, so the nearest position of the grid is the best
         last = (-(-padded // stride) - 1).flip(1)
         nearest = (centers / stride).round().clamp_min(0).minimum(last) * stride

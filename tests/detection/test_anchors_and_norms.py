@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from detection.backbone import FrozenNorm, MapStep, backbone_steps
-from detection.coverage import anchor_coverage, best_overlaps
+from detection.coverage import SCALES, anchor_coverage, best_overlaps, proposed_scale
 from detection.data import load
 from detection.data.summary import summary_row
 from detection.pyramid import Anchors
@@ -60,6 +60,9 @@ def test_the_coverage_of_anchors_equals_that_of_all_anchors(kind: str, tmp_path:
     torch.testing.assert_close(best, torch.cat(expected))
     assert anchor_coverage(detector, data, overlap=float(best.median())) >= 0.5
     assert anchor_coverage(tiny(kind, anchor_scale=40.0), data) == 0
+    scale, share = proposed_scale(detector, data)
+    assert share == anchor_coverage(tiny(kind, anchor_scale=scale), data) >= anchor_coverage(detector, data)
+    assert scale in SCALES
 
 
 def test_a_summary_counts_images_objects_and_sizes(tmp_path: Path) -> None:

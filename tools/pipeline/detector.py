@@ -12,7 +12,7 @@ from torch import nn
 from detection import DetectorCosts, create_detector, create_detector_network, load_backbone
 from detection.build import DETECTORS, detector_builder
 from detection.config import DetectorPreprocess
-from detection.coverage import anchor_coverage
+from detection.coverage import anchor_coverage, proposed_scale
 from detection.data import DetectionSet, DetectionSplits, load
 from detection.data.summary import COLUMNS, summary_row
 from detection.detector import PREFIX, Detector
@@ -214,11 +214,12 @@ class DetectorKind:
     def tables(self, supernet: Any, data: DetectionSplits) -> list[Table]:
         """What the images hold, and how many objects of the training images the anchors can match."""
         parts = {"train": data.train, "search validation": data.validation, "test": data.test}
-        share = anchor_coverage(supernet, data.train)
+        share, (scale, reached) = anchor_coverage(supernet, data.train), proposed_scale(supernet, data.train)
         names = ", ".join(data.classes[:MOST_NAMES]) + (", …" if len(data.classes) > MOST_NAMES else "")
         facts = [
             ("categories", f"{len(data.classes)}: {names}"),
             ("training objects with an anchor of IoU 0.5 or more", f"{100 * share:.1f} %"),
+            ("the most with another anchor_scale", f"{100 * reached:.1f} %, anchor_scale={scale:g}"),
         ]
         rows = [(name, *summary_row(part)) for name, part in parts.items()]
         return [("images", COLUMNS, rows), ("detector", ("what", "value"), facts)]
