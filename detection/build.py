@@ -68,6 +68,7 @@ class DetectorSettings(TypedDict, total=False):
     pooled_levels: int
     anytime: bool
     ops: Sequence[str]
+    ordered: bool
     gate: Gate
     bias: bool
     # faster-rcnn-fpn
@@ -123,7 +124,8 @@ def create_detector(
         settings: settings of the detector's builder. All detectors take head_convs, norm, anchor_scale,
             score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative, focal_alpha,
             focal_gamma, box_weight and huber, with the neck "nasfpn" also repeats, cells, pooled_levels, anytime, ops,
-            gate and bias. Faster R-CNN takes region_convs, hidden, proposals, train_proposals and train_candidates.
+            ordered, gate and bias. Faster R-CNN takes region_convs, hidden, proposals, train_proposals and
+            train_candidates.
             They are explained in `detection.retinanet.retinanet`, `detection.nasfpn.supernet.retinanet_nasfpn` and
             `detection.faster_rcnn.faster_rcnn_fpn`.
 

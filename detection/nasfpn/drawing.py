@@ -213,12 +213,14 @@ def pyramid_of(arch: Arch) -> Wiring:
     Raises:
         InputError: the architecture has no pyramid, or one that is not in `pyramid_space`.
     """
-    prefix = next((name.removesuffix("cell1.inputs") for name in arch if name.endswith("cell1.inputs")), None)
+    operands = (re.fullmatch(r"(.*)cell1\.(inputs|first)", name) for name in arch)
+    prefix = next((match[1] for match in operands if match), None)
     pyramid = arch.sub(prefix[:-1]) if prefix else arch
     levels = re.fullmatch(r"P(\d+)-P(\d+)", str(pyramid.get("levels")))
     if prefix is None or levels is None:
         raise InputError("the architecture has no pyramid; one has 'cell1.inputs', and 'levels' such as 'P3-P7'")
     finest, coarsest = map(int, levels.groups())
-    cells = sum(name.endswith(".inputs") for name in pyramid)
-    space = pyramid_space(levels=coarsest - finest + 1, finest=finest, cells=cells)
+    cells = sum(name.endswith((".inputs", ".first")) for name in pyramid)
+    ordered = "cell1.first" in pyramid
+    space = pyramid_space(levels=coarsest - finest + 1, finest=finest, cells=cells, ordered=ordered)
     return wiring_of(space.canonical(pyramid))

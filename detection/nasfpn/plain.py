@@ -12,7 +12,8 @@ MergingCell = tuple[int, str, int, int, tuple[int, ...]]
 """Output level, operation, its two operands, and the feature maps that are added to the result.
 
 Levels and input maps are numbered from 0, the finest first; the output of cell k has the number of input maps plus k,
-also from 0. The first operand of "gp" is the one of the coarser level."""
+also from 0. The first operand of "gp" is the one of the coarser level; at equal levels it is the one that
+gates."""
 
 
 class MergingConv(nn.Module):

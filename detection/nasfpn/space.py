@@ -20,8 +20,9 @@ class Cell(NamedTuple):
     Attributes:
         level: level of the output.
         op: "sum" or "gp", global-pooling attention.
-        first, second: numbers of the operands. For "gp" the first is the one from the coarser level, or the earlier one
-            if their levels are equal; it is the one that gates in the released TensorFlow code.
+        first, second: numbers of the operands. For "gp" the first is the one from the coarser level, which gates in the
+            released TensorFlow code. If their levels are equal, it is the one that was chosen first, or the earlier one
+            where pairs are chosen. For "sum" it is the earlier one.
         leftovers: numbers of the maps that are added to the result, ascending.
     """
 
@@ -39,11 +40,13 @@ class Wiring(NamedTuple):
         cells: in order; the last ones, one per level, are the outputs.
         levels: number of levels.
         finest: number of the finest level, such as 3 for P3.
+        ordered: whether its space has the operands of a cell as two decisions.
     """
 
     cells: tuple[Cell, ...]
     levels: int
     finest: int
+    ordered: bool = False
 
     @property
     def free(self) -> int:
@@ -52,9 +55,14 @@ class Wiring(NamedTuple):
 
 
 def pyramid_space(
-    *, levels: int = 5, finest: int = 3, cells: int = 7, ops: Sequence[str] = (SUM, ATTENTION)
+    *,
+    levels: int = 5,
+    finest: int = 3,
+    cells: int = 7,
+    ops: Sequence[str] = (SUM, ATTENTION),
+    ordered: bool = False,
 ) -> SearchSpace:
-    """Returns the space of pyramids; with seven cells on P3 to P7 there are 3.0e15.
+    """Returns the space of pyramids; with seven cells on P3 to P7 there are 3.0e15, or 3.9e17 if operands are ordered.
 
     The choices, in order, are `levels`, a choice with one option that records the level range, such as "P3-P7", and
     then for cell k:
@@ -65,11 +73,17 @@ def pyramid_space(
       first; the last output has no such choice, since one level is left;
     - `cell{k}.op`: how the pair is merged.
 
+    With `ordered`, a cell has the four decisions of the paper's controller (§ 3.2): in place of `cell{k}.inputs`, first
+    `cell{k}.first`, one of the maps, and `cell{k}.second`, an index into the others; then the level and the operation.
+    The order matters where an attention merges two maps of one level. Only then are there pyramids that pairs do not
+    describe; all other orders are equal networks and have one normal form.
+
     Args:
         levels: number of levels.
         finest: number of the finest level, the binary logarithm of its stride.
         cells: number of cells, the last `levels` of which are the outputs.
         ops: "sum", "gp" (global-pooling attention), or both.
+        ordered: whether the operands of a cell are two decisions, so that the first gates an attention of equal levels.
 
     Raises:
         InputError: there are fewer than two levels or fewer cells than levels, or an operation is unknown.
@@ -85,7 +99,11 @@ def pyramid_space(
     maps, free = list(names), cells - levels
     for number in range(1, cells + 1):
         name = f"cell{number}"
-        choices.append(Choice(f"{name}.inputs", tuple("+".join(pair) for pair in itertools.combinations(maps, 2))))
+        if ordered:
+            choices.append(Choice(f"{name}.first", tuple(maps)))
+            choices.append(Choice(f"{name}.second", range(len(maps) - 1)))
+        else:
+            choices.append(Choice(f"{name}.inputs", tuple("+".join(pair) for pair in itertools.combinations(maps, 2))))
         if number <= free:
             choices.append(Choice(f"{name}.level", tuple(names)))
         elif number < cells:
@@ -103,7 +121,8 @@ def wiring_of(arch: Arch) -> Wiring:
     itself has read; later cells may still read such a map. Every map is therefore used.
     """
     finest, coarsest = (int(number) for number in re.findall(r"\d+", str(arch["levels"])))
-    levels, number = coarsest - finest + 1, sum(name.endswith(".inputs") for name in arch)
+    ordered = "cell1.first" in arch
+    levels, number = coarsest - finest + 1, sum(name.endswith((".inputs", ".first")) for name in arch)
     names = [f"P{finest + level}" for level in range(levels)]
     level_of = list(range(levels))  # by number of the map
     without_output = list(range(levels))
@@ -111,7 +130,11 @@ def wiring_of(arch: Arch) -> Wiring:
     cells: list[Cell] = []
     leftovers: tuple[int, ...]
     for name in (f"cell{k + 1}" for k in range(number)):
-        first, second = (names.index(part) for part in str(arch[f"{name}.inputs"]).split("+"))
+        if ordered:
+            first = names.index(str(arch[f"{name}.first"]))
+            second = [state for state in range(len(names)) if state != first][int(arch[f"{name}.second"])]
+        else:
+            first, second = (names.index(part) for part in str(arch[f"{name}.inputs"]).split("+"))
         read |= {first, second}
         op, leftovers = str(arch[f"{name}.op"]), ()
         if f"{name}.level" in arch:
@@ -119,10 +142,10 @@ def wiring_of(arch: Arch) -> Wiring:
         else:
             level = without_output.pop(int(arch.get(f"{name}.output", 0)))
             leftovers = _unread(level_of, level, read)
-        cells.append(Cell(level, op, *_operands(op, first, second, level_of), leftovers))
+        cells.append(Cell(level, op, *_operands(op, first, second, level_of, ordered=ordered), leftovers))
         level_of.append(level)
         names.append(name)
-    return Wiring(tuple(cells), levels, finest)
+    return Wiring(tuple(cells), levels, finest, ordered)
 
 
 def _unread(level_of: Sequence[int], level: int, read: set[int]) -> tuple[int, ...]:
@@ -130,9 +153,11 @@ def _unread(level_of: Sequence[int], level: int, read: set[int]) -> tuple[int, .
     return tuple(state for state, own in enumerate(level_of) if own == level and state not in read)
 
 
-def _operands(op: str, first: int, second: int, level_of: Sequence[int]) -> tuple[int, int]:
+def _operands(op: str, first: int, second: int, level_of: Sequence[int], *, ordered: bool) -> tuple[int, int]:
     """Returns a pair of maps in the order that `Cell` defines."""
     early, late = sorted((first, second))
+    if ordered and op == ATTENTION and level_of[first] == level_of[second]:
+        return first, second
     return (late, early) if op == ATTENTION and level_of[late] > level_of[early] else (early, late)
 
 
@@ -144,7 +169,11 @@ def values_of(wiring: Wiring) -> dict[str, Value]:
     without_output = list(range(levels))
     for k, cell in enumerate(cells):
         name = f"cell{k + 1}"
-        values[f"{name}.inputs"] = "+".join(names[state] for state in sorted((cell.first, cell.second)))
+        if wiring.ordered:
+            values[f"{name}.first"] = names[cell.first]
+            values[f"{name}.second"] = cell.second - (cell.second > cell.first)
+        else:
+            values[f"{name}.inputs"] = "+".join(names[state] for state in sorted((cell.first, cell.second)))
         values[f"{name}.op"] = cell.op
         if k < free:
             values[f"{name}.level"] = names[cell.level]
@@ -158,9 +187,9 @@ def one_per_pyramid(arch: Arch) -> dict[str, Value]:
     """Returns the representative of all architectures that describe the same pyramid, their normal form.
 
     Cells may be listed in any order in which each reads earlier maps only, the outputs come last and the leftovers stay
-    the same. In a cell that sums it does not matter which maps are operands and which are leftovers. The operands of an
-    attention at equal levels do not commute. Equal pyramids are equal networks, although a supernet may hold different
-    shared weights for the same cell.
+    the same. In a cell that sums it does not matter which maps are operands and which are leftovers. Operands commute,
+    except those of an attention at equal levels. Equal pyramids are equal networks, although a supernet may hold
+    different shared weights for the same cell.
     """
     return values_of(canonical_wiring(wiring_of(arch)))
 
@@ -181,7 +210,9 @@ def canonical_wiring(wiring: Wiring) -> Wiring:
         ready: dict[Cell, list[int]] = {}
         for k in range(wiring.free, len(wiring.cells)) if outputs else range(wiring.free):
             if k + inputs not in labels:
-                for cell in _descriptions(wiring.cells[k], labels, placed, read, inputs, outputs=outputs):
+                for cell in _descriptions(
+                    wiring.cells[k], labels, placed, read, inputs, outputs=outputs, ordered=wiring.ordered
+                ):
                     ready.setdefault(cell, []).append(k)
         for cell in sorted(ready):
             now_read = read | {cell.first, cell.second}
@@ -199,7 +230,14 @@ def canonical_wiring(wiring: Wiring) -> Wiring:
 
 
 def _descriptions(
-    cell: Cell, labels: Mapping[int, int], placed: Sequence[Cell], read: frozenset[int], inputs: int, *, outputs: bool
+    cell: Cell,
+    labels: Mapping[int, int],
+    placed: Sequence[Cell],
+    read: frozenset[int],
+    inputs: int,
+    *,
+    outputs: bool,
+    ordered: bool,
 ) -> Iterator[Cell]:
     """Yields the descriptions of a cell placed after others; none if it cannot be the next one."""
     needed = (cell.first, cell.second, *cell.leftovers)
@@ -211,7 +249,7 @@ def _descriptions(
     for pair in pairs:
         leftovers = _unread(level_of, cell.level, {*read, *pair}) if outputs else ()
         same_maps = {*pair, *leftovers} == {first, second, *rest}
-        if same_maps and _operands(cell.op, *pair, level_of) == pair:
+        if same_maps and _operands(cell.op, *pair, level_of, ordered=ordered) == pair:
             yield Cell(cell.level, cell.op, *pair, leftovers)
 
 
@@ -250,7 +288,8 @@ def wiring_arch(name: str, space: SearchSpace, *, prefix: str = "", shift: int =
     if name not in WIRINGS:
         raise InputError(f"there is no published pyramid {name!r}; {nearest(name, WIRINGS)}")
     start = f"{prefix}." if prefix else ""
-    wiring = WIRINGS[name]._replace(finest=WIRINGS[name].finest + shift)
+    ordered = any(choice.name == f"{start}cell1.first" for choice in space.choices)
+    wiring = WIRINGS[name]._replace(finest=WIRINGS[name].finest + shift, ordered=ordered)
     level_range = str(space[f"{start}levels"].options[0])
     finest, coarsest = (int(number) for number in re.findall(r"\d+", level_range))
     lacking = [n for n in range(wiring.finest, wiring.finest + wiring.levels) if not finest <= n <= coarsest]
@@ -261,7 +300,7 @@ def wiring_arch(name: str, space: SearchSpace, *, prefix: str = "", shift: int =
         )
     values = {start + key: value for key, value in values_of(wiring).items()}
     names = (choice.name for choice in space.choices if choice.name.startswith(start))
-    cells = sum(key.endswith(".inputs") for key in names)
+    cells = sum(key.endswith((".inputs", ".first")) for key in names)
     if values[f"{start}levels"] != level_range or cells != len(wiring.cells):
         raise InputError(
             f"the pyramid {name!r} has {len(wiring.cells)} cells on {values[start + 'levels']}, but this space has "

@@ -39,7 +39,7 @@ class SearchablePyramid(Searchable):
 
     Args:
         width: channels of all maps.
-        levels, finest, cells, ops: see `pyramid_space`.
+        levels, finest, cells, ops, ordered: see `pyramid_space`.
         gate: how the attention gates, "tf" or "mmcv"; see `detection.nasfpn.plain.attention`.
         bias: whether the convolutions before batch norm have a bias.
         keeps: see `MergingPyramid`.
@@ -57,6 +57,7 @@ class SearchablePyramid(Searchable):
         finest: int = 3,
         cells: int = 7,
         ops: Sequence[str] = (SUM, ATTENTION),
+        ordered: bool = False,
         gate: Gate = "tf",
         bias: bool = True,
         keeps: bool = False,
@@ -67,7 +68,8 @@ class SearchablePyramid(Searchable):
         self.levels, self.keeps = levels, keeps
         if gate not in ("tf", "mmcv"):
             raise InputError(f"the gate of the attention must be 'tf' or 'mmcv', not {gate!r}")
-        self.space, self.gate = pyramid_space(levels=levels, finest=finest, cells=cells, ops=ops), gate
+        self.space = pyramid_space(levels=levels, finest=finest, cells=cells, ops=ops, ordered=ordered)
+        self.gate = gate
         self.convs = nn.ModuleDict(
             {
                 f"{cell}-{level}": MergingConv(width, bias=bias, eps=eps, momentum=momentum)
@@ -166,6 +168,7 @@ def retinanet_nasfpn(
     pooled_levels: int = 2,
     anytime: bool = False,
     ops: Sequence[str] = (SUM, ATTENTION),
+    ordered: bool = False,
     gate: Gate = "tf",
     bias: bool = True,
     head_convs: int = 4,
@@ -193,7 +196,7 @@ def retinanet_nasfpn(
         image_size: height and width in pixels at which costs are counted.
         head_width: channels of the pyramids and the towers.
         repeats: number of stacked pyramids, which share the choices and have weights of their own.
-        cells, ops: see `pyramid_space`.
+        cells, ops, ordered: see `pyramid_space`.
         pooled_levels: number of levels above the backbone's, max-pooled from its last map.
         anytime: whether the heads are trained on the output of every repeat, by the mean of their losses, so that the
             detector can be read after any of them (`read_out`; deep supervision, § 4.4 of the paper). The heads share
@@ -228,6 +231,7 @@ def retinanet_nasfpn(
             finest=finest,
             cells=cells,
             ops=ops,
+            ordered=ordered,
             gate=gate,
             bias=bias,
             keeps=anytime and repeat > 0,

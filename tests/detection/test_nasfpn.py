@@ -71,6 +71,11 @@ def test_the_space_has_the_published_size() -> None:
     pairs = math.prod(math.comb(5 + cell, 2) for cell in range(7))
     assert pyramid_space().size() == pairs * 5**2 * math.factorial(5) * 2**7 == 3_017_710_080_000_000
     assert pyramid_space(cells=9).size() == pairs * math.comb(12, 2) * math.comb(13, 2) * 5**4 * 120 * 2**9
+    ordered = pyramid_space(ordered=True)
+    assert ordered.size() == 2**7 * pairs * 5**2 * math.factorial(5) * 2**7  # 3.9e17
+    names = [choice.name for choice in ordered.choices]  # the four decisions of a cell in the order of § 3.2
+    assert names[1:9] == [f"cell{k}.{part}" for k in (1, 2) for part in ("first", "second", "level", "op")]
+    assert names[9:13] == [f"cell3.{part}" for part in ("first", "second", "output", "op")]
 
 
 def test_a_small_space_contains_every_pyramid_once() -> None:
@@ -89,8 +94,9 @@ def test_a_small_space_contains_every_pyramid_once() -> None:
     assert set(pyramids) == expected
 
 
-def test_sampled_pyramids_are_legal() -> None:
-    space = pyramid_space()
+@pytest.mark.parametrize("ordered", [False, True])
+def test_sampled_pyramids_are_legal(ordered: bool) -> None:
+    space = pyramid_space(ordered=ordered)
     for arch in sample(space, 2_000):
         wiring = wiring_of(arch)
         assert sorted(cell.level for cell in wiring.cells[2:]) == [0, 1, 2, 3, 4]
@@ -102,7 +108,37 @@ def test_sampled_pyramids_are_legal() -> None:
             assert not read & set(cell.leftovers)
             read |= used
         assert read >= set(range(7))  # the inputs and the two cells before the outputs
-        assert values_of(wiring) == dict(arch)
+        if not ordered:
+            assert values_of(wiring) == dict(arch)
+        assert wiring_of(space.canonical(values_of(wiring))) == wiring
+
+
+def test_ordered_operands_express_the_pyramids_that_pairs_leave_out() -> None:
+    """Where an attention merges two maps of one level, either may gate; the two pyramids differ."""
+    pyramid, pairs = SearchablePyramid(WIDTH, ordered=True), SearchablePyramid(WIDTH)
+    randomize(pyramid, seed=0)
+    pyramid.eval()
+    pairs.load_state_dict(pyramid.state_dict())  # the same weights serve both
+    maps, changed = random_maps(16, 8, 4, 2, 1), 0
+    for arch in sample(pairs.space, 60):
+        wiring = wiring_of(arch)
+        levels = [*range(5), *(cell.level for cell in wiring.cells)]
+        swapped = [
+            cell._replace(first=cell.second, second=cell.first)
+            if cell.op == ATTENTION and levels[cell.first] == levels[cell.second]
+            else cell
+            for cell in wiring.cells
+        ]
+        if swapped == list(wiring.cells):
+            continue
+        other = wiring._replace(cells=tuple(swapped), ordered=True)
+        first, second = (pyramid.space.canonical(values_of(w)) for w in (wiring._replace(ordered=True), other))
+        assert (wiring_of(first).cells, wiring_of(second).cells) == (wiring.cells, other.cells)
+        assert pyramid.space.normal_form(first) != pyramid.space.normal_form(second)
+        assert wiring_of(pairs.space.canonical(values_of(other._replace(ordered=False)))) == wiring  # indistinguishable
+        with torch.no_grad():
+            changed += not all(map(torch.equal, pyramid(maps, first), pyramid(maps, second)))
+    assert changed > 10
 
 
 def _leftovers_by_counting(wiring: Wiring) -> list[tuple[int, ...]]:
@@ -153,9 +189,19 @@ def _graph(wiring: Wiring) -> tuple[Any, ...]:
     return min(described)
 
 
-@pytest.mark.parametrize(("cells", "ops"), [(3, (SUM, ATTENTION)), (4, (SUM,)), (4, (ATTENTION,))])
-def test_every_graph_has_one_normal_form(cells: int, ops: tuple[str, ...]) -> None:
-    space = pyramid_space(levels=2, cells=cells, ops=ops)
+@pytest.mark.parametrize(
+    ("cells", "ops", "ordered"),
+    [
+        (3, (SUM, ATTENTION), False),
+        (4, (SUM,), False),
+        (4, (ATTENTION,), False),
+        (3, (ATTENTION,), True),
+        pytest.param(3, (SUM, ATTENTION), True, marks=pytest.mark.slow),
+        pytest.param(4, (ATTENTION,), True, marks=pytest.mark.slow),
+    ],
+)
+def test_every_graph_has_one_normal_form(cells: int, ops: tuple[str, ...], ordered: bool) -> None:
+    space = pyramid_space(levels=2, cells=cells, ops=ops, ordered=ordered)
     by_graph: dict[Any, set[Arch]] = {}
     for arch in space.enumerate():
         normal = space.normal_form(arch)
@@ -190,6 +236,9 @@ def test_normal_forms_compute_the_same() -> None:
 
 
 def test_the_published_pyramid_is_in_the_space() -> None:
+    ordered = pyramid_space(ordered=True)
+    assert wiring_of(wiring_arch("nasfpn-7", ordered)) == WIRINGS["nasfpn-7"]._replace(ordered=True)
+    assert wiring_arch("nasfpn-7", ordered)["cell6.first"] == "cell5"  # the coarser map, which gates
     space = pyramid_space()
     arch = wiring_arch("nasfpn-7", space)
     assert arch in space
@@ -348,10 +397,13 @@ def pyramids_without_detector(**settings: Any) -> Chain:
     return Chain("pyramid", steps, input_shape=(3, 32, 32))
 
 
-@pytest.mark.parametrize("settings", [{}, {"gate": "mmcv", "bias": False, "cells": 5}], ids=["tf", "mmcv"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"gate": "mmcv", "bias": False, "cells": 5, "ordered": True}], ids=["tf", "mmcv"]
+)
 def test_pyramids_keep_the_contract_of_a_space(settings: dict[str, Any]) -> None:
     chain = pyramids_without_detector(**settings)
-    assert chain.space.size() == pyramid_space(cells=settings.get("cells", 7)).size()  # both repeats share the choices
+    described = {name: value for name, value in settings.items() if name in ("cells", "ordered")}
+    assert chain.space.size() == pyramid_space(**described).size()  # both repeats share the choices
     check_space(chain, archs=2)
 
 

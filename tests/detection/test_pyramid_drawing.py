@@ -26,7 +26,11 @@ LEGEND = 4
 
 def wirings() -> list[Wiring]:
     rng = random.Random(0)
-    spaces = [pyramid_space(), pyramid_space(levels=2, finest=5, cells=2), pyramid_space(levels=4, finest=2, cells=11)]
+    spaces = [
+        pyramid_space(ordered=True),
+        pyramid_space(levels=2, finest=5, cells=2),
+        pyramid_space(levels=4, finest=2, cells=11),
+    ]
     return [*WIRINGS.values(), *(wiring_of(space.sample(rng)) for space in spaces for _ in range(5))]
 
 
@@ -149,8 +153,8 @@ def test_the_pyramid_of_any_architecture() -> None:
     wiring, rng = WIRINGS["nasfpn-7"], random.Random(1)
     values = values_of(wiring)
     assert pyramid_of(Arch(values)) == pyramid_of(Arch({f"neck.{name}": v for name, v in values.items()})) == wiring
-    space = pyramid_space(levels=3, finest=4, cells=4)
-    for _ in range(5):
+    for ordered in 3 * [False, True]:
+        space = pyramid_space(levels=3, finest=4, cells=4, ordered=ordered)
         arch = compose("joint", {"neck": space}).sample(rng)
         assert pyramid_of(arch) == wiring_of(arch.sub("neck"))
     for lacking in ("levels", "cell1.inputs", "cell3.op"):

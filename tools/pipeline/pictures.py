@@ -18,7 +18,7 @@ def decided(name: str, arch: "Arch", settings: Mapping[str, Any] | None = None) 
     if settings is None and FUNCTION.fullmatch(name):
         check_importable(name)
     backbone_arch, pyramid = arch.sub("backbone"), None
-    if any(choice.endswith("cell1.inputs") for choice in arch):
+    if any(choice.endswith(("cell1.inputs", "cell1.first")) for choice in arch):
         from detection.nasfpn.drawing import draw_pyramid, pyramid_of
 
         pyramid = draw_pyramid(pyramid_of(arch), title=f"{name} {arch.key}")
