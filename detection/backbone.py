@@ -3,16 +3,17 @@
 The last feature map at each stride is kept, and the classifier head is dropped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detection.inputs import DetectorState
-from supernet.chain import Chain, Init, Layout, Layouts, Part, Searchable, plain_layout, step_layout
+from supernet.blocks.cells.searchable import LooseCell, LooseConv, Source
+from supernet.chain import Chain, Init, Layout, Layouts, Part, Searchable, materialize, plain_layout, step_layout
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
@@ -146,6 +147,65 @@ def named_backbone_steps(network: nn.Module) -> list[tuple[str, MapStep | Search
     return [(path, step) for path, step in steps if step.mode != "all"]
 
 
+class EachMap(nn.Module):
+    """Applies one module to each of several maps.
+
+    Args:
+        layers: one per map.
+    """
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns the outputs of the modules."""
+        return tuple(layer(x) for layer, x in zip(self.layers, maps, strict=True))
+
+    def out_layout(self, layout: Any) -> Any:
+        """Returns the layouts of the outputs."""
+        return tuple(plain_layout(layer, part) for layer, part in zip(self.layers, layout, strict=True))
+
+
+class LooseMaps(Searchable):
+    """Brings maps to one number of channels by ReLU, 1×1 convolution and batch norm, whatever states they consist of.
+
+    The outputs of searched cells are concatenations of loose ends, which differ between architectures. As in the next
+    cell, the convolution has weights of its own for every state, and those of the states that are present are used.
+
+    Args:
+        sources: what each map may consist of.
+        width: channels of the outputs.
+    """
+
+    def __init__(self, sources: Sequence[Source], width: int) -> None:
+        super().__init__()
+        self.space, self.width = SearchSpace("loose-maps"), width
+        self.fits = nn.ModuleList(LooseConv(source, width) for source in sources)
+
+    def forward(self, maps: tuple[Any, ...], arch: Arch) -> tuple[Tensor, ...]:
+        """Returns one tensor of `width` channels for each map."""
+        return tuple(fit(x) for fit, x in zip(self.fits, maps, strict=True))
+
+    def _placed(self, layout: Layouts) -> list[tuple[Searchable, Layouts]]:
+        """The convolutions with the layouts of their inputs."""
+        assert isinstance(layout, tuple)
+        return list(zip(cast("Iterable[Searchable]", self.fits), layout, strict=True))
+
+    def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
+        """Returns the layouts of the outputs."""
+        return tuple(fit.out_layout(Arch(), part) for fit, part in self._placed(layout))
+
+    def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
+        """Returns an `EachMap`."""
+        return EachMap(nn.ModuleList(materialize(fit, Arch(), part) for fit, part in self._placed(layout)))
+
+    def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
+        """Yields the weights of the states that are present, and the batch norms."""
+        for fit, part in self._placed(layout):
+            yield from fit.active_parts(Arch(), part)
+
+
 @dataclass(frozen=True)
 class Backbone:
     """The steps of a classification chain that a detector reads feature maps from.
@@ -160,6 +220,7 @@ class Backbone:
         strides: the strides of the output of each step.
         init: initialises the steps of a standalone network as in classification.
         starts_alike: whether the options of a supernet begin alike (see `supernet.chain.Chain`).
+        fit: brings the kept maps to the channels of `out_channels` if they are the outputs of searched cells, or None.
     """
 
     name: str
@@ -171,21 +232,24 @@ class Backbone:
     strides: tuple[int, ...]
     init: Init
     starts_alike: bool
+    fit: LooseMaps | None = None
 
 
-def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
+def as_backbone(classifier: Chain, *, levels: int, width: int | None = None) -> Backbone:
     """Returns the steps of a classification chain up to its head as a backbone; modules are shared, not copied.
 
     Args:
         classifier: a supernet, or a chain without choices.
         levels: how many of the coarsest strides are kept, each at its last step.
+        width: channels that the outputs of searched cells are brought to (`LooseMaps`); those of one state if None.
 
     Raises:
-        InputError: a step returns more than one map, or maps whose shape depends on the architecture; the head has
-            choices; there are fewer strides than `levels`; a supernet has frozen batch norm.
+        InputError: a searched step other than a cell returns more than one map, or maps whose shape depends on the
+            architecture; the head has choices; there are fewer strides than `levels`; a supernet has frozen batch norm.
     """
     name = classifier.space.name
     steps: list[tuple[str, nn.Module, Layout]] = []
+    cells = any(isinstance(step, LooseCell) and step.space.choices for _, step in classifier.steps)
     inputs: list[Layouts] = []  # of each step
     layout: Layouts = classifier.input_layout
     for step_name, step in classifier.steps:
@@ -209,6 +273,8 @@ def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
             "give another backbone or fewer levels"
         )
     check_frozen(classifier, [step for _, step, _ in steps])
+    sources = [_source(step, out) for _, step, out in (steps[number] for number in kept)]
+    fit = LooseMaps(sources, width or max(source.width for source in sources)) if cells else None
     return Backbone(
         name,
         tuple(
@@ -216,17 +282,25 @@ def as_backbone(classifier: Chain, *, levels: int) -> Backbone:
             for number, (step_name, step, _) in enumerate(steps)
         ),
         classifier.space,
-        {int(steps[number][2].stride): steps[number][2].channels for number in kept},
+        {int(steps[number][2].stride): steps[number][2].channels if fit is None else fit.width for number in kept},
         classifier.input_shape[0],
         tuple(inputs),
         tuple(int(out.stride) for _, _, out in steps),
         classifier.init,
         classifier.starts_alike and bool(classifier.space.choices),
+        fit,
     )
 
 
+def _source(step: nn.Module, out: Layout) -> Source:
+    """Returns what the map after a step may consist of."""
+    return step.source if isinstance(step, LooseCell) else Source(out.channels, int(out.stride))
+
+
 def _fixed_layout(space: str, name: str, step: nn.Module, layout: Layouts) -> Layouts:
-    """Returns the output layout of a step, which must be the same under every architecture."""
+    """Returns the output layout of a step, which must be the same under every architecture; of a cell any layout."""
+    if isinstance(step, LooseCell):
+        return step.out_layout(next(step.space.enumerate()), layout)
     archs = islice(step.space.enumerate(), _LAYOUTS_COMPARED) if isinstance(step, Searchable) else [Arch()]
     layouts = {step_layout(step, arch, layout) for arch in archs}
     (first, *different) = layouts

@@ -71,6 +71,8 @@ class DetectorSettings(TypedDict, total=False):
     ordered: bool
     gate: Gate
     bias: bool
+    drop_block: float
+    drop_block_size: int
     # faster-rcnn-fpn
     region_convs: int
     hidden: int
@@ -124,8 +126,8 @@ def create_detector(
         settings: settings of the detector's builder. All detectors take head_convs, norm, anchor_scale,
             score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative, focal_alpha,
             focal_gamma, box_weight and huber, with the neck "nasfpn" also repeats, cells, pooled_levels, anytime, ops,
-            ordered, gate and bias. Faster R-CNN takes region_convs, hidden, proposals, train_proposals and
-            train_candidates.
+            ordered, gate, bias, drop_block and drop_block_size. Faster R-CNN takes region_convs, hidden, proposals,
+            train_proposals and train_candidates.
             They are explained in `detection.retinanet.retinanet`, `detection.nasfpn.supernet.retinanet_nasfpn` and
             `detection.faster_rcnn.faster_rcnn_fpn`.
 
@@ -307,7 +309,7 @@ def _build(
         classifier = _classifier(backbone, phase, backbone_settings)
     if freeze_bn:
         check_frozen(classifier, [], freeze=True)
-    body = as_backbone(classifier, levels=LEVELS[kind] if levels is None else levels)
+    body = as_backbone(classifier, levels=LEVELS[kind] if levels is None else levels, width=settings.get("head_width"))
     if isinstance(backbone, Chain):
         body = dataclasses.replace(body, init=_keep_weights, starts_alike=False)
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -317,7 +319,7 @@ def _build(
 _LEAST = {"head_convs": 0, "region_convs": 0, "pooled_levels": 0}
 """Settings that may be less than 1."""
 
-_SHARES = ("score_threshold", "overlap", "positive", "negative", "focal_alpha")
+_SHARES = ("score_threshold", "overlap", "positive", "negative", "focal_alpha", "drop_block")
 """Settings from 0 to 1."""
 
 

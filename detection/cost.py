@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from detection.detector import Detector, backbone_of
+from supernet.chain import Layouts
 from supernet.cost import CostTable
 from supernet.cost.count import COSTS
 from supernet.cost.table import Entry
@@ -31,18 +32,17 @@ class DetectorCosts(CostTable):
         self.start.cost["backbone_macs"] = 0
         backbone = backbone_of(self._chain)
         self._backbone = CostTable(backbone, (detector.input_shape[0], backbone_size, backbone_size))
-        # the entry before every step of the backbone, which is the same for all architectures: `as_backbone` checks it
-        self._before = [self._backbone.start]
-        first = next(iter(backbone.space.enumerate()))
-        for index, name in enumerate(backbone.step_names):
-            self._before.append(self._backbone.step(index, first.sub(name), self._before[-1]))
+        self._steps = len(backbone.step_names)
+        # the backbone's entry before a step, by the layout of its input, which says which states of a cell are present
+        self._before: dict[tuple[int, Layouts], Entry] = {(0, self.start.layout): self._backbone.start}
 
     def step(self, index: int, arch: Arch, before: Entry) -> Entry:
         """Returns the entry of one step, with its part of `backbone_macs`."""
         entry = super().step(index, arch, before)
         if "backbone_macs" not in entry.cost:
-            inside = index < len(self._before) - 1
-            entry.cost["backbone_macs"] = (
-                self._backbone.step(index, arch, self._before[index]).cost["macs"] if inside else 0
-            )
+            entry.cost["backbone_macs"] = 0
+            if index < self._steps:
+                own = self._backbone.step(index, arch, self._before[index, before.layout])
+                entry.cost["backbone_macs"] = own.cost["macs"]
+                self._before[index + 1, entry.layout] = own
         return entry

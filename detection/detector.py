@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.backbone import Backbone, backbone_steps
+from detection.backbone import Backbone, EachMap, LooseMaps, SearchableMapStep, backbone_steps
 from detection.inputs import ImageBatch, Labelled, Target
+from detection.pyramid import draw_weights
 from supernet.chain import Chain, Init, Layouts, Searchable, initialize_alike, materialize
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace, compose
@@ -67,6 +68,8 @@ class Detector(Chain):
                 f"images of {image_size[0]}×{image_size[1]} pixels are smaller than the largest stride of the "
                 f"detector, {batch.stride}; give a larger image_size, or a backbone of smaller strides"
             )
+        if backbone.fit is not None:
+            steps = [("states", SearchableMapStep(backbone.fit, "all")), *steps]
         super().__init__(
             f"{kind}-{backbone.name}",
             [("images", batch), *backbone.steps, *steps],
@@ -91,6 +94,7 @@ class Detector(Chain):
             return
         for step, layout in zip(backbone_steps(self), self._layouts, strict=True):
             initialize_alike(step.block, [(step.block, layout)], generator, size=min(self.input_shape[1:]))
+        _initialize_fits(self, generator)
         self._heads_init(self, generator)
 
     def forward(self, state: Any, arch: Arch, targets: list[Target] | None = None) -> Any:
@@ -166,4 +170,12 @@ def initialize_detector(
     """
     for step in backbone_steps(module):
         backbone_init(step.block, generator)
+    _initialize_fits(module, generator)
     heads_init(module, generator)
+
+
+def _initialize_fits(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Initialises what brings the maps of searched cells to one number of channels, as lateral convolutions."""
+    for part in module.modules():
+        if isinstance(part, LooseMaps | EachMap):
+            draw_weights(part, functools.partial(nn.init.kaiming_uniform_, a=1, generator=generator))

@@ -142,6 +142,9 @@ class Train(Checked):
     distill: bool = False
     """In-place distillation (BigNAS): the first architecture of a step learns from the labels, all others from its
     predictions. For the sampler "sandwich", whose first architecture is the largest."""
+    regularize_largest: bool = False
+    """Weight decay, dropout and drop path act on the largest architecture of a step alone (BigNAS, §3.1): parameters
+    that it does not use are not decayed, and the others run without dropout. For the sampler "sandwich"."""
     clip: NonNegative = 0.0
     """Largest gradient norm; 0 for no clipping."""
     ema: Share = 0.0

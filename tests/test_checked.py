@@ -53,6 +53,7 @@ WRONG: list[tuple[type[Any], dict[str, Any], str]] = [
     (SupernetRun, {"largest_epochs": 11.0}, "largest_epochs=11.0 should be at most train.epochs=10"),
     (SupernetRun, {"random_paths": 10**9}, "random_paths=1000000000 should be less than or equal to 1000"),
     (SupernetRun, {"train": Train(distill=True)}, "train.distill=True follows the largest path"),
+    (SupernetRun, {"train": Train(regularize_largest=True)}, "train.regularize_largest=True needs the largest path"),
     (DetectorRun, {"scoring_batch": 0}, "scoring_batch=0 should be greater than or equal to 1"),
     (DetectorRun, {"head_width": 0}, "head_width=0 should be greater than or equal to 1"),
     (Preprocess, {"input_size": 8, "mean": (0.5,), "std": (0.0,), "classes": ()}, "should be greater than 0"),

@@ -16,6 +16,34 @@ also from 0. The first operand of "gp" is the one of the coarser level; at equal
 gates."""
 
 
+class DropBlock(nn.Module):
+    """Sets square blocks of every channel to zero in training and scales up the rest (Ghiasi et al., 2018, § 3).
+
+    Blocks lie within the map; on a map smaller than a block, the block is the largest square that fits.
+
+    Args:
+        rate: expected share of a map that is dropped, if blocks did not overlap.
+        size: side of a block in pixels.
+    """
+
+    def __init__(self, rate: float, size: int) -> None:
+        super().__init__()
+        self.rate, self.size = rate, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the same shape, (N, C, H, W)."""
+        if not self.training or not self.rate:
+            return x
+        height, width = x.shape[2:]
+        side = min(self.size, height, width)
+        corners = (height - side + 1, width - side + 1)  # rows and columns where a block can begin
+        rate = min(self.rate * height * width / side**2 / (corners[0] * corners[1]), 1.0)
+        begins = torch.empty(*x.shape[:2], *corners, device=x.device).bernoulli_(rate)
+        edge = side - 1
+        kept = 1 - functional.max_pool2d(functional.pad(begins, (edge, edge, edge, edge)), side, 1)
+        return x * (kept * (kept.numel() / kept.sum().clamp(min=1))).to(x.dtype)
+
+
 class MergingConv(nn.Module):
     """ReLU, 3×3 convolution and batch norm, which end a merging cell; the shape, (N, width, H, W), stays the same.
 
@@ -23,17 +51,29 @@ class MergingConv(nn.Module):
         width: channels.
         bias: whether the convolution has a bias, which batch norm cancels but published parameter counts include.
         eps, momentum: those of the batch norm.
+        drop_block, drop_block_size: rate and size of the `DropBlock` behind the batch norm.
     """
 
-    def __init__(self, width: int, *, bias: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        bias: bool = True,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        drop_block: float = 0.0,
+        drop_block_size: int = 3,
+    ) -> None:
         super().__init__()
         self.width, self.bias, self.eps, self.momentum = width, bias, eps, momentum
+        self.drop_block, self.drop_block_size = drop_block, drop_block_size
         self.conv = nn.Conv2d(width, width, 3, padding=1, bias=bias)
         self.bn = nn.BatchNorm2d(width, eps, momentum)
+        self.drop = DropBlock(drop_block, drop_block_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns a normalised map without activation, since the next cell begins with one."""
-        out: Tensor = self.bn(self.conv(functional.relu(x)))
+        out: Tensor = self.drop(self.bn(self.conv(functional.relu(x))))
         return out
 
 

@@ -73,7 +73,7 @@ def pyramid_space(
       first; the last output has no such choice, since one level is left;
     - `cell{k}.op`: how the pair is merged.
 
-    With `ordered`, a cell has the four decisions of the paper's controller (§ 3.2): in place of `cell{k}.inputs`, first
+    With `ordered`, a cell has the four decisions of the paper's controller (§ 3.1): in place of `cell{k}.inputs`, first
     `cell{k}.first`, one of the maps, and `cell{k}.second`, an index into the others; then the level and the operation.
     The order matters where an attention merges two maps of one level. Only then are there pyramids that pairs do not
     describe; all other orders are equal networks and have one normal form.

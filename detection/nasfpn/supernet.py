@@ -44,6 +44,7 @@ class SearchablePyramid(Searchable):
         bias: whether the convolutions before batch norm have a bias.
         keeps: see `MergingPyramid`.
         eps, momentum: those of batch norm.
+        drop_block, drop_block_size: see `MergingConv`.
 
     Raises:
         InputError: the gate is unknown; see also `pyramid_space`.
@@ -63,6 +64,8 @@ class SearchablePyramid(Searchable):
         keeps: bool = False,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        drop_block: float = 0.0,
+        drop_block_size: int = 3,
     ) -> None:
         super().__init__()
         self.levels, self.keeps = levels, keeps
@@ -72,7 +75,14 @@ class SearchablePyramid(Searchable):
         self.gate = gate
         self.convs = nn.ModuleDict(
             {
-                f"{cell}-{level}": MergingConv(width, bias=bias, eps=eps, momentum=momentum)
+                f"{cell}-{level}": MergingConv(
+                    width,
+                    bias=bias,
+                    eps=eps,
+                    momentum=momentum,
+                    drop_block=drop_block,
+                    drop_block_size=drop_block_size,
+                )
                 for cell in range(cells)
                 for level in range(levels)
             }
@@ -171,6 +181,8 @@ def retinanet_nasfpn(
     ordered: bool = False,
     gate: Gate = "tf",
     bias: bool = True,
+    drop_block: float = 0.0,
+    drop_block_size: int = 3,
     head_convs: int = 4,
     norm: Norm = "batch",
     anchor_scale: float = 4.0,
@@ -199,9 +211,11 @@ def retinanet_nasfpn(
         cells, ops, ordered: see `pyramid_space`.
         pooled_levels: number of levels above the backbone's, max-pooled from its last map.
         anytime: whether the heads are trained on the output of every repeat, by the mean of their losses, so that the
-            detector can be read after any of them (`read_out`; deep supervision, § 4.4 of the paper). The heads share
+            detector can be read after any of them (`read_out`; deep supervision, § 3 of the paper). The heads share
             their convolutions over the repeats and have batch norm of their own for each.
         gate, bias: see `SearchablePyramid`.
+        drop_block, drop_block_size: share of the maps that training drops behind every merging cell, in squares of so
+            many pixels (Ghiasi et al., 2018). The detectors of § 4.4 that are trained with DropBlock use 3 pixels.
         head_convs: number of convolutions in each tower.
         norm: normalisation in the towers; NAS-FPN was published with batch norm everywhere.
         anchor_scale: side of a level's smallest anchor divided by its stride.
@@ -235,6 +249,8 @@ def retinanet_nasfpn(
             gate=gate,
             bias=bias,
             keeps=anytime and repeat > 0,
+            drop_block=drop_block,
+            drop_block_size=drop_block_size,
         )
         for repeat in range(repeats)
     ]

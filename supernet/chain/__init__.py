@@ -9,7 +9,7 @@ from supernet.chain.initial import Init, initialize, realize
 from supernet.chain.layout import Hidden, Layout, Layouts, announce, plain_layout
 from supernet.chain.naming import has_numbered_steps
 from supernet.chain.searchable import Bound, Part, Searchable, materialize, parameters_of, step_layout, weightless_among
-from supernet.chain.start import initialize_alike, initialize_copying, largest
+from supernet.chain.start import initialize_alike, initialize_copying, largest, unit_scales
 
 __all__ = [
     "Bound",
@@ -32,5 +32,6 @@ __all__ = [
     "plain_layout",
     "realize",
     "step_layout",
+    "unit_scales",
     "weightless_among",
 ]

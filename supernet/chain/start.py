@@ -89,6 +89,14 @@ def initialize_copying(module: nn.Module, generator: torch.Generator | None = No
     _let_copy(module, noise)
 
 
+@torch.no_grad()
+def unit_scales(module: nn.Module) -> None:
+    """Lets the batch norms begin with scale 1 that end a residual branch and began with scale 0, in place."""
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.affine and not norm.weight.any():
+            norm.weight.fill_(1.0)
+
+
 def copying_kernel(conv: nn.Conv2d) -> Tensor:
     """Returns the kernel with which output channel c copies input channel c, in the shape of the weight.
 

@@ -174,6 +174,7 @@ def detnas_300m(
     phase: Phase = "supernet",
     shuffle: str = "interleave",
     affine: bool = True,
+    dropout: float = 0.2,
 ) -> Chain:
     """The small DetNAS space: 20 blocks of four operations, 4**20 architectures (Chen et al., 2019, Table 1).
 
@@ -184,6 +185,8 @@ def detnas_300m(
         phase: `"supernet"` or `"standalone"`.
         shuffle: see `ShuffleUnit`.
         affine: whether batch norm in the supernet's choice blocks has scale and shift, which the paper does not say.
+        dropout: probability that a channel before the linear layer is dropped, in the supernet too, as in the released
+            code. That has `Dropout2d` before the global average pooling, which is the same as dropout behind it.
     """
     return _imagenet(
         "detnas-300m",
@@ -195,6 +198,7 @@ def detnas_300m(
         in_channels=in_channels,
         shuffle=shuffle,
         affine=affine or phase == "standalone",
+        dropout=dropout,
     )
 
 
@@ -206,6 +210,7 @@ def detnas_1_3g(
     phase: Phase = "supernet",
     shuffle: str = "interleave",
     affine: bool = True,
+    dropout: float = 0.2,
 ) -> Chain:
     """The large DetNAS space: 40 blocks of four operations, 4**40 architectures; arguments as in `detnas_300m`."""
     return _imagenet(
@@ -218,6 +223,7 @@ def detnas_1_3g(
         in_channels=in_channels,
         shuffle=shuffle,
         affine=affine or phase == "standalone",
+        dropout=dropout,
     )
 
 
@@ -229,6 +235,7 @@ def detnas_3_8g(
     phase: Phase = "supernet",
     shuffle: str = "interleave",
     affine: bool = True,
+    dropout: float = 0.2,
 ) -> Chain:
     """The 1.3G space with stages 1.8 times as wide and a stem of 72 channels; arguments as in `detnas_300m`.
 
@@ -244,4 +251,5 @@ def detnas_3_8g(
         in_channels=in_channels,
         shuffle=shuffle,
         affine=affine or phase == "standalone",
+        dropout=dropout,
     )

@@ -250,13 +250,17 @@ def train_step(training: TrainingState, batch: Any, interrupted: threading.Event
         module.set_progress(step / training.total)
     values: list[Tensor] = []
     names: tuple[str, ...] = ()
-    for arch in archs:
+    for number, arch in enumerate(archs):
+        for module in training.dropping:
+            module.training = number == 0
         with FastDepthwise() if training.device.type == "cpu" and not config.compile else contextlib.nullcontext():
             loss, metrics = loss_of(arch)
         penalty = training.penalty(arch) if training.penalty is not None else 0.0
         (loss + penalty).backward()  # type: ignore[no-untyped-call]
         values += metrics.values()
         names = tuple(metrics)
+    for module in training.dropping:
+        module.training = True
     parts = [part for arch in archs for part in training.parts(arch)]
     stop = values[0].new_tensor(float(interrupted.is_set()))
     reduced, _ = reduce_gradients(parts, torch.stack([*values, stop]))

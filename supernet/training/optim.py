@@ -1,7 +1,7 @@
 """Optimisers, schedules and averaged weights from timm, and compilation block by block."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -11,17 +11,25 @@ from supernet.chain import Chain, Searchable
 from supernet.config import Train
 
 
-def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
+def create_optimizer(
+    module: nn.Module, config: Train, decayed: Collection[nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
     """Creates timm's optimizer of that name; one-dimensional weights are not decayed.
 
     With `layer_decay` every layer has a group of its own, whose `lr_scale` the schedules of timm apply.
+
+    Args:
+        module: has the parameters.
+        config: the optimisation recipe.
+        decayed: the parameters that weight decay may act on; None for all.
     """
     from timm.optim import create_optimizer_v2
     from timm.optim.muon import Muon as TimmMuon
 
     from supernet.training.muon import Muon
 
-    parameters = module if config.layer_decay == 1 else layer_groups(module, config)
+    grouped = config.layer_decay != 1 or decayed is not None
+    parameters = layer_groups(module, config, decayed) if grouped else module
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         parameters, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
@@ -30,11 +38,14 @@ def create_optimizer(module: nn.Module, config: Train) -> torch.optim.Optimizer:
     return optimizer
 
 
-def layer_groups(module: nn.Module, config: Train) -> list[dict[str, Any]]:
-    """Returns the parameters in groups of one layer each, decayed or not, with the share of the rate that it has.
+def layer_groups(
+    module: nn.Module, config: Train, decayed: Collection[nn.Parameter] | None = None
+) -> list[dict[str, Any]]:
+    """Returns the parameters in groups of one rate each, decayed or not, with the share of the rate that they have.
 
     The last layer has the whole rate, each earlier one `layer_decay` times that of the next (Clark et al., 2020).
     """
+    kept = None if decayed is None else set(map(id, decayed))
     layers = list(_layers(module))
     scales = {
         id(parameter): config.layer_decay ** (len(layers) - 1 - place)
@@ -43,7 +54,7 @@ def layer_groups(module: nn.Module, config: Train) -> list[dict[str, Any]]:
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in module.parameters():
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        decay = config.weight_decay if parameter.ndim > 1 and (kept is None or id(parameter) in kept) else 0.0
         groups.setdefault((scales.get(id(parameter), 1.0), decay), []).append(parameter)
     return [{"params": group, "lr_scale": scale, "weight_decay": decay} for (scale, decay), group in groups.items()]
 

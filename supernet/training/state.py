@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from supernet.blocks.cells import plain as cells
+from supernet.blocks.mbconv import ElasticMBConv
+from supernet.blocks.mobile import DropPath
 from supernet.chain import Chain, PartsMemo
 from supernet.config import Train
 from supernet.errors import InputError
@@ -44,6 +47,7 @@ class TrainingState:
         chain: the network, on its device.
         data: the splits, on the same device.
         scheduled: the modules whose behaviour follows the progress of the training, such as drop path.
+        dropping: the modules that drop values in training, if only the first architecture of a step lets them.
         checkpoint: the file that the training is saved to and resumed from; None to keep nothing.
         accept: digests of other data whose checkpoints may be taken over.
         until: the epoch at whose end the training stops for now; None for its last.
@@ -68,6 +72,7 @@ class TrainingState:
     ema: Any
     parts: PartsMemo
     scheduled: list[Any]
+    dropping: list[nn.Module]
     monitor: Monitor | None
     penalty: Penalty | None
     lead: Lead | None
@@ -210,7 +215,9 @@ def prepare(
     chain.to(device).to(memory_format=memory_format(config)).train()
     if config.sync_bn and world.size > 1:
         convert_sync_bn(chain)
-    optimizer = create_optimizer(chain, config)
+    parts = PartsMemo(chain)
+    decayed = {p for p, _ in parts(_largest_path(sampler))} if config.regularize_largest else None
+    optimizer = create_optimizer(chain, config, decayed)
     optimizer.zero_grad(set_to_none=True)
     return TrainingState(
         chain=chain,
@@ -222,8 +229,9 @@ def prepare(
         optimizer=optimizer,
         schedule=create_schedule(optimizer, config, steps_per_epoch(data, config)),
         ema=create_ema(chain, config),
-        parts=PartsMemo(chain),
+        parts=parts,
         scheduled=[module for module in chain.modules() if hasattr(module, "set_progress")],
+        dropping=[m for m in chain.modules() if isinstance(m, _DROPPING)] if config.regularize_largest else [],
         monitor=monitor,
         penalty=penalty,
         lead=lead,
@@ -231,3 +239,18 @@ def prepare(
         accept=accept,
         until=until,
     )
+
+
+_DROPPING = (nn.modules.dropout._DropoutNd, cells.DropPath, DropPath, ElasticMBConv)
+"""Modules that drop values at random if they are in training mode."""
+
+
+def _largest_path(sampler: ArchSampler) -> Arch:
+    """Returns the first architecture of every step. Raises `InputError` if it is not the same in the first steps."""
+    first = {sampler(step)[0] for step in range(4)}
+    if len(first) > 1:
+        raise InputError(
+            "regularize_largest=True decays the largest architecture alone, which is the first of each step of the "
+            "sampler 'sandwich', but this sampler begins each step with another one; leave it out"
+        )
+    return first.pop()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct, Residual
 from supernet.chain import Layout, Layouts, Part, initialize, initialize_copying, largest, parameters_of
 from supernet.chain.start import Start, find_start
+from supernet_tools.pipeline.recipes import RECIPES
+from supernet_tools.pipeline.runs import kind_of
+from supernet_tools.pipeline.train import prepare
 
 LAYOUT = Layout(8)
 
@@ -91,6 +95,16 @@ def test_published_spaces(space: str, copying: int, ends: int) -> None:
     assert sum(len(start.ends) for start in starts) == ends
     zeros = sum(not parameter.any() for name, parameter in chain.named_parameters() if name.endswith("bn.weight"))
     assert zeros == (0 if copying else ends // 2)  # where all convolutions copy, fixed layers copy in both branches
+
+
+def test_residual_branches_may_begin_with_scale_one() -> None:
+    """The recipe's `zero_gamma`, as BigNAS publishes it; everything else begins the same."""
+    recipe = replace(RECIPES["demo"](), sampler="sandwich")
+    begun = [prepare(kind_of(replace(recipe, zero_gamma=zero))).supernet.state_dict() for zero in (True, False)]
+    zeros = {name for name, value in begun[0].items() if name.endswith("bn.weight") and not value.any()}
+    assert len(zeros) == 10  # two residual options in each of the five layers that keep the shape
+    for name, value in begun[1].items():
+        assert torch.equal(value, torch.ones_like(value) if name in zeros else begun[0][name]), name
 
 
 class AlwaysAdds(Searchable):

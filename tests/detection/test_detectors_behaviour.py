@@ -291,9 +291,9 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "norm": (lambda: tiny("retinanet", norm="layer"), "'none', 'batch' or 'group', not 'layer'"),
     "groups": (lambda: tiny("retinanet", norm="group"), "do not divide 8 channels"),
-    "loose ends": (
-        lambda: create_detector("retinanet", backbone="nasnet-small", backbone_settings={"filters": 4, "blocks": 1}),
-        "'nasnet-small' cannot be a searchable backbone: its step 'normal'.*fix the backbone to one architecture",
+    "widths": (
+        lambda: create_detector("retinanet", backbone="resnet-20-widths", backbone_settings={"widths": (4, 6, 8)}),
+        "'resnet-20-widths' cannot be a searchable backbone: its step 'stem'.*fix the backbone to one architecture",
     ),
 }
 

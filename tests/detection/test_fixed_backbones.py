@@ -1,4 +1,7 @@
-"""Any architecture carries a detector: cells that hand on two states, sums of edges, searched widths."""
+"""Any architecture carries a detector: cells that hand on two states, sums of edges, searched widths.
+
+The cells of NASNet, PNASNet and AmoebaNet are also searched below a pyramid.
+"""
 
 import copy
 import random
@@ -7,14 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from detection import DetectorCosts, DetectorPreprocess, Labelled
+from detection import Detector, DetectorCosts, DetectorPreprocess, Labelled
+from detection.detector import backbone_of
 from detection.nasfpn.space import wiring_arch
 from helpers.detector_cases import CLASSES, images, same, targets, tiny, tiny_network
-from supernet import Arch, SearchSpace
+from searchers import MorphNet
+from supernet import Arch, Chain, SearchSpace, create_supernet
+from supernet.config import Data, Train
+from supernet.cost import CostTable, Feasible, count
+from supernet.data.load import load
 from supernet.export import export
 from supernet.spaces import builder
 from supernet.spaces.published_cells import CELLS, arch_of
+from supernet.testing import check_space
+from supernet.train import train_supernet
 
 CELL = {"filters": 4, "repeats": 1, "blocks": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -98,3 +109,76 @@ def test_published_cells_under_a_pyramid_of_nasfpn(cells: str, space: str, setti
         pyramids = tiny("retinanet", **detector).space
     network = tiny_network("retinanet", **detector, arch=wiring_arch("nasfpn-7", pyramids, prefix="neck"))
     check_detector(network, side=128)
+
+
+# -- searched cells ---------------------------------------------------------------------------------------------------
+
+
+def searched(case: str, **settings: Any) -> Detector:
+    name, of_space = CASES[case]
+    return tiny("retinanet", backbone=name, backbone_settings=of_space, seed=3, **settings)
+
+
+@pytest.mark.parametrize(
+    ("case", "neck"),
+    [
+        ("amoebanet", "fpn"),
+        pytest.param("nasnet", "fpn", marks=pytest.mark.slow),
+        pytest.param("pnasnet", "nasfpn", marks=pytest.mark.slow),
+        pytest.param("amoebanet", "nasfpn", marks=pytest.mark.slow),
+    ],
+)
+def test_cells_are_searched_in_a_detector(case: str, neck: str) -> None:
+    """Their loose ends differ between architectures; a pyramid reads those that are there."""
+    detector = searched(case, neck=neck, **({"repeats": 1} if neck == "nasfpn" else {}))
+    archs = [detector.space.sample(random.Random(seed)) for seed in (1, 2)]
+    states, costs = set(), DetectorCosts(detector)
+    for arch in archs:
+        network = detector.eval().subnet(arch)
+        with torch.no_grad():
+            assert same(detector(images(), arch), network(images()))
+        losses = detector.train()(Labelled(images(), targets()), arch)
+        sum(losses.values()).backward()
+        learnt = {id(p) for p in detector.parameters() if p.grad is not None}
+        assert learnt == {id(p) for p in detector.active_parameters(arch)}
+        states.add(frozenset(name for name, p in detector.named_parameters() if "states." in name and id(p) in learnt))
+        detector.zero_grad(set_to_none=True)
+        backbone = count(backbone_of(network), (3, 224, 224))["macs"]
+        assert (costs(arch)["params"], costs(arch)["backbone_macs"]) == (
+            count(network, (3, 64, 64))["params"],
+            backbone,
+        )
+    assert len(states) > 1  # not always the same states
+
+
+@pytest.mark.slow
+def test_searched_cells_keep_the_contract_of_a_space() -> None:
+    check_space(searched("amoebanet"), archs=1, inputs=Labelled(images(), targets()))
+
+
+# -- what searches find -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # widths carry a detector in a test above
+@pytest.mark.parametrize("neck", ["fpn", "nasfpn"])
+def test_a_result_of_morphnet_carries_a_detector(neck: str) -> None:
+    name, settings = CASES["widths"]
+    digits = load(Data("digits", size=8, validation=0.4, test=0.4))
+    net = create_supernet(name, input_size=8, in_channels=1, generator=torch.Generator().manual_seed(0), **settings)
+    config = Train(epochs=1, batch=64, lr=0.1, warmup_epochs=0.0, schedule="constant", weight_decay=0.0)
+
+    def shrink(chain: Chain, arch: Arch, penalty: Any, run: str) -> None:
+        train_supernet(chain, digits, config, sampler=lambda step: (arch,), penalty=penalty, verbose=False)
+
+    table = CostTable(net)
+    feasible = Feasible(table, {"macs": 0.8 * table(net.seed)["macs"]})
+    morphnet = MorphNet(net.space, supernet=net, train=shrink, feasible=feasible, scan=(3.0,), threshold=0.5)
+    (arch,) = morphnet.ask(1)
+    assert 0 < min(arch.values()) < max(arch.values())
+    assert arch != net.seed
+    backbone: dict[str, Any] = {"backbone": name, "backbone_settings": settings, "backbone_arch": arch, "neck": neck}
+    pyramid = tiny("retinanet", **backbone).space.sample(random.Random(0)) if neck == "nasfpn" else None
+    network = tiny_network("retinanet", **backbone, arch=pyramid)
+    widths = [module.out_channels for module in network.backbone.modules() if isinstance(module, nn.Conv2d)]
+    assert set(arch.values()) <= set(widths)
+    check_detector(network)

@@ -23,7 +23,7 @@ from detection import (
     create_detector_network,
     load_backbone,
 )
-from detection.nasfpn.plain import MergingConv, MergingPyramid, PyramidInputs, attention, pool_same, resample
+from detection.nasfpn.plain import DropBlock, MergingConv, MergingPyramid, PyramidInputs, attention, pool_same, resample
 from detection.nasfpn.published import NASFPN_NETWORKS, create_nasfpn, published_nasfpn
 from detection.nasfpn.space import (
     ATTENTION,
@@ -73,7 +73,7 @@ def test_the_space_has_the_published_size() -> None:
     assert pyramid_space(cells=9).size() == pairs * math.comb(12, 2) * math.comb(13, 2) * 5**4 * 120 * 2**9
     ordered = pyramid_space(ordered=True)
     assert ordered.size() == 2**7 * pairs * 5**2 * math.factorial(5) * 2**7  # 3.9e17
-    names = [choice.name for choice in ordered.choices]  # the four decisions of a cell in the order of § 3.2
+    names = [choice.name for choice in ordered.choices]  # the four decisions of a cell in the order of § 3.1
     assert names[1:9] == [f"cell{k}.{part}" for k in (1, 2) for part in ("first", "second", "level", "op")]
     assert names[9:13] == [f"cell3.{part}" for part in ("first", "second", "output", "op")]
 
@@ -294,6 +294,30 @@ def test_a_cell_ends_with_relu_convolution_and_norm() -> None:
         assert torch.equal(conv(x), expected)
         assert (conv(x) < 0).any()  # no activation follows
     assert MergingConv(WIDTH, bias=False).conv.bias is None
+
+
+def test_drop_block_drops_squares_within_the_map() -> None:
+    """The share of the paper, 1 - keep, in blocks of its size that lie within the map; nothing outside training."""
+    torch.manual_seed(0)
+    x = torch.ones(64, 8, 16, 12)
+    drop = DropBlock(0.1, 3)
+    out = drop(x)
+    assert out.mean().item() == pytest.approx(1.0)
+    dropped = out == 0
+    assert 0.06 < dropped.float().mean().item() < 0.1  # blocks overlap
+    whole = nn.functional.max_pool2d(-dropped.float(), 3, 1) == -1  # squares of zeros
+    covered = nn.functional.max_pool2d(nn.functional.pad(whole.float(), (2, 2, 2, 2)), 3, 1) == 1
+    assert torch.equal(covered, dropped)
+    assert not torch.equal(dropped[0, 0], dropped[0, 1])  # every channel has its own
+    assert drop(x[..., :2, :2]).unique().numel() <= 2  # smaller than a block
+    assert torch.equal(drop.eval()(x), x)
+    pyramid = SearchablePyramid(WIDTH, drop_block=0.5)
+    arch, maps = wiring_arch("nasfpn-7", pyramid.space), random_maps(16, 8, 4, 2, 1)
+    materialized = pyramid.materialize(arch, None)
+    for module in (lambda: pyramid(maps, arch), lambda: materialized(maps)):
+        assert all((output == 0).any() for output in module())
+    materialized.eval()
+    assert not any((output == 0).any() for output in materialized(maps))
 
 
 def test_the_two_gates() -> None:

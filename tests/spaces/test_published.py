@@ -104,3 +104,13 @@ def test_searched_channels_to_all_known_digits() -> None:
 def test_an_unknown_network_offers_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'detnas-coco-fpn-300m'"):
         create_network("detnas-coco-fpn-30m")
+
+
+def test_dropout_before_the_linear_layer_is_that_of_the_released_code() -> None:
+    """DetNAS drops channels in its supernet too, SPOS only in the standalone network."""
+    for name, supernet, standalone in (("detnas-300m", 0.2, 0.2), ("detnas-1.3g", 0.2, 0.2), ("spos", 0.0, 0.1)):
+        with torch.device("meta"):
+            rates = [builder(name)(phase=phase).head.drop.p for phase in ("supernet", "standalone")]
+        assert rates == [supernet, standalone]
+    with torch.device("meta"):
+        assert builder("detnas-300m")(dropout=0.0).head.drop.p == 0.0

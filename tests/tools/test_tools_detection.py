@@ -263,16 +263,19 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
     out = tmp_path / "run"
     fixed = json.dumps({f"stage{stage}.block0.op": "shuffle3" for stage in (1, 2, 3)})
     neck = ("--neck", "nasfpn", "--start", "scratch", "--backbone-arch", fixed)
-    settings = ("--settings", "levels=2", "repeats=1", "cells=5")
+    settings = ("--settings", "levels=2", "repeats=1", "cells=5", "ordered=true", "drop_block=0.1")
     code, _, err = call("train_supernet", *small("--train.epochs", 1, *neck, *settings, "--out", out))
     assert code == 0, err
     code, found, err = call("search", out, "--searcher", "reinforce", "--trials", 4, "--batch", 4, *FEW)
     assert code == 0, err
-    assert {name.partition(".")[0] for name in json.loads(found.strip().splitlines()[-1])} == {"neck"}
+    arch = json.loads(found.strip().splitlines()[-1])
+    assert {name.partition(".")[0] for name in arch} == {"neck"}
+    assert "neck.cell1.first" in arch
     beside = ("--score", "map", "--searchers", "random", "reinforce", "--evaluations", 4, "--points", 4, "--batch", 4)
     code, shown, err = call("benchmarks.search", "supernet", out, *beside, "--seeds", 2, "--bn-batches", 1)
     assert code == 0, err
-    assert "│ reinforce │" in shown
+    assert shown.count("│ reinforce │") == 2
+    assert "above that of random search with the same seed" in " ".join(shown.split())
 
 
 @pytest.mark.slow  # each is searched alone in another test

@@ -1,5 +1,6 @@
 """Options of the training loop: schedules, averaged weights, precision, compilation, distillation, mixing, guards."""
 
+import copy
 import math
 import random
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from torch import nn
 from helpers.toy_spaces import TOY_SPACES
 from supernet import Arch, Chain
 from supernet.blocks.cells.plain import Output
+from supernet.blocks.choice import ChoiceBlock
+from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.config import Augment, Train
 from supernet.cost import CostTable
 from supernet.data.images import Splits
@@ -107,6 +110,49 @@ def test_biases_and_batch_norm_are_not_decayed() -> None:
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert {decay[id(p)] for p in net.parameters() if p.ndim == 1} == {0.0}
     assert {decay[id(p)] for p in net.parameters() if p.ndim > 1} == {0.1}
+
+
+class Watched(nn.Dropout):
+    """Dropout that notes whether it drops anything."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+        self.dropped: list[bool] = []
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        out = super().forward(input)
+        self.dropped.append(not torch.equal(out, input))
+        return out
+
+
+def test_decay_and_dropout_may_act_on_the_largest_architecture_alone(digits: Splits) -> None:
+    """As in BigNAS, § 3.1. After one step, weights that only the smaller one uses are those of a step without decay."""
+    convs = {f"k{kernel}": ConvBNAct(8, 8, kernel=kernel) for kernel in (3, 5)}
+    steps = [("stem", ConvBNAct(1, 8, kernel=3)), ("block", ChoiceBlock(convs)), ("drop", Watched())]
+    torch.manual_seed(0)
+    begun = Chain("largest", [*steps, ("head", ClassifierHead(8, 10, hidden=8))], input_shape=(1, 8, 8))
+    paths = tuple(Arch({"block.op": name}) for name in ("k5", "k3"))
+    config = Train(epochs=1, batch=500, lr=0.1, warmup_epochs=0.0, optimizer="momentum")
+    trained: dict[tuple[float, bool], dict[str, torch.Tensor]] = {}
+    for decay, largest in ((0.5, False), (0.5, True), (0.0, True)):
+        net = copy.deepcopy(begun)
+        settings = replace(config, weight_decay=decay, regularize_largest=largest)
+        train_supernet(net, _first(digits, 500), settings, sampler=lambda step: paths, verbose=False)
+        assert net.drop.dropped[1:] == [True, not largest]  # the first call only checks the shapes
+        assert all(module.training for module in net.modules())
+        trained[decay, largest] = dict(net.named_parameters())
+    of_small = "block.options.k3.conv.weight"
+    for name, weight in trained[0.5, True].items():
+        if weight.ndim > 1:
+            assert torch.equal(weight, trained[0.0, True][name]) == (name == of_small), name
+    assert not torch.equal(trained[0.5, True][of_small], trained[0.5, False][of_small])
+    turns, settings = [paths, paths[::-1]], replace(config, regularize_largest=True)
+    with pytest.raises(InputError, match=r"regularize_largest=True .* sampler 'sandwich', but this sampler"):
+        train_supernet(begun, digits, settings, sampler=lambda step: turns[step % 2], verbose=False)
+
+
+def _first(data: Splits, n: int) -> Splits:
+    return replace(data, train=data.train.subset(torch.arange(n)))
 
 
 @pytest.mark.parametrize("warmup", [True, False])

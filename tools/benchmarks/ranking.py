@@ -11,13 +11,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from supernet.checked import Count, FilePath, Natural, Pixels, Positive, Seed, Share, Threads
 from supernet.config import Augment, Window
 from supernet.errors import InputError, nearest
+from supernet_tools.benchmarks.curves import format_mean
 from supernet_tools.benchmarks.race import LIMITS, Races, raced, shipped_table, simple_of
 from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.config import SupernetRun
@@ -53,7 +54,7 @@ def _cost_bins(run: SupernetRun) -> SupernetRun:
 
 
 VARIANTS: dict[str, tuple[int, Change]] = {
-    "uniform": (1, _run()),
+    "uniform": (1, _run(sampler="uniform")),
     "sgd": (1, _train(**SGD)),
     "fair": (3, _run(sampler="fair")),
     "sandwich-distil": (4, lambda run: _train(distill=True)(_run(sampler="sandwich")(run))),
@@ -62,6 +63,11 @@ VARIANTS: dict[str, tuple[int, Change]] = {
     "drop-decay": (1, _train(weight_decay=0.0)),
     "half-rate": (1, _train(lr=1.5e-3)),
     "small-batch": (1, _train(batch=64)),
+    "even": (1, _run(sampler="even")),
+    "weighted": (1, _run(sampler="weighted")),
+    "sandwich": (4, _run(sampler="sandwich")),
+    "sandwich-unit-gamma": (4, _run(sampler="sandwich", zero_gamma=False)),
+    "sandwich-largest": (4, lambda run: _train(regularize_largest=True)(_run(sampler="sandwich")(run))),
 }
 """Name to the paths per training step, by which the epochs are divided, and the change to the recipe."""
 
@@ -77,10 +83,16 @@ def variants(
     images: Count = 2500,
     bn_batches: Count = 4,
     seeds: tuple[Seed, ...] = (0,),
+    recipe: Literal["macro-cifar10", "nasbench201-cifar10"] = "macro-cifar10",
+    truth: FilePath | None = None,
+    space_settings: tuple[str, ...] = (),
     threads: Threads = 1,
     out: FilePath = Path("runs/ranking"),
 ) -> None:
-    """Train `macro-cifar10` in several ways with equally many passes of a path, and rank networks of the table by each.
+    """Train a recipe in several ways with equally many passes of a path, and rank networks of its table by each.
+
+    With several seeds a second table has the mean τ of each variant with its 95 % interval, and the differences to the
+    first variant with the same seed.
 
     Args:
         names: Names of variants; all by default.
@@ -93,28 +105,39 @@ def variants(
         images: Held-out images that score a network.
         bn_batches: Calibration batches, of 64 images each.
         seeds: Seeds of the supernets.
+        recipe: The recipe that the variants change.
+        truth: A table of accuracies (see tools/fidelity.py); needed for nasbench201-cifar10, whose table is not
+            shipped.
+        space_settings: Further settings of the space, such as channels=8 cells=2; the networks of the table are larger.
         threads: Threads of torch.
         out: Folder of the runs. Finished runs are read, an interrupted one is resumed.
     """
     import torch
 
-    from supernet_tools.pipeline.recipes import macro_cifar10
+    from supernet_tools.pipeline.recipes import RECIPES
 
+    if recipe != "macro-cifar10" and truth is None:
+        raise InputError(f"no table of {recipe!r} is shipped; give --truth FILE.csv")
     torch.set_num_threads(threads)
     rows: list[Row] = []
+    taus: dict[str, list[float]] = {}
     for name in names:
         if name not in VARIANTS:
             raise InputError(f"there is no variant {name!r}; {nearest(name, VARIANTS)}")
         paths, change = VARIANTS[name]
         for seed in seeds:
-            base = macro_cifar10()
+            base = RECIPES[recipe]()
+            assert isinstance(base, SupernetRun)
+            base = dataclasses.replace(base, space_settings=(*base.space_settings, *space_settings))
             data = dataclasses.replace(base.data, source=source, size=size, augment=Augment(flip=True))
             train = dataclasses.replace(
                 base.train, epochs=max(1, round(epochs / paths)), batch=batch, ema=ema, seed=seed
             )
             retrain = dataclasses.replace(base.retrain, batch=batch)
             config = change(dataclasses.replace(base, data=data, train=train, retrain=retrain))
-            rows += _ranked(config, out / f"{name}-{seed}", name, n, images, bn_batches)
+            ranked = _ranked(config, out / f"{name}-{seed}", name, n, images, bn_batches, truth)
+            rows += ranked
+            taus.setdefault(name, []).append(ranked[-1][3].value)
     columns = (
         "variant",
         "epochs",
@@ -129,17 +152,28 @@ def variants(
     print_table(
         f"agreement with the table, n = {n} networks; τ-b, and that of the loss in bands of MACs", columns, rows
     )
+    if len(seeds) > 1:
+        first = taus[names[0]]
+        means = [
+            (name, format_mean(own, 3), format_mean([a - b for a, b in zip(own, first, strict=True)], 3))
+            for name, own in taus.items()
+        ]
+        title = f"τ of the loss over {len(seeds)} seeds{', averaged weights' if ema else ''}"
+        print_table(title, ("variant", "mean", f"less that of {names[0]}"), means)
 
 
-Row = tuple[object, ...]
+Row = tuple[Any, ...]
 
 
-def _ranked(config: SupernetRun, folder: Path, name: str, n: int, images: int, bn_batches: int) -> list[Row]:
+def _ranked(
+    config: SupernetRun, folder: Path, name: str, n: int, images: int, bn_batches: int, table: Path | None
+) -> list[Row]:
     """Returns the rows of a variant: one for its last weights and one for the averaged weights."""
     import torch
 
     from supernet.files import read_json, write_json
     from supernet.ranking.report import fidelity
+    from supernet.ranking.truth import read_truth
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.cache import ScoreCache
     from supernet.scoring.shared_weights import SharedWeights
@@ -153,7 +187,11 @@ def _ranked(config: SupernetRun, folder: Path, name: str, n: int, images: int, b
     if not minutes.exists():
         write_json(minutes, {"minutes": (time.process_time() - began) / 60, "at_least": resumed})
     spent = read_json(minutes)
-    truth, settings = shipped()
+    if table is None:
+        truth, settings = shipped()
+    else:
+        truth = read_truth(table, run.space)
+        settings = {"costs": {arch: run.cost(arch) for arch in truth.values}}
     archs = generator(0, "fidelity").sample(list(truth.values), n)
     part = run.data.validation.subset(torch.arange(min(images, len(run.data.validation))))
     last = run.kind.supernet(run.summary)

@@ -106,7 +106,7 @@ def supernet(
 
     Each network is scored once: RUN/scores.db serves all searchers, seeds and later calls, so the same command resumes
     an interrupted benchmark. A searcher that does not fit a space is left out, with its reason. Values are means with
-    95 % intervals over seeds.
+    95 % intervals over seeds. Beside `random`, a second table has the differences to random search with the same seed.
 
     Args:
         runs: Folders of trained supernets.
@@ -145,12 +145,25 @@ def supernet(
             ("searcher", *map(str, reached)),
             rows,
         )
+        if "random" in curves and len(curves) > 1:
+            gains = [(name, *_gains(of_name, curves["random"], reached)) for name, of_name in curves.items()]
+            print_table(
+                f"{title}: best {minus}{score} above that of random search with the same seed, {seeds} seeds",
+                ("searcher", *map(str, reached)),
+                [row for row in gains if row[0] != "random"],
+            )
         if out is not None:
             settings = {"score": minus + score, "batch": batch, "images": opened.images, "bn_batches": bn_batches}
             document = {"run": str(folder), "space": opened.space.name, **settings, "curves": curves}
             path = out / f"supernet-{folder.resolve().name}"
             path.with_suffix(".json").write_text(json.dumps(document), encoding="utf-8")
             save_plot(plot(f"{title}, best {minus}{score}", curves, evaluations=evaluations), path)
+
+
+def _gains(curves: Sequence[Curve], chance: Sequence[Curve], points: Sequence[int]) -> list[str]:
+    """Returns the cells of one searcher: means of paired differences with their intervals."""
+    pairs = list(zip(curves, chance, strict=True))
+    return [format_mean([best_after(ours, n) - best_after(random, n) for ours, random in pairs], 4) for n in points]
 
 
 SearcherOf = Callable[[Supernet, int], "Searcher"]

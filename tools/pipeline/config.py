@@ -44,6 +44,9 @@ class Sampling(Checked):
     opens: Annotated[tuple[str, ...], Rule("texts such as kernel=2 or expand=4:6", are_openings)] = ()
     """Progressive shrinking (OFA): NAME=EPOCH keeps every decision whose name ends with NAME at its largest option
     until that epoch; with NAME=FIRST:LAST its options open one by one, from the largest down."""
+    zero_gamma: bool = True
+    """Let the last batch norm of every residual branch begin with scale 0, so that the branch adds nothing at first
+    (BigNAS, §3.1; Goyal et al., 2017, §5.1). It has no influence on weights of a pre-training."""
     window: Window = field(default_factory=Window)
     """Range of a cost that sampled architectures must lie in. For detectors the cost may also be "backbone_macs", the
     MACs of the backbone at 224 pixels."""
@@ -74,6 +77,8 @@ class Sampling(Checked):
             yield "sampler", f"is {self.sampler!r}, which cannot be confined to a window; use 'uniform'"
         if train.distill and self.sampler != "sandwich":
             yield "train.distill", f"follows the largest path of the sampler 'sandwich', not of {self.sampler!r}"
+        if train.regularize_largest and self.sampler != "sandwich":
+            yield "train.regularize_largest", f"needs the largest path of the sampler 'sandwich', not {self.sampler!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
