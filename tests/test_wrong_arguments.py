@@ -150,7 +150,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         r"an architecture maps names to text, numbers or truth values, not 'a' to \[1\]",
     ),
     "a number as name": (lambda: Arch({1: 2}), "not 1 to 2"),  # type: ignore[dict-item]
-    "no config of data": (lambda: load(None), "config=None should be a Data"),  # type: ignore[arg-type]
+    "no config of data": (lambda: load(None), "source=None should be a Data"),  # type: ignore[arg-type]
     "a long source": (lambda: load(Data("x" * 5000)), "there is no data set 'xx"),
     "a long study": (lambda: Study("x" * 300, sound().space), "the study 'x.* cannot be a file's name"),
     "a folder as study": (lambda: Study(Path.cwd(), sound().space), "the study .* is a folder, not a file"),

@@ -42,6 +42,12 @@ def split(
             another split has.
     """
     for images, numbers in [(pixels, labels), *(part for part in (test, validation) if part is not None)]:
+        for what, value in (("images", images), ("labels", numbers)):
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"the {what} of `split` are torch tensors, not {type(value).__name__}; supernet.data.load((images, "
+                    "labels)) takes arrays of numpy too"
+                )
         if images.dtype is not torch.uint8 or images.dim() != 4 or images.shape[-1] != images.shape[-2]:
             raise InputError(f"images are uint8, (N, C, size, size), not {images.dtype}, {tuple(images.shape)}")
         if numbers.shape != images.shape[:1] or numbers.dtype is not torch.int64:

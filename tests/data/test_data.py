@@ -223,7 +223,7 @@ def test_a_user_function_is_a_source() -> None:
         load(Data("test_data:nothing"))
     with pytest.raises(InputError, match=r"'no_such_module:f' cannot be imported"):
         load(Data("no_such_module:f"))
-    with pytest.raises(InputError, match="returned str, not the Splits"):
+    with pytest.raises(InputError, match="returned str; it should return the Splits"):
         load(Data("test_data:no_splits"))
 
 

@@ -249,7 +249,7 @@ def recipe(source: str, found: Found, settings: Settings, *, pretrained: str, se
     if pretrained:  # the full network learns the classes, then the others learn from it
         options["largest_epochs"] = round(LARGEST * settings["epochs"], 2)
         supernet = replace(supernet, distill=True)
-        calibration = CALIBRATION
+        calibration = min(CALIBRATION, max(found.images // 2, 1))
     return SupernetRun(
         space=settings["space"],
         space_settings=tuple(settings["space_settings"]),

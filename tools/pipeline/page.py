@@ -73,10 +73,10 @@ class Section:
     def plot(self, name: str, traces: Sequence[Mapping[str, Any]], *, x: str, y: str, **layout: Any) -> None:
         """Adds a plot."""
         frame = {
-            "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
+            "margin": {"l": 60, "r": 20, "t": 70, "b": 50},
             "xaxis": {"title": {"text": plain(x)}, "automargin": True},
             "yaxis": {"title": {"text": plain(y)}, "automargin": True},
-            "legend": {"orientation": "h", "y": 1.15},
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
             "hovermode": "closest",
             **layout,
         }

@@ -45,8 +45,9 @@ def recipe_of(folder: Path) -> tuple[str, dict[str, Any]]:
         detector = DetectorKind(config)
         return detector.space, detector.backbone_settings()
     from supernet_tools.pipeline.classifier import ClassifierKind
+    from supernet_tools.pipeline.run import read_summary
 
-    return config.space, ClassifierKind(config).space_settings()
+    return config.space, ClassifierKind(config).builder_arguments(read_summary(folder))
 
 
 def of_space(

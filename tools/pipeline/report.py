@@ -27,7 +27,7 @@ from supernet_tools.pipeline.learned import SCORES
 from supernet_tools.pipeline.page import COLOURS, Section, category_axis, curve, jpeg, markers, plain
 from supernet_tools.pipeline.per_class import ClassFigures, class_figures
 from supernet_tools.pipeline.pictures import decided, recipe_of
-from supernet_tools.pipeline.report_network import example_of, stages
+from supernet_tools.pipeline.report_network import busy, example_of, stages
 from supernet_tools.pipeline.retrain import read_result, trained_network
 from supernet_tools.pipeline.run import NETWORK, WEIGHTS, Run
 from supernet_tools.pipeline.runs import open_run
@@ -177,7 +177,8 @@ def _training(run: Run, section: Section) -> None:
     epochs = [row["epoch"] for row in history]
     losses = [name for name in ("loss", "penalty") if name in history[0]]
     traces = [curve(epochs, [row.get(name) for row in history], name, i) for i, name in enumerate(losses)]
-    section.plot("loss", traces, x="epoch", y="loss of the sampled paths")
+    whole = _whole(len(history))
+    section.plot("loss", traces, x="epoch", y="loss of the sampled paths", xaxis=whole)
     for number, metric in enumerate(run.kind.curves):
         rows = [row for row in history if any(f"{path}_{metric}" in row for path in PATHS)]
         if not rows:
@@ -191,7 +192,9 @@ def _training(run: Run, section: Section) -> None:
         if metric == "accuracy":
             guess = read_run(run.folder).get(SCORES, {}).get("guessing", 1 / max(len(run.summary.classes), 1))
             curves.append(curve([epochs[0], epochs[-1]], [guess, guess], "chance", 6, dash="dot"))
-        section.plot("held-out" if not number else f"held-out-{metric}", curves, x="epoch", y=f"held-out {metric}")
+        section.plot(
+            "held-out" if not number else f"held-out-{metric}", curves, x="epoch", y=f"held-out {metric}", xaxis=whole
+        )
     _health(run, section)
     record = read_run(run.folder).get(SCORES)
     if isinstance(record, dict) and "mean" in record:
@@ -200,6 +203,11 @@ def _training(run: Run, section: Section) -> None:
             f"{record['deviation']:.4f}, the best {record['best']:.4f}"
             + (f"; naming the most frequent class: {record['guessing']:.4f}." if "guessing" in record else ".")
         )
+
+
+def _whole(count: int) -> dict[str, Any]:
+    """An axis of epochs, with ticks at whole ones."""
+    return {"title": {"text": "epoch"}, "dtick": max(1, count // 8), "automargin": True}
 
 
 def _health(run: Run, section: Section) -> None:
@@ -328,12 +336,30 @@ def winner_of(run: Run) -> tuple[Arch, str]:
     raise InputError("there is no race and no finished search yet")
 
 
+def _costs(run: Run, arch: Arch) -> str:
+    """MACs and parameters of a network in words."""
+    costs = run.cost(arch)
+    return f"{in_units(costs['macs'])} MACs, {in_units(costs['params'])} parameters"
+
+
+def _result(run: Run, section: Section) -> None:
+    """The winner in a few lines, or what there is so far."""
+    arch, why = winner_of(run)
+    facts = [("network", f"{arch.key}, {why}"), ("costs", _costs(run, arch))]
+    result = run.folder / FIT_RESULT
+    documents = [read_json(result)] if result.exists() else _races(run)
+    for document in documents[:1]:
+        test = f"test_{run.kind.metric}"
+        facts.append((test.replace("_", " "), ", ".join(f"{value:.4f}" for value in document[test])))
+        section.lines.append(f"{document['verdict']}.")
+        if "export" in document:
+            facts.append(("export", document["export"]))
+    section.table("", ("what", "value"), facts)
+
+
 def _winner(run: Run, section: Section) -> None:
     arch, why = winner_of(run)
-    costs = ", ".join(
-        f"{in_units(value)} {name}" for name, value in run.cost(arch).items() if name in ("macs", "params")
-    )
-    section.lines.append(f"{arch.key}, {why}: {costs}.")
+    section.lines.append(f"{arch.key}, {why}: {_costs(run, arch)}.")
     name, settings = recipe_of(run.folder)
     drawing = decided(name, arch, settings).svg()
     section.picture = "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
@@ -435,7 +461,7 @@ def _exports(run: Run, section: Section) -> None:
     arch, seed, shared = trained
     network = trained_network(run, arch, seed, shared=shared)
     section.lines.append(
-        f"Latency of {arch.key}: {_latency(network, example_of(run)):.2f} ms for one image, on the CPU."
+        f"Latency of {arch.key}: {_latency(network, example_of(run)):.2f} ms for one image, on the CPU{busy()}"
     )
     if run.kind.metric != "accuracy":
         from supernet_tools.pipeline.report_objects import detector_figures
@@ -581,6 +607,7 @@ def _text(value: object) -> str:
 
 
 SECTIONS: tuple[tuple[str, Callable[[Run, Section], None]], ...] = (
+    ("Result", _result),
     ("Data", _data),
     ("Training of the supernet", _training),
     ("Search", _search),

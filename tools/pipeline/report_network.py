@@ -1,5 +1,6 @@
 """What a report says of one network: stage by stage, as it was drawn, trained and measured."""
 
+import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from supernet_tools.pipeline.units import in_units
 WARM, TIMED = 2, 7
 """Passes before timing, and timed passes, of which the median counts."""
 MOST_MAPS = 6
+QUIET = 0.75
+"""Load per processor above which a time is said to be measured under load."""
 
 
 def example_of(run: Run) -> Tensor:
@@ -44,14 +47,29 @@ def stages(run: Run, arch: Arch, section: Section) -> None:
             )
     section.table(
         "stage by stage, for one image on the CPU",
-        ("stage", "decisions", "output: channels × height × width", "MACs", "parameters", "ms"),
+        ("stage", "decisions", "output", "MACs", "parameters", "ms"),
         rows,
         bars={"MACs": in_units, "parameters": in_units, "ms": lambda value: f"{value:.2f}"},
     )
     section.lines.append(
         f"One image of {' × '.join(map(str, example.shape[1:]))} takes {sum(milliseconds.values()):.2f} ms, the sum of "
-        f"its stages (medians of {TIMED} passes, {torch.get_num_threads()} threads, fresh weights)."
+        f"its stages (medians of {TIMED} passes, {_threads()}, fresh weights)" + busy()
     )
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def busy() -> str:
+    """The end of a sentence about a time, which says whether other work was running on the machine."""
+    if not hasattr(os, "getloadavg"):
+        return "."
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= cores * QUIET:
+        return "."
+    return f"; other work was running (a load of {load:.1f} on {cores} processors), so it is less when measured alone."
 
 
 def _stages(network: nn.Module) -> dict[str, nn.Module]:
@@ -111,14 +129,16 @@ def _decided(arch: Arch, stage: str) -> str:
 
 def _shape(state: Any) -> str:
     """The shapes of the maps in a state, without the batch."""
-    shapes = [" × ".join(map(str, tensor.shape[1:])) for tensor in _maps(state)]
+    tensors = [*_maps(state)]
+    tensors = [tensor for tensor in tensors if tensor.dim() > 2] or tensors  # beside maps, sizes of images
+    shapes = [" × ".join(map(str, tensor.shape[1:])) for tensor in tensors]
     return "; ".join(shapes[:MOST_MAPS]) + (f"; {len(shapes) - MOST_MAPS} more" if len(shapes) > MOST_MAPS else "")
 
 
 def _maps(state: Any) -> Iterator[Tensor]:
     """Yields the tensors in a state that have a batch and channels."""
     if isinstance(state, Tensor):
-        if state.dim() in (2, 3, 4):
+        if state.dim() > 1:
             yield state
     elif isinstance(state, Mapping):
         for part in state.values():

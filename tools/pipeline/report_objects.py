@@ -69,7 +69,7 @@ def boxed(pixels: Tensor, boxes: Tensor, labels: Tensor, truth: Tensor | None = 
     image = image.resize((WIDTH, max(1, round(image.height * factor))), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)
     for corners in [] if truth is None else (truth * factor).tolist():
-        draw.rectangle(corners, outline="white", width=3)
+        draw.rectangle(corners, outline="white", width=2)
     for corners, label in zip((boxes * factor).tolist(), labels.tolist(), strict=True):
         draw.rectangle(corners, outline=COLOURS[(label - 1) % len(COLOURS)], width=2)
     content = io.BytesIO()
