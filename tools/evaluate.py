@@ -19,6 +19,7 @@ from supernet_tools.pipeline.trust import Trust
 if TYPE_CHECKING:
     from torch import nn
 
+    from supernet.config import Preprocess
     from supernet.data.images import Images
     from supernet_tools.pipeline.run import Run
 
@@ -76,7 +77,8 @@ def run() -> None:
 
     opened = open_run(args.run, trained=args.exported is None, bn=args.bn)
     if args.exported is not None:
-        network = at_its_size(load_exported(args.exported), args.exported)
+        preprocess = fitting(args.exported, opened)
+        network = at_its_size(load_exported(args.exported), preprocess)
         if opened.kind.metric == "map":
             show_detector(args, network, opened)
             return
@@ -93,17 +95,30 @@ def run() -> None:
     closing([], command("retrain", args.run, "--arch", arch.key if args.arch is None else args.arch))
 
 
-def at_its_size(network: "nn.Module", folder: Path) -> "nn.Module":
+def fitting(folder: Path, run: "Run") -> "Preprocess":
+    """What an export expects of images. Raises `InputError` if it does not fit the images of the run."""
+    from supernet_tools.pipeline.export import is_detector, preprocess_of
+
+    preprocess, kinds = preprocess_of(folder), ("classifier", "detector")
+    exported, own = (kinds[number] for number in (is_detector(preprocess), run.kind.metric == "map"))
+    if exported != own:
+        raise InputError(f"{folder} is the export of a {exported}, and {run.folder} holds the run of a {own}")
+    counts = (len(preprocess.classes), len(run.summary.classes))
+    if preprocess.classes and counts[0] != counts[1]:
+        raise InputError(f"{folder} knows {counts[0]} classes, and the images of {run.folder} have {counts[1]}")
+    return preprocess
+
+
+def at_its_size(network: "nn.Module", preprocess: "Preprocess") -> "nn.Module":
     """A classifier's exported network behind a resize to its size; images of that size pass unchanged."""
     from torch import nn
 
     from supernet.blocks.resolution import Resize
-    from supernet.files import read_json
+    from supernet_tools.pipeline.export import is_detector
 
-    preprocess = read_json(folder / "preprocess.json")
-    if "longest" in preprocess:  # a detector resizes images itself
+    if is_detector(preprocess):  # it resizes images itself
         return network
-    return nn.Sequential(Resize(len(preprocess["mean"]), preprocess["input_size"]), network).eval()
+    return nn.Sequential(Resize(len(preprocess.mean), preprocess.input_size), network).eval()
 
 
 def show_classes(network: "nn.Module", images: "Images", classes: Sequence[str]) -> None:

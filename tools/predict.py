@@ -271,16 +271,11 @@ def write_as_new(folder: Path, name: str, ending: str, content: bytes) -> Path:
 
 def from_export(folder: Path) -> "tuple[nn.Module, Preprocess | DetectorPreprocess, None]":
     """The network of an exported folder, what it expects of images, and no run."""
-    from detection.config import DetectorPreprocess
-    from supernet.config import Preprocess, from_dict
     from supernet.export import load_exported
-    from supernet.files import read_json
+    from supernet_tools.pipeline.export import is_detector, preprocess_of
 
-    file = folder / "preprocess.json"
-    document = read_json(file)
-    kind: type[Preprocess | DetectorPreprocess] = DetectorPreprocess if "longest" in document else Preprocess
-    preprocess = from_dict(kind, document, owner=str(file))
-    if not isinstance(preprocess, DetectorPreprocess) and not preprocess.classes:
+    preprocess = preprocess_of(folder)
+    if not is_detector(preprocess) and not preprocess.classes:
         raise InputError(f"{folder} names no classes, so its outputs cannot be predictions; call its load() instead")
     return load_exported(folder), preprocess, None
 

@@ -268,13 +268,25 @@ VocObject = tuple[str, tuple[float, ...], bool]
 """Name, xmin, ymin, xmax and ymax as they stand in the file, and whether it is difficult."""
 
 
+class _Entities(Exception):
+    """An XML file declares a document type, in which entities may be defined that expand without end."""
+
+
+class _WithoutEntities(ElementTree.TreeBuilder):
+    """Builds the tree of an XML file in any encoding, unless it declares a document type."""
+
+    def doctype(self, *_: object) -> None:
+        """Called by the parser before it reads a definition. Raises `_Entities`."""
+        raise _Entities
+
+
 def _voc_image(file: Path, folder: Path) -> tuple[Document, list[VocObject]]:
     """Returns an image's entry without id, and its objects."""
     try:
         content = read_bytes(file)
-        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-            raise InputError(f"{file} defines entities, which annotations in Pascal VOC's layout do not need")
-        root = ElementTree.fromstring(content)
+        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutEntities()))
+    except _Entities as error:
+        raise InputError(f"{file} defines entities, which annotations in Pascal VOC's layout do not need") from error
     except OSError as error:
         raise InputError(f"the annotation file {file} cannot be read ({error.strerror})") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:

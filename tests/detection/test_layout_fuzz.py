@@ -146,6 +146,14 @@ def test_a_pipe_in_place_of_a_file_does_not_block(root: Path, name: str, tmp_pat
         load(config)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+def test_entities_are_refused_in_any_encoding(root: Path, tmp_path: Path, encoding: str) -> None:
+    text = "<!DOCTYPE a [<!ENTITY x 'y'>]><annotation>&x;</annotation>"
+    (tmp_path / "0.xml").write_bytes(text.encode(encoding))
+    with pytest.raises(InputError, match=r"0\.xml (defines entities|is not XML)"):  # expat reads no UTF-32
+        voc_document(tmp_path, str(root / "images"))
+
+
 def test_a_list_of_annotations_stays_in_its_folder(root: Path, tmp_path: Path) -> None:
     (root / "Annotations/list.txt").write_text("0\n../../elsewhere\n")
     with pytest.raises(InputError, match=r"list\.txt lists '\.\./\.\./elsewhere'"):

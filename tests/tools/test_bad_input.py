@@ -124,3 +124,23 @@ def test_a_report_says_which_files_are_damaged(tiny_run: Path, call: Call) -> No
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     assert "has not ended (Not shown: a file of the run is damaged" in page
     assert page.count("Not shown") >= 5
+
+
+@pytest.mark.parametrize(
+    ("document", "fragment"),
+    [
+        ({}, "preprocess.json: the setting 'input_size' of Preprocess is missing"),
+        ({"input_size": 8, "mean": [None], "std": [1.0], "classes": []}, "mean=(None,) should be"),
+        ({"input_size": 8, "mean": [0.5], "std": [1.0], "classes": ["a", "b"]}, "knows 2 classes, and the images of"),
+        (
+            {"input_size": 8, "mean": [0.5], "std": [1.0], "classes": ["a"], "longest": 0, "category_ids": [1]},
+            "is the export of a detector",
+        ),
+    ],
+)
+def test_an_export_that_does_not_fit_is_refused_before_its_code_runs(
+    tiny_run: Path, tmp_path: Path, call: Call, document: dict[str, object], fragment: str
+) -> None:
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported/preprocess.json").write_text(json.dumps(document))
+    one_line(call("evaluate", tiny_run, "--exported", tmp_path / "exported", "--run-code"), fragment)

@@ -27,6 +27,7 @@ from supernet.testing import randomize
 from supernet_tools.evaluate import at_its_size
 from supernet_tools.pipeline.architectures import named_arch
 from supernet_tools.pipeline.config import SupernetRun
+from supernet_tools.pipeline.export import preprocess_of
 from supernet_tools.pipeline.front import chosen_points, latency_order
 from supernet_tools.pipeline.runs import open_run
 from supernet_tools.pipeline.search import searched as searched_by
@@ -304,7 +305,7 @@ def test_the_front_is_exported_and_measured(onnx: bool, untrained: Path, call: C
         assert size == point["arch"]["input.resolution"]
         for runtime in runtimes:
             assert float(line[f"artefact_ms_{runtime}"]) == point["artefact_ms"][runtime] > 0
-        network = at_its_size(load_exported(folder / point["key"]), folder / point["key"])
+        network = at_its_size(load_exported(folder / point["key"]), preprocess_of(folder / point["key"]))
         assert run.kind.scores(network, run.data.test)["accuracy"] == pytest.approx(point["test_accuracy"], abs=0.01)
         assert ("model.onnx" in point["parity"]) == onnx
         assert max(point["parity"].values()) <= 1e-3

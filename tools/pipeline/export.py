@@ -7,9 +7,11 @@ from typing import Any
 from torch import nn
 
 from supernet.blocks.resolution import without_resize
+from supernet.config import Preprocess, from_dict
 from supernet.errors import InputError
 from supernet.export import export
 from supernet.export.folder import check_replaceable
+from supernet.files import read_json
 from supernet.paths import inside
 from supernet.space import Arch
 from supernet_tools.pipeline.config import DetectorRun
@@ -45,6 +47,22 @@ def export_stage(
     if size is not None:
         preprocess = dataclasses.replace(preprocess, input_size=size)
     return folder, export(exported, folder, arch=arch, space=run.kind.space, preprocess=preprocess, onnx=onnx, nms=nms)
+
+
+def preprocess_of(folder: Path) -> Preprocess:
+    """What an exported network expects of images. Raises `InputError` if its preprocess.json is missing or damaged."""
+    from detection.config import DetectorPreprocess
+
+    file = folder / "preprocess.json"
+    document = read_json(file)
+    return from_dict(DetectorPreprocess if "longest" in document else Preprocess, document, owner=str(file))
+
+
+def is_detector(preprocess: Preprocess) -> bool:
+    """Whether this is what a detector expects."""
+    from detection.config import DetectorPreprocess
+
+    return isinstance(preprocess, DetectorPreprocess)
 
 
 def check_repeats(run: Run, repeats: int) -> None:
