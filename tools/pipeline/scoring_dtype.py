@@ -1,5 +1,6 @@
 """Whether networks of a run are scored in bfloat16: where that is faster and ranks them as float32 does."""
 
+import math
 import platform
 import time
 from typing import Any, Literal
@@ -20,6 +21,8 @@ NETWORKS, TOP = 24, 10
 """Random networks that the audit scores both ways, and the best of them that must be the same."""
 FASTER = 0.9
 """Time in bfloat16 over that in float32 from which on it is not worth other scores."""
+SLOWER = 1.5
+"""The same from which on the audit ends early."""
 SAME = 0.98
 """Kendall's τ between both from which on their rankings are the same."""
 
@@ -77,7 +80,7 @@ def _probed(run: Run, bn_batches: int) -> dict[str, Any]:
     write_json(file, document)
     print(
         f"scoring in bfloat16 takes {document['ratio']:.2f} of the time; τ {document['tau']:.3f} with float32 over "
-        f"{NETWORKS} networks, the best {TOP} {'the same' if document['top'] else 'others'}: "
+        f"{document['networks']} networks, the best {TOP} {'the same' if document['top'] else 'others'}: "
         f"{'bfloat16' if document['bf16'] else 'float32'} from here on ({file})"
     )
     return document
@@ -102,8 +105,12 @@ def audit(run: Run, exact: Any, fast: Any) -> dict[str, Any]:
             began = clock()
             scores[side] += [row[run.kind.metric] for row in evaluate(archs[at : at + 4])]
             seconds[side] += clock() - began
+        if seconds[1] > SLOWER * seconds[0]:
+            break  # the ranking does not matter any more
     ratio, tau = seconds[1] / seconds[0], float(kendall(scores[0], scores[1]))
+    tau = tau if math.isfinite(tau) else 0.0  # all networks score the same
     best = sorted(scores[0], reverse=True)[:TOP]
-    picked = sorted((scores[0][i] for i in sorted(range(len(archs)), key=lambda i: -scores[1][i])[:TOP]), reverse=True)
-    same = best == picked
-    return {"ratio": ratio, "tau": tau, "top": same, "bf16": ratio <= FASTER and tau >= SAME and same}
+    by_fast = sorted(range(len(scores[0])), key=lambda i: -scores[1][i])[:TOP]
+    same = best == sorted((scores[0][i] for i in by_fast), reverse=True)
+    chosen = ratio <= FASTER and tau >= SAME and same
+    return {"ratio": ratio, "tau": tau, "top": same, "networks": len(scores[0]), "bf16": chosen}
