@@ -282,9 +282,10 @@ def _model_source(
 
 def _shapes(channels: int, preprocess: Preprocess, *, detector: bool) -> list[tuple[int, int, int, int]]:
     """Returns the shapes of the inputs that are compared; detectors take images of any height and width."""
-    size = preprocess.input_size
-    other = getattr(preprocess, "longest", 0) or size + size // 4
-    sides = ((size, other), (other, size), (size, size)) if detector else ((size, size),) * 3
+    size, longest = preprocess.input_size, getattr(preprocess, "longest", 0)
+    other = longest or size + size // 4
+    last = (size, other) if longest else (size, size)  # the shorter side alone may be too small for the last map
+    sides = ((size, other), (other, size), last) if detector else ((size, size),) * 3
     return [(batch, channels, *pair) for batch, pair in zip(_BATCHES, sides, strict=True)]
 
 

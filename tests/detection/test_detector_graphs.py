@@ -12,6 +12,7 @@ from detection import DetectorNetwork, DetectorPreprocess
 from helpers.detector_cases import images, same, sampled_arch, tiny
 from supernet.errors import InputError
 from supernet.export import check_parity, export, load_exported
+from supernet.export.folder import _shapes
 from supernet.export.parity import _detections_apart
 
 SIZES = ((1, 64, 64), (3, 50, 97), (2, 33, 20), (2, 128, 40))
@@ -60,6 +61,13 @@ def test_detections_are_compared_in_any_order_and_few_may_lack_a_partner() -> No
         changed = {name: x.clone() for name, x in second.items()}
         changed["output['labels']"][0, :count] = 9
         assert _detections_apart("detector.onnx", [first], [changed]) == apart
+
+
+def test_exports_are_compared_at_sizes_that_the_detector_takes() -> None:
+    preprocess = DetectorPreprocess(96, (0.5,) * 3, (0.5,) * 3, ("a",), longest=128)
+    wide, tall, last = (shape[2:] for shape in _shapes(3, preprocess, detector=True))
+    assert wide == last == (96, 128)  # 96 pixels on both sides may be less than the largest stride
+    assert tall == (128, 96)
 
 
 def test_only_detections_that_can_be_traced_become_a_graph(tmp_path: Path) -> None:
