@@ -10,22 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from detection import Detector, DetectorCosts, DetectorPreprocess, Labelled
 from detection.detector import backbone_of
 from detection.nasfpn.space import wiring_arch
 from helpers.detector_cases import CLASSES, images, same, targets, tiny, tiny_network
-from searchers import MorphNet
-from supernet import Arch, Chain, SearchSpace, create_supernet
-from supernet.config import Data, Train
-from supernet.cost import CostTable, Feasible, count
-from supernet.data.load import load
+from supernet import Arch, SearchSpace
+from supernet.cost import count
 from supernet.export import export
 from supernet.spaces import builder
 from supernet.spaces.published_cells import CELLS, arch_of
 from supernet.testing import check_space
-from supernet.train import train_supernet
 
 CELL = {"filters": 4, "repeats": 1, "blocks": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -154,31 +149,3 @@ def test_cells_are_searched_in_a_detector(case: str, neck: str) -> None:
 @pytest.mark.slow
 def test_searched_cells_keep_the_contract_of_a_space() -> None:
     check_space(searched("amoebanet"), archs=1, inputs=Labelled(images(), targets()))
-
-
-# -- what searches find -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow  # widths carry a detector in a test above
-@pytest.mark.parametrize("neck", ["fpn", "nasfpn"])
-def test_a_result_of_morphnet_carries_a_detector(neck: str) -> None:
-    name, settings = CASES["widths"]
-    digits = load(Data("digits", size=8, validation=0.4, test=0.4))
-    net = create_supernet(name, input_size=8, in_channels=1, generator=torch.Generator().manual_seed(0), **settings)
-    config = Train(epochs=1, batch=64, lr=0.1, warmup_epochs=0.0, schedule="constant", weight_decay=0.0)
-
-    def shrink(chain: Chain, arch: Arch, penalty: Any, run: str) -> None:
-        train_supernet(chain, digits, config, sampler=lambda step: (arch,), penalty=penalty, verbose=False)
-
-    table = CostTable(net)
-    feasible = Feasible(table, {"macs": 0.8 * table(net.seed)["macs"]})
-    morphnet = MorphNet(net.space, supernet=net, train=shrink, feasible=feasible, scan=(3.0,), threshold=0.5)
-    (arch,) = morphnet.ask(1)
-    assert 0 < min(arch.values()) < max(arch.values())
-    assert arch != net.seed
-    backbone: dict[str, Any] = {"backbone": name, "backbone_settings": settings, "backbone_arch": arch, "neck": neck}
-    pyramid = tiny("retinanet", **backbone).space.sample(random.Random(0)) if neck == "nasfpn" else None
-    network = tiny_network("retinanet", **backbone, arch=pyramid)
-    widths = [module.out_channels for module in network.backbone.modules() if isinstance(module, nn.Conv2d)]
-    assert set(arch.values()) <= set(widths)
-    check_detector(network)
