@@ -21,6 +21,7 @@ from supernet.blocks.transformer import PatchTokens
 from supernet.chain import Chain, initialize
 from supernet.checked import Pixels, Share, checked_arguments
 from supernet.cost import meta_copy
+from supernet.cost.count import trace
 from supernet.errors import InputError, nearest
 from supernet.generators import restored_generators
 from supernet.spaces.autoformer import initialize_transformer
@@ -210,8 +211,7 @@ def _shapes(model: nn.Module, parts: Parts, shape: Shape) -> dict[int, tuple[str
     for name, module in model.named_modules():
         if id(module) in blocks:
             copied.get_submodule(name).register_forward_hook(functools.partial(record, key=id(module), name=name))
-    with torch.no_grad():
-        copied(torch.empty(1, *shape, device="meta"))
+    trace(copied, torch.empty(1, *shape, device="meta"))  # much cheaper than calling it, which loads torch's compiler
     return found
 
 
