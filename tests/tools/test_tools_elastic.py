@@ -271,21 +271,27 @@ def test_points_of_a_front_and_within_limits(searched: Path, call: Call) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("onnx", [False, True], ids=["torch", "onnx"])
-def test_the_front_is_exported_and_measured(onnx: bool, untrained: Path, call: Call, tmp_path: Path) -> None:
-    """At least five exports, each of which also classifies an image in an isolated interpreter."""
+def test_the_front_is_exported_and_measured(onnx: bool, call: Call, tmp_path: Path) -> None:
+    """At least five exports, each of which also classifies an image in an isolated interpreter.
+
+    Only the full network is trained, so that the front is long: every cut costs accuracy.
+    """
     if onnx:
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    run_folder = Path(shutil.copytree(untrained, tmp_path / "run"))
+    run_folder = tmp_path / "run"
+    training = ("--train.epochs", 3, "--largest-epochs", 3, "--train.batch", 64, "--train.optimizer", "adamw")
+    training = (*training, "--train.lr", 0.003, "--train.warmup-epochs", 0)
+    assert run_script("train_supernet", *SPACE, *DATA, *training, "--out", run_folder) == 0
     objectives = ("--settings", "metric=-loss", 'objectives=["-loss","-macs"]')
-    assert run_script("search", run_folder, "--searcher", "nsga2", "--trials", 80, "--force", *objectives) == 0
-    macs = [row["metrics"]["macs"] for row in read_json(run_folder / "search" / "nsga2" / "front.json")["networks"]][:6]
+    assert run_script("search", run_folder, "--searcher", "nsga2", "--trials", 60, "--force", *objectives) == 0
+    macs = [row["metrics"]["macs"] for row in read_json(run_folder / "search" / "nsga2" / "front.json")["networks"]][:5]
     flags = ("--limits", *(f"{int(value)}" for value in macs), *(["--onnx"] if onnx else []))
     code, out, err = call("export", run_folder, "--search", "nsga2", *flags)
     assert code == 0, err
     folder = run_folder / "export" / "front-nsga2"
     document = read_json(folder / "front.json")
-    assert document["batch_norm"] == "matched"
+    assert document["batch_norm"] == "plain"
     points = document["points"]
     assert len(points) >= 5
     runtimes = {"torch", "onnxruntime"} if onnx else {"torch"}
