@@ -11,6 +11,7 @@ from supernet.spaces import create_supernet
 from supernet_tools.benchmarks.rivals import difference, shallower, smaller
 
 
+@pytest.mark.slow
 def test_rivals_keep_to_the_limit_and_cut_one_thing_alone() -> None:
     settings = {"kernels": (), "expansions": (), "drop": 100, "resolutions": (32, 40)}
     chain = create_supernet("elastic", model="lcnet_035", input_size=48, **settings)
