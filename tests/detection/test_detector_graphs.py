@@ -82,6 +82,22 @@ def _run(session: Any, x: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, map(torch.from_numpy, session.run(None, {"images": x.numpy()})), strict=True))
 
 
+def _stacked(detections: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Detections as a graph returns them: 300 rows per image, of which those left over are zero."""
+    columns = {}
+    for name in ("boxes", "scores", "labels"):
+        parts = [image[name] for image in detections]
+        columns[name] = torch.stack([torch.cat([x, x.new_zeros(300 - len(x), *x.shape[1:])]) for x in parts])
+    return columns
+
+
+def _apart(found: dict[str, Tensor], expected: list[dict[str, Tensor]]) -> float:
+    """The largest difference, whatever the order of detections whose scores are nearly equal."""
+    assert all(len(image["scores"]) > 20 for image in expected)
+    sides = [{f"output[{name!r}]": x for name, x in side.items()} for side in (_stacked(expected), found)]
+    return _detections_apart("detector", sides[:1], sides[1:])
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_graph_of_a_whole_detector_runs_in_onnx_runtime(tmp_path: Path) -> None:
@@ -102,11 +118,10 @@ def test_the_graph_of_a_whole_detector_runs_in_onnx_runtime(tmp_path: Path) -> N
     for number, height, width in SIZES:
         x = images(height, width, number=number)
         expected = network(x)
-        _check_rows(_run(whole, x), expected, boxes=1e-4, scores=1e-5)
-        _check_rows(program(x), expected, boxes=1e-4, scores=1e-5)
+        assert _apart(_run(whole, x), expected) <= 1e-4
+        assert _apart(program(x), expected) <= 1e-4
         for named in (_run(raw, x), heads(x)):
-            for found, image in zip(model.finish(named), expected, strict=True):
-                torch.testing.assert_close(found["boxes"], image["boxes"], rtol=0, atol=1e-4)
+            assert _apart(_stacked(model.finish(named)), expected) <= 1e-4
 
 
 @pytest.mark.slow
