@@ -246,7 +246,7 @@ def test_a_detector_is_trained_searched_raced_and_exported(call: Call, tmp_path:
 
     file = make_coco(tmp_path / "shapes", images=24)
     few = ("--size", 48, "--epochs", 2, "--trials", 10, "--trainings", 2, "--retrain-epochs", 1)
-    tiny = ("--space-settings", "widths=[8, 16, 16]", "stem=8", "depths=[1, 1, 1]")
+    tiny = ("--space-settings", "widths=[16, 24, 32]", "stem=8", "depths=[1, 1, 1]")
     command = ("fit", file, "--out", tmp_path / "run", *few, *tiny)
     code, out, err = call(*command)
     assert code == 0, err
