@@ -4,8 +4,6 @@ import contextlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from supernet.paths import check_regular
-
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -64,8 +62,16 @@ def shown_size(file: "str | Path") -> tuple[int, int]:
 
 
 def _check_regular(file: "str | Path | IO[bytes]") -> None:
-    if isinstance(file, str | Path):
-        check_regular(file)
+    """Raises `OSError` for a path without a regular file, as `supernet.paths.check_regular`.
+
+    It is written out, since exports have a copy of these functions and nothing else of this project.
+    """
+    import errno
+    import os
+    import stat
+
+    if isinstance(file, str | Path) and not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
 
 
 def as_rgb(image: "Image.Image") -> "Image.Image":
