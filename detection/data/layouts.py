@@ -141,7 +141,10 @@ def _yolo_images(entry: Any, root: Path, path: Path) -> Iterator[Path]:
         if found is None:
             raise InputError(f"{path} names {name!r}, but there is no {candidates[0]}")
         if found.is_dir():
-            yield from (file for file in found.rglob("*") if file.suffix.lower() in SUFFIXES)
+            try:
+                yield from [file for file in found.rglob("*") if file.suffix.lower() in SUFFIXES]
+            except OSError as error:  # folders that come and go, or must not be read
+                raise InputError(f"{path} names {name!r}, which cannot be read ({error})") from error
             continue
         for line in _lines(found):
             file = root / line if not line.startswith("./") else found.parent / line

@@ -22,7 +22,9 @@ WORDS = st.sampled_from(("0", "1", "2", "-1", "0.0", "cat", "1_0", "9" * 30)) | 
 LINES = st.lists(WORDS, max_size=7).map(" ".join)
 LABELS = st.lists(LINES, max_size=4).map("\n".join) | st.text(max_size=40)
 
-SCALARS = st.sampled_from(("images", "images/0.png", "gone", ".", "..", "/", "''", "null", "5", "[]", "{}", "nan", "~"))
+SCALARS = st.sampled_from(
+    ("images", "images/0.png", "gone", ".", "..", "/dev/null", "''", "null", "5", "[]", "{}", "nan", "~")
+)
 SCALARS |= st.sampled_from(
     ("[a, b]", "{0: a, 1: b}", "{a: 0}", "2020-13-45", "!!python/name:os.system", "*a", "&a [*a]")
 )

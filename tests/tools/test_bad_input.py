@@ -18,6 +18,7 @@ from helpers.scripts import Call, one_line
 from helpers.tiny import TINY_SPACE
 from supernet.errors import InputError
 from supernet_tools.pipeline.folder import FIT
+from supernet_tools.pipeline.front import _check_free
 
 
 def test_a_recorded_plan_is_read(tmp_path: Path) -> None:
@@ -144,3 +145,14 @@ def test_an_export_that_does_not_fit_is_refused_before_its_code_runs(
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported/preprocess.json").write_text(json.dumps(document))
     one_line(call("evaluate", tiny_run, "--exported", tmp_path / "exported", "--run-code"), fragment)
+
+
+def test_a_front_is_not_written_into_another_folder(tmp_path: Path) -> None:
+    front = tmp_path / "front"
+    front.mkdir()
+    for name in ("front.json", "0123456789abcdef", ".front.json.0123456789abcdef.tmp"):
+        (front / name).touch()
+    _check_free(front)
+    (front / "holiday.png").touch()
+    with pytest.raises(InputError, match=r"holds 'holiday\.png', which is no part of a front"):
+        _check_free(front)

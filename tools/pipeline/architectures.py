@@ -64,7 +64,7 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
 
     if text is None:
         return best_arch(run, search)
-    if place := re.fullmatch(r"front:(\d{1,9})", text):
+    if place := re.fullmatch(r"front:([0-9]{1,9})", text):
         front, _ = searched_front(run, search)
         number = int(place[1])
         if not 1 <= number <= len(front):

@@ -4,6 +4,7 @@ import csv
 import itertools
 import math
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from searchers.pareto import pareto_front
 from supernet.errors import InputError
 from supernet.export.folder import check_replaceable
 from supernet.export.latency import artefact_latencies
-from supernet.files import replacing, write_json
+from supernet.files import is_temporary, replacing, write_json
 from supernet.paths import inside
 from supernet.progress import progress
 from supernet.scoring.metrics import check_finite
@@ -133,6 +134,7 @@ def front_stage(
     """
     points = chosen_points(run, search, limits, cost)
     folder = (out or inside(run.folder, "export", f"front-{search}")).absolute()
+    _check_free(folder)
     for point in points:
         check_replaceable(folder / point.arch.key)
     rows: list[dict[str, Any]] = []
@@ -193,6 +195,14 @@ def latency_order(rows: Sequence[dict[str, Any]], cost: str) -> dict[str, dict[s
         agree = sum((a[cost] < b[cost]) == (a["artefact_ms"][runtime] < b["artefact_ms"][runtime]) for a, b in pairs)
         order[runtime] = {"pairs": len(pairs), "agree": agree}
     return order
+
+
+def _check_free(folder: Path) -> None:
+    """Raises `InputError` for a folder that holds something else than a front, or what a call left that was stopped."""
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        ours = entry.name in ("front.json", "front.csv") or re.match("[.]?[0-9a-f]{16}", entry.name)
+        if not ours and not is_temporary(entry):
+            raise InputError(f"{folder} holds {entry.name!r}, which is no part of a front; give another folder")
 
 
 def _write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
