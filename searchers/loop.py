@@ -433,8 +433,8 @@ def _check_settings(study: Study, recorded: Mapping[str, Any], settings: Mapping
         old, new = recorded.get(name, "absent"), settings.get(name, "absent")
         if old != new:
             raise InputError(
-                f"study {study} was searched with {_shown(name, old)}, and now {_shown(name, new)} is asked for; keep "
-                'the setting, use another study file, or give resume="warm"'
+                f"study {study} was searched with {_shown(name, old)}, and now with {_shown(name, new)}; keep the "
+                'setting, use another study file, or give resume="warm"'
             )
 
 

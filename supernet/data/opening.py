@@ -62,9 +62,9 @@ def shown_size(file: "str | Path") -> tuple[int, int]:
 
 
 def _check_regular(file: "str | Path | IO[bytes]") -> None:
-    """Raises `OSError` for a path without a regular file, as `supernet.paths.check_regular`.
+    """Raises `OSError` for a path without a regular file, such as a pipe, which would block.
 
-    It is written out, since exports have a copy of these functions and nothing else of this project.
+    It is written out, since exports have a copy of these functions and no other module of the project.
     """
     import errno
     import os

@@ -138,7 +138,7 @@ def test_settings_list_what_scores_depend_on(trained: Chain, digits: Splits) -> 
 
 @pytest.mark.parametrize("sizes", [(0, 64), (10, 0)])
 def test_a_recalibration_needs_images(sizes: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="greater than or equal to 1"):
         Recalibrate(*sizes)
 
 

@@ -202,10 +202,10 @@ def test_an_ask_that_returned_fewer_is_replayed_as_it_was_asked() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 5}, "seed=0, and now seed=5"),
-        ({"population_size": 11}, "population_size=10, and now population_size=11"),
-        ({"metric": "-loss"}, "metric='accuracy', and now metric='-loss'"),
-        ({"feasible": AtMost({"k5": 3})}, "feasible=None, and now feasible={'k5': 3}"),
+        ({"seed": 5}, "seed=0, and now with seed=5"),
+        ({"population_size": 11}, "population_size=10, and now with population_size=11"),
+        ({"metric": "-loss"}, "metric='accuracy', and now with metric='-loss'"),
+        ({"feasible": AtMost({"k5": 3})}, "no limits, and now with the limits k5 <= 3"),
     ],
 )
 def test_a_changed_setting_is_named_with_both_values(change: dict[str, Any], words: str) -> None:
@@ -222,11 +222,11 @@ def test_a_changed_batch_searcher_or_limit_is_named() -> None:
     tight, loose = AtMost({"k5": 2}), AtMost({"k5": 3})
     with Study(None, SPACE) as study:
         search(RandomSearch(SPACE, feasible=tight), Counter(), study, trials=6)
-        with pytest.raises(InputError, match="batch=1, and now batch=2"):
+        with pytest.raises(InputError, match="batch=1, and now with batch=2"):
             search(RandomSearch(SPACE, feasible=tight), Counter(), study, trials=9, batch=2)
-        with pytest.raises(InputError, match="searcher='RandomSearch', and now searcher='AgingEvolution'"):
+        with pytest.raises(InputError, match="searcher='RandomSearch', and now with searcher='AgingEvolution'"):
             search(small_evolution(SPACE, feasible=tight), Counter(), study, trials=9)
-        with pytest.raises(InputError, match="with the limits k5 <= 2, and now the limits k5 <= 3"):
+        with pytest.raises(InputError, match="with the limits k5 <= 2, and now with the limits k5 <= 3"):
             search(RandomSearch(SPACE, feasible=loose), Counter(), study, trials=9)
 
 

@@ -227,7 +227,9 @@ def test_the_result_is_exported_and_every_stage_has_its_command(
 
 def test_other_wishes_do_not_go_on(fitted: Path, photos: Path, call: Call) -> None:
     command = ("fit", photos, "--out", fitted, *FEW)
-    one_line(call(*command, "--max-macs", "120k"), "begun with macs=110000.0", "give another --out")
+    one_line(
+        call(*command, "--max-macs", "120k"), "begun with macs=110k, and here it is macs=120k", "give another --out"
+    )
 
 
 def test_a_finished_run_is_only_read(fitted: Path, photos: Path, call: Call) -> None:

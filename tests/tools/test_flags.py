@@ -91,7 +91,7 @@ SCRIPTS: list[tuple[str, tuple[object, ...], str]] = [
     ("report", ("--out", "page.svg"), "'page.svg' should be an .html file"),
     ("search", ("--trial", 5), "there is no flag --trial; did you mean --trials?; see"),
     ("evaluate", ("more",), "the argument 'more' belongs to no flag"),
-    ("evaluate", ("--colour", "red"), "there is no flag --colour; see"),
+    ("evaluate", ("--colour", "red"), "there is no flag --colour; did you mean --curves?; see"),
 ]
 
 
