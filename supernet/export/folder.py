@@ -292,6 +292,7 @@ def _shapes(channels: int, preprocess: Preprocess, *, detector: bool) -> list[tu
 def _save_graph(traced: nn.Module, path: Path, shape: Sequence[int], *, onnx: bool, sizes: bool) -> None:
     """Writes PATH.pt2, and with `onnx` PATH.onnx, of a dynamic batch and with `sizes` a dynamic height and width."""
     images = torch.zeros(*shape, device="cpu", dtype=torch.float32)
+    traced = copy.deepcopy(traced).to(memory_format=torch.contiguous_format)  # torch warns of weights in other orders
     names = {0: "batch", 2: "height", 3: "width"} if sizes else {0: "batch"}
     dynamic = ({axis: torch.export.Dim(name, min=1) for axis, name in names.items()},)
     # maps of any size, also of one row, must not be told from others, as torch.onnx itself sees to
