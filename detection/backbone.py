@@ -13,9 +13,21 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detection.inputs import DetectorState
 from supernet.blocks.cells.searchable import LooseCell, LooseConv, Source
-from supernet.chain import Chain, Init, Layout, Layouts, Part, Searchable, materialize, plain_layout, step_layout
+from supernet.blocks.elastic import Elastic
+from supernet.chain import (
+    Chain,
+    Init,
+    Layout,
+    Layouts,
+    Part,
+    Searchable,
+    largest,
+    materialize,
+    plain_layout,
+    step_layout,
+)
 from supernet.errors import InputError
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch, SearchSpace, compose
 
 Mode = Literal["replace", "append", "all"]
 """What a step does with the feature maps of the state.
@@ -213,14 +225,15 @@ class Backbone:
     Attributes:
         name: name of the classification space.
         steps: pairs of a name, which starts with "backbone.", and a module from one `DetectorState` to the next.
-        space: the classification space with its choices and normal forms.
-        out_channels: stride to channels of each kept map, the finest first.
+        space: the classification space with its choices and normal forms, without choices of the classifier head.
+        out_channels: stride to channels of each kept map, the finest first; their largest number if it is searched.
         in_channels: channels of the images.
         layouts: the layouts of the input of each step.
         strides: the strides of the output of each step.
         init: initialises the steps of a standalone network as in classification.
         starts_alike: whether the options of a supernet begin alike (see `supernet.chain.Chain`).
         fit: brings the kept maps to the channels of `out_channels` if they are the outputs of searched cells, or None.
+        elastic: whether the channels of a kept map depend on the architecture.
     """
 
     name: str
@@ -233,6 +246,7 @@ class Backbone:
     init: Init
     starts_alike: bool
     fit: LooseMaps | None = None
+    elastic: bool = False
 
 
 def as_backbone(classifier: Chain, *, levels: int, width: int | None = None) -> Backbone:
@@ -244,27 +258,25 @@ def as_backbone(classifier: Chain, *, levels: int, width: int | None = None) -> 
         width: channels that the outputs of searched cells are brought to (`LooseMaps`); those of one state if None.
 
     Raises:
-        InputError: a searched step other than a cell returns more than one map, or maps whose shape depends on the
-            architecture; the head has choices; there are fewer strides than `levels`; a supernet has frozen batch norm.
+        InputError: a searched step other than a cell returns more than one map, or a map whose stride depends on the
+            architecture; there are fewer strides than `levels`; a supernet has frozen batch norm.
     """
     name = classifier.space.name
     steps: list[tuple[str, nn.Module, Layout]] = []
     cells = any(isinstance(step, LooseCell) and step.space.choices for _, step in classifier.steps)
     inputs: list[Layouts] = []  # of each step
-    layout: Layouts = classifier.input_layout
+    narrowest: list[int] = []  # the smallest number of channels after each step
+    low = high = cast("Layouts", classifier.input_layout)
     for step_name, step in classifier.steps:
-        before, layout = layout, _fixed_layout(name, step_name, step, layout)
-        (out,) = read_maps((layout,))
+        before, (low, high) = high, _extreme_layouts(name, step_name, step, low, high)
+        fewest, out = read_maps((low,))[0], read_maps((high,))[0]
+        assert isinstance(fewest, Layout)
         assert isinstance(out, Layout)
         if out.stride == 0:
             break
         steps.append((step_name, step, out))
         inputs.append(before)
-    for step_name, step in classifier.steps[len(steps) :]:
-        if isinstance(step, Searchable) and step.space.choices:
-            raise InputError(
-                f"the head {step_name!r} of {name!r} has choices, but a detector has no classifier head; fix them first"
-            )
+        narrowest.append(fewest.channels)
     last = {out.stride: number for number, (_, _, out) in enumerate(steps)}  # the last step at each stride
     kept = sorted(last.values())[-levels:] if levels > 0 else []
     if len(kept) < levels or not kept:
@@ -281,7 +293,7 @@ def as_backbone(classifier: Chain, *, levels: int, width: int | None = None) -> 
             (f"backbone.{step_name}", map_step(step, "append" if number - 1 in kept else "replace"))
             for number, (step_name, step, _) in enumerate(steps)
         ),
-        classifier.space,
+        _space_of(classifier, steps),
         {int(steps[number][2].stride): steps[number][2].channels if fit is None else fit.width for number in kept},
         classifier.input_shape[0],
         tuple(inputs),
@@ -289,7 +301,16 @@ def as_backbone(classifier: Chain, *, levels: int, width: int | None = None) -> 
         classifier.init,
         classifier.starts_alike and bool(classifier.space.choices),
         fit,
+        fit is None and any(narrowest[number] < steps[number][2].channels for number in kept),
     )
+
+
+def _space_of(classifier: Chain, steps: Sequence[tuple[str, nn.Module, Layout]]) -> SearchSpace:
+    """Returns the space of a classifier without the decisions of its head, which `steps` lack."""
+    name = classifier.space.name
+    spaces = {step_name: step.space for step_name, step, _ in steps if isinstance(step, Searchable)}
+    kept = {f"{step_name}.{choice.name}" for step_name, space in spaces.items() for choice in space.choices}
+    return classifier.space if len(kept) == len(classifier.space.choices) else compose(name, spaces)
 
 
 def _source(step: nn.Module, out: Layout) -> Source:
@@ -297,21 +318,38 @@ def _source(step: nn.Module, out: Layout) -> Source:
     return step.source if isinstance(step, LooseCell) else Source(out.channels, int(out.stride))
 
 
-def _fixed_layout(space: str, name: str, step: nn.Module, layout: Layouts) -> Layouts:
-    """Returns the output layout of a step, which must be the same under every architecture; of a cell any layout."""
+def _extreme_layouts(space: str, name: str, step: nn.Module, low: Layouts, high: Layouts) -> tuple[Layouts, Layouts]:
+    """Returns the output layouts of a step with the fewest and with the most channels; of a cell any layout, twice.
+
+    Args:
+        space, name: of the backbone and of the step.
+        step: any step.
+        low, high: the layouts of its input with the fewest and with the most channels.
+    """
     if isinstance(step, LooseCell):
-        return step.out_layout(next(step.space.enumerate()), layout)
-    archs = islice(step.space.enumerate(), _LAYOUTS_COMPARED) if isinstance(step, Searchable) else [Arch()]
-    layouts = {step_layout(step, arch, layout) for arch in archs}
-    (first, *different) = layouts
-    searchable = isinstance(step, Searchable) and bool(step.space.choices)
-    if different or (searchable and (not isinstance(first, Layout) or first.ids)):
+        layout = step.out_layout(next(step.space.enumerate()), high)
+        return layout, layout
+    archs = [Arch()]
+    if isinstance(step, Elastic):  # the channels grow with the width, and there are too many widths to compare them all
+        archs = [step.space.from_indices([0] * len(step.space.choices)), largest(step.space)]
+    elif isinstance(step, Searchable):
+        archs = list(islice(step.space.enumerate(), _LAYOUTS_COMPARED))
+    layouts = {step_layout(step, arch, before) for before in {low, high} for arch in archs}
+    if len(layouts) == 1 and not (isinstance(step, Searchable) and step.space.choices):
+        (layout,) = layouts
+        return layout, layout
+    maps = [layout for layout in layouts if isinstance(layout, Layout) and not layout.ids]
+    if len(maps) < len(layouts) or len({layout.stride for layout in maps}) > 1:
         raise InputError(
-            f"{space!r} cannot be a searchable backbone: its step {name!r} returns several states, or channels that "
-            "depend on the architecture, and a feature pyramid reads one map of fixed channels per stride; fix the "
-            "backbone to one architecture with backbone_arch"
+            f"{space!r} cannot be a searchable backbone: its step {name!r} returns several states, or maps whose size "
+            "depends on the architecture, and a feature pyramid reads one map per stride; fix the backbone to one "
+            "architecture with backbone_arch"
         )
-    return first
+    return min(maps, key=_channels), max(maps, key=_channels)
+
+
+def _channels(layout: Layout) -> int:
+    return layout.channels
 
 
 # -- frozen batch norm ------------------------------------------------------------------------------------------------

@@ -133,8 +133,8 @@ def create_detector(
 
     Raises:
         InputError: unknown kind, neck, backbone or setting; neither the backbone nor the neck is searched; images
-            smaller than the largest stride; frozen batch norm in a searched backbone; a backbone whose maps have no
-            fixed shape.
+            smaller than the largest stride; frozen batch norm in a searched backbone; a searched backbone that resizes
+            images or has tokens in place of maps.
     """
     if "arch" in settings:
         raise InputError(

@@ -13,8 +13,9 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, con
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from detection.backbone import Backbone, MapStep
+from detection.backbone import Backbone
 from detection.detector import Detector
+from detection.elastic_maps import neck_step
 from detection.inputs import DetectorState, ImageBatch, Maps, Target
 from detection.pyramid import (
     Anchors,
@@ -308,7 +309,7 @@ def faster_rcnn_fpn(
             `RegionBoxes`.
     """
     levels = len(backbone.out_channels)
-    pyramid = FeaturePyramid(tuple(backbone.out_channels.values()), head_width, extra="pool", norm=norm)
+    pyramid = functools.partial(FeaturePyramid, out_channels=head_width, extra="pool", norm=norm)
     strides = (*backbone.out_channels, 2 * max(backbone.out_channels))
     sizes = tuple((int(anchor_scale * stride),) for stride in strides)
     boxes = RegionBoxes(
@@ -334,7 +335,7 @@ def faster_rcnn_fpn(
         backbone,
         ImageBatch(divisor=max(backbone.out_channels), stride=strides[-1], classes=num_classes),
         [
-            ("neck", MapStep(pyramid, "all")),
+            ("neck", neck_step(backbone, pyramid)),
             ("regions", RegionHead(head_width, len(RATIOS), convs=region_convs)),
             ("boxes", boxes),
         ],

@@ -67,6 +67,10 @@ class FeaturePyramid(nn.Module):
         """Returns one map per level, each with `out_channels` channels."""
         return tuple(self.fpn(OrderedDict((str(level), x) for level, x in enumerate(maps))).values())
 
+    def lateral_blocks(self) -> list[nn.Sequential]:
+        """Returns for each map the 1×1 convolution that reads it, with its norm."""
+        return [block for block in self.fpn.inner_blocks if isinstance(block, nn.Sequential)]
+
     def out_layout(self, layout: Any) -> Any:
         """Returns the layouts of all levels, each with `out_channels` channels."""
         levels = [dataclasses.replace(part, channels=self.out_channels) for part in layout]

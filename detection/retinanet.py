@@ -3,6 +3,7 @@
 Pyramid, head, box coding and non-maximum suppression are torchvision's.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,9 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms, remove_small_boxes, sigmoid_focal_loss
 
-from detection.backbone import Backbone, MapStep
+from detection.backbone import Backbone
 from detection.detector import Detector
+from detection.elastic_maps import neck_step
 from detection.inputs import DetectorState, ImageBatch, Target
 from detection.pyramid import Anchors, Norm, Sizes, Tower, draw_small, initialize_pyramid
 from detection.pyramid import FeaturePyramid as FeaturePyramid
@@ -352,7 +354,7 @@ def retinanet(
         score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma, box_weight,
             huber: see `RetinaBoxes`.
     """
-    pyramid = FeaturePyramid(tuple(backbone.out_channels.values()), head_width, extra="convs", norm=norm)
+    pyramid = functools.partial(FeaturePyramid, out_channels=head_width, extra="convs", norm=norm)
     strides = (*backbone.out_channels, *(max(backbone.out_channels) * step for step in (2, 4)))
     sizes = tuple(tuple(int(anchor_scale * stride * octave) for octave in OCTAVE) for stride in strides)
     anchors = len(RATIOS) * len(OCTAVE)
@@ -376,7 +378,7 @@ def retinanet(
         backbone,
         ImageBatch(divisor=max(backbone.out_channels), stride=strides[-1], classes=num_classes),
         [
-            ("neck", MapStep(pyramid, "all")),
+            ("neck", neck_step(backbone, pyramid)),
             (
                 "head",
                 RetinaPredictor(head_width, anchors, num_classes, levels=len(strides), convs=head_convs, norm=norm),

@@ -86,8 +86,8 @@ class PyramidInputs(nn.Module):
         in_channels: channels of the backbone's maps.
         width: channels of all input maps.
         pooled: number of additional levels, each half the size of the one before.
-        bias: whether the 1×1 convolutions, which batch norm follows, have a bias. A map that has `width` channels
-            already is used unchanged.
+        bias: whether the 1×1 convolutions, which batch norm follows, have a bias.
+        unchanged: whether a map that has `width` channels already is used as it is, without a convolution.
         eps, momentum: those of batch norm.
     """
 
@@ -98,15 +98,16 @@ class PyramidInputs(nn.Module):
         *,
         pooled: int = 2,
         bias: bool = True,
+        unchanged: bool = True,
         eps: float = 1e-5,
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
         self.in_channels, self.width, self.pooled, self.bias = tuple(in_channels), width, pooled, bias
-        self.eps, self.momentum = eps, momentum
+        self.unchanged, self.eps, self.momentum = unchanged, eps, momentum
         self.laterals = nn.ModuleList(
             nn.Identity()
-            if channels == width
+            if unchanged and channels == width
             else nn.Sequential(nn.Conv2d(channels, width, 1, bias=bias), nn.BatchNorm2d(width, eps, momentum))
             for channels in in_channels
         )
@@ -117,6 +118,10 @@ class PyramidInputs(nn.Module):
         for _ in range(self.pooled):
             levels.append(pool_same(levels[-1], 2))
         return tuple(levels)
+
+    def lateral_blocks(self) -> list[nn.Sequential]:
+        """Returns the 1×1 convolutions with their batch norms."""
+        return [lateral for lateral in self.laterals if isinstance(lateral, nn.Sequential)]
 
     def out_layout(self, layout: Any) -> Any:
         """Returns the layouts of all levels, each with `width` channels."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from detection.backbone import Backbone, MapStep, SearchableMapStep
 from detection.detector import Detector, DetectorNetwork
+from detection.elastic_maps import neck_step
 from detection.inputs import ImageBatch
 from detection.nasfpn.plain import MergingConv, MergingPyramid, PyramidInputs, merge
 from detection.nasfpn.space import ATTENTION, SUM, pyramid_space, wiring_of
@@ -236,7 +237,9 @@ def retinanet_nasfpn(
             f"NAS-FPN needs strides that double, but {backbone.name!r} has maps of the strides {backbone_strides}"
         )
     strides = (*backbone_strides, *(backbone_strides[-1] * 2**step for step in range(1, pooled_levels + 1)))
-    inputs = PyramidInputs(tuple(backbone.out_channels.values()), head_width, pooled=pooled_levels, bias=bias)
+    inputs = functools.partial(
+        PyramidInputs, width=head_width, pooled=pooled_levels, bias=bias, unchanged=not backbone.elastic
+    )
     finest = round(math.log2(strides[0]))
     pyramids = [
         SearchablePyramid(
@@ -277,7 +280,7 @@ def retinanet_nasfpn(
         backbone,
         ImageBatch(divisor=backbone_strides[-1], stride=strides[-1], classes=num_classes),
         [
-            ("inputs", MapStep(inputs, "all")),
+            ("inputs", neck_step(backbone, inputs)),
             *((NECK, SearchableMapStep(pyramid, "all")) for pyramid in pyramids),
             (
                 "head",

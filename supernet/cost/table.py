@@ -20,7 +20,7 @@ from supernet.cost.count import COSTS, meta_copy, trace
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, Value
 
-MOST_OPTIONS = 4096  # per step; beyond it the extremes of a space are not enumerated
+MOST_EDGES = 4096  # options of a step times the layouts of its input; beyond it extremes are not enumerated
 MOST_LISTED = 20_000  # architectures of a space whose costs are listed one by one: 6 s at 0.3 ms each
 MOST_ENTRIES = 20_000  # of about 5 KB, so 100 MB; a new architecture of NASNet cells adds six
 
@@ -134,9 +134,7 @@ class CostTable:
     @cached_property
     def _graph(self) -> list[dict[State, list[tuple[Arch, Entry]]]] | None:
         """Every option of each step, per state that can reach the step; None if they cannot be enumerated."""
-        names = self._chain.step_names
-        sizes = [step.space.size() for step in self._chain.step_modules if isinstance(step, Searchable)]
-        if len(set(names)) < len(names) or any(size > MOST_OPTIONS for size in sizes):
+        if not self._has_few_edges():
             return None
         reached, graph = {_state(self.start): self.start}, []
         for index, step in enumerate(self._chain.step_modules):
@@ -148,12 +146,29 @@ class CostTable:
             graph.append(options)
         return graph
 
+    def _has_few_edges(self) -> bool:
+        """Returns whether steps have decisions of their own, and no step has more than `MOST_EDGES` edges.
+
+        Every width of a step is another input of the next one, so few options a step may still have many edges.
+        """
+        names, steps = self._chain.step_names, self._chain.step_modules
+        sizes = [step.space.size() if isinstance(step, Searchable) else 1 for step in steps]
+        if len(set(names)) < len(names) or any(size > MOST_EDGES for size in sizes):
+            return False
+        layouts = {self.start.layout}
+        for step, size in zip(steps, sizes, strict=True):
+            if size * len(layouts) > MOST_EDGES:
+                return False
+            archs = list(step.space.enumerate()) if isinstance(step, Searchable) else [Arch()]
+            layouts = {step_layout(step, arch, layout) for arch in archs for layout in layouts}
+        return True
+
     def edges(self, cost: str) -> list[dict[State, list[Edge]]] | None:
         """Returns the options of each step as edges between states, per state that can reach the step.
 
         Returns:
             One mapping per step, from state to edges `(decisions of the step, cost, state after it)`; None where steps
-            share decisions or a step has more than `MOST_OPTIONS` options.
+            share decisions or a step has more than `MOST_EDGES` edges.
         """
         if self._graph is None:
             return None

@@ -291,9 +291,11 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "norm": (lambda: tiny("retinanet", norm="layer"), "'none', 'batch' or 'group', not 'layer'"),
     "groups": (lambda: tiny("retinanet", norm="group"), "do not divide 8 channels"),
-    "widths": (
-        lambda: create_detector("retinanet", backbone="resnet-20-widths", backbone_settings={"widths": (4, 6, 8)}),
-        "'resnet-20-widths' cannot be a searchable backbone: its step 'stem'.*fix the backbone to one architecture",
+    "resolutions": (
+        lambda: create_detector(
+            "retinanet", backbone="attentivenas", backbone_settings={"input_size": 64, "resolutions": (32,)}
+        ),
+        "'attentivenas' cannot be a searchable backbone: its step 'input'.*fix the backbone to one architecture",
     ),
 }
 
