@@ -12,7 +12,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm, DetectorRun
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -55,7 +55,7 @@ class Evaluate(Checked):
     """Calibration batches: of 64 images, or of `scoring_batch` for a detector."""
     bn: BatchNorm | None = None
     """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -75,7 +75,7 @@ def run() -> None:
     from supernet_tools.pipeline.architectures import named_arch
     from supernet_tools.pipeline.runs import open_run
 
-    opened = open_run(args.run, trained=args.exported is None, bn=args.bn)
+    opened = open_run(args.run, trained=args.exported is None, bn=args.bn, moved=args.data)
     if args.exported is not None:
         preprocess = fitting(args.exported, opened)
         network = at_its_size(load_exported(args.exported), preprocess)

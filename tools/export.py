@@ -10,7 +10,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Seed, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -50,7 +50,7 @@ class Export(Checked):
     """Folder; RUN/export/KEY by default."""
     bn: BatchNorm | None = None
     """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -67,7 +67,7 @@ def run() -> None:
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
 
-    opened = open_run(args.run, trained=args.inherit or args.init == "shared", bn=args.bn)
+    opened = open_run(args.run, trained=args.inherit or args.init == "shared", bn=args.bn, moved=args.data)
     if args.repeats is not None:
         check_repeats(opened, args.repeats)
     arch = named_arch(opened, args.arch, args.search)
@@ -96,7 +96,7 @@ def export_front(args: Export) -> None:
     from supernet_tools.pipeline.front import front_stage, latency_order
     from supernet_tools.pipeline.runs import open_run
 
-    opened = open_run(args.run, bn=args.bn)
+    opened = open_run(args.run, bn=args.bn, moved=args.data)
     folder, rows = front_stage(
         opened, args.search, limits=args.limits, cost=args.limit_cost, onnx=args.onnx, nms=args.nms, out=args.out
     )

@@ -13,7 +13,7 @@ from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 
@@ -64,7 +64,7 @@ class Fidelity(Checked):
     """Seed of the networks drawn, of retrainings and of resamples."""
     name: Name | None = None
     """Name of the report, RUN/fidelity/NAME.json; made from the settings by default."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -107,7 +107,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
 
     if args.name is not None:
         inside(folder, "fidelity", args.name, what="the name of the report")
-    opened = open_run(folder, bn=args.bn)
+    opened = open_run(folder, bn=args.bn, moved=args.data)
     args = dataclasses.replace(args, score=args.score or opened.kind.metric, bn=opened.bn)
     if args.score not in opened.kind.metrics:
         raise InputError(f"this run is not scored by {args.score!r}, but by {' and '.join(opened.kind.metrics)}")

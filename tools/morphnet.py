@@ -12,7 +12,7 @@ import tyro
 from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import choose, closing, command, main, parse
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Limit
@@ -50,7 +50,7 @@ class Morph(Checked):
     settings: tuple[str, ...] = ()
     """Hyperparameters: metric, strength, scan, threshold, fill, start, patience, tolerance; for instance scan=[1,10]
     threshold=gap fill=0.01."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -71,7 +71,7 @@ def run() -> None:
     from supernet_tools.pipeline.search import search_folder, write_values
 
     folder = search_folder(args.run, args.name)
-    opened = open_run(args.run)
+    opened = open_run(args.run, moved=args.data)
     if not isinstance(opened.kind, ClassifierKind):
         raise InputError(f"MorphNet sets the widths of a classifier, and {args.run} holds a detector's run")
     changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}

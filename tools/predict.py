@@ -16,7 +16,7 @@ from annotated_types import Ge, Le
 from supernet.checked import Checked, Count, FilePath, Name, Seed, Text
 from supernet.errors import InputError, RunError
 from supernet_tools.pipeline.command_line import closing, main, parse
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Predict(Checked):
     """Of a run: seed of the retraining."""
     init: Literal["scratch", "shared"] = "scratch"
     """Of a run: the retraining from fresh weights, or the one from the shared weights."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -286,7 +286,7 @@ def from_run(args: Predict) -> "tuple[nn.Module, Preprocess | DetectorPreprocess
     from supernet_tools.pipeline.retrain import trained_network
     from supernet_tools.pipeline.runs import open_run
 
-    opened = open_run(args.model, trained=False)
+    opened = open_run(args.model, trained=False, moved=args.data)
     arch = named_arch(opened, args.arch, args.search)
     network = trained_network(opened, arch, args.seed, shared=args.init == "shared")
     return network, opened.kind.preprocess(opened.summary), opened

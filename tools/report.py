@@ -8,7 +8,7 @@ import tyro
 from supernet.checked import Checked, FilePath
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, main, parse
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.trust import Trust
 
 
@@ -23,7 +23,7 @@ class Report(Checked):
     """Folder of the run."""
     out: FilePath | None = None
     """File to write; report.html in the run by default."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -36,7 +36,7 @@ def run() -> None:
 
     from supernet_tools.pipeline.report import report_stage
 
-    closing([report_stage(args.run, args.out)])
+    closing([report_stage(args.run, args.out, moved=args.data)])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, 
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import cost_in_units
@@ -47,7 +47,7 @@ class Retrain(Checked):
     """Trainings of each network in the comparison, from --seed on; the same for all."""
     bn: BatchNorm | None = None
     """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -65,7 +65,7 @@ def run() -> None:
     from supernet_tools.pipeline.retrain import retrain_folder, retrain_stage
     from supernet_tools.pipeline.runs import open_run
 
-    opened = open_run(args.run, trained=args.init == "shared", bn=args.bn)
+    opened = open_run(args.run, trained=args.init == "shared", bn=args.bn, moved=args.data)
     changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
     train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changes)
     with process_group(train.device) as world:

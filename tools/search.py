@@ -11,7 +11,7 @@ from supernet.checked import Checked, Count, FilePath, Name, Natural, NonNegativ
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Limit, TimeLimit
@@ -72,7 +72,7 @@ class Search(Checked):
     """Fine-tune this many random architectures for a few steps first, and maximise the score that they correct."""
     force: bool = False
     """Search although the supernet is no better than guessing."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -106,8 +106,8 @@ def search(args: Search) -> None:
 
     name = args.name or args.searcher.replace(":", "-")
     search_folder(args.run, name)  # a wrong name is reported before any work
-    with process_group(config_of(args.run).train.device) as world:
-        opened = open_run(args.run, bn=args.bn)
+    with process_group(config_of(args.run, args.data).train.device) as world:
+        opened = open_run(args.run, bn=args.bn, moved=args.data)
         limits = {"macs": args.max_macs, "params": args.max_params, "backbone_macs": args.max_backbone_macs}
         if args.max_latency is not None and world.main:
             opened = opened.with_latency(args.latency_batch)

@@ -9,7 +9,7 @@ import tyro
 
 from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed
 from supernet_tools.pipeline.command_line import closing, command, main, parse
-from supernet_tools.pipeline.located import HERE, Moved
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
 from supernet_tools.pipeline.units import Amount, Limit, cost_in_units
@@ -53,7 +53,7 @@ class Select(Checked):
     """Limit on multiply-accumulates of a detector's backbone at 224 pixels."""
     bn_batches: Count = 10
     """Calibration batches per network that is scored with shared weights."""
-    data: Moved = HERE
+    data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
@@ -67,8 +67,8 @@ def run() -> None:
     from supernet_tools.pipeline.select import select_stage, select_under_limits
 
     changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
-    with process_group(config_of(args.run).retrain.device) as world:
-        opened = open_run(args.run)
+    with process_group(config_of(args.run, args.data).retrain.device) as world:
+        opened = open_run(args.run, moved=args.data)
         count = 0
 
         def say(job: Any, outcome: Any) -> None:

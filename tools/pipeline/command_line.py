@@ -23,7 +23,7 @@ from supernet.checked import Checked, FilePath, check, checked_arguments, fields
 from supernet.errors import InputError, RunError, Terminated, nearest
 from supernet.paths import work_saved
 from supernet.plugins import FUNCTION
-from supernet_tools.pipeline.located import HERE, look_in
+from supernet_tools.pipeline.located import NOT_MOVED
 from supernet_tools.pipeline.settings import signature_types
 from supernet_tools.pipeline.trust import Trust, trust, trust_recipe
 
@@ -150,10 +150,9 @@ def parse(settings: type[T], description: str | None, args: Sequence[str] | None
     with unchecked():
         values: T = _cli(settings, description=description, args=args, prog=_program(), flags=_flags(settings))
     check(values, remedy=lambda name: "" if _positional(settings, name) else _remedy(name))
-    moved = getattr(values, "data", HERE)
-    typed = [moved.source] if moved.source and FUNCTION.fullmatch(moved.source) else []
+    source = getattr(values, "data", NOT_MOVED).source
+    typed = [source] if source and FUNCTION.fullmatch(source) else []
     trust([*getattr(values, "trust", ()), *typed])
-    look_in(moved)
     return values
 
 
@@ -316,7 +315,6 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
         if plan and find_lr:
             raise InputError("--plan and --find-lr are two questions; give one of them")
         trust_recipe(config, trust)
-        look_in(HERE)
         return config, out, "plan" if plan else "find-lr" if find_lr else "train", accept_changed_data
 
     _refuse_empty_paths(args, fields_of(Output))

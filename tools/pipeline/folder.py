@@ -16,7 +16,7 @@ from supernet.checked import shown
 from supernet.config import from_dict
 from supernet.errors import InputError
 from supernet.files import commit, flatten, is_temporary, lock_file, read_json, remove_temporaries, write_json
-from supernet_tools.pipeline.located import FROM_RUN, PLACES, ways_from
+from supernet_tools.pipeline.located import FROM_RUN, PLACES, relative_places
 
 RUN_FORMAT = 2
 """Of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
@@ -116,7 +116,7 @@ def renew_settings(folder: Path, kind: str, config: Any) -> None:
         return
     document["config"]["retrain"] = now["retrain"]
     document["config"]["data"] |= {name: now["data"][name] for name in PLACES if name in now["data"]}
-    document[FROM_RUN] = ways_from(folder, config)
+    document[FROM_RUN] = relative_places(folder, config)
     write_json(folder / RUN, document)
 
 

@@ -1,7 +1,7 @@
 """Where the images of a run are now: a run and its data may be moved, and the digest says whether they are the same.
 
-A run names its data by the path that was typed, and by the way to it from the run's own folder. A path that leads
-nowhere any more is looked for from there; `--data.source` and `--data.images` of a command name another one.
+A run names its data by the path that was typed, and by the relative path from its own folder. Where the first leads
+nowhere any more, the second is tried; `--data.source` and `--data.images` of a command name another place.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ C = TypeVar("C")
 PLACES = ("source", "images", "validation_source", "validation_images", "test_source", "test_images")
 """Fields of a data config that are paths; `source` may also name a data set or a function."""
 FROM_RUN = "places"
-"""Entry of `run.json`: the way to each path from the folder of the run."""
+"""Entry of `run.json`: each path relative to the folder of the run."""
 
 
 @dataclass(frozen=True)
-class Moved(Checked):
+class MovedData(Checked):
     """Where the images of a run are now; they must be the same ones."""
 
     source: Text | None = None
@@ -32,42 +32,35 @@ class Moved(Checked):
     """Folder of a detector's images."""
 
 
-HERE = Moved()
-"""Nothing was moved, or it is found from the run."""
-_moved = HERE  # of this command
+NOT_MOVED = MovedData()
 
 
-def look_in(moved: Moved) -> None:
-    """Sets where this command looks for images; what an earlier command in this process set is forgotten."""
-    global _moved
-    _moved = moved
-
-
-def located(config: C, document: Mapping[str, Any], folder: Path) -> C:
+def with_located_data(config: C, document: Mapping[str, Any], folder: Path, moved: MovedData = NOT_MOVED) -> C:
     """Returns a recipe whose images are found where they are now.
 
     Args:
         config: the recipe in a run's `run.json`.
         document: the whole `run.json`.
-        folder: of the run.
+        folder: the run's folder.
+        moved: paths that the user gives, which come first.
     """
     data = config.data  # type: ignore[attr-defined]
     known = document.get(FROM_RUN)
-    ways = known if isinstance(known, Mapping) else {}
+    relative = known if isinstance(known, Mapping) else {}
     changes: dict[str, str] = {}
     for name in PLACES:
-        path, typed = getattr(data, name, ""), getattr(_moved, name, None)
+        path, typed = getattr(data, name, ""), getattr(moved, name, None)
         if typed is not None and hasattr(data, name):
             changes[name] = typed
         elif isinstance(path, str) and path and not _exists(Path(path)) and not FUNCTION.fullmatch(path):
-            candidates = [folder / path, folder / str(ways.get(name, path))]
-            if found := next((place for place in candidates if _exists(place)), None):
-                changes[name] = os.path.normpath(found)
+            candidates = [folder / path, folder / str(relative.get(name, path))]
+            if place := next((candidate for candidate in candidates if _exists(candidate)), None):
+                changes[name] = os.path.normpath(place)
     return dataclasses.replace(config, data=dataclasses.replace(data, **changes)) if changes else config  # type: ignore[type-var]
 
 
-def ways_from(folder: Path, config: Any) -> dict[str, str]:
-    """Returns the ways from the folder of a run to the files and folders that its recipe names."""
+def relative_places(folder: Path, config: Any) -> dict[str, str]:
+    """Returns the files and folders that a recipe names, relative to the folder of its run."""
     paths = {name: getattr(config.data, name, "") for name in PLACES}
     return {name: os.path.relpath(path, folder) for name, path in paths.items() if path and _exists(Path(path))}
 

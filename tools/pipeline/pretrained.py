@@ -14,6 +14,7 @@ from supernet.spaces import GENOTYPES, create_network
 from supernet_tools.pipeline.classifier import ClassifierKind
 from supernet_tools.pipeline.config import DetectorRun, SupernetRun
 from supernet_tools.pipeline.folder import RUN, read_run
+from supernet_tools.pipeline.located import with_located_data
 from supernet_tools.pipeline.retrain import retrain_folder, retrain_stage
 from supernet_tools.pipeline.run import NETWORK, WEIGHTS, Run, read_summary
 from supernet_tools.pipeline.trust import from_file
@@ -53,7 +54,7 @@ def _classifier(folder: Path) -> ClassifierKind:
     if document["kind"] != ClassifierKind.name:
         raise InputError(f"pretrained={str(folder)!r} does not hold a classifier's run; name that of the pre-training")
     recipe = from_dict(SupernetRun, document["config"], owner=str(folder / RUN))
-    return ClassifierKind(from_file(recipe, folder / RUN))
+    return ClassifierKind(with_located_data(from_file(recipe, folder / RUN), document, folder))
 
 
 def classified(folder: Path, arch: Arch, seed: int) -> Path:

@@ -24,6 +24,7 @@ from supernet.training.checkpoint import load_state
 from supernet_tools.pipeline.architectures import named_arch
 from supernet_tools.pipeline.folder import FIT, FIT_RESULT, RUN, read_run
 from supernet_tools.pipeline.learned import SCORES
+from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.page import COLOURS, Section, category_axis, curve, jpeg, markers, plain
 from supernet_tools.pipeline.per_class import ClassFigures, class_figures
 from supernet_tools.pipeline.pictures import decided, recipe_of
@@ -47,12 +48,13 @@ PATHS = {"large": "large path", "random": "random paths", "small": "small path",
 HOVER_LINES, HOVER_WIDTH = 16, 3
 
 
-def report_stage(folder: Path, out: Path | None = None) -> Path:
+def report_stage(folder: Path, out: Path | None = None, *, moved: MovedData = NOT_MOVED) -> Path:
     """Writes the report of a run, as far as the run has come.
 
     Args:
         folder: the run's folder.
         out: the file; `report.html` in the run by default.
+        moved: where the images are now, if the user says so.
 
     Returns:
         the file.
@@ -60,7 +62,7 @@ def report_stage(folder: Path, out: Path | None = None) -> Path:
     Raises:
         InputError: the folder holds no run.
     """
-    run = open_run(folder, trained=False)
+    run = open_run(folder, trained=False, moved=moved)
     page = inside(folder, PAGE) if out is None else out
     text = rendered(run)
     with replacing(page) as temporary:

@@ -36,7 +36,7 @@ from supernet_tools.pipeline.folder import (
 )
 from supernet_tools.pipeline.held_out import HeldOutCurves
 from supernet_tools.pipeline.learned import SCORES, probe_scores, record_scores
-from supernet_tools.pipeline.located import FROM_RUN, PLACES, ways_from
+from supernet_tools.pipeline.located import FROM_RUN, PLACES, relative_places
 from supernet_tools.pipeline.run import WEIGHTS, Run, check_space, read_summary, torch_generator
 from supernet_tools.pipeline.runs import kind_of
 from supernet_tools.pipeline.tables import print_table
@@ -105,7 +105,7 @@ def train_stage(config: "Recipe", out: Path, *, accept_changed_data: bool = Fals
         facts = {
             "data": dataclasses.asdict(summary),
             "space_digest": parts.supernet.space.digest(),
-            FROM_RUN: ways_from(out, config),
+            FROM_RUN: relative_places(out, config),
         }
         with claim_run(out, kind.name, config, free=free, **facts) if world.main else nullcontext():
             if world.main:
