@@ -36,7 +36,7 @@ Mode = Literal["replace", "append", "all"]
 it, and "all" replaces all maps by the outputs of a block that takes them together.
 """
 
-_LAYOUTS_COMPARED = 4096  # of a step, at most
+_LAYOUTS_COMPARED = 4096  # architectures of a step, at most
 
 
 class MapStep(nn.Module):
@@ -180,7 +180,7 @@ class EachMap(nn.Module):
 
 
 class LooseMaps(Searchable):
-    """Brings maps to one number of channels by ReLU, 1×1 convolution and batch norm, whatever states they consist of.
+    """Brings maps of any hidden states to one number of channels by ReLU, 1×1 convolution and batch norm.
 
     The outputs of searched cells are concatenations of loose ends, which differ between architectures. As in the next
     cell, the convolution has weights of its own for every state, and those of the states that are present are used.
@@ -200,7 +200,7 @@ class LooseMaps(Searchable):
         return tuple(fit(x) for fit, x in zip(self.fits, maps, strict=True))
 
     def _placed(self, layout: Layouts) -> list[tuple[Searchable, Layouts]]:
-        """The convolutions with the layouts of their inputs."""
+        """Returns the convolutions with the layouts of their inputs."""
         assert isinstance(layout, tuple)
         return list(zip(cast("Iterable[Searchable]", self.fits), layout, strict=True))
 

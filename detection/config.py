@@ -20,13 +20,14 @@ class DetectionAugment(Checked):
     """Range of a random zoom: above 1, a random part of the image is enlarged to its size; below 1, the image is shrunk
     and placed at random on a border (large-scale jitter, Ghiasi et al., 2021: 0.1 to 2)."""
     sizes: tuple[Pixels, ...] = ()
-    """Multi-scale training: every step draws one of these sizes and takes it in the place of `data.size`, with
-    `data.longest` in proportion; networks are scored at `data.size`."""
+    """Multi-scale training: every step draws one of these sizes and uses it instead of `data.size`, with `data.longest`
+    in proportion; networks are scored at `data.size`."""
     mosaic: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Share of the training images that are put together of four (YOLOv4, Bochkovskiy et al., 2020, §3.3)."""
+    """Share of the training images that are mosaics of four images (YOLOv4, Bochkovskiy et al., 2020, §3.3)."""
     balance: Share = 0.0
-    """Draw images with rare classes more often: one with a class that a share f of the images holds, below this share
-    t, gets the weight sqrt(t / f) (repeat factor sampling, Gupta et al., 2019, §B). An epoch has as many images."""
+    """Draw images with rare classes more often: if only a share f of the images has a class, and f is below this
+    threshold t, its images get the weight sqrt(t / f) (repeat factor sampling, Gupta et al., 2019, §B). The number of
+    images per epoch stays the same."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """A range with its bounds swapped."""

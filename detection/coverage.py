@@ -8,10 +8,10 @@ from detection.inputs import ImageBatch
 from detection.pyramid import Anchors, Sizes
 from detection.retinanet import OCTAVE
 
-MOST = 100_000
-"""Objects that are looked at, the first ones of a set."""
-TRIED = 10_000
-"""The same for each of several sizes of anchors."""
+MOST_OBJECTS = 100_000
+"""Only this many objects are looked at, the first ones of a set."""
+MOST_TRIED = 10_000
+"""The same where several sizes of anchors are tried."""
 SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Values of the setting `anchor_scale` that are tried."""
 
@@ -34,7 +34,7 @@ def anchor_coverage(detector: nn.Module, data: DetectionSet, *, overlap: float =
 def proposed_scale(detector: nn.Module, data: DetectionSet, *, overlap: float = 0.5) -> tuple[float, float]:
     """Returns the setting `anchor_scale` of `SCALES` whose anchors fit most objects, and their share, 0..1.
 
-    Of several with equal shares it is the one with the largest mean IoU. The first `TRIED` objects are looked at.
+    Of several with equal shares it is the one with the largest mean IoU. The first `MOST_TRIED` objects are looked at.
 
     Args:
         detector, data, overlap: see `anchor_coverage`.
@@ -44,7 +44,7 @@ def proposed_scale(detector: nn.Module, data: DetectionSet, *, overlap: float = 
     shares = {}
     for scale in SCALES:
         sizes = tuple(tuple(int(scale * stride * octave) for octave in octaves) for stride in anchors.strides)
-        best = best_overlaps(detector, data, sizes=sizes, most=TRIED)
+        best = best_overlaps(detector, data, sizes=sizes, most=MOST_TRIED)
         if len(best):
             shares[scale] = (float((best >= overlap).double().mean()), float(best.mean()))
     if not shares:
@@ -53,13 +53,15 @@ def proposed_scale(detector: nn.Module, data: DetectionSet, *, overlap: float = 
     return chosen, shares[chosen][0]
 
 
-def best_overlaps(detector: nn.Module, data: DetectionSet, *, sizes: Sizes | None = None, most: int = MOST) -> Tensor:
+def best_overlaps(
+    detector: nn.Module, data: DetectionSet, *, sizes: Sizes | None = None, most: int = MOST_OBJECTS
+) -> Tensor:
     """Returns for every object the largest IoU with an anchor, float64, (objects,).
 
     Args:
         detector, data: see `anchor_coverage`.
-        sizes: of the anchors, instead of the detector's.
-        most: number of objects that are looked at.
+        sizes: sizes of the anchors instead of the detector's.
+        most: the number of objects that are looked at, the first ones of the set.
     """
     anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
     divisor = next(part for part in detector.modules() if isinstance(part, ImageBatch)).divisor

@@ -175,7 +175,7 @@ def initialize_detector(
 
 
 def _initialize_fits(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Initialises what brings the maps of searched cells to one number of channels, as lateral convolutions."""
+    """Initialises the convolutions between searched cells and the pyramid, as lateral convolutions are."""
     for part in module.modules():
         if isinstance(part, LooseMaps | EachMap):
             draw_weights(part, functools.partial(nn.init.kaiming_uniform_, a=1, generator=generator))

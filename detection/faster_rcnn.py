@@ -25,6 +25,7 @@ from detection.pyramid import (
     draw_small,
     draw_weights,
     initialize_pyramid,
+    level_names,
     norm_layer,
 )
 
@@ -255,14 +256,14 @@ class RegionBoxes(nn.Module):
         level of stride 2**K; `sizes`, int64, (N, 2).
         """
         maps, raw, sizes, _ = state
-        levels = [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        levels = level_names(self.strides)
         parts = {"features": maps, **raw}
         named = {f"{name}_{level}": x for name in parts for level, x in zip(levels, parts[name], strict=True)}
         return {**named, "sizes": sizes}
 
     def state_of(self, named: dict[str, Tensor]) -> RegionPredictions:
         """Returns the `RegionPredictions` of the outputs of a graph; see `named`."""
-        levels = [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        levels = level_names(self.strides)
         maps = tuple(named[f"features_{level}"] for level in levels)
         raw = {name: [named[f"{name}_{level}"] for level in levels] for name in ("objectness", "deltas")}
         return maps, raw, named["sizes"], None

@@ -16,16 +16,16 @@ from supernet.scoring.metrics import Metrics
 OVERLAPS = (0.5, 0.75)
 """The IoU thresholds of the curves."""
 RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)
-"""Where COCO reads the precision of a curve."""
+"""The recalls at which COCO reads the precision."""
 
 
 @dataclass(frozen=True)
 class DetectorFigures:
-    """What a detector does on a set of images.
+    """How well a detector does on a set of images.
 
     Attributes:
         metrics: COCO's twelve, `detection.metric.FIGURES`.
-        objects: of each class, without crowds, int64, (classes,).
+        objects: the number of objects of each class, without crowds, int64, (classes,).
         precision: average precision of each class over the IoU thresholds 0.5 to 0.95, at 0.5 and at 0.75, float64,
             (classes, 3); -1 for a class without objects.
         recall: average recall of each class with 100 detections per image, float64, (classes,); -1 as above.
@@ -50,14 +50,27 @@ def detector_figures(
     """Runs a detector on a set of images.
 
     Args:
-        network: in eval mode, on the device of the images.
-        images: with boxes.
+        network: a detector in eval mode, on the device of the images.
+        images: images with boxes.
         batch: images per forward pass, which does not change the figures beyond rounding.
         threshold: lowest score of the detections that the confusion matrix counts.
     """
-    metric, classes = DetectionMetric(images, every=True), len(images.classes)
-    rows = metric.detections(network, images, batch)
-    evaluation = metric.truth.evaluation(rows) if rows.isfinite().all() else None  # not of a diverged network
+    metric = DetectionMetric(images, every=True)
+    return figures_of(metric, metric.detections(network, images, batch), images, threshold=threshold)
+
+
+def figures_of(
+    metric: DetectionMetric, rows: Tensor, images: DetectionSet, *, threshold: float = 0.5
+) -> DetectorFigures:
+    """Returns the figures of detections.
+
+    Args:
+        metric: the metric of the images.
+        rows: what `metric.detections` returned.
+        images, threshold: see `detector_figures`.
+    """
+    classes = len(images.classes)
+    metrics, evaluation = metric.truth.summarized(rows)
     precision, recall = torch.full((classes, 3), -1.0).double(), torch.full((classes,), -1.0).double()
     curves = torch.full((classes, len(OVERLAPS), len(RECALLS)), -1.0).double()
     if evaluation is not None:
@@ -70,7 +83,7 @@ def detector_figures(
             curves[label - 1] = of_class[[0, 5]]
     single = images.annotations.labels[~images.annotations.crowd]
     return DetectorFigures(
-        metrics=metric.truth.figures(rows, every=True),
+        metrics=metrics,
         objects=torch.bincount(single - 1, minlength=classes),
         precision=precision,
         recall=recall,
@@ -107,8 +120,8 @@ def confusion(
     matrix = torch.zeros(classes + 1, classes + 1, dtype=torch.int64)
     rows = rows[rows[:, 2] >= threshold].double()
     for image, target in enumerate(targets):
-        found = rows[rows[:, 0] == image]
-        labels, boxes = found[:, 1].long() - 1, found[:, 3:]
+        detections = rows[rows[:, 0] == image]
+        labels, boxes = detections[:, 1].long() - 1, detections[:, 3:]
         crowd = target["crowd"]
         truth, true_labels = target["boxes"][~crowd].double(), target["labels"][~crowd] - 1
         ious = box_iou(truth, boxes)

@@ -3,8 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +31,6 @@ FIGURES = (
     "mar_large",
 )
 """COCO's twelve metrics in its order: average precision and recall over the IoU thresholds 0.5 to 0.95."""
-RECALLS: tuple[float, ...] = tuple(number / 100 for number in range(101))
-"""The recalls at which COCO reads the precision."""
 
 
 def coco_figures(targets: Sequence[Mapping[str, Tensor]], detections: Sequence[Mapping[str, Tensor]]) -> Metrics:
@@ -97,45 +94,37 @@ class GroundTruth:
             every: whether to compute all of `FIGURES` instead of `map`, `map50` and `map75` alone, which take 70 to
                 85 % of the time.
         """
-        if not rows.isfinite().all():  # of a diverged network; the library would refuse them
-            return dict.fromkeys(FIGURES if every else FIGURES[:3], math.nan)
-        if not self.labels:
-            return dict.fromkeys(FIGURES if every else FIGURES[:3], -1.0)
-        if not every:
-            precision = self._precision(rows)
-            return {"map": _mean(precision), "map50": _mean(precision[0]), "map75": _mean(precision[5])}
-        evaluation = self._evaluated(rows)
-        evaluation.summarize()
-        return dict(zip(FIGURES, map(float, evaluation.stats), strict=True))
+        if every:
+            return self.summarized(rows)[0]
+        undefined = self._undefined(rows)
+        if undefined is not None:
+            return dict.fromkeys(FIGURES[:3], undefined)
+        precision = self._evaluated(rows, all_sizes=True).eval["precision"]  # (IoU, recall, label, 1, 1)
+        return {"map": _mean(precision), "map50": _mean(precision[0]), "map75": _mean(precision[5])}
 
-    def evaluation(self, rows: Tensor) -> Any:
-        """Returns the library's accumulated `COCOeval` of finite detections, None if there are no objects.
+    def summarized(self, rows: Tensor) -> tuple[Metrics, Any]:
+        """Returns all of `FIGURES`, and the library's `COCOeval` that they are from.
+
+        The latter is None if there is nothing to evaluate: no objects, or detections of a diverged network.
 
         Args:
             rows: see `figures`.
         """
-        return self._evaluated(rows) if self.labels else None
+        undefined = self._undefined(rows)
+        if undefined is not None:
+            return dict.fromkeys(FIGURES, undefined), None
+        evaluation = self._evaluated(rows)
+        evaluation.summarize()
+        return dict(zip(FIGURES, map(float, evaluation.stats), strict=True)), evaluation
 
-    def by_class(self, rows: Tensor) -> list["ClassPrecision"]:
-        """Returns the precision of detections for every label that has objects, in the order of labels.
-
-        Args:
-            rows: see `figures`; finite.
-        """
-        if not self.labels:
-            return []
-        precision = self._precision(rows)[..., 0, 0]  # (IoU, recall, label)
-        return [
-            ClassPrecision(label, _mean(precision[..., place]), _mean(precision[0, :, place]), precision[0, :, place])
-            for place, label in enumerate(self.labels)
-        ]
-
-    def _precision(self, rows: Tensor) -> NDArray[np.float64]:
-        """Returns interpolated precision of objects of all sizes, (IoU, recall, label, 1, 1); -1 without objects."""
-        return cast("NDArray[np.float64]", self._evaluated(rows, all_sizes=True).eval["precision"])
+    def _undefined(self, rows: Tensor) -> float | None:
+        """Returns the value of every metric where the library cannot compute any, else None."""
+        if not rows.isfinite().all():  # of a diverged network; the library would refuse them
+            return math.nan
+        return None if self.labels else -1.0
 
     def _evaluated(self, rows: Tensor, *, all_sizes: bool = False) -> Any:
-        """Returns the library's evaluation, with `all_sizes` of all objects together and 100 detections at most."""
+        """Returns the library's evaluation, with `all_sizes` of all objects together and 100 detections per image."""
         _, COCOeval = _library()
         evaluation = COCOeval(self._truth, self._coco(_annotations(rows)), "bbox")
         if all_sizes:
@@ -144,23 +133,6 @@ class GroundTruth:
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation
-
-
-@dataclass(frozen=True)
-class ClassPrecision:
-    """How well the objects of one class are found.
-
-    Attributes:
-        label: of the class, from 1.
-        ap: average precision over the IoU thresholds 0.5 to 0.95, in 0..1.
-        ap50: average precision at an IoU of 0.5.
-        curve: interpolated precision at an IoU of 0.5 for the recalls of `RECALLS`, (101,).
-    """
-
-    label: int
-    ap: float
-    ap50: float
-    curve: NDArray[np.float64]
 
 
 def _mean(values: NDArray[np.float64]) -> float:

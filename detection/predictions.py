@@ -57,18 +57,18 @@ def detect(network: nn.Module, pixels: Tensor, preprocess: DetectorPreprocess) -
 def set_thresholds(
     network: nn.Module, *, score: float | None = None, overlap: float | None = None, detections: int | None = None
 ) -> None:
-    """Changes what a detector returns, in place: a network of this project, or of an export.
+    """Changes the thresholds of a detector in place, which may be a network of this project or of an export.
 
     Args:
-        network: its last step has the thresholds.
+        network: a detector, whose last step has the thresholds.
         score: lowest score of a detection.
         overlap: IoU above which the weaker of two boxes of a class is suppressed.
-        detections: at most so many per image.
+        detections: most detections per image.
 
     Raises:
         InputError: the network has no such thresholds.
     """
-    last = list(network.children())[-1] if len(list(network.children())) else network
+    last = [network, *network.children()][-1]
     names = {"score_threshold": score, "overlap": overlap, "detections": detections}
     two_stage = getattr(last, "roi", None)  # torchvision's RoIHeads, which keeps thresholds of its own
     for name, value in names.items():

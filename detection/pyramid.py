@@ -132,6 +132,11 @@ class Tower(nn.Sequential):
         return x
 
 
+def level_names(strides: Sequence[int]) -> list[str]:
+    """Returns the names of levels by their strides, "p3" for a stride of 2**3 pixels."""
+    return [f"p{stride.bit_length() - 1}" for stride in strides]
+
+
 class Anchors(nn.Module):
     """torchvision's anchors at every position of every level, spaced by the true strides of the maps.
 

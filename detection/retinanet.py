@@ -18,7 +18,7 @@ from detection.backbone import Backbone
 from detection.detector import Detector
 from detection.elastic_maps import neck_step
 from detection.inputs import DetectorState, ImageBatch, Target
-from detection.pyramid import Anchors, Norm, Sizes, Tower, draw_small, initialize_pyramid
+from detection.pyramid import Anchors, Norm, Sizes, Tower, draw_small, initialize_pyramid, level_names
 from detection.pyramid import FeaturePyramid as FeaturePyramid
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -247,24 +247,24 @@ class RetinaBoxes(nn.Module):
         stride 2**K; `sizes`, int64, (N, 2).
         """
         raw, sizes, _ = state
-        levels = [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        levels = level_names(self.strides)
         named = {f"{name}_{level}": x for name in raw for level, x in zip(levels, raw[name], strict=True)}
         return {**named, "sizes": sizes}
 
     def state_of(self, named: dict[str, Tensor]) -> RetinaPredictions:
         """Returns the `RetinaPredictions` of the outputs of a graph; see `named`."""
-        levels = [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        levels = level_names(self.strides)
         raw = {name: [named[f"{name}_{level}"] for level in levels] for name in ("cls_logits", "bbox_regression")}
         return raw, named["sizes"], None
 
     def detected(self, state: RetinaPredictions) -> dict[str, Tensor]:
         """Returns the detections by operations that can be traced, for images of one size.
 
-        They are those of `forward`, but that a network that is not finite detects nothing here.
+        They are those of `forward`, except that a network whose outputs are not finite detects nothing here.
 
         Returns:
             `boxes`, (N, detections, 4), `scores`, (N, detections), and `labels`, int64, (N, detections), best first;
-            the rows that are left over have score 0, label 0 and an empty box.
+            unused rows have score 0, label 0 and an empty box.
         """
         raw, sizes, _ = state
         parts = [
@@ -275,21 +275,21 @@ class RetinaBoxes(nn.Module):
         ]
         boxes, scores, labels = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))  # (N, K, …)
         images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand_as(labels)
-        # boxes of several images and labels are moved apart, as torchvision's batched_nms does, in x by label and in y
-        # by image: coordinates stay smaller than if both were in one direction, and are rounded less
-        tall, wide = sizes[0, 0] + 1, sizes[0, 1] + 1
-        apart = torch.stack([labels * wide, images * tall], -1).to(boxes).repeat(1, 1, 2)
+        # As in torchvision's batched_nms, boxes of different images and labels are moved apart, so that they cannot
+        # overlap: in x by label and in y by image, which keeps coordinates small and their rounding errors too.
+        row_height, column_width = sizes[0, 0] + 1, sizes[0, 1] + 1
+        offsets = torch.stack([labels * column_width, images * row_height], -1).to(boxes).repeat(1, 1, 2)
         likely = torch.where((scores > 0).flatten())[0]
-        kept = likely[nms((boxes + apart).flatten(0, 1)[likely], scores.flatten()[likely], self.overlap)]
+        kept = likely[nms((boxes + offsets).flatten(0, 1)[likely], scores.flatten()[likely], self.overlap)]
         flags = torch.zeros_like(scores).flatten().index_fill(0, kept, 1.0).view_as(scores)
         left_over = max(0, self.detections - len(parts) * self.candidates)
         best, order = nn.functional.pad(scores * flags, (0, left_over)).topk(self.detections, dim=1)
-        order = order * (best > 0)
-        found = best > 0
+        detected = best > 0
+        order = order * detected
         return {
-            "boxes": boxes.gather(1, order[..., None].expand(-1, -1, 4)) * found[..., None],
+            "boxes": boxes.gather(1, order[..., None].expand(-1, -1, 4)) * detected[..., None],
             "scores": best,
-            "labels": labels.gather(1, order) * found,
+            "labels": labels.gather(1, order) * detected,
         }
 
     def _candidates(
@@ -304,7 +304,7 @@ class RetinaBoxes(nn.Module):
         order = order * (scores > 0)
         at = order // classes
         rows, columns = (stride * torch.arange(side, device=logits.device).float() for side in (height, width))
-        y, x = torch.meshgrid(rows, columns, indexing="ij")  # sums that broadcast would leave maxima of sizes in graphs
+        y, x = torch.meshgrid(rows, columns, indexing="ij")  # broadcasting would leave maxima of sizes in graphs
         corners = torch.stack([x, y, x, y], -1).flatten(0, 1)[:, None]  # (H·W, 1, 4)
         cells = self.anchors.generator.generate_anchors(list(sides), list(self.ratios)).to(logits.device)
         anchors = (corners + cells).flatten(0, 1)[at]  # (N, candidates, 4)

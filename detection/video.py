@@ -14,7 +14,7 @@ from torch import Tensor
 from supernet.errors import InputError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-"""Of files that are read as videos."""
+"""Suffixes of files that are read as videos."""
 
 
 def is_video(path: Path) -> bool:
@@ -33,13 +33,13 @@ def frame_rate(path: Path) -> Fraction:
 
 
 def frames(path: Path) -> Iterator[Tensor]:
-    """Yields the frames of a video in the order in which they are shown, uint8, (3, H, W), turned as a player does.
+    """Yields the frames of a video in display order, uint8, (3, H, W), rotated as players show them.
 
     One frame is in memory at a time.
 
     Raises:
-        InputError: PyAV is not installed, or the file cannot be read as a video; also after some frames, where the file
-            is damaged there.
+        InputError: PyAV is not installed, or the file cannot be read as a video. It may come after some frames, where
+            the file is damaged.
     """
     av = _library()
     with _opened(path) as container:

@@ -27,7 +27,7 @@ class Draw(Checked):
     """Architecture of the space: JSON, or a file with it, such as an export's arch.json; of a run also a key, or
     front:3 for the third of the front of --search."""
     search: Name | None = None
-    """Of a run: draw the best architecture of this search."""
+    """For a run: draw the best architecture of this search."""
     out: FilePath | None = None
     """File to write; pictures are .svg. NAME.svg by default."""
     trust: Trust = ()

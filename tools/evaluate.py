@@ -31,8 +31,8 @@ WIDEST = 20
 class Evaluate(Checked):
     """Accuracy, or mAP, with the shared weights (search-validation split) or of an exported folder (test split).
 
-    Of an export also figures per class and the confusion matrix; of a classifier the expected calibration error and
-    images per second, of a detector COCO's twelve figures and, with --curves, precision over recall."""
+    For an export it also prints figures per class and the confusion matrix; for a classifier the expected calibration
+    error and images per second; for a detector COCO's twelve figures and, with --curves, precision over recall."""
 
     run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of the trained supernet."""
@@ -46,11 +46,11 @@ class Evaluate(Checked):
     run_code: bool = False
     """Run the model.py of the exported folder. It can do everything that you can: only for folders that you trust."""
     batch: Count | None = None
-    """Of an exported detector: images per forward pass, `scoring_batch` by default; figures do not depend on it."""
+    """For an exported detector: images per forward pass, `scoring_batch` by default; figures do not depend on it."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Of an exported detector: lowest score of the detections in the confusion matrix."""
+    """For an exported detector: lowest score of the detections in the confusion matrix."""
     curves: FilePath | None = None
-    """Of an exported detector: a CSV file to write, with the precision at 101 recalls by class, at IoU 0.5 and 0.75."""
+    """For an exported detector: write a CSV file with the precision of each class at 101 recalls, IoU 0.5 and 0.75."""
     bn_batches: Count = 10
     """Calibration batches: of 64 images, or of `scoring_batch` for a detector."""
     bn: BatchNorm | None = None
@@ -96,7 +96,7 @@ def run() -> None:
 
 
 def fitting(folder: Path, run: "Run") -> "Preprocess":
-    """What an export expects of images. Raises `InputError` if it does not fit the images of the run."""
+    """Returns what an export expects of images. Raises `InputError` if it does not fit the images of the run."""
     from supernet_tools.pipeline.export import is_detector, preprocess_of
 
     preprocess, kinds = preprocess_of(folder), ("classifier", "detector")

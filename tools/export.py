@@ -40,12 +40,12 @@ class Export(Checked):
     limit_cost: Name = "macs"
     """Another cost for the limits and the front, such as params, or latency_ms in a search with --max-latency."""
     repeats: Count | None = None
-    """Of a detector with NAS-FPN: read it after this repeat of its pyramid, for which its heads are trained by the
-    setting anytime=true."""
+    """For a detector with NAS-FPN: read its outputs after this repeat of the pyramid; anytime=true trains the heads for
+    it."""
     onnx: bool = False
     """Also write model.onnx (needs the extra "onnx")."""
     nms: bool = False
-    """Of a RetinaNet: also write detector.pt2, and with --onnx detector.onnx, which return boxes, scores and labels."""
+    """For a RetinaNet: also write detector.pt2, and with --onnx detector.onnx, which return boxes, scores, labels."""
     out: FilePath | None = None
     """Folder; RUN/export/KEY by default."""
     bn: BatchNorm | None = None

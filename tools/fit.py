@@ -16,8 +16,8 @@ from supernet_tools.pipeline.trust import Trust, trust_recipe
 from supernet_tools.pipeline.units import Limit, TimeLimit, in_units
 
 if TYPE_CHECKING:
-    from supernet_tools.pipeline.choices import Found
-    from supernet_tools.pipeline.fit import Plan
+    from supernet_tools.pipeline.choices import SourceFacts
+    from supernet_tools.pipeline.fit_plan import Plan
 
 EXPLAINED = """Give it images, and it returns the network to deploy, with a report:
 
@@ -92,7 +92,7 @@ class Fit(Checked):
     """Code from outside this project that may run, as package.module:function; what is typed as source or space may."""
 
 
-GIVEN = (
+SETTABLE = (
     "size",
     "batch",
     "validation",
@@ -123,26 +123,27 @@ def run() -> None:
     read = "" if Path(args.source).exists() else args.source  # a file may have a colon in its name
     trust_recipe(SupernetRun(space=args.space or "mobile-images", data=Data(read)), args.trust)
 
-    from supernet_tools.pipeline.fit import Wishes, fit_stage, planned
+    from supernet_tools.pipeline.fit import fit_stage
+    from supernet_tools.pipeline.fit_plan import FitRequest, planned
     from supernet_tools.pipeline.report import report_stage
 
-    wishes = Wishes(
+    request = FitRequest(
         source=args.source,
         limits={"macs": args.max_macs, "params": args.max_params, "latency_ms": args.max_latency},
         minutes=args.minutes,
         pretrained="" if args.pretrained is None else str(args.pretrained),
-        given={name: value for name in GIVEN if (value := getattr(args, name)) not in (None, ())},
+        given={name: value for name in SETTABLE if (value := getattr(args, name)) not in (None, ())},
         seed=args.seed,
         device=args.device,
     )
-    plan = planned(wishes, out, say)
+    plan = planned(request, out, say)
     show(plan, args.source)
     document = fit_stage(plan, out, say)
     finish(document, out, report_stage(out))
 
 
 def say(line: str) -> None:
-    """One line of progress."""
+    """Prints a line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -158,28 +159,27 @@ def default_folder(source: str) -> Path:
 
 
 def show(plan: "Plan", source: str) -> None:
-    """Prints what was found and what was chosen."""
-    found = plan.found
-    print_table(f"found in {source}", ("what", "value"), facts(found))
+    """Prints what the source holds and what was chosen."""
+    print_table(f"found in {source}", ("what", "value"), fact_rows(plan.facts))
     rows = [(row.name, shown(row.value), row.reason, row.flag) for row in plan.settings.rows]
     print_table("chosen", ("what", "value", "because", "change with"), rows)
 
 
-def facts(found: "Found") -> list[tuple[str, object]]:
-    """What was found, as rows."""
-    names = [f"{name} ({count:,})" for name, count in zip(found.classes, found.counts, strict=True)]
+def fact_rows(facts: "SourceFacts") -> list[tuple[str, object]]:
+    """What the source holds, as rows of a table."""
+    names = [f"{name} ({count:,})" for name, count in zip(facts.classes, facts.counts, strict=True)]
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    low, median, high = found.sides
-    rows: list[tuple[str, object]] = [("layout", found.kind)] if found.boxed else []
+    low, median, high = facts.sides
+    rows: list[tuple[str, object]] = [("layout", facts.kind)] if facts.boxed else []
     rows += [
-        ("classes", len(found.classes)),
-        ("objects of each" if found.boxed else "images of each", ", ".join(names[:12]) + more),
-        ("training images", found.images),
-        ("own validation images", found.n_validation or "none, a share of the training images is held out"),
-        ("own test images", found.n_test or "none, a share of the training images is held out"),
+        ("classes", len(facts.classes)),
+        ("objects of each" if facts.boxed else "images of each", ", ".join(names[:12]) + more),
+        ("training images", facts.images),
+        ("own validation images", facts.n_validation or "none, a share of the training images is held out"),
+        ("own test images", facts.n_test or "none, a share of the training images is held out"),
         ("shorter sides", f"{low} to {high} pixels, {median} in the median"),
     ]
-    return rows + [("passed over", text) for text in found.passed]
+    return rows + [("passed over", text) for text in facts.passed]
 
 
 def shown(value: Any) -> str:

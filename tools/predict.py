@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".mpo")
-"""Of the image files that are taken from folders."""
+"""Suffixes of the image files that are taken from folders."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,26 @@ class Predict(Checked):
     out: FilePath = Path("predictions")
     """Folder to write into."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Of a detector: lowest score of the boxes that are drawn."""
+    """For a detector: lowest score of the boxes that are drawn."""
     score_threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    """Of a detector: lowest score of the detections in the tables; by default as it was built, 0.05."""
+    """For a detector: lowest score of the detections in the tables; by default as it was built, 0.05."""
     overlap: Annotated[float, Ge(0), Le(1)] | None = None
-    """Of a detector: IoU above which non-maximum suppression drops the weaker of two boxes of a class; 0.5 by
+    """For a detector: IoU above which non-maximum suppression drops the weaker of two boxes of a class; 0.5 by
     default."""
     detections: Count | None = None
-    """Of a detector: at most so many detections per image."""
+    """For a detector: most detections per image."""
     every: Count = 1
-    """Of a video: detect in every so many frames."""
+    """For a video: detect in every n-th frame only."""
     test: Count = 8
     """Number of test images of a run, if no images are named."""
     search: Name = "aging-evolution"
-    """Of a run: name of the search whose best architecture is used."""
+    """For a run: name of the search whose best architecture is used."""
     arch: Text | None = None
-    """Of a run: an architecture instead: JSON, a file with it, a key, or front:3 for the third of the front."""
+    """For a run: an architecture instead: JSON, a file with it, a key, or front:3 for the third of the front."""
     seed: Seed = 0
-    """Of a run: seed of the retraining."""
+    """For a run: seed of the retraining."""
     init: Literal["scratch", "shared"] = "scratch"
-    """Of a run: the retraining from fresh weights, or the one from the shared weights."""
+    """For a run: the retraining from fresh weights, or the one from the shared weights."""
     data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()

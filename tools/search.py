@@ -55,14 +55,15 @@ class Search(Checked):
     bn: BatchNorm | None = None
     """Batch norm of shared weights instead of the run's: "plain", "matched" or "keep"; see its recipe."""
     bn_settle: NonNegative = 0.0
-    """End the calibration of a batch norm after a batch that moves its statistics by less than this share of their
-    deviation, such as 0.02; 0 takes all calibration batches in. Classifiers only."""
+    """End the calibration of a batch norm after a batch that moves its statistics by less than this, in standard
+    deviations, such as 0.02; 0 uses all calibration batches. Classifiers only."""
     scoring_dtype: Literal["fp32", "bf16", "auto"] = "fp32"
-    """What networks of a classifier are scored in. "auto" is bfloat16 where a probe on this machine finds it faster and
-    its ranking of random networks the same."""
+    """The type in which the networks of a classifier are scored. "auto" is bfloat16 if a probe on this machine finds it
+    faster with the same ranking of random networks."""
     race_top: Natural = 0
-    """Score only this many networks of each batch for certain on all validation images; others stop after a quarter of
-    them once as many are better with confidence. 0 scores all exactly. The metric `part` says what a score is of."""
+    """Score on all validation images only networks that may be among this many best of their batch; others stop after a
+    quarter of the images, once this many are significantly better. 0 scores all exactly. The metric `part` is the share
+    of the images behind a score."""
     resume: Literal["exact", "warm"] = "exact"
     """Go on with a search of this name only under the same settings ("exact"), or report its recorded trials to this
     searcher ("warm")."""
@@ -82,8 +83,8 @@ def run() -> None:
     args = parse(Search, __doc__)
     if args.batch < args.workers:
         raise InputError(
-            f"--workers {args.workers} share the architectures of a batch, and --batch is {args.batch}; raise it to a "
-            f"few times as many, such as {4 * args.workers}"
+            f"--workers {args.workers} divide the architectures of a batch, and --batch is {args.batch}; raise it, to "
+            f"{4 * args.workers} for instance"
         )
     if args.race_top and (args.workers > 1 or args.batch <= args.race_top):
         raise InputError(

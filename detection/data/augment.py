@@ -92,7 +92,7 @@ def vary(
 
 
 def joined(parts: Sequence[tuple[Tensor, Target]], draws: Tensor) -> tuple[Tensor, Target]:
-    """Returns a mosaic of four images: each has a corner at a common centre and is cut off where the mosaic ends.
+    """Returns a mosaic of four images, each with one corner at a common centre and cropped at the border of the mosaic.
 
     Args:
         parts: four images, uint8, (3, h, w), with `boxes` and `labels`: above left, above right, below left, below

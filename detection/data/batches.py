@@ -68,7 +68,7 @@ class _DetectionSteps(StepDataset[Batch | InputError]):
         super().__init__(len(train), batch=batch, seed=seed, rank=rank, world=world)
         self._train, self._augment, self._joint, self._seed = train, augment, batch, seed
         self._weights = image_weights(train.annotations, augment.balance) if augment.balance else None
-        self._drawn = (-1, torch.empty(0))  # an epoch and its images
+        self._drawn = (-1, torch.empty(0))  # an epoch and the images drawn for it
 
     def _images(self, step: Step) -> torch.Tensor:
         """Returns the images of the step's epoch in training order."""
@@ -110,10 +110,10 @@ def image_weights(annotations: Annotations, threshold: float) -> torch.Tensor:
     """Returns how often each image should be drawn, at least 1, float64, (N,).
 
     It is the largest of sqrt(threshold / f) over the classes in the image, where f is the share of images with the
-    class (Gupta et al., 2019, §B). Crowds are no objects here.
+    class (Gupta et al., 2019, §B). Crowds do not count as objects.
 
     Args:
-        annotations: of the images.
+        annotations: the annotations of the images.
         threshold: share of images below which a class is rare.
     """
     image = torch.arange(len(annotations)).repeat_interleave(annotations.starts.diff())

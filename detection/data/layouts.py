@@ -128,7 +128,7 @@ def _yolo_root(content: Mapping[str, Any], path: Path) -> Path:
     for candidate in (path.parent / root, Path(root)):
         if candidate.is_dir():
             return candidate
-    raise InputError(f"`path` of {path}, {root!r}, is no folder; name it relative to the file, or absolutely")
+    raise InputError(f"`path` of {path}, {root!r}, is not a folder; name it relative to the file, or absolutely")
 
 
 def _yolo_images(entry: Any, root: Path, path: Path) -> Iterator[Path]:
@@ -259,7 +259,7 @@ def _voc_files(path: Path) -> tuple[Path, Sequence[str]]:
         if stems and (folder / f"{stems[0]}.xml").is_file():
             return folder, stems
     first = f"{stems[0]}.xml of its first name is not in {root / 'Annotations'}" if stems else "it is empty"
-    raise InputError(f"{path} is no list of annotations in Pascal VOC's layout: {first}")
+    raise InputError(f"{path} is not a list of annotations in Pascal VOC's layout: {first}")
 
 
 def _voc_images(annotations: Path) -> Path:
@@ -337,12 +337,12 @@ def _voc_object(file: Path, number: int, item: ElementTree.Element) -> VocObject
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
+    """Returns the lines of a text file that are not empty."""
     return [line.strip() for line in _text(path).splitlines() if line.strip()]
 
 
 def _text(path: Path) -> str:
-    """The text of a file. Raises `InputError` if it cannot be read, is no text, or is a pipe or a folder."""
+    """Returns the text of a file. Raises `InputError` if it cannot be read, is not text, or is a pipe or a folder."""
     try:
         return read_text(path)
     except OSError as error:

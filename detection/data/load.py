@@ -141,7 +141,7 @@ def annotations_by_part(config: DetectionData) -> dict[str, Annotations]:
     """Reads the annotations of a data set, and no image.
 
     Args:
-        config: as for `load`, but for the composed digits.
+        config: as for `load`, except that the source cannot be the composed digits.
 
     Returns:
         the annotations of "train", and of "validation" and "test" where the data set has its own.
@@ -158,7 +158,7 @@ def annotations_by_part(config: DetectionData) -> dict[str, Annotations]:
 
 
 def _held_out(config: DetectionData, name: str) -> tuple[str, str]:
-    """Returns annotations and folder of a held-out part; empty texts where a share of the training images serves."""
+    """Returns annotations and folder of a held-out part; empty texts if it is a share of the training images."""
     source, folder = getattr(config, f"{name}_source"), getattr(config, f"{name}_images") or config.images
     if not source and layout_of(config.source) == "yolo" and has_split(Path(config.source), name):
         source = config.source

@@ -215,8 +215,9 @@ def retinanet_nasfpn(
             detector can be read after any of them (`read_out`; deep supervision, § 3 of the paper). The heads share
             their convolutions over the repeats and have batch norm of their own for each.
         gate, bias: see `SearchablePyramid`.
-        drop_block, drop_block_size: share of the maps that training drops behind every merging cell, in squares of so
-            many pixels (Ghiasi et al., 2018). The detectors of § 4.4 that are trained with DropBlock use 3 pixels.
+        drop_block, drop_block_size: share of the maps that training drops behind every merging cell, and the side in
+            pixels of the squares that are dropped (Ghiasi et al., 2018). The detectors of § 4.4 that are trained with
+            DropBlock use 3 pixels.
         head_convs: number of convolutions in each tower.
         norm: normalisation in the towers; NAS-FPN was published with batch norm everywhere.
         anchor_scale: side of a level's smallest anchor divided by its stride.

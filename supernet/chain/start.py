@@ -91,7 +91,7 @@ def initialize_copying(module: nn.Module, generator: torch.Generator | None = No
 
 @torch.no_grad()
 def unit_scales(module: nn.Module) -> None:
-    """Lets the batch norms begin with scale 1 that end a residual branch and began with scale 0, in place."""
+    """Sets to 1, in place, the scales of batch norms that start at 0, which are those that end a residual branch."""
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.affine and not norm.weight.any():
             norm.weight.fill_(1.0)

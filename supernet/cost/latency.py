@@ -29,8 +29,6 @@ FORMAT = 2
 """Of files of measurements. 2 has milliseconds where earlier releases had microseconds."""
 TICK = 2.0**-10
 """Milliseconds of which all latencies are multiples, so that sums of them are exact."""
-
-
 NETWORKS = 8
 """Networks that are timed as a whole to correct a table."""
 
@@ -61,7 +59,7 @@ class Correction:
         """Returns the correction with the smallest squared relative errors.
 
         Args:
-            sums, times: of the same networks, at least three: by the table and as a whole, in milliseconds.
+            sums, times: milliseconds of the same networks, at least three, by the table and timed as a whole.
         """
         errors = []
         for left, (x, t) in enumerate(zip(sums, times, strict=True)):
@@ -177,8 +175,8 @@ class LatencyTable(CostTable):
         A table is corrected once, before the first search that uses it: afterwards its latencies stay as they are.
 
         Args:
-            networks: how many distinct ones.
-            seed: of the draws.
+            networks: the number of distinct networks.
+            seed: the seed of the draws.
 
         Returns:
             the correction with its error, or None in a space of fewer than three networks.
@@ -240,7 +238,7 @@ class LatencyTable(CostTable):
                 if "correction" in entry:
                     self.correction = Correction(**entry["correction"])
                     if not 0 < self.correction.factor < math.inf or not 0 <= self.correction.offset < math.inf:
-                        raise ValueError("a correction is no line with a positive slope")
+                        raise ValueError("the correction is not a line with a positive slope")
             if not all(math.isfinite(value) and value > 0 and value % TICK == 0 for value in self._timed.values()):
                 raise ValueError("a latency is not a positive multiple of 1/1024 ms")
         except InputError:
@@ -325,13 +323,13 @@ class LatencyTable(CostTable):
 
 
 def warn_under_load() -> None:
-    """Warns if this machine has so much other work that latencies come out too long."""
+    """Warns if other work on this machine makes measured latencies too long."""
     if not hasattr(os, "getloadavg"):
         return
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > max(1.0, 0.5 * cores):
         warnings.warn(
             f"this machine is busy (a load of {load:.1f} on {cores} cores): latencies measured now are too long and "
-            "compare badly; measure again when it is idle",
+            "cannot be compared; measure again when it is idle",
             stacklevel=2,
         )

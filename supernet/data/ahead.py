@@ -9,8 +9,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-CHECKS = 0.05
-"""Seconds between two looks at whether the reader is still there."""
+POLL_SECONDS = 0.05
+"""How often the thread checks whether the reader is still there."""
 
 
 @dataclass
@@ -21,40 +21,40 @@ class _End:
 
 
 def ahead(items: Generator[T, None, None]) -> Iterator[T]:
-    """Yields the same items, of which a thread makes the next one or two in advance.
+    """Yields the same items; a thread prepares the next one or two in advance.
 
-    Torch's operators release the interpreter's lock, so that a second core makes a batch while the first one trains.
-    The generator must draw from generators of its own only, since the global ones belong to the thread that reads.
+    Torch's operators release the interpreter's lock, so a second core prepares a batch while the first one trains.
+    The items must not be drawn from the global random generators, which belong to the reading thread.
 
     Args:
-        items: is run and closed by the thread. What it raises is raised here, after the items before.
+        items: run and closed by the thread. An exception is raised again here, after the items before it.
     """
-    made: queue.Queue[T | _End] = queue.Queue(maxsize=1)
+    ready: queue.Queue[T | _End] = queue.Queue(maxsize=1)
     closed = threading.Event()
 
     def put(item: T | _End) -> None:
         while not closed.is_set():
             with contextlib.suppress(queue.Full):
-                made.put(item, timeout=CHECKS)
+                ready.put(item, timeout=POLL_SECONDS)
                 return
 
-    def make() -> None:
+    def prepare() -> None:
         try:
             with contextlib.closing(items):
                 for item in items:
                     put(item)
                     if closed.is_set():
                         return
-        except BaseException as error:  # whatever it is, the reader must not wait for ever
+        except BaseException as error:  # of any type: the reader must not wait forever
             put(_End(error))
         else:
             put(_End())
 
-    thread = threading.Thread(target=make, name="batches", daemon=True)
+    thread = threading.Thread(target=prepare, name="batches", daemon=True)
     thread.start()
     try:
         while True:
-            item = made.get()
+            item = ready.get()
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error

@@ -18,7 +18,7 @@ from supernet.memory import check_memory
 from supernet.user_code import calling
 
 SOURCE = "the given images"
-"""What messages call them."""
+"""The source in messages and in the recipe."""
 CHUNK = 1024
 """Images that are resized at once."""
 
@@ -53,7 +53,7 @@ def splits_of(images: Any, labels: Any, config: Data | None = None, classes: Seq
         classes: names in the order of the labels; by default the texts in alphabetical order, or the numbers.
 
     Raises:
-        InputError: no images, labels or pixels of this form; the message says what they are.
+        InputError: images or labels of another form; the message describes them.
     """
     pixels = _pixels(images)
     numbers, names = _labels(labels, len(pixels), classes)
@@ -63,8 +63,8 @@ def splits_of(images: Any, labels: Any, config: Data | None = None, classes: Seq
 def splits_of_dataset(dataset: Any, config: Data | None = None, classes: Sequence[str] = ()) -> Splits:
     """Returns the splits of a data set of torch, or of anything with a length whose items are (image, label).
 
-    Its images are read once and kept in memory. A data set that varies its images at random gives each as it was when
-    it was read; leave the variation to `config.augment`.
+    Its images are read once and kept in memory. A data set with random augmentation therefore yields each
+    image in one variant only; leave augmentation to `config.augment`.
 
     Args:
         dataset: items are an image (a PIL image, or an array or tensor as in `splits_of` without the N) and a label.
@@ -114,30 +114,30 @@ def _splits(pixels: Tensor, labels: Tensor, classes: tuple[str, ...], config: Da
 
 
 def _resized(pixels: Tensor, size: int) -> Tensor:
-    """uint8, (N, C, H, W), to uint8, (N, C, size, size)."""
+    """Resizes images, uint8, (N, C, H, W), to uint8, (N, C, size, size)."""
     if pixels.shape[-2:] == (size, size):
         return pixels
-    made = functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
-    return made.round().clamp(0, 255).to(torch.uint8)
+    resized = functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _writable(images: Any) -> Any:
-    """An array that torch can share; a copy of one that cannot be written to."""
+    """Returns an array that torch can share: a copy if it is read-only."""
     array = np.asarray(images)
     return array if array.flags.writeable else array.copy()
 
 
 def _array(image: Any) -> Any:
-    """An image of any library as an array or tensor."""
+    """Returns an image of any library as an array or tensor."""
     return image if isinstance(image, Tensor) else np.asarray(image)
 
 
 def _pixels(images: Any, what: str = "the images") -> Tensor:
-    """uint8, (N, C, H, W), from arrays of the forms that `splits_of` takes."""
+    """Returns images of the forms that `splits_of` takes as uint8, (N, C, H, W). Raises `InputError` for others."""
     try:
         array = images.detach().cpu() if isinstance(images, Tensor) else torch.as_tensor(_writable(images))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{what} are {type(images).__name__}, which is no array of numbers ({error})") from error
+        raise InputError(f"{what} are {type(images).__name__}, which is not an array of numbers ({error})") from error
     kind = (
         f"{type(images).__module__.partition('.')[0]} {str(array.dtype).removeprefix('torch.')}, {tuple(array.shape)}"
     )
@@ -163,7 +163,7 @@ def _pixels(images: Any, what: str = "the images") -> Tensor:
 
 
 def _labels(labels: Any, count: int, classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """int64, (N,), and the names of the classes."""
+    """Returns labels as int64, (N,), and the names of the classes. Raises `InputError` for labels that do not fit."""
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
     if not isinstance(values, Iterable) or isinstance(values, str):
         raise InputError(f"the labels are {shown(labels)}; give one whole number or text for each image")

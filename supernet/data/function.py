@@ -17,12 +17,12 @@ def load_function(config: Data) -> Splits:
     what = f"the data set {config.source!r}"
     function = import_function(plugins.plugins(plugins.DATASETS).get(config.source, config.source), what)
     with calling(what):
-        splits = function(config)
-    if isinstance(splits, Splits):
-        return splits
-    if (made := splits_from(splits, config)) is not None:
-        return made
+        returned = function(config)
+    if isinstance(returned, Splits):
+        return returned
+    if (converted := splits_from(returned, config)) is not None:
+        return converted
     raise InputError(
-        f"{config.source!r} returned {type(splits).__name__}; it should return the Splits that `split` makes, a pair "
+        f"{config.source!r} returned {type(returned).__name__}; it should return the Splits that `split` makes, a pair "
         "of images and labels, or a data set of (image, label) with a length"
     )

@@ -1,7 +1,7 @@
 """A trained network as a folder that needs only torch: readable source, weights, `torch.export` and ONNX graphs.
 
-Detectors need torchvision too. Their graphs take images of any size and end at the raw outputs of the heads, by name;
-the rest is in the source, and by option in a second graph that ends with non-maximum suppression.
+Detectors need torchvision too. Their graphs take images of any size and return the named raw outputs of the heads; the
+rest is in the source and, with an option, in a second graph that ends with non-maximum suppression.
 
 An export is complete or absent: before the folder gets its name, every artefact is loaded in a process that cannot
 import this project, and compared with the trained network.
@@ -86,7 +86,7 @@ def export(
         folder: created, or replaced if it is an export.
         arch: the architecture. It is only recorded, like `space`, the name of its space.
         onnx: also write `model.onnx`.
-        nms: of a RetinaNet, also write `detector.pt2` and, with `onnx`, `detector.onnx`: the whole detector with
+        nms: for a RetinaNet, also write `detector.pt2` and, with `onnx`, `detector.onnx`: the whole detector with
             non-maximum suppression, see `detection.retinanet.RetinaBoxes.detected`.
         tolerance: largest allowed difference of any artefact's output from the network's: absolute while outputs are
             within ±1, relative to the largest output beyond.
@@ -295,7 +295,7 @@ def _save_graph(traced: nn.Module, path: Path, shape: Sequence[int], *, onnx: bo
     traced = copy.deepcopy(traced).to(memory_format=torch.contiguous_format)  # torch warns of weights in other orders
     names = {0: "batch", 2: "height", 3: "width"} if sizes else {0: "batch"}
     dynamic = ({axis: torch.export.Dim(name, min=1) for axis, name in names.items()},)
-    # maps of any size, also of one row, must not be told from others, as torch.onnx itself sees to
+    # Sizes of 1 must stay dynamic, or maps of a single row would be traced as a special case; torch.onnx does the same.
     general = torch.fx.experimental._config.patch(backed_size_oblivious=sizes)  # type: ignore[attr-defined]
     try:
         with general, torch.no_grad():
@@ -316,7 +316,7 @@ def _save_graph(traced: nn.Module, path: Path, shape: Sequence[int], *, onnx: bo
                 input_names=["images"] if sizes else None,
                 output_names=list(outputs) if isinstance(outputs, dict) else None,
             )
-    except OSError:  # of the ONNX file; `_appearing` reports it
+    except OSError:  # from writing the ONNX file; `_appearing` reports it
         raise
     except Exception as error:  # the tracer fails with any kind of error
         what = "batch, height and width" if sizes else "batch"

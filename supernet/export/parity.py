@@ -17,7 +17,7 @@ SEED = 0
 """The seed of the inputs, which are standard normal."""
 
 ARTEFACTS = ("model.py", "model.pt2", "model.onnx", "detector.pt2", "detector.onnx")
-"""What is compared. The last two hold a whole detector."""
+"""The files that are compared. The last two hold a whole detector."""
 
 Outputs = list[dict[str, Tensor]]
 """All output tensors by path, per input."""
@@ -46,8 +46,8 @@ class Graph(nn.Module):
 
     Args:
         leading: the modules that can be traced.
-        last: the one after them.
-        method: of `last`, which turns the state into the outputs: "named" or "detected".
+        last: the module after them.
+        method: the method of `last` that turns the state into the outputs: "named" or "detected".
     """
 
     def __init__(self, leading: nn.Module, last: nn.Module, method: str) -> None:
@@ -104,12 +104,12 @@ def outputs_of(trained: nn.Module, shapes: Sequence[Sequence[int]]) -> dict[str,
 
 
 def _padded(leaves: Mapping[str, Tensor], images: int, rows: int) -> dict[str, Tensor]:
-    """Returns the detections of a network in a batch as a graph returns them: so many rows per image, some of zeros."""
+    """Returns the detections of a batch as a graph returns them: `rows` per image, padded with zeros."""
     padded = {}
     for name in ("boxes", "scores", "labels"):
-        found = [leaves[f"output[{image}][{name!r}]"] for image in range(images)]
+        per_image = [leaves[f"output[{image}][{name!r}]"] for image in range(images)]
         padded[f"output[{name!r}]"] = torch.stack(
-            [torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) for x in found]
+            [torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) for x in per_image]
         )
     return padded
 
@@ -134,7 +134,7 @@ def measure(
         if (folder / name).exists():
             results[name] = _run_onnx(folder / name, _inputs(shapes), expected[name])
     return {
-        name: (_detections_apart if name.startswith("detector.") else _largest)(name, expected[name], outputs)
+        name: (_detection_difference if name.startswith("detector.") else _largest)(name, expected[name], outputs)
         for name, outputs in results.items()
     }
 
@@ -158,35 +158,36 @@ def _run_runner(arguments: Sequence[str], cwd: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-BESIDE, ABOVE = 0.1, 1e-3
-"""Pixels and score that two detections of one label may differ by to be compared."""
-ALONE = 0.01
-"""Share of detections that may have no partner: a suppression may flip by rounding where an IoU is at the limit."""
+BOX_TOLERANCE, SCORE_TOLERANCE = 0.1, 1e-3
+"""Largest differences, in pixels and in score, at which two detections with the same label count as a match."""
+UNMATCHED_SHARE = 0.01
+"""Share of detections that may lack a match: at an IoU near the threshold, rounding can flip a suppression."""
 
 
-def _detections_apart(artefact: str, expected: Outputs, outputs: Outputs) -> float:
-    """Returns the largest difference of boxes and scores between detections, in whatever order of equal scores.
+def _detection_difference(artefact: str, expected: Outputs, outputs: Outputs) -> float:
+    """Returns the largest difference of boxes and scores between matched detections, in any order of equal scores.
 
-    It is infinite where more than the share `ALONE` of the detections of either side have no partner in the other.
+    It is infinite if more than `UNMATCHED_SHARE` of the detections of both sides lack a match on the other side.
     """
     shapes = [[{name: x.shape for name, x in leaves.items()} for leaves in side] for side in (expected, outputs)]
     if shapes[0] != shapes[1]:
         raise InputError(f"{artefact} returns {shapes[1]}, the trained network {shapes[0]}")
-    largest, alone, count = 0.0, 0, 0
+    largest, unmatched, count = 0.0, 0, 0
     for pair in zip(expected, outputs, strict=True):
         for image in range(len(pair[0]["output['scores']"])):
             first, second = (_rows(leaves, image) for leaves in pair)
             count += len(first) + len(second)
             if not len(first) or not len(second):
-                alone += len(first) + len(second)
+                unmatched += len(first) + len(second)
                 continue
-            apart = (first[:, None] - second[None]).abs()  # (first, second, box and score and label)
-            near = (apart[..., :4] <= BESIDE).all(-1) & (apart[..., 4] <= ABOVE) & (apart[..., 5] == 0)
-            apart = torch.where(near, apart[..., :5].amax(-1), torch.inf)
-            best = torch.cat([apart.amin(0), apart.amin(1)])
-            alone += int(best.isinf().sum())
+            differences = (first[:, None] - second[None]).abs()  # (first, second, 6): box, score, label
+            boxes, scores, labels = differences[..., :4], differences[..., 4], differences[..., 5]
+            matched = (boxes <= BOX_TOLERANCE).all(-1) & (scores <= SCORE_TOLERANCE) & (labels == 0)
+            distances = torch.where(matched, differences[..., :5].amax(-1), torch.inf)
+            best = torch.cat([distances.amin(0), distances.amin(1)])
+            unmatched += int(best.isinf().sum())
             largest = max([largest, *best[best.isfinite()].tolist()])
-    return largest if alone <= ALONE * count else float("inf")
+    return largest if unmatched <= UNMATCHED_SHARE * count else float("inf")
 
 
 def _rows(leaves: Mapping[str, Tensor], image: int) -> Tensor:

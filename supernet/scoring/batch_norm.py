@@ -32,8 +32,8 @@ class Recalibrate(Checked):
     Attributes:
         batches: the number of batches, at least 1; fewer if the calibration images run out.
         size: images per batch, at least 1.
-        settle: a batch norm takes no further batch in once one has moved its statistics by less: the means by so many
-            deviations, and the variances by such a share, on the average of its channels. 0 takes all batches in.
+        settle: the calibration of a batch norm ends after a batch that moves its statistics by less than this, averaged
+            over its channels: means in standard deviations, variances relative to themselves. 0 uses all batches.
     """
 
     batches: Count = 10
@@ -84,15 +84,15 @@ def single_values_explained(remedy: str) -> Iterator[None]:
 
 
 class Settling:
-    """Takes batch norms out of a calibration once a batch hardly moves their statistics.
+    """Ends the calibration of batch norms whose statistics a batch hardly moves.
 
-    They are in train mode with torch's cumulative average (momentum None) when one is made, and those that have settled
-    get a momentum of 0. The decision depends on a norm's own batches only.
+    The norms are in train mode with torch's cumulative average (momentum None), and those that settle get a momentum of
+    0. Whether a norm settles depends on its own batches only.
 
     Args:
-        norms: of one module.
-        bound: see `Recalibrate.settle`; 0 takes none out.
-        settled: positions of the norms that have settled, which is added to.
+        norms: the batch norms of one module.
+        bound: see `Recalibrate.settle`; with 0 none settles.
+        settled: positions of the norms that have settled; extended in place.
     """
 
     def __init__(self, norms: Sequence[_BatchNorm], bound: float, settled: set[int]) -> None:
@@ -111,7 +111,7 @@ class Settling:
             }
 
     def after_batch(self) -> None:
-        """Takes out the norms that the batch hardly moved, except after their first batch."""
+        """Marks the norms that the batch hardly moved as settled, but none after its first batch."""
         for position, (mean, variance) in self._before.items():
             norm = self._norms[position]
             assert norm.running_mean is not None

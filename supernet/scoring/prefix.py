@@ -53,7 +53,7 @@ class PrefixSharing:
             calibrated once.
         watch: entered around each phase.
         adapt: changes every new copy of a step (see `StepCache`).
-        bf16: compute in bfloat16, batch norm's statistics apart; batches are single tensors.
+        bf16: compute in bfloat16, except for the statistics of batch norm; batches are single tensors.
         settle: see `Recalibrate.settle`.
 
     Attributes:
@@ -121,7 +121,7 @@ class PrefixSharing:
             trie: the subnets, calibrated.
             batches: normalised images.
             visit: receives the outputs.
-            start, stop: the first batch, and the one before which to end; all by default.
+            start, stop: the range of batches, as in `range`; all by default.
 
         Raises:
             BudgetExceeded: one batch along one path takes more than the budget.
@@ -169,7 +169,7 @@ class PrefixSharing:
             largest = max(largest, self._trunk_peak, per_batch)
             number, take = group.stop, max(1, self.memory // largest)
             if calibrate and self._settle:
-                take = 1  # what has settled then runs no further batch
+                take = 1  # settled steps then run no further batch
 
     def _enter(self, trie: Trie, batches: Numbered, number: int, *, calibrate: bool) -> Any:
         """Returns the state of a batch at the start of the walk: from the cache, or computed, and kept if it fits."""
@@ -187,9 +187,7 @@ class PrefixSharing:
             step = self._steps.of(node)
             self._bind(step, node, fresh=calibrate)
             with self._mode(step, calibrate=calibrate):
-                settling = Settling(
-                    step.norms, self._settle if calibrate else 0.0, node.settled if calibrate else set()
-                )
+                settling = self._settling(step, node, calibrate=calibrate)
                 settling.before_batch()
                 out = self._apply(step, state, calibrate=calibrate)
                 settling.after_batch()
@@ -291,16 +289,16 @@ class PrefixSharing:
         return node.needs_calibration
 
     def _settling(self, step: MaterializedStep, node: Node, *, calibrate: bool) -> Settling:
-        """Returns what takes the batch norms of a node out of a calibration; inside `_mode`, which undoes it."""
+        """Returns what ends the calibration of a node's batch norms early; use it inside `_mode`, which undoes it."""
         return Settling(step.norms, self._settle, node.settled) if calibrate else Settling([], 0.0, set())
 
     def _has_settled(self, node: Node) -> bool:
-        """Returns whether no batch norm in this step or below takes a further batch in."""
+        """Returns whether the calibration of every batch norm in this step and below has ended."""
         own = len(node.settled) == len(self._steps.of(node).norms)
         return own and all(self._has_settled(child) for child in node.children.values())
 
     def _unsettled(self, trie: Trie) -> bool:
-        """Returns whether some batch norm takes a further batch in."""
+        """Returns whether the calibration of some batch norm goes on."""
         start = self._start(trie)
         trunk = trie.trunk if start is not trie.root and self._trunk.statistics is None else []
         open_trunk = any(len(node.settled) < len(self._steps.of(node).norms) for node in trunk)

@@ -33,7 +33,7 @@ from supernet.scoring.cache import Score, ScoreCache
 from supernet.scoring.memory import BudgetExceeded, version
 from supernet.scoring.metrics import BatchMetric, Metric, Metrics, classification
 from supernet.scoring.prefix import PrefixSharing
-from supernet.scoring.racing import Race, beaten, shuffled
+from supernet.scoring.racing import Race, beaten, extrapolated, shuffled
 from supernet.scoring.steps import Watch, to_bf16
 from supernet.scoring.trie import Trie
 from supernet.space import Arch
@@ -70,11 +70,11 @@ class SharedWeights:
         cost: costs to add to the metrics, e.g. a `CostTable`.
         channels_last: run the candidates in channels-last order, several times faster for depthwise convolutions on the
             CPU; it changes rounding and nothing else.
-        bf16: compute in bfloat16, batch norm's statistics apart; on some processors faster, and scores differ slightly.
-            The metric must be a `BatchMetric`.
-        race: stops candidates of one call that cannot enter its best few after a part of the validation images, which
-            are then in another order; None scores all on all images. Metrics get an entry `part`, the share of the
-            images that the others are of. It needs `share` and a metric that says which images are right.
+        bf16: compute in bfloat16, except for the statistics of batch norm. It is faster on some processors, and scores
+            differ slightly. The metric must be a `BatchMetric`.
+        race: stops candidates of a call that are unlikely to be among its best after a part of the validation images,
+            which are shuffled for it; None scores all candidates on all images. Metrics get an entry `part`, the share
+            of the images that was used. It needs `share` and a metric that says which images are right.
         share: whether to evaluate shared prefixes once. If False, or once one batch exceeds `memory`, architectures are
             scored one by one.
         memory: bytes of activations that may be alive for sharing; several batches run at a time where they fit. Copies
@@ -228,7 +228,7 @@ class SharedWeights:
             if self.race is not None and new:
                 raced = self._raced(self.race, new, [s.correct for s in scores.values() if s.correct is not None])
                 scores |= raced
-                if self.cache is not None:
+                if self.cache is not None:  # all or none, since which candidates stop depends on the others
                     self.cache.put_all(context, raced)
             else:
                 for start in range(0, len(new), GROUP):
@@ -285,14 +285,15 @@ class SharedWeights:
             try:
                 self.steps_run += self._evaluate_together(archs, record)
             except BudgetExceeded:
-                self._share_no_more()
+                self._stop_sharing()
             else:
                 return
         self.steps_run += asked
         for arch in archs:
             record(arch, self._score(self._network(arch, bf16=self.bf16)))
 
-    def _share_no_more(self) -> None:
+    def _stop_sharing(self) -> None:
+        """Scores architectures one by one from here on, since one batch exceeds the memory, and warns of it."""
         self.sharing = False
         self._prefixes.forget()
         warnings.warn(
@@ -333,77 +334,70 @@ class SharedWeights:
     def _raced(self, race: Race, archs: Sequence[Arch], known: Sequence[Bits]) -> dict[Arch, Score]:
         """Scores canonical, distinct architectures by a race; every score has an entry `part`.
 
-        The scores of a request are saved together: which candidates stop depends on the others.
-
         Args:
-            race: its rule.
-            archs: those without a score.
-            known: the correct images of the other ones of the request, as far as they are scored on all images.
+            race: the rule.
+            archs: the architectures of a request that have no score yet.
+            known: which images the others of the request classify correctly, where they were scored on all images.
         """
         if not self.sharing:
-            return self._unraced(archs)
+            return self._scored_apart(archs)
         metric = self.metric
         assert isinstance(metric, BatchMetric)
         batches = Batches(self.validation, self.batch, alike=True)
         first = max(1, round(race.part * len(batches)))
         kept: dict[Arch, list[Any]] = {arch: [] for arch in archs}
         try:
-            tries = [self._begun(archs[at : at + GROUP], batches, first, kept) for at in range(0, len(archs), GROUP)]
-            begun = {arch: metric.combine(parts) for arch, parts in kept.items()}
+            groups = [archs[at : at + GROUP] for at in range(0, len(archs), GROUP)]
+            tries = [self._first_part(group, batches, first, kept) for group in groups]
+            partial = {arch: metric.combine(parts) for arch, parts in kept.items()}
             bits = {arch: row for arch, parts in kept.items() if (row := metric.correct(parts)) is not None}
-            out: set[Arch] = set()
+            stopped: set[Arch] = set()
             if first < len(batches) and bits:
                 images = sum(len(batches.labels(number)) for number in range(first))
                 table = np.stack([*bits.values(), *(row[:images] for row in known)])
-                stopped = beaten(table, race, others=len(table) - 1)
-                out = {arch for arch, lost in zip(bits, stopped, strict=False) if lost}
-                for trie, members in tries:
-                    numbers = [number for number, arch in enumerate(members) if arch not in out]
+                lost = beaten(table, race, others=len(table) - 1)
+                stopped = {arch for arch, is_beaten in zip(bits, lost, strict=False) if is_beaten}
+                for trie, group in zip(tries, groups, strict=True):
+                    numbers = [number for number, arch in enumerate(group) if arch not in stopped]
                     if numbers:
-                        rest = Trie(self.supernet, [members[number] for number in numbers])
+                        others = [group[number] for number in numbers]
+                        rest = Trie(self.supernet, others)
                         rest.inherit(trie, numbers)
-                        self._pass(rest, [members[number] for number in numbers], batches, kept, first, len(batches))
+                        self._pass(rest, others, batches, kept, first, len(batches))
         except BudgetExceeded:
-            self._share_no_more()
-            return self._unraced(archs)
+            self._stop_sharing()
+            return self._scored_apart(archs)
         scores = {
             arch: Score({**metric.combine(parts), "part": 1.0}, metric.correct(parts))
             for arch, parts in kept.items()
-            if arch not in out
+            if arch not in stopped
         }
-        for arch in out:
-            # The part may be easier or harder than the whole, so a partial score is shifted by the mean difference.
-            shifts = {
-                name: [score.metrics[name] - begun[other][name] for other, score in scores.items() if other not in out]
-                for name in begun[arch]
-            }
-            metrics = {name: value + float(np.mean(shifts[name] or [0.0])) for name, value in begun[arch].items()}
-            scores[arch] = Score({**metrics, "part": images / len(self.validation)})
+        complete = [(partial[arch], score.metrics) for arch, score in scores.items()]
+        for arch in stopped:
+            scores[arch] = Score({**extrapolated(partial[arch], complete), "part": images / len(self.validation)})
         return scores
 
-    def _unraced(self, archs: Sequence[Arch]) -> dict[Arch, Score]:
+    def _scored_apart(self, archs: Sequence[Arch]) -> dict[Arch, Score]:
         """Scores architectures one by one on all images."""
         self.steps_asked += len(archs) * len(self.supernet.step_names)
         self.steps_run += len(archs) * len(self.supernet.step_names)
         scores = {arch: self._score(self._network(arch, bf16=self.bf16)) for arch in archs}
         return {arch: Score({**score.metrics, "part": 1.0}, score.correct) for arch, score in scores.items()}
 
-    def _begun(
-        self, archs: Sequence[Arch], batches: Batches, first: int, kept: dict[Arch, list[Any]]
-    ) -> tuple[Trie, Sequence[Arch]]:
-        """Calibrates architectures and runs the first batches; what the metric keeps of them is added to `kept`."""
+    def _first_part(self, archs: Sequence[Arch], batches: Batches, first: int, kept: dict[Arch, list[Any]]) -> Trie:
+        """Calibrates architectures and runs the first batches; adds what the metric keeps of each batch to `kept`."""
         trie = Trie(self.supernet, archs)
         if isinstance(self.bn, Recalibrate):
             self._prefixes.calibrate(trie, self._calibration_batches)
         self._pass(trie, archs, batches, kept, 0, first)
         self.steps_asked += len(archs) * len(self.supernet.step_names)
         self.steps_run += trie.size
-        return trie, archs
+        return trie
 
     def _pass(
         self, trie: Trie, archs: Sequence[Arch], batches: Batches, kept: dict[Arch, list[Any]], start: int, stop: int
     ) -> None:
-        """Runs the batches from `start` to before `stop`; what the metric keeps of them is added to `kept`."""
+        """Runs the batches of `range(start, stop)`; adds what the metric keeps of each batch to `kept`."""
         metric = self.metric
         assert isinstance(metric, BatchMetric)
 

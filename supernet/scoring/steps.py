@@ -55,7 +55,7 @@ class StepCache:
         memory: bytes of copied weights to keep.
         watch: entered around every copy.
         adapt: called with the path of a step in a network and every new copy of it, which it may change.
-        bf16: whether the copies, batch norms apart, are in bfloat16.
+        bf16: whether the copies, except for batch norms, are in bfloat16.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class Node:
         leaf: position of the architecture that ends here; None for inner nodes.
         statistics: the buffers of every batch norm in the step; empty until calibrated.
         needs_calibration: whether this step or one below has a batch norm; None until asked.
-        settled: positions of the batch norms whose statistics take no further batch in.
+        settled: positions of the batch norms whose calibration has ended early.
     """
 
     position: int
@@ -79,8 +79,8 @@ class Trie:
         """Takes over the statistics of another trie of the same supernet.
 
         Args:
-            other: calibrated.
-            numbers: where the architectures of this trie stand in the other one.
+            other: a calibrated trie.
+            numbers: the positions of this trie's architectures in the other one.
         """
         for path, number in zip(self.paths, numbers, strict=True):
             for node, calibrated in zip(path, other.paths[number], strict=True):

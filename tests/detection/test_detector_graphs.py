@@ -13,7 +13,7 @@ from helpers.detector_cases import images, same, sampled_arch, tiny
 from supernet.errors import InputError
 from supernet.export import check_parity, export, load_exported
 from supernet.export.folder import _shapes
-from supernet.export.parity import _detections_apart
+from supernet.export.parity import _detection_difference
 
 SIZES = ((1, 64, 64), (3, 50, 97), (2, 33, 20), (2, 128, 40))
 
@@ -56,11 +56,11 @@ def test_detections_are_compared_in_any_order_and_few_may_lack_a_partner() -> No
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
     second = {name: x[:, order] for name, x in first.items()}
     second["output['boxes']"] = second["output['boxes']"] + 0.01
-    assert _detections_apart("detector.onnx", [first], [second]) == pytest.approx(0.01, rel=1e-3)
+    assert _detection_difference("detector.onnx", [first], [second]) == pytest.approx(0.01, rel=1e-3)
     for count, apart in ((2, pytest.approx(0.01, rel=1e-3)), (20, float("inf"))):
         changed = {name: x.clone() for name, x in second.items()}
         changed["output['labels']"][0, :count] = 9
-        assert _detections_apart("detector.onnx", [first], [changed]) == apart
+        assert _detection_difference("detector.onnx", [first], [changed]) == apart
 
 
 def test_exports_are_compared_at_sizes_that_the_detector_takes() -> None:
@@ -95,7 +95,7 @@ def _apart(found: dict[str, Tensor], expected: list[dict[str, Tensor]]) -> float
     """The largest difference, whatever the order of detections whose scores are nearly equal."""
     assert all(len(image["scores"]) > 20 for image in expected)
     sides = [{f"output[{name!r}]": x for name, x in side.items()} for side in (_stacked(expected), found)]
-    return _detections_apart("detector", sides[:1], sides[1:])
+    return _detection_difference("detector", sides[:1], sides[1:])
 
 
 @pytest.mark.slow

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import supernet_tools.pipeline.fit as pipeline
+from supernet_tools.pipeline import fit_plan
 from supernet_tools.pipeline.folder import FIT
 
-WISHES = pipeline.Wishes(
+REQUEST = fit_plan.FitRequest(
     source="digits",
     limits={"macs": None, "params": None, "latency_ms": None},
     minutes=10.0,
@@ -17,7 +17,7 @@ WISHES = pipeline.Wishes(
     seed=0,
     device="cpu",
 )
-"""Those of `fit digits`."""
+"""The request of `fit digits`."""
 
 SETTINGS: dict[str, Any] = {
     "size": 8,
@@ -37,9 +37,9 @@ SETTINGS: dict[str, Any] = {
 def plan_of(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:
     """A fit.json as `fit digits` writes it, changed."""
     document: dict[str, Any] = {
-        "format": pipeline.FORMAT,
-        "wishes": json.loads(json.dumps(WISHES.__dict__)),
-        "found": {
+        "format": fit_plan.FORMAT,
+        "request": json.loads(json.dumps(REQUEST.__dict__)),
+        "source": {
             "kind": "digits",
             "classes": ["0", "1"],
             "counts": [9, 9],

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-import supernet_tools.pipeline.fit as pipeline
-from helpers.fit_plans import WISHES, plan_of, setting
+from helpers.fit_plans import REQUEST, plan_of, setting
 from helpers.images import make_folder
 from helpers.scripts import Call, one_line
 from helpers.tiny import TINY_SPACE
 from supernet.errors import InputError
+from supernet_tools.pipeline.fit_plan import planned
 from supernet_tools.pipeline.folder import FIT
 from supernet_tools.pipeline.front import _check_free
 
 
 def test_a_recorded_plan_is_read(tmp_path: Path) -> None:
-    plan = pipeline.planned(WISHES, plan_of(tmp_path), lambda _: None)
+    plan = planned(REQUEST, plan_of(tmp_path), lambda _: None)
     assert plan.config.space == "shufflenet-small"
     assert plan.settings["trials"] == 20
 
@@ -30,11 +30,11 @@ def test_a_recorded_plan_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "fragment"),
     [
-        (lambda d: d.update(wishes=[1]), "it holds no wishes"),
-        (lambda d: d.update(settings={}), "it holds no wishes or no settings"),
-        (lambda d: d.update(settings=[]), "the setting 'size' of Chosen is missing"),
+        (lambda d: d.update(request=[1]), "it holds no request"),
+        (lambda d: d.update(settings={}), "it holds no request or no settings"),
+        (lambda d: d.update(settings=[]), "the setting 'size' of FitSettings is missing"),
         (lambda d: d["settings"][0].update(name=[1]), "lack a name"),
-        (lambda d: d["found"].update(classes=5), "classes=5 should be"),
+        (lambda d: d["source"].update(classes=5), "classes=5 should be"),
         (lambda d: d.update(timing=None), "should be the settings of Timing"),
         (setting("size", "8"), "size='8' should be a valid integer"),
         (setting("init", "x"), "init='x' should be 'scratch' or 'shared'"),
@@ -45,18 +45,18 @@ def test_a_recorded_plan_is_read(tmp_path: Path) -> None:
 )
 def test_a_plan_that_somebody_has_edited_is_refused(tmp_path: Path, change: Any, fragment: str) -> None:
     with pytest.raises(InputError) as caught:
-        pipeline.planned(WISHES, plan_of(tmp_path, change), lambda _: None)
+        planned(REQUEST, plan_of(tmp_path, change), lambda _: None)
     assert fragment in str(caught.value)
     assert FIT in str(caught.value) or "edited" in str(caught.value)
 
 
 def test_refusals_have_the_units_of_the_flags(tmp_path: Path, call: Call) -> None:
-    folder = plan_of(tmp_path / "run", lambda document: document["wishes"]["limits"].update(macs=110_000.0))
+    folder = plan_of(tmp_path / "run", lambda document: document["request"]["limits"].update(macs=110_000.0))
     flags = ("digits", "--out", folder, "--max-macs")
-    one_line(call("fit", *flags, "120k"), "begun with macs=110k, and here it is macs=120k")
+    one_line(call("fit", *flags, "120k"), "started with macs=110k, and here it is macs=120k")
     shutil.rmtree(folder)
-    plan_of(folder, lambda document: document["wishes"]["limits"].update(latency_ms=5.0))
-    one_line(call("fit", *flags[:3]), "begun with latency_ms=5 ms, and here it is latency_ms=None")
+    plan_of(folder, lambda document: document["request"]["limits"].update(latency_ms=5.0))
+    one_line(call("fit", *flags[:3]), "started with latency_ms=5 ms, and here it is latency_ms=None")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_report_says_which_files_are_damaged(tiny_run: Path, call: Call) -> No
         "fidelity/x.json": {"rankers": [{"name": "<b>", "tau": 5}]},
         "export/x/parity.json": {"differences": "x"},
         "fit-result.json": {"commands": 5, "winner": "x"},
-        "fit.json": {"found": 5, "settings": [{}]},
+        "fit.json": {"source": 5, "settings": [{}]},
     }
     for name, document in damaged.items():
         (tiny_run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -154,5 +154,5 @@ def test_a_front_is_not_written_into_another_folder(tmp_path: Path) -> None:
         (front / name).touch()
     _check_free(front)
     (front / "holiday.png").touch()
-    with pytest.raises(InputError, match=r"holds 'holiday\.png', which is no part of a front"):
+    with pytest.raises(InputError, match=r"holds 'holiday\.png', which is not part of a front"):
         _check_free(front)

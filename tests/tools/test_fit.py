@@ -27,7 +27,7 @@ from supernet.files import read_json
 from supernet.space import Choice, SearchSpace
 from supernet.spaces import build
 from supernet_tools.fit import Fit
-from supernet_tools.pipeline.choices import Budget, Found, Settings, Timing
+from supernet_tools.pipeline.choices import Budget, Settings, SourceFacts, Timing
 from supernet_tools.pipeline.command_line import parse_recipe
 from supernet_tools.pipeline.derive import derive, recipe
 from supernet_tools.pipeline.front import Point
@@ -44,7 +44,7 @@ CLASSES = ("<script>alert(1)", "a b & <b>x", "猫 🌷")
 TINY = ("--space", "shufflenet-small", "--space-settings", "depths=[1, 1, 1]", "widths=[8, 16, 24]", "stem=4")
 FEW = ("--size", 16, "--batch", 16, "--epochs", 2, "--trials", 8, "--trainings", 2, "--retrain-epochs", 1, *TINY)
 
-PHOTOS = Found("folder", ("a", "b", "c", "d", "e"), (700, 800, 700, 700, 770), 0, 550, (180, 240, 500), 3)
+PHOTOS = SourceFacts("folder", ("a", "b", "c", "d", "e"), (700, 800, 700, 700, 770), 0, 550, (180, 240, 500), 3)
 
 
 # -- what is derived --------------------------------------------------------------------------------------------------
@@ -101,10 +101,10 @@ def test_the_networks_of_a_front_are_spread_over_their_costs() -> None:
         return Point(Trial.of(space, arch, {"macs": macs}), arch)
 
     front = [point(macs) for macs in costs]
-    assert [p.trial.metrics["macs"] for p in pipeline.spread(front, 3)] == [1e6, 4e6, 16e6]
-    assert pipeline.spread(front, 6) == front
-    assert pipeline.spread(front, 9) == front
-    assert pipeline.spread(front, 1) == [front[-1]]
+    assert [p.trial.metrics["macs"] for p in pipeline.evenly_spaced(front, 3)] == [1e6, 4e6, 16e6]
+    assert pipeline.evenly_spaced(front, 6) == front
+    assert pipeline.evenly_spaced(front, 9) == front
+    assert pipeline.evenly_spaced(front, 1) == [front[-1]]
 
 
 @pytest.mark.parametrize(("minutes", "limit"), [(10, 5e5), (10, 5e6), (10, 3e7)])
@@ -168,7 +168,7 @@ def test_without_arguments_it_explains_itself(call: Call) -> None:
     assert "Stopped at any time" in out
 
 
-def test_wrong_wishes_are_one_line(call: Call, photos: Path, tmp_path: Path) -> None:
+def test_wrong_requests_are_refused_in_one_line(call: Call, photos: Path, tmp_path: Path) -> None:
     one_line(call("fit", tmp_path / "none"), "there is no data set")
     one_line(call("fit", photos, "--minutes", 0), "minutes=0.0")
     one_line(call("fit", photos, "--max-macs", "5ms"), "'5ms' should be a number")
@@ -225,10 +225,10 @@ def test_the_result_is_exported_and_every_stage_has_its_command(
     assert {"search", "select", "export", "report"} <= result["commands"].keys()
 
 
-def test_other_wishes_do_not_go_on(fitted: Path, photos: Path, call: Call) -> None:
+def test_a_run_does_not_continue_with_another_request(fitted: Path, photos: Path, call: Call) -> None:
     command = ("fit", photos, "--out", fitted, *FEW)
     one_line(
-        call(*command, "--max-macs", "120k"), "begun with macs=110k, and here it is macs=120k", "give another --out"
+        call(*command, "--max-macs", "120k"), "started with macs=110k, and here it is macs=120k", "give another --out"
     )
 
 

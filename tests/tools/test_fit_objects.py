@@ -14,7 +14,7 @@ from helpers.scripts import Call, one_line
 from supernet.errors import InputError
 from supernet.files import read_json
 from supernet_tools.fit import Fit
-from supernet_tools.pipeline.choices import Budget, Found, Settings, Timing
+from supernet_tools.pipeline.choices import Budget, Settings, SourceFacts, Timing
 from supernet_tools.pipeline.derive import derive
 from supernet_tools.pipeline.derive_objects import ANCHORS, object_recipe
 from supernet_tools.pipeline.inspect_data import inspect_source
@@ -22,7 +22,7 @@ from supernet_tools.pipeline.objects import object_parts
 from supernet_tools.pipeline.report import report_stage
 from supernet_tools.pipeline.unpack import unpacked
 
-CELLS = Found(
+CELLS = SourceFacts(
     "COCO",
     ("RBC", "WBC", "Platelets"),
     (2381, 214, 209),

@@ -59,7 +59,7 @@ SCRIPTS: list[tuple[str, tuple[object, ...], str]] = [
     ("search", ("--max-macs", 3, "--max_macs=4"), "the flag --max-macs is given twice"),
     ("search", ("--resume", "maybe"), "'maybe'"),
     ("search", ("--workers", 0), "workers=0"),
-    ("search", ("--workers", 2), "--workers 2 share the architectures of a batch, and --batch is 1; raise it"),
+    ("search", ("--workers", 2), "--workers 2 divide the architectures of a batch, and --batch is 1; raise it"),
     (
         "search",
         ("--race-top", 3, "--batch", 3),

@@ -10,6 +10,7 @@ exponents.
 
 import math
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ VALUES: dict[Axis, tuple[int, ...]] = {
     "candidates": (10, 100, 1_000),
 }
 SLOW = 30.0
-"""Seconds of one measurement from which on larger numbers are left out; the table says so by a dash."""
+"""After a measurement of more seconds than this, larger numbers are left out; the table shows a dash."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ class Measured:
         points = points[-max(2, (len(points) + 1) // 2) :]
         if len(points) < 2:
             return math.nan
-        x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
-        slope: float = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-        return slope
+        return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def growth(
@@ -143,7 +142,7 @@ def toy_space(blocks: int, options: int) -> "SearchSpace":
 
 
 def unchanged(arch: Any) -> Any:
-    """A normal form."""
+    """Returns the architecture as it is: a normal form."""
     return dict(arch)
 
 
@@ -173,7 +172,7 @@ def toy_images(count: int, size: int = 8) -> "Images":
 
 
 def of_spaces(blocks: int, options: int) -> dict[str, Callable[[], float]]:
-    """Spaces, searchers, a training step and scoring, for a chain of so many blocks."""
+    """Spaces, searchers, a training step and scoring, for a chain of `blocks` blocks."""
     import torch
 
     from searchers import AgingEvolution
@@ -212,7 +211,7 @@ def of_spaces(blocks: int, options: int) -> dict[str, Callable[[], float]]:
 
 
 def of_trials(count: int) -> dict[str, Callable[[], float]]:
-    """A study of so many trials, and what searchers take per trial by then."""
+    """Opening a study of `count` trials, and the time of searchers per trial over as many."""
     from searchers import (
         NSGA2,
         AgingEvolution,
@@ -259,7 +258,7 @@ def of_trials(count: int) -> dict[str, Callable[[], float]]:
 
 
 def _searched(searcher: Any, space: "SearchSpace", trials: int) -> None:
-    """Lets a searcher propose and learn so many trials, ten at a time, with a score that takes no time."""
+    """Lets a searcher propose and learn from trials, ten at a time, with a score that takes no time."""
     from searchers import Trial
 
     done = 0
@@ -267,11 +266,11 @@ def _searched(searcher: Any, space: "SearchSpace", trials: int) -> None:
         archs = searcher.ask(min(10, trials - done))
         if not archs:
             return
-        told = []
+        scored = []
         for number, arch in enumerate(archs, start=done):
             value = int(space.normal_form(arch).key, 16) / 2**64
-            told.append(Trial.of(space, arch, {"accuracy": value, "macs": 1e6 * (1 + value)}, number=number))
-        searcher.tell(told)
+            scored.append(Trial.of(space, arch, {"accuracy": value, "macs": 1e6 * (1 + value)}, number=number))
+        searcher.tell(scored)
         done += len(archs)
 
 

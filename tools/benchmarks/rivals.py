@@ -20,6 +20,7 @@ training goes on.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def classifier(run: "Run") -> "ClassifierKind":
     from supernet_tools.pipeline.classifier import ClassifierKind
 
     if not isinstance(run.kind, ClassifierKind) or run.kind.space != "elastic":
-        raise InputError(f"{run.folder} is no run of a classifier over the space 'elastic'")
+        raise InputError(f"{run.folder} is not the run of a classifier over the space 'elastic'")
     return run.kind
 
 
@@ -176,8 +177,6 @@ def trained(
     args: Rivals, rival: Rival, text: str, limit: float, budget: float, full: "Run", shared: "Run"
 ) -> dict[str, Any] | None:
     """Returns the row of a rival within a limit, which is trained unless it was; None if there is none so small."""
-    import math
-
     from supernet.cost import count
     from supernet.files import read_json, write_json
     from supernet.scoring.batch_norm import recalibrate_bn
@@ -191,8 +190,8 @@ def trained(
     macs = count(network, shape)["macs"]
     config, data = shared.config, shared.data
     teacher = frozen_teacher(full.supernet) if rival != "scratch" and config.teacher != "none" else None
-    pass_ = (1 + BACKWARD) * macs + (count(teacher, shape)["macs"] if teacher is not None else 0)
-    epochs = max(1, math.ceil(budget / (pass_ * len(data.train))))
+    per_image = (1 + BACKWARD) * macs + (count(teacher, shape)["macs"] if teacher is not None else 0)
+    epochs = max(1, math.ceil(budget / (per_image * len(data.train))))
     fresh = {"lr": args.scratch_lr, "layer_decay": 1.0} if rival == "scratch" else {}
     train: Train = dataclasses.replace(config.train, epochs=epochs, **fresh)
     folder = shared.folder / "rivals" / f"{rival}-{text}-{epochs}-{config.train.lr:g}"
@@ -300,8 +299,8 @@ def shallower(chain: "Chain", limit: float) -> "tuple[Arch | None, str]":
         arch = chain.space.canonical({**full, **depth})
         if table(arch)["macs"] <= limit:
             return arch, f"depth -{dropped}"
-    at, size = smaller(chain, limit, arch)
-    return at, f"fewest blocks at {size}" if at is not None else ""
+    cut, size = smaller(chain, limit, arch)
+    return cut, f"fewest blocks at {size}" if cut is not None else ""
 
 
 def inherited(chain: "Chain", arch: "Arch", full: "Run") -> "nn.Module":

@@ -1,4 +1,4 @@
-"""What `supernet fit` knows of a source, a machine and a user's wishes, what it chooses, and how it shares the time."""
+"""What `supernet fit` knows of a source, a machine and a request, what it chooses, and how it divides the time."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -8,31 +8,31 @@ from annotated_types import Ge, Gt, Le
 from supernet.checked import Checked, Count, NonNegative, Pixels, Positive, Share, Text
 
 LAYOUTS = ("COCO", "YOLO", "Pascal VOC")
-"""Of images with boxes."""
+"""Layouts of images with boxes."""
 SUPERNET, SEARCH, RACE = 0.45, 0.12, 0.33
 """Shares of the time; the rest is for reading images, timing, export and report."""
 TRAINED_SUPERNET, TRAINED_SEARCH, TRAINED_RACE = 0.6, 0.15, 0.25
-"""The same after a start with trained weights, of the time without probes and exports, which are known then."""
+"""The shares when training starts from trained weights. The times of probes and exports are known then and excluded."""
 FRONT, SHORT_FRONT = 6, 5
-"""Networks that are exported beside the winner after a start with trained weights; fewer below `SHORT` minutes."""
+"""Networks exported beside the winner when training starts from trained weights, and fewer below `SHORT` minutes."""
 SHORT = 20
+"""Minutes."""
 PROBES = 16
 """Random networks that are scored after the training of a supernet."""
 EXPORT_SECONDS = 15.0
-"""About how long an export takes beside the scores of its network."""
+"""Estimated time of an export without scoring its network."""
 
 
 @dataclass(frozen=True)
-class Found(Checked):
-    """What was found in a source, before an image is decoded."""
+class SourceFacts(Checked):
+    """What a source holds, read before any image is decoded."""
 
     kind: str
     """"folder", "function" or the name of a data set; of images with boxes its layout (see `LAYOUTS`)."""
     classes: tuple[str, ...]
     """Names of the classes."""
     counts: tuple[int, ...]
-    """Training images per class, or objects per class in the training images. Those that are held out from them later
-    are included."""
+    """Training images per class, or objects per class in the training images, including those held out later."""
     n_validation: Annotated[int, Ge(0)]
     """Images of a validation split of the source's own; 0 without one."""
     n_test: Annotated[int, Ge(0)]
@@ -40,17 +40,17 @@ class Found(Checked):
     sides: tuple[int, int, int]
     """Smallest, median and largest shorter side, in pixels."""
     channels: Count
-    """Of an image."""
+    """Channels of an image."""
     passed: tuple[str, ...] = ()
-    """What was passed over, and why."""
+    """What was left out, and why."""
     n_boxed: Annotated[int, Ge(0)] = 0
-    """Training images with boxes; 0 for a classification, whose counts are of images."""
+    """Training images with boxes; 0 for a classification, where `counts` are of images."""
     places: tuple[str, ...] = ()
     """Where annotations and images with boxes are, as NAME=VALUE of `detection.config.DetectionData`."""
     ratio: Annotated[float, Ge(1), Le(4)] = 1.0
-    """Of the longer to the shorter side of images with boxes: larger than in nine of ten images."""
+    """The 90th percentile of the longer over the shorter side of images with boxes."""
     object_side: Annotated[float, Ge(0)] = 0.0
-    """Side of the median object, the root of its area, as a share of the shorter side of its image."""
+    """Median side of an object (the root of its area), as a share of the shorter side of its image."""
 
     @property
     def boxed(self) -> bool:
@@ -59,7 +59,7 @@ class Found(Checked):
 
     @property
     def images(self) -> int:
-        """Training images, those included that are held out from them later."""
+        """The number of training images, including those held out later."""
         return self.n_boxed if self.boxed else sum(self.counts)
 
 
@@ -70,7 +70,7 @@ class Timing(Checked):
     step: Annotated[float, Gt(0)]
     """Seconds of a training step of the supernet."""
     network_step: Annotated[float, Gt(0)]
-    """Seconds of a training step of one network: of a random one, or of the full one with trained weights."""
+    """Seconds of a training step of one network: a random one, or with trained weights the full one."""
     score: Annotated[float, Gt(0)]
     """Seconds to score a candidate."""
     steps: Count
@@ -87,7 +87,7 @@ class Budget(Checked):
     """What the user allows, and what is known of the machine."""
 
     minutes: Positive = 10.0
-    """Of the whole command."""
+    """Minutes that the whole command may take."""
     max_macs: float | None = None
     """Limit on multiply-accumulates."""
     pretrained: str = ""
@@ -97,12 +97,12 @@ class Budget(Checked):
     timing: Timing | None = None
     """How long pieces of work take; without it epochs, trials and trainings are those of a small run."""
     factor: Positive = 1.0
-    """By which the widths of a detector are scaled, so that networks within the limits exist."""
+    """Factor on the widths of a detector, so that networks within the limits exist."""
 
 
 @dataclass(frozen=True)
-class Chosen(Checked):
-    """What `fit` decides, with the ranges of its flags, for settings that are read from a file."""
+class FitSettings(Checked):
+    """The settings that `fit` decides, with the types and ranges of its flags; checks those read from a file."""
 
     size: Pixels
     batch: Annotated[int, Ge(2), Le(2**24)]
@@ -140,7 +140,7 @@ class Settings:
 
 
 def seconds_left(budget: Budget) -> float:
-    """What is left of the time after the timing, and with trained weights after probes and exports."""
+    """Returns the seconds left after the timing, and with trained weights after probes and exports too."""
     timing, whole = budget.timing, 60 * budget.minutes
     if timing is None:
         return whole
@@ -151,24 +151,24 @@ def seconds_left(budget: Budget) -> float:
 
 
 def shares(budget: Budget) -> tuple[float, float, float]:
-    """Of supernet, search and race."""
+    """Returns the shares of supernet, search and race."""
     return (TRAINED_SUPERNET, TRAINED_SEARCH, TRAINED_RACE) if budget.pretrained else (SUPERNET, SEARCH, RACE)
 
 
 def clamped(value: float, low: int, high: int) -> int:
-    """The whole part of a value within bounds."""
+    """Returns the integer part of a value, clamped to bounds."""
     return max(low, min(high, int(value)))
 
 
 def race_epochs(budget: Budget) -> float:
-    """Epochs of single networks that the race may take."""
+    """Returns how many epochs of single networks the race may take."""
     if budget.timing is None:
         return 24.0
     return shares(budget)[2] * seconds_left(budget) / (budget.timing.network_step * budget.timing.steps)
 
 
 def front_size(budget: Budget) -> int:
-    """Networks of the front that is exported; 0 without trained weights."""
+    """Returns the number of networks of the exported front; 0 without trained weights."""
     if not budget.pretrained:
         return 0
     return FRONT if budget.minutes >= SHORT else SHORT_FRONT

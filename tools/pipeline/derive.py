@@ -9,8 +9,8 @@ from supernet.config import Augment, Data, Train
 from supernet_tools.pipeline.choices import (
     Budget,
     Derived,
-    Found,
     Settings,
+    SourceFacts,
     clamped,
     front_size,
     race_epochs,
@@ -28,34 +28,34 @@ MOBILE = ("tf_efficientnet", "efficientnet", "mobilenetv3")
 """Names of networks whose blocks have expansions."""
 WIDTHS = (16, 24, 48, 96)
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
-"""By which the widths of the space for photographs are scaled."""
+"""Factors on the widths of the space for photographs."""
 SPAN = (1.08e6, 29.7e6)
 """MACs of the cheapest and the most expensive network of that space at 64 pixels, factor 1."""
 PIXELS_PER_MINUTE = 2e6
-"""Of training images that one core can see often enough, in a supernet and in the trainings of the race."""
+"""Pixels of training images that one core can process often enough, in a supernet and in the trainings of the race."""
 TRAINED_PIXELS_PER_MINUTE = 1.3e6
-"""Of training images: a network of timm takes more time per pixel than the space for photographs."""
+"""The same with trained weights: a network of timm takes more time per pixel than the space for photographs."""
 LARGEST = 0.4
-"""Share of a training from trained weights that trains the full network alone."""
+"""Share of a training from trained weights in which only the full network is trained."""
 CALIBRATION = 320
 """Images that recalibrate batch norm after a start with trained weights; the norms are matched to the full network."""
 
 
-def derive(found: Found, budget: Budget, given: Mapping[str, Any] | None = None) -> Settings:
+def derive(facts: SourceFacts, budget: Budget, given: Mapping[str, Any] | None = None) -> Settings:
     """Chooses size, batch, epochs, space, validation share and budgets. A pure function of its arguments.
 
     Args:
-        found: what the source holds.
+        facts: what the source holds.
         budget: limits and time.
         given: values that the user has set, by name; they are kept.
     """
     rows: list[Derived] = []
-    for row in _rules(found, budget, rows, dict(given or {})):
+    for row in _rules(facts, budget, rows, dict(given or {})):
         rows.append(row)
     return Settings(tuple(rows))
 
 
-def _rules(found: Found, budget: Budget, rows: list[Derived], given: dict[str, Any]) -> Iterator[Derived]:
+def _rules(facts: SourceFacts, budget: Budget, rows: list[Derived], given: dict[str, Any]) -> Iterator[Derived]:
     """Yields the choices in their order; each may read those before it in `rows`."""
 
     def choice(name: str, value: Any, reason: str) -> Derived:
@@ -67,14 +67,14 @@ def _rules(found: Found, budget: Budget, rows: list[Derived], given: dict[str, A
     def chosen(name: str) -> Any:
         return Settings(tuple(rows))[name]
 
-    if found.boxed:
-        yield from object_rules(found, budget, choice, chosen)
+    if facts.boxed:
+        yield from object_rules(facts, budget, choice, chosen)
         return
-    yield choice("size", *_size(found, budget))
-    yield choice("batch", *_batch(found))
-    yield choice("validation", *_validation(found))
+    yield choice("size", *_size(facts, budget))
+    yield choice("batch", *_batch(facts))
+    yield choice("validation", *_validation(facts))
     yield choice("space", *_space(budget))
-    yield choice("space_settings", *_space_settings(found, budget, chosen("space"), chosen("size")))
+    yield choice("space_settings", *_space_settings(facts, budget, chosen("space"), chosen("size")))
     short = budget.minutes < 120 or bool(budget.pretrained)
     why = "the weights are trained already" if budget.pretrained else f"{budget.minutes:g} minutes are short"
     yield choice(
@@ -89,37 +89,37 @@ def _rules(found: Found, budget: Budget, rows: list[Derived], given: dict[str, A
     yield choice("front", *_front(budget))
 
 
-def _size(found: Found, budget: Budget) -> tuple[int, str]:
-    _, median, _ = found.sides
+def _size(facts: SourceFacts, budget: Budget) -> tuple[int, str]:
+    _, median, _ = facts.sides
     allowed = (TRAINED_PIXELS_PER_MINUTE if budget.pretrained else PIXELS_PER_MINUTE) * budget.minutes
     fitting = [size for size in SIZES if size <= max(median, SIZES[0])]
-    affordable = [size for size in fitting if found.images * size * size <= allowed]
+    affordable = [size for size in fitting if facts.images * size * size <= allowed]
     if budget.pretrained:
         least = min(96, fitting[-1])
         size = max(least, affordable[-1] if affordable else least)
         return size, (
-            f"{found.images:,} images in {budget.minutes:g} minutes, and trained weights need about 96 pixels; sides "
+            f"{facts.images:,} images in {budget.minutes:g} minutes, and trained weights need about 96 pixels; sides "
             f"are {median} in the median"
         )
     size = affordable[-1] if affordable else min(32, fitting[-1])
     if size == fitting[-1]:
         return size, f"the shorter sides are {median} pixels in the median"
-    return size, f"{found.images:,} images in {budget.minutes:g} minutes; sides are {median} in the median"
+    return size, f"{facts.images:,} images in {budget.minutes:g} minutes; sides are {median} in the median"
 
 
-def _batch(found: Found) -> tuple[int, str]:
-    n = found.images
+def _batch(facts: SourceFacts) -> tuple[int, str]:
+    n = facts.images
     batch = 32 if n < 3000 else 64 if n < 30_000 else 128
     batch = max(2, min(batch, n // 8))
     return batch, f"{n:,} training images"
 
 
-def _validation(found: Found) -> tuple[float, str]:
-    if found.n_validation:
-        return 0.2, f"not used: the source has {found.n_validation:,} validation images of its own"
-    if found.images >= 20_000:
-        return 0.1, f"a tenth of {found.images:,} images is enough to tell networks apart"
-    return 0.2, f"{found.images:,} images are few, and a small share could not tell networks apart"
+def _validation(facts: SourceFacts) -> tuple[float, str]:
+    if facts.n_validation:
+        return 0.2, f"not used: the source has {facts.n_validation:,} validation images of its own"
+    if facts.images >= 20_000:
+        return 0.1, f"a tenth of {facts.images:,} images is enough to tell networks apart"
+    return 0.2, f"{facts.images:,} images are few, and a small share could not tell networks apart"
 
 
 def _front(budget: Budget) -> tuple[int, str]:
@@ -137,7 +137,7 @@ def _space(budget: Budget) -> tuple[str, str]:
     return "mobile-images", "mobile networks for photographs, costs over a factor of more than ten"
 
 
-def _space_settings(found: Found, budget: Budget, space: str, size: int) -> tuple[tuple[str, ...], str]:
+def _space_settings(facts: SourceFacts, budget: Budget, space: str, size: int) -> tuple[tuple[str, ...], str]:
     if space == "elastic":
         model = f"model={budget.model or 'tf_efficientnet_lite0'}"
         smaller = sorted({16 * round(share * size / 16) for share in RESOLUTIONS})
@@ -225,10 +225,12 @@ def _retrain_epochs(budget: Budget, trainings: int) -> tuple[int, str]:
 # -- the recipe -------------------------------------------------------------------------------------------------------
 
 
-def recipe(source: str, found: Found, settings: Settings, *, pretrained: str, seed: int, device: str) -> SupernetRun:
+def recipe(
+    source: str, facts: SourceFacts, settings: Settings, *, pretrained: str, seed: int, device: str
+) -> SupernetRun:
     """The recipe of a classifier with these settings."""
     size, batch = settings["size"], settings["batch"]
-    photographs = found.channels > 1
+    photographs = facts.channels > 1
     augment = Augment(scale=0.5, flip=True) if photographs and size >= 32 else Augment(shift=max(1, size // 16))
     training = {"batch": batch, "seed": seed, "device": device, "label_smoothing": 0.1 if photographs else 0.0}
 
@@ -249,7 +251,7 @@ def recipe(source: str, found: Found, settings: Settings, *, pretrained: str, se
     if pretrained:  # the full network learns the classes, then the others learn from it
         options["largest_epochs"] = round(LARGEST * settings["epochs"], 2)
         supernet = replace(supernet, distill=True)
-        calibration = min(CALIBRATION, max(found.images // 2, 1))
+        calibration = min(CALIBRATION, max(facts.images // 2, 1))
     return SupernetRun(
         space=settings["space"],
         space_settings=tuple(settings["space_settings"]),

@@ -11,8 +11,8 @@ from supernet_tools.pipeline.choices import (
     SUPERNET,
     Budget,
     Derived,
-    Found,
     Settings,
+    SourceFacts,
     clamped,
     race_epochs,
     seconds_left,
@@ -23,23 +23,23 @@ from supernet_tools.pipeline.units import in_units
 
 SIZES = (64, 80, 96, 120, 160, 200, 240, 320, 400, 480, 600, 800)
 OBJECT_PIXELS_PER_MINUTE = 4.5e5
-"""Of training images that one core can see often enough; a detector takes more time per pixel than a classifier."""
+"""Pixels of training images that one core can process often enough; detectors take more time per pixel."""
 LEAST_OBJECT = 12
-"""Pixels of the side of the median object, below which images are not shrunk."""
+"""Images are not shrunk so far that the median object has a side of fewer pixels."""
 WIDTHS, STEM = (32, 64, 128), 8
-"""Of the backbone, before they are scaled."""
+"""Channels of the backbone before scaling."""
 FACTORS = (1.0, 0.75, 0.5, 0.25)
-"""By which a limit may scale the widths, and the channels of pyramid and heads."""
+"""Factors on the channels of backbone, pyramid and heads, tried until networks within the limits exist."""
 ANCHORS = (2.0, 3.0, 4.0, 6.0, 8.0)
 """Sides of the smallest anchor of a level, in its strides."""
 ENOUGH = 0.01
-"""Difference in the share of matched objects that does not matter: then anchors are the smaller ones."""
+"""If two scales differ by no more than this in the share of matched objects, the smaller one is taken."""
 LEAD = 0.2
-"""Share of the training that trains the plain units alone, of which the other options are copies."""
+"""Share of the training in which only the plain units are trained; the other options then start as copies of them."""
 
 
 def object_rules(
-    found: Found,
+    facts: SourceFacts,
     budget: Budget,
     choice: Callable[[str, Any, str], Derived],
     chosen: Callable[[str], Any],
@@ -47,16 +47,16 @@ def object_rules(
     """Yields the choices for a detector in their order.
 
     Args:
-        found: what the source holds.
+        facts: what the source holds.
         budget: limits, time, and what was measured.
         choice: makes a choice, or takes what the user has given.
         chosen: the value of an earlier choice.
     """
-    yield choice("size", *_size(found, budget))
-    n = found.images
+    yield choice("size", *_size(facts, budget))
+    n = facts.images
     yield choice("batch", 4 if n < 5_000 else 8 if n < 50_000 else 16, f"{n:,} training images; small steps learn more")
-    own = bool(found.n_validation)
-    why = f"not used: the source has {found.n_validation:,} validation images of its own" if own else f"{n:,} images"
+    own = bool(facts.n_validation)
+    why = f"not used: the source has {facts.n_validation:,} validation images of its own" if own else f"{n:,} images"
     yield choice("validation", 0.2 if n < 20_000 else 0.1, why)
     if budget.pretrained:
         yield choice("space", f"timm:{budget.model}", f"{budget.pretrained} holds its weights; the pyramid is searched")
@@ -64,7 +64,9 @@ def object_rules(
     else:
         yield choice("space", "shufflenet-small", "a backbone of four operations in eight blocks, as in DetNAS")
         widths = [8 * max(1, round(budget.factor * width / 8)) for width in WIDTHS]
-        reason = "the usual widths of small sets" if budget.factor == 1 else f"{budget.factor:g} times the usual widths"
+        reason = (
+            "the default widths for small sets" if budget.factor == 1 else f"{budget.factor:g} times the default widths"
+        )
         within = f" have networks within {in_units(budget.max_macs)} MACs" if budget.max_macs else ""
         yield choice("space_settings", (f"widths={widths}", f"stem={STEM}"), reason + within)
     yield choice("anchor_scale", *_anchors(budget.timing.anchors if budget.timing else ()))
@@ -74,34 +76,34 @@ def object_rules(
         "shared" if short else "scratch",
         f"{budget.minutes:g} minutes are short: finalists go on from the shared weights"
         if short
-        else "time enough to train finalists from scratch",
+        else "there is enough time to train finalists from scratch",
     )
     yield from _budgets(budget, choice, chosen)
     yield choice("front", 0, "fronts with shared weights are for classifiers")
 
 
-def _size(found: Found, budget: Budget) -> tuple[int, str]:
-    _, median, _ = found.sides
+def _size(facts: SourceFacts, budget: Budget) -> tuple[int, str]:
+    _, median, _ = facts.sides
     fitting = [size for size in SIZES if size <= max(median, SIZES[0])]
     allowed = OBJECT_PIXELS_PER_MINUTE * budget.minutes
-    affordable = [size for size in fitting if found.images * size * size * found.ratio <= allowed]
-    needed = [size for size in fitting if size * found.object_side >= LEAST_OBJECT]
+    affordable = [size for size in fitting if facts.images * size * size * facts.ratio <= allowed]
+    needed = [size for size in fitting if size * facts.object_side >= LEAST_OBJECT]
     least = needed[0] if needed else fitting[-1]
     size = max(least, affordable[-1] if affordable else fitting[0])
-    what = f"{found.images:,} images in {budget.minutes:g} minutes; shorter sides are {median} pixels in the median"
+    what = f"{facts.images:,} images in {budget.minutes:g} minutes; shorter sides are {median} pixels in the median"
     if size == least and size not in affordable:
         what += f", and below {size} the median object has fewer than {LEAST_OBJECT}"
-    return size, f"{what}; the longer side gets at most {longest(found, size)}"
+    return size, f"{what}; the longer side gets at most {longest(facts, size)}"
 
 
-def longest(found: Found, size: int) -> int:
+def longest(facts: SourceFacts, size: int) -> int:
     """Most pixels of the longer side, in steps of 8."""
-    return 8 * round(size * found.ratio / 8)
+    return 8 * round(size * facts.ratio / 8)
 
 
 def _anchors(shares: Sequence[float]) -> tuple[float, str]:
     if not shares:
-        return 3.0, "the usual one of small images"
+        return 3.0, "the default for small images"
     best = max(shares)
     scale, share = next(pair for pair in zip(ANCHORS, shares, strict=True) if pair[1] >= best - ENOUGH)
     return scale, f"{share:.1%} of the training objects have an anchor of IoU 0.5 or more"
@@ -110,7 +112,7 @@ def _anchors(shares: Sequence[float]) -> tuple[float, str]:
 def _budgets(
     budget: Budget, choice: Callable[[str, Any, str], Derived], chosen: Callable[[str], Any]
 ) -> Iterator[Derived]:
-    budget = replace(budget, pretrained="")  # its shares of the time are those of classifiers
+    budget = replace(budget, pretrained="")  # the shares of the time with trained weights are for classifiers
     timing = budget.timing
     if timing is None:
         small = {"epochs": 10, "trials": 40, "trainings": 2, "retrain_epochs": 4}
@@ -139,15 +141,15 @@ def _budgets(
 
 
 def object_recipe(
-    found: Found, settings: Settings, *, pretrained: str, factor: float, seed: int, device: str
+    facts: SourceFacts, settings: Settings, *, pretrained: str, factor: float, seed: int, device: str
 ) -> DetectorRun:
     """The recipe of a detector with these settings."""
     size, epochs = settings["size"], settings["epochs"]
-    places: dict[str, Any] = dict(text.split("=", 1) for text in found.places)
+    places: dict[str, Any] = dict(text.split("=", 1) for text in facts.places)
     data = DetectionData(
         **places,
         size=size,
-        longest=longest(found, size),
+        longest=longest(facts, size),
         validation=settings["validation"],
         calibration=min(DetectionData.calibration, 80),
         workers=1,

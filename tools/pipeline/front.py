@@ -121,7 +121,7 @@ def front_stage(
         search: name of the search.
         limits, cost: see `chosen_points`.
         onnx: also write a model.onnx each, and time it in ONNX Runtime.
-        nms: of detectors, also write the graph of the whole detector each, and time that one in ONNX Runtime.
+        nms: for detectors, also write the graph of each whole detector, and time that one in ONNX Runtime.
         out: the folder; `export/front-SEARCH` of the run by default.
         seconds: how long each artefact is timed.
         verbose: show progress.
@@ -182,7 +182,7 @@ def latency_order(rows: Sequence[dict[str, Any]], cost: str) -> dict[str, dict[s
     """Compares the order of the measured latencies with that of a cost, for each runtime.
 
     Args:
-        rows: of `front.json`.
+        rows: the rows of `front.json`.
         cost: the name of a cost.
 
     Returns:
@@ -198,11 +198,11 @@ def latency_order(rows: Sequence[dict[str, Any]], cost: str) -> dict[str, dict[s
 
 
 def _check_free(folder: Path) -> None:
-    """Raises `InputError` for a folder that holds something else than a front, or what a call left that was stopped."""
+    """Raises `InputError` for a folder that holds anything but a front or what an interrupted export left."""
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         ours = entry.name in ("front.json", "front.csv") or re.match("[.]?[0-9a-f]{16}", entry.name)
         if not ours and not is_temporary(entry):
-            raise InputError(f"{folder} holds {entry.name!r}, which is no part of a front; give another folder")
+            raise InputError(f"{folder} holds {entry.name!r}, which is not part of a front; give another folder")
 
 
 def _write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What a source of images holds, found without decoding it: classes, counts, splits, sizes, and what is passed over."""
+"""What a source of images holds, read without decoding it: classes, counts, splits, sizes, and what is left out."""
 
 import statistics
 import warnings
@@ -12,14 +12,14 @@ from supernet.data import load
 from supernet.data.folder import Files, folder, layout
 from supernet.errors import InputError
 from supernet.paths import check_regular
-from supernet_tools.pipeline.choices import Found
+from supernet_tools.pipeline.choices import SourceFacts
 from supernet_tools.pipeline.objects import Parts, object_parts
 
 SAMPLED = 200
-"""Files whose size is looked at."""
+"""About how many files are opened for their size."""
 
 
-def inspect_source(source: str) -> Found:
+def inspect_source(source: str) -> SourceFacts:
     """Looks at a source.
 
     Raises:
@@ -46,10 +46,10 @@ def inspect_source(source: str) -> Found:
     counts = train.labels.bincount(minlength=len(train.classes)).tolist()
     n_validation, n_test = (0 if part is None else len(part) for part in others)
     passed = tuple(dict.fromkeys(str(warning.message) for warning in caught))
-    return Found("folder", train.classes, tuple(counts), n_validation, n_test, _sides(train), 3, passed)
+    return SourceFacts("folder", train.classes, tuple(counts), n_validation, n_test, _sides(train), 3, passed)
 
 
-def _of_splits(source: str) -> Found:
+def _of_splits(source: str) -> SourceFacts:
     """What a data set that is loaded by name holds; its images may be resized already."""
     data = load(Data(source, size=16)) if source == "digits" else load(Data(source))
     summary = data.summary()
@@ -62,7 +62,7 @@ def _of_splits(source: str) -> Found:
     if not own:
         whole = [data.train.labels, data.validation.labels, data.test.labels]  # type: ignore[union-attr]
         counts = sum(part.bincount(minlength=len(summary.classes)) for part in whole).tolist()  # type: ignore[union-attr]
-    return Found(kind, summary.classes, tuple(counts), *held, (side, side, side), summary.in_channels)
+    return SourceFacts(kind, summary.classes, tuple(counts), *held, (side, side, side), summary.in_channels)
 
 
 def _sides(files: Files) -> tuple[int, int, int]:
@@ -83,11 +83,11 @@ def _sides(files: Files) -> tuple[int, int, int]:
 
 
 def texts_of(parts: Parts) -> tuple[str, ...]:
-    """Where a data set with boxes keeps its parts, as `Found.places`."""
+    """Where a data set with boxes keeps its parts, as `SourceFacts.places`."""
     return tuple(f"{name}={place}" for name, place in parts.places.items())
 
 
-def _of_objects(parts: Parts) -> Found:
+def _of_objects(parts: Parts) -> SourceFacts:
     """What a data set with boxes holds, by its annotations."""
     from detection.config import DetectionData
     from detection.data import annotations_by_part
@@ -95,8 +95,8 @@ def _of_objects(parts: Parts) -> Found:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         places: dict[str, Any] = dict(parts.places)
-        found = annotations_by_part(DetectionData(**places))
-    train = found["train"]
+        annotations = annotations_by_part(DetectionData(**places))
+    train = annotations["train"]
     single = ~train.crowd
     if not single.any():
         raise InputError(f"none of the {len(train)} training images of {parts.places['source']} has a box to find")
@@ -104,12 +104,12 @@ def _of_objects(parts: Parts) -> Found:
     image = torch.arange(len(train)).repeat_interleave(train.starts.diff())[single]
     sides = (train.boxes[single][:, 2:] - train.boxes[single][:, :2]).prod(1).sqrt() / shorter[image]
     ratio = float((longer / shorter).double().quantile(0.9))
-    return Found(
+    return SourceFacts(
         parts.layout,
         train.classes,
         tuple((train.labels[single] - 1).bincount(minlength=len(train.classes)).tolist()),
-        len(found["validation"]) if "validation" in found else 0,
-        len(found["test"]) if "test" in found else 0,
+        len(annotations["validation"]) if "validation" in annotations else 0,
+        len(annotations["test"]) if "test" in annotations else 0,
         (int(shorter.min()), int(shorter.median()), int(shorter.max())),
         3,
         tuple(dict.fromkeys(str(warning.message) for warning in caught)),

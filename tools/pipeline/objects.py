@@ -11,12 +11,18 @@ import yaml  # type: ignore[import-untyped]
 
 from supernet.errors import InputError
 
-LOOKED_AT = 2000
-"""Entries of a folder among which files of annotations are looked for."""
-HEAD = 200_000
+MOST_ENTRIES = 2000
+"""Entries of a folder that are searched for files of annotations."""
+HEAD_BYTES = 200_000
 """Bytes at the start of a JSON file by which it is recognised."""
-WORDS = {"test": "test", "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation"}
-"""Words in a name that tell which part of a data set a file is of; all others are training images."""
+PART_WORDS = {
+    "test": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+}
+"""Words in a file's name, and the part of the data set that they stand for; other files are of training images."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,19 @@ def object_parts(source: Path) -> Parts | None:
 
 def _json_files(folder: Path) -> Iterator[Path]:
     """Yields JSON files in a folder, in its annotations, and in the folders of its parts (as Roboflow writes them)."""
-    entries = sorted(itertools.islice(folder.iterdir(), LOOKED_AT))
+    entries = sorted(itertools.islice(folder.iterdir(), MOST_ENTRIES))
     yield from (file for file in entries if file.suffix == ".json" and file.is_file())
     for inner in (entry for entry in entries if entry.is_dir()):
         if inner.name.lower() == "annotations" or _part(inner.name) or inner.name == "train":
-            found = sorted(itertools.islice(inner.glob("*.json"), LOOKED_AT))
-            yield from (file for file in found if file.is_file())
+            files = sorted(itertools.islice(inner.glob("*.json"), MOST_ENTRIES))
+            yield from (file for file in files if file.is_file())
 
 
 def _is_coco(file: Path) -> bool:
     """Whether a JSON file holds boxes, by its beginning and its name."""
     try:
         with file.open("rb") as opened:
-            head = opened.read(HEAD)
+            head = opened.read(HEAD_BYTES)
     except OSError:
         return False
     named = "annotation" in file.name.lower() or file.name.startswith("instances")
@@ -99,9 +105,9 @@ def _is_coco(file: Path) -> bool:
 
 
 def _part(name: str) -> str:
-    """The part that a name speaks of, "validation" or "test"; empty for training images or none."""
+    """The part of a data set that a name refers to: "validation", "test", or "" for training images or none."""
     words = "".join(letter if letter.isalpha() else " " for letter in name.lower()).split()
-    return next((WORDS[word] for word in words if word in WORDS), "")
+    return next((PART_WORDS[word] for word in words if word in PART_WORDS), "")
 
 
 def _coco(root: Path, files: Sequence[Path]) -> Parts:
@@ -113,7 +119,9 @@ def _coco(root: Path, files: Sequence[Path]) -> Parts:
     if "train" not in by_part and len(files) == 1:
         by_part = {"train": list(files)}
     if "train" not in by_part:
-        raise InputError(f"{root} has annotations of held-out images only ({files[0].name}); name that of the training")
+        raise InputError(
+            f"{root} has annotations of held-out images only ({files[0].name}); give that of the training images"
+        )
     places: dict[str, str] = {}
     for part, candidates in by_part.items():
         named = [file for file in candidates if file.name.startswith("instances")]
@@ -136,7 +144,7 @@ def _images_of(file: Path, root: Path, part: str) -> Path:
     folders = [place / inner for place in near for inner in ("", "images", "JPEGImages", "data")]
     for folder in list(folders):
         if folder.is_dir():
-            inner = [entry for entry in sorted(itertools.islice(folder.iterdir(), LOOKED_AT)) if entry.is_dir()]
+            inner = [entry for entry in sorted(itertools.islice(folder.iterdir(), MOST_ENTRIES)) if entry.is_dir()]
             folders += [entry for entry in inner if (_part(entry.name) or "train") == part]
     for folder in folders:
         if (folder / name).is_file() or (folder / name.replace("\\", "/")).is_file():
@@ -166,14 +174,14 @@ def _first_name(file: Path) -> str:
 def _voc(folder: Path) -> dict[str, str]:
     lists = folder / "ImageSets" / "Main"
     names = {"source": ("train.txt", "trainval.txt"), "validation_source": ("val.txt",), "test_source": ("test.txt",)}
-    found = {
+    places = {
         place: str(lists / name)
         for place, files in names.items()
         if (name := next((file for file in files if (lists / file).is_file()), ""))
     }
-    if found.get("source", "").endswith("trainval.txt"):
-        found.pop("validation_source", None)  # part of it
-    return found if "source" in found else {"source": str(folder)}
+    if places.get("source", "").endswith("trainval.txt"):
+        places.pop("validation_source", None)  # part of it
+    return places if "source" in places else {"source": str(folder)}
 
 
 def _is_yolo(file: Path) -> bool:

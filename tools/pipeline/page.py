@@ -1,4 +1,4 @@
-"""Parts of a report: sections with sentences, tables, plots and images, in which every name stays text."""
+"""Parts of a report: sections with sentences, tables, plots and images. Names from data are always shown as text."""
 
 import base64
 import html
@@ -53,8 +53,9 @@ class Section:
         Args:
             caption: above it; may be empty.
             columns: their titles.
-            rows: of values.
-            bars: by title, how the numbers of a column are written; each has a bar of its share of the largest.
+            rows: their values.
+            bars: functions that format the numbers of a column, by its title. Each number gets a bar, its share of the
+                column's largest.
         """
         drawn = {columns.index(title): write for title, write in (bars or {}).items()}
         largest = {place: max((float(str(row[place])) for row in rows), default=0.0) for place in drawn}
@@ -84,7 +85,7 @@ class Section:
 
 
 def plain(text: object) -> str:
-    """A text for plotly, which would read tags and entities in it."""
+    """Returns a text escaped for plotly, which interprets tags and entities."""
     return html.escape(str(text), quote=False)
 
 

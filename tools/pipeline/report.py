@@ -44,7 +44,7 @@ EXAMPLES = 12
 SHOWN_CLASSES = 60
 """Classes of a confusion matrix or a table; more would not be legible."""
 PATHS = {"large": "large path", "random": "random paths", "small": "small path", "network": "the network"}
-"""What is scored on held-out images while a supernet trains, by its name in the history."""
+"""The networks that are scored on held-out images during training, by their names in the history."""
 HOVER_LINES, HOVER_WIDTH = 16, 3
 
 
@@ -102,7 +102,7 @@ def _guarded_into(section: Section, build: Callable[[], None]) -> None:
     """Builds something; the reason why it cannot be shown is a line of the section."""
     try:
         build()
-    except UnwritableError:  # a full disk is no damage
+    except UnwritableError:  # a full disk is not damage
         raise
     except (InputError, RunError) as error:
         section.lines.append(f"Not shown: {error}")
@@ -141,8 +141,8 @@ def _data(run: Run, section: Section) -> None:
         ("pixels", f"{summary.size} × {summary.size}, {summary.in_channels} channels"),
         ("digest", summary.digest),
     ]
-    found = read_json(run.folder / FIT).get("found", {}) if (run.folder / FIT).exists() else {}
-    facts += [("passed over", text) for text in found.get("passed", ())]
+    source = read_json(run.folder / FIT).get("source", {}) if (run.folder / FIT).exists() else {}
+    facts += [("passed over", text) for text in source.get("passed", ())]
     section.table("", ("what", "value"), facts)
     if run.kind.metric != "accuracy":
         from supernet_tools.pipeline.report_objects import objects
@@ -179,8 +179,8 @@ def _training(run: Run, section: Section) -> None:
     epochs = [row["epoch"] for row in history]
     losses = [name for name in ("loss", "penalty") if name in history[0]]
     traces = [curve(epochs, [row.get(name) for row in history], name, i) for i, name in enumerate(losses)]
-    whole = _whole(len(history))
-    section.plot("loss", traces, x="epoch", y="loss of the sampled paths", xaxis=whole)
+    epoch_axis = _epoch_axis(len(history))
+    section.plot("loss", traces, x="epoch", y="loss of the sampled paths", xaxis=epoch_axis)
     for number, metric in enumerate(run.kind.curves):
         rows = [row for row in history if any(f"{path}_{metric}" in row for path in PATHS)]
         if not rows:
@@ -195,7 +195,11 @@ def _training(run: Run, section: Section) -> None:
             guess = read_run(run.folder).get(SCORES, {}).get("guessing", 1 / max(len(run.summary.classes), 1))
             curves.append(curve([epochs[0], epochs[-1]], [guess, guess], "chance", 6, dash="dot"))
         section.plot(
-            "held-out" if not number else f"held-out-{metric}", curves, x="epoch", y=f"held-out {metric}", xaxis=whole
+            "held-out" if not number else f"held-out-{metric}",
+            curves,
+            x="epoch",
+            y=f"held-out {metric}",
+            xaxis=epoch_axis,
         )
     _health(run, section)
     record = read_run(run.folder).get(SCORES)
@@ -207,13 +211,13 @@ def _training(run: Run, section: Section) -> None:
         )
 
 
-def _whole(count: int) -> dict[str, Any]:
-    """An axis of epochs, with ticks at whole ones."""
+def _epoch_axis(count: int) -> dict[str, Any]:
+    """An axis of epochs, with ticks at whole numbers."""
     return {"title": {"text": "epoch"}, "dtick": max(1, count // 8), "automargin": True}
 
 
 def _health(run: Run, section: Section) -> None:
-    """Adds how evenly the options were trained, and how far the losses of paths lie apart."""
+    """Adds how evenly the options were trained, and how much the losses of paths differ."""
     file = run.folder / "history.json"
     health = read_json(file).get("health", {}) if file.exists() else {}
     rows = [row for row in health.get("epochs", ()) if {"step", "loss_spread", "visits_least"} <= row.keys()]
@@ -466,9 +470,9 @@ def _exports(run: Run, section: Section) -> None:
         f"Latency of {arch.key}: {_latency(network, example_of(run)):.2f} ms for one image, on the CPU{busy()}"
     )
     if run.kind.metric != "accuracy":
-        from supernet_tools.pipeline.report_objects import detector_figures
+        from supernet_tools.pipeline.report_objects import detection_results
 
-        detector_figures(run, network, arch.key, section)
+        detection_results(run, network, arch.key, section)
         return
     figures = class_figures(network, run.data.test, len(run.summary.classes))
     section.lines.append(
@@ -506,16 +510,13 @@ def _fronts(run: Run, section: Section) -> None:
                 )
                 for row in rows
             ],
-            bars={"MACs": in_units, "parameters": in_units, test.replace("_", " "): _four, "ms": _two},
+            bars={
+                "MACs": in_units,
+                "parameters": in_units,
+                test.replace("_", " "): "{:.4f}".format,
+                "ms": "{:.2f}".format,
+            },
         )
-
-
-def _four(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}"
 
 
 def _trained(run: Run) -> tuple[Arch, int, bool] | None:

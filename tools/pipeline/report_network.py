@@ -1,4 +1,4 @@
-"""What a report says of one network: stage by stage, as it was drawn, trained and measured."""
+"""What a report says about one network: its stages with decisions, shapes, costs and measured times."""
 
 import os
 import statistics
@@ -17,7 +17,7 @@ from supernet_tools.pipeline.run import Run
 from supernet_tools.pipeline.units import in_units
 
 WARM, TIMED = 2, 7
-"""Passes before timing, and timed passes, of which the median counts."""
+"""The number of warm-up passes, and of timed passes, whose median is reported."""
 MOST_MAPS = 6
 QUIET = 0.75
 """Load per processor above which a time is said to be measured under load."""
@@ -49,7 +49,7 @@ def stages(run: Run, arch: Arch, section: Section) -> None:
         "stage by stage, for one image on the CPU",
         ("stage", "decisions", "output", "MACs", "parameters", "ms"),
         rows,
-        bars={"MACs": in_units, "parameters": in_units, "ms": lambda value: f"{value:.2f}"},
+        bars={"MACs": in_units, "parameters": in_units, "ms": "{:.2f}".format},
     )
     section.lines.append(
         f"One image of {' × '.join(map(str, example.shape[1:]))} takes {sum(milliseconds.values()):.2f} ms, the sum of "
@@ -63,22 +63,23 @@ def _threads() -> str:
 
 
 def busy() -> str:
-    """The end of a sentence about a time, which says whether other work was running on the machine."""
+    """Returns the end of a sentence about a time; it says so if other work was running on the machine."""
     if not hasattr(os, "getloadavg"):
         return "."
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load <= cores * QUIET:
         return "."
-    return f"; other work was running (a load of {load:.1f} on {cores} processors), so it is less when measured alone."
+    return f"; other work was running (a load of {load:.1f} on {cores} processors), so the true time is shorter."
 
 
 def _stages(network: nn.Module) -> dict[str, nn.Module]:
-    """The stages of a network by name, those of a detector's backbone one by one."""
-    found: dict[str, nn.Module] = {}
+    """Returns the stages of a network by name; the stages of a detector's backbone are listed separately."""
+    stages_by_name: dict[str, nn.Module] = {}
     for name, module in network.named_children():
         inner = dict(module.named_children()) if name == "backbone" else {}
-        found |= {f"backbone.{part}": child for part, child in inner.items()} if len(inner) > 1 else {name: module}
-    return found
+        parts = {f"backbone.{part}": child for part, child in inner.items()}
+        stages_by_name |= parts if len(parts) > 1 else {name: module}
+    return stages_by_name
 
 
 @torch.no_grad()
@@ -130,7 +131,7 @@ def _decided(arch: Arch, stage: str) -> str:
 def _shape(state: Any) -> str:
     """The shapes of the maps in a state, without the batch."""
     tensors = [*_maps(state)]
-    tensors = [tensor for tensor in tensors if tensor.dim() > 2] or tensors  # beside maps, sizes of images
+    tensors = [tensor for tensor in tensors if tensor.dim() > 2] or tensors  # a state may also hold the sizes of images
     shapes = [" × ".join(map(str, tensor.shape[1:])) for tensor in tensors]
     return "; ".join(shapes[:MOST_MAPS]) + (f"; {len(shapes) - MOST_MAPS} more" if len(shapes) > MOST_MAPS else "")
 

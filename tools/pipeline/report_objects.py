@@ -1,4 +1,4 @@
-"""The parts of a report that show images with boxes: what a data set holds, and what a detector finds in it."""
+"""The parts of a report about images with boxes: the objects of a data set, and what a detector finds in it."""
 
 import base64
 import io
@@ -8,12 +8,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from detection.data import DetectionSet
-from detection.metric import RECALLS, DetectionMetric
+from detection.figures import RECALLS, figures_of
+from detection.metric import DetectionMetric
 from supernet_tools.pipeline.page import COLOURS, Section, category_axis, curve, plain
 from supernet_tools.pipeline.run import Run
 
 SHEET, EXAMPLES = 12, 12
-"""Images of the contact sheet, and test images with detections."""
+"""The number of training images and of test images that are shown."""
 WIDTH = 220
 """Pixels of an embedded image, whose height follows."""
 SHOWN_CLASSES = 60
@@ -44,13 +45,13 @@ def objects(run: Run, section: Section) -> None:
 
 
 def _coloured(classes: Sequence[str]) -> list[str]:
-    """The names of the first classes with the names of their colours."""
+    """Returns the first classes with the names of their colours."""
     names = ("blue", "orange", "green", "pink", "light blue", "red", "grey")
     return [f"{name} {colour}" for name, colour in zip(classes, names, strict=False)]
 
 
 def _counted(labels: Tensor, classes: Sequence[str]) -> str:
-    """How many objects of which class, as in "12 RBC, 1 WBC"."""
+    """Returns the number of objects of each class, as in "12 RBC, 1 WBC"."""
     counts = (labels - 1).bincount(minlength=len(classes)).tolist()
     return ", ".join(f"{count} {name}" for name, count in zip(classes, counts, strict=True) if count)
 
@@ -77,30 +78,28 @@ def boxed(pixels: Tensor, boxes: Tensor, labels: Tensor, truth: Tensor | None = 
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def detector_figures(run: Run, network: nn.Module, name: str, section: Section) -> None:
-    """Adds average precision and curves per class on the test images, and test images with what is found in them."""
+def detection_results(run: Run, network: nn.Module, name: str, section: Section) -> None:
+    """Adds average precision and curves per class on the test images, and test images with their detections."""
     test: DetectionSet = run.data.test
-    metric, classes = DetectionMetric(test), run.summary.classes
+    metric, classes = DetectionMetric(test, every=True), run.summary.classes
     rows = metric.detections(network, test, run.config.scoring_batch)
-    figures = metric.truth.figures(rows)
+    figures = figures_of(metric, rows, test, threshold=THRESHOLD)
     section.lines.append(
-        f"{name} on {len(test):,} test images: mAP {figures['map']:.4f}, at an IoU of 0.5 {figures['map50']:.4f}, of "
-        f"0.75 {figures['map75']:.4f}."
+        f"{name} on {len(test):,} test images: mAP {figures.metrics['map']:.4f}, at an IoU of 0.5 "
+        f"{figures.metrics['map50']:.4f}, of 0.75 {figures.metrics['map75']:.4f}."
     )
-    labels = test.annotations.labels[~test.annotations.crowd]
-    objects = (labels - 1).bincount(minlength=len(classes)).tolist()
-    by_class = metric.truth.by_class(rows)
+    objects = figures.objects.tolist()
+    present = [label for label, count in enumerate(objects) if count]
     section.table(
         "test images by class",
         ("class", "objects", "AP", "AP50"),
-        [(classes[row.label - 1], objects[row.label - 1], row.ap, row.ap50) for row in by_class[:SHOWN_CLASSES]],
-        bars={"AP": lambda value: f"{value:.4f}", "AP50": lambda value: f"{value:.4f}"},
+        [(classes[i], objects[i], *figures.precision[i, :2].tolist()) for i in present[:SHOWN_CLASSES]],
+        bars={"AP": "{:.4f}".format, "AP50": "{:.4f}".format},
     )
-    most = sorted(by_class, key=lambda row: -objects[row.label - 1])[:CURVES]
     traces = []
-    for row in sorted(most, key=lambda row: row.label):
-        title = f"{classes[row.label - 1]} {row.ap50:.2f}"
-        traces.append({**curve(RECALLS, row.curve.tolist(), title, row.label - 1), "mode": "lines"})
+    for i in sorted(sorted(present, key=lambda i: -objects[i])[:CURVES]):
+        title = f"{classes[i]} {float(figures.precision[i, 1]):.2f}"
+        traces.append({**curve(RECALLS.tolist(), figures.curves[i, 0].tolist(), title, i), "mode": "lines"})
     if traces:
         section.plot("precision-recall", traces, x="recall, IoU of 0.5", y="precision", yaxis=_unit("precision"))
     section.lines.append(
@@ -110,12 +109,12 @@ def detector_figures(run: Run, network: nn.Module, name: str, section: Section) 
     for index in list(range(0, len(test), step))[:EXAMPLES]:
         own = rows[(rows[:, 0] == index) & (rows[:, 2] >= THRESHOLD)]
         target = test.annotations.target(index)
-        found = _counted(own[:, 1].long(), classes) or "nothing"
+        detected = _counted(own[:, 1].long(), classes) or "nothing"
         truth = _counted(target["labels"][~target["crowd"]], classes) or "nothing"
         section.images.append(
             {
                 "source": boxed(test.image(index), own[:, 3:], own[:, 1].long(), target["boxes"]),
-                "caption": f"found {found}; in truth {truth}",
+                "caption": f"detected {detected}; in truth {truth}",
                 "kind": "wide",
             }
         )

@@ -162,14 +162,16 @@ class Run:
             bn_batches: calibration batches per candidate.
             costs: whether metrics include costs.
             supernet: other weights of the same supernet; by default those of the run.
-            bf16: score in bfloat16; of classifiers only.
-            race: stop candidates that cannot be among the best of a request; of classifiers only.
-            settle: see `Recalibrate.settle`; of classifiers only.
+            bf16: score in bfloat16; classifiers only.
+            race: stop candidates that are unlikely to be among the best of a request; classifiers only.
+            settle: see `Recalibrate.settle`; classifiers only.
         """
         options: dict[str, Any] = {}
         if bf16 or race is not None or settle:
             if self.kind.metric != "accuracy":
-                raise InputError("detectors are scored exactly; leave out bfloat16, the race and the settling")
+                raise InputError(
+                    "detectors are always scored exactly; leave out bfloat16, the race and the early end of calibration"
+                )
             options = {"bf16": bf16, "race": race, "settle": settle}
         return self.kind.shared_weights(
             self.supernet if supernet is None else supernet,
@@ -184,8 +186,8 @@ class Run:
     def with_latency(self, batch: int = 1) -> "Run":
         """The run with measured latency among its costs; measurements are kept in its folder.
 
-        A new table is corrected by timing a few networks as a whole. One that an earlier search has used stays as it
-        is.
+        A new table is corrected by timing a few networks as a whole. A table that an earlier search has used
+        is not changed.
 
         Args:
             batch: images per timed forward pass.

@@ -1,4 +1,4 @@
-"""Whether networks of a run are scored in bfloat16: where that is faster and ranks them as float32 does."""
+"""Decides whether networks of a run are scored in bfloat16: if it is faster and ranks them as float32 does."""
 
 import math
 import platform
@@ -14,29 +14,29 @@ from supernet.training.distributed import alone, current
 from supernet_tools.pipeline.run import Run
 
 ScoringDtype = Literal["fp32", "bf16", "auto"]
-"""What networks are scored in; "auto" is bfloat16 where a probe finds it faster and its ranking the same."""
+"""The type in which networks are scored; "auto" is bfloat16 if a probe finds it faster with the same ranking."""
 
 FILE, FORMAT = "scoring.json", 1
 NETWORKS, TOP = 24, 10
-"""Random networks that the audit scores both ways, and the best of them that must be the same."""
-FASTER = 0.9
-"""Time in bfloat16 over that in float32 from which on it is not worth other scores."""
-SLOWER = 1.5
-"""The same from which on the audit ends early."""
-SAME = 0.98
-"""Kendall's τ between both from which on their rankings are the same."""
+"""The number of random networks that the audit scores in both types, and of the best ones that must agree."""
+MOST_TIME = 0.9
+"""Bfloat16 is used if it takes at most this share of the time of float32; a smaller gain is not worth other scores."""
+HOPELESS_TIME = 1.5
+"""The audit ends early if bfloat16 takes more than this multiple of the time of float32."""
+LEAST_TAU = 0.98
+"""The rankings count as the same from this Kendall's τ on."""
 
 
 def scored_in_bf16(run: Run, choice: ScoringDtype, recorded: str | None, *, bn_batches: int) -> bool:
     """Returns whether a search scores in bfloat16.
 
-    With "auto" a search that goes on keeps what it began with. A new one scores `NETWORKS` random architectures both
-    ways in turn, and keeps the outcome in the run's `scoring.json` for the next search on this machine.
+    With "auto" a resumed search keeps the type that it started with. A new one scores `NETWORKS` random architectures
+    in both types, alternating, and keeps the outcome in the run's `scoring.json` for the next search on this machine.
 
     Args:
-        run: of a classifier, unless `choice` is "fp32".
+        run: a classifier's run, unless `choice` is "fp32".
         choice: see `ScoringDtype`.
-        recorded: the setting `evaluate.dtype` of the study; "float32" of one without it; None for a new one.
+        recorded: the setting `evaluate.dtype` of the study, "float32" if it has none; None for a new study.
         bn_batches: calibration batches per candidate.
 
     Raises:
@@ -47,7 +47,7 @@ def scored_in_bf16(run: Run, choice: ScoringDtype, recorded: str | None, *, bn_b
     if run.kind.metric != "accuracy":
         if choice == "auto":
             return False
-        raise InputError("the detectors of a run are scored in float32; leave out the bfloat16")
+        raise InputError("detectors are scored in float32 only; leave out scoring_dtype='bf16'")
     if choice == "bf16":
         return True
     if recorded is not None:
@@ -61,7 +61,7 @@ def scored_in_bf16(run: Run, choice: ScoringDtype, recorded: str | None, *, bn_b
 
 
 def _probed(run: Run, bn_batches: int) -> dict[str, Any]:
-    """The outcome of the probe, from the run's folder if it is of this machine and these weights."""
+    """Returns the outcome of the audit, from the run's folder if it was made on this machine with these weights."""
     evaluators = [run.shared_weights(bn_batches=bn_batches, costs=False, bf16=bf16) for bf16 in (False, True)]
     facts = {
         "format": FORMAT,
@@ -79,9 +79,10 @@ def _probed(run: Run, bn_batches: int) -> dict[str, Any]:
     document = facts | audit(run, *evaluators)
     write_json(file, document)
     print(
-        f"scoring in bfloat16 takes {document['ratio']:.2f} of the time; τ {document['tau']:.3f} with float32 over "
-        f"{document['networks']} networks, the best {TOP} {'the same' if document['top'] else 'others'}: "
-        f"{'bfloat16' if document['bf16'] else 'float32'} from here on ({file})"
+        f"scoring in bfloat16 takes {document['ratio']:.2f} of the time of float32, and τ between both is "
+        f"{document['tau']:.3f} over {document['networks']} networks; the best {TOP} "
+        f"{'agree' if document['top'] else 'differ'}: {'bfloat16' if document['bf16'] else 'float32'} from now on "
+        f"({file})"
     )
     return document
 
@@ -97,20 +98,20 @@ def audit(run: Run, exact: Any, fast: Any) -> dict[str, Any]:
     archs = list(dict.fromkeys(run.space.normal_form(run.space.sample(rng)) for _ in range(4 * NETWORKS)))[:NETWORKS]
     clock = time.process_time if str(run.config.train.device) == "cpu" else time.perf_counter
     for evaluate in (exact, fast):
-        evaluate.cache = None  # what the cache has takes no time
-        evaluate(archs[:1])  # trunk features, and what torch prepares once
+        evaluate.cache = None  # cached scores would take no time
+        evaluate(archs[:1])  # warm-up: trunk features, and what torch prepares once
     seconds, scores = [0.0, 0.0], [list[float](), list[float]()]
     for at in range(0, len(archs), 4):
         for side, evaluate in enumerate((exact, fast)):
             began = clock()
             scores[side] += [row[run.kind.metric] for row in evaluate(archs[at : at + 4])]
             seconds[side] += clock() - began
-        if seconds[1] > SLOWER * seconds[0]:
-            break  # the ranking does not matter any more
+        if seconds[1] > HOPELESS_TIME * seconds[0]:
+            break  # the ranking no longer matters
     ratio, tau = seconds[1] / seconds[0], float(kendall(scores[0], scores[1]))
     tau = tau if math.isfinite(tau) else 0.0  # all networks score the same
     best = sorted(scores[0], reverse=True)[:TOP]
     by_fast = sorted(range(len(scores[0])), key=lambda i: -scores[1][i])[:TOP]
     same = best == sorted((scores[0][i] for i in by_fast), reverse=True)
-    chosen = ratio <= FASTER and tau >= SAME and same
+    chosen = ratio <= MOST_TIME and tau >= LEAST_TAU and same
     return {"ratio": ratio, "tau": tau, "top": same, "networks": len(scores[0]), "bf16": chosen}

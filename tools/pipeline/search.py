@@ -165,7 +165,7 @@ def search_stage(
         resume: "exact" goes on only under the same settings; "warm" reports the recorded trials to this searcher.
         adjust: wraps the evaluator, e.g. to add a corrected score.
         bf16: score in bfloat16.
-        race: stop candidates that cannot be among the best of a request.
+        race: stop candidates that are unlikely to be among the best of a request.
         settle: end the calibration of a batch norm early (see `Recalibrate.settle`).
         verbose: show progress.
 

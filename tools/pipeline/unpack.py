@@ -1,4 +1,4 @@
-"""Archives of images: unpacked into a run, where nothing of them can leave the folder."""
+"""Unpacks archives of images into the folder of a run, out of which no member can lead."""
 
 import contextlib
 import lzma
@@ -26,7 +26,7 @@ SPARE = 0.9
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of an archive: its checked path, its bytes as declared, and a handle by which it is opened."""
+    """A file of an archive: its checked path, its declared size in bytes, and the handle that opens it."""
 
     path: PurePosixPath
     size: int
@@ -45,8 +45,8 @@ def is_archive(source: str) -> bool:
 def unpacked(archive: Path, run: Path) -> Path:
     """Unpacks an archive into a run once, and returns the folder that holds the images.
 
-    Files appear under their final name when all are complete, so that an interrupted call is simply repeated. Where the
-    archive has one folder that holds everything, this is the one returned.
+    The folder gets its final name once all files are complete, so an interrupted call is simply repeated. If a single
+    folder of the archive holds everything, that folder is returned.
 
     Args:
         archive: .zip, .tar, or .tar compressed by gzip, bzip2 or xz.
@@ -78,7 +78,7 @@ def unpacked(archive: Path, run: Path) -> Path:
 
 
 def _is_class(folder: Path) -> bool:
-    """Whether a folder holds files only: then it is a class or a part, and not what wraps the data set."""
+    """Whether a folder holds files only: then it is a class or a part of the data set, and does not hold all of it."""
     return not any(entry.is_dir() for entry in folder.iterdir())
 
 
@@ -114,7 +114,7 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
         if info.is_dir() or path is None:
             continue
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):  # 0 from systems without such modes
-            raise _no_file(archive, info.filename)
+            raise _not_a_file(archive, info.filename)
         if info.flag_bits & 1:
             raise InputError(f"{archive} is encrypted; unpack it and give the folder")
         yield _Member(path, info.file_size, info)
@@ -126,11 +126,11 @@ def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
         if info.isdir() or path is None:
             continue
         if not info.isreg():
-            raise _no_file(archive, info.name)
+            raise _not_a_file(archive, info.name)
         yield _Member(path, info.size, info)
 
 
-def _no_file(archive: Path, name: str) -> InputError:
+def _not_a_file(archive: Path, name: str) -> InputError:
     return InputError(f"{archive} holds {name!r}, which is a link or a device; pack the files themselves")
 
 

@@ -1,4 +1,4 @@
-"""More processes of one command on this machine: what torchrun does, by a flag."""
+"""Runs a command in several processes on this machine, as torchrun does, by a flag."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from supernet.errors import InputError
 
 STARTED_BY = "SUPERNET_WORKERS"
-"""Set in the environment of every process of such a group, to the number of processes."""
+"""Environment variable of every process of such a group: the number of processes."""
 PATIENCE = 20.0
-"""Seconds that the other processes have to end by themselves after the first one has."""
+"""Seconds that the other processes have to end after the first one."""
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def workers(count: int) -> Iterator[None]:
     """Starts this command `count - 1` more times, as the other ranks of a process group, and ends them at the end.
 
     Call it before torch is imported: unless `OMP_NUM_THREADS` is set, the processes share out the cores of the machine.
-    Ctrl-C and SIGTERM reach the first process only, which ends the others; when it is killed, they notice and end.
+    Ctrl-C and SIGTERM reach the first process only, which ends the others; if it is killed, they notice and end.
 
     Args:
         count: processes in all; 1 starts none.
@@ -64,7 +64,7 @@ def _rank(rank: int) -> dict[str, str]:
 
 
 def _started(environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """The same command in a session of its own, which a terminal's Ctrl-C does not reach."""
+    """Starts the same command in a session of its own, which a terminal's Ctrl-C does not reach."""
     command = [sys.executable, *sys.orig_argv[1:]]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
