@@ -31,7 +31,7 @@ def test_a_search_keeps_the_dtype_that_a_probe_has_chosen(
     assert code == 0, err
     outcome = read_json(tiny_run / "scoring.json")
     assert outcome["bf16"] == (outcome["ratio"] <= 0.9 and outcome["tau"] >= 0.98 and outcome["top"])
-    assert f"τ {outcome['tau']:.3f} with float32 over {outcome['networks']} networks" in out
+    assert f"τ between both is {outcome['tau']:.3f} over {outcome['networks']} networks" in out
     assert settings_of(tiny_run, "auto").get("evaluate.dtype") == ("bfloat16" if outcome["bf16"] else None)
     before = metrics_of(tiny_run, "auto")
 
