@@ -4,10 +4,9 @@ BIN := .venv/bin
 DEMO ?= runs/quickstart
 # One thread per worker: two workers share two cores, and oversubscribed threads are slower than one each.
 # Files in their order: sorted by the number of their tests, the longest ones would come last.
-# Compiled modules are kept, whatever the environment says: both workers and all processes of the tests load them.
 # Temporary files in memory where there is room for them: the tests save thousands of small files, each synced to disk.
 ROOM := $(shell test -w /dev/shm && df -k /dev/shm | awk 'NR == 2 && $$4 > 4000000 {print "/dev/shm"}')
-PYTEST = $(if $(ROOM),PYTEST_DEBUG_TEMPROOT=$(ROOM)) OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
+PYTEST = $(if $(ROOM),PYTEST_DEBUG_TEMPROOT=$(ROOM)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 .PHONY: demo test test-all coverage lint format
 

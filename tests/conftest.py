@@ -1,11 +1,18 @@
 """What tests of several files ask for."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.scripts import Call, run_script
+# Compiled modules are kept, whatever the environment says: workers and all processes of the tests load them, and pytest
+# rewrites the assertions of a file only once.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+from helpers.scripts import Call, run_script  # noqa: E402
 
 LONGEST = (
     "tools/test_tools_detection.py",

@@ -1,6 +1,7 @@
 """Imports run one way, light imports stay light, public things have docstrings, and help comes at once."""
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -67,6 +68,7 @@ FILES = {name: path for package in PACKAGES for name, path in modules(package).i
 SCRIPTS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -97,7 +99,10 @@ def floor(module: str) -> int:
     return next(i for i, rooms in enumerate(ROOMS) if room(module) in rooms)
 
 
-IMPORTS = {module: imports(parsed(path), module) for module, path in FILES.items()}
+@functools.cache
+def all_imports() -> dict[str, set[str]]:
+    """What each module imports; not computed while tests are collected, which every worker does."""
+    return {module: imports(parsed(path), module) for module, path in FILES.items()}
 
 
 def circles(edges: dict[str, set[str]]) -> list[str]:
@@ -127,12 +132,12 @@ def f():
 
 
 def test_no_modules_import_each_other() -> None:
-    assert not circles(IMPORTS)
+    assert not circles(all_imports())
 
 
 def test_no_packages_import_each_other() -> None:
     rooms: dict[str, set[str]] = {}
-    for module, others in IMPORTS.items():
+    for module, others in all_imports().items():
         rooms.setdefault(room(module), set()).update(room(other) for other in others if room(other) != room(module))
     for package in PACKAGES:
         rooms.pop(package)  # the lazy names of a whole package
@@ -141,7 +146,7 @@ def test_no_packages_import_each_other() -> None:
 
 def test_the_engine_imports_downwards() -> None:
     for module in modules("supernet"):
-        for other in IMPORTS[module]:
+        for other in all_imports()[module]:
             if module == "supernet" or not other.startswith("supernet."):
                 assert other.partition(".")[0] not in ("searchers", "detection", "supernet_tools", "tests")
             elif room(other) != room(module):
@@ -151,14 +156,14 @@ def test_the_engine_imports_downwards() -> None:
 def test_spaces_and_configs_are_plain_data() -> None:
     for module in FILES:
         if room(module) in PURE:
-            for other in IMPORTS[module]:
+            for other in all_imports()[module]:
                 allowed = room(other) in PURE or other.partition(".")[0] in sys.stdlib_module_names | VALIDATION
                 assert allowed, f"{module} imports {other}"
 
 
 def test_searchers_see_spaces_and_no_model() -> None:
     for module in modules("searchers"):
-        ours = {other for other in IMPORTS[module] if other.partition(".")[0] in (*PACKAGES, "tests")}
+        ours = {other for other in all_imports()[module] if other.partition(".")[0] in (*PACKAGES, "tests")}
         if room(module) == "searchers.morphnet":  # it shrinks a network, so it sees one
             ours -= {"supernet.spaces.widths"}
         above = {other for other in ours if not other.startswith("searchers") and room(other) not in FOR_SEARCHERS}
@@ -167,7 +172,7 @@ def test_searchers_see_spaces_and_no_model() -> None:
 
 def test_detection_stands_on_the_engine_alone() -> None:
     for module in modules("detection"):
-        assert not {o for o in IMPORTS[module] if o.partition(".")[0] in ("searchers", "supernet_tools", "tests")}
+        assert not {o for o in all_imports()[module] if o.partition(".")[0] in ("searchers", "supernet_tools", "tests")}
 
 
 # -- what an import loads ---------------------------------------------------------------------------------------------
@@ -265,7 +270,7 @@ def test_every_package_names_what_it_imports() -> None:
         text = " ".join(" ".join(documents).split())
         for module in FILES:
             if module == package or (module.rpartition(".")[0] == package and module not in folders):
-                for name in {room(other) for other in IMPORTS[module] if other.partition(".")[0] in PACKAGES}:
+                for name in {room(other) for other in all_imports()[module] if other.partition(".")[0] in PACKAGES}:
                     ground = FILES[name].name != "__init__.py"
                     named = name in text or (ground and "ground modules" in text)
                     assert named or name == room(package), f"{package} does not say that it imports {name}"
