@@ -19,7 +19,7 @@ from supernet.strict_json import read_bytes, read_text
 Document = dict[str, Any]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".mpo")
-"""Of image files that are found by their folder."""
+"""Suffixes of image files that are found by their folder."""
 
 SPLITS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 """Split to the names that a data.yaml may have for it."""

@@ -26,7 +26,7 @@ from supernet.paths import check_file, work_saved
 from supernet.space import Arch
 
 FORMAT = 2
-"""Of files of measurements. 2 has milliseconds where earlier releases had microseconds."""
+"""The format of files of measurements. 2 has milliseconds where earlier releases had microseconds."""
 TICK = 2.0**-10
 """Milliseconds of which all latencies are multiples, so that sums of them are exact."""
 NETWORKS = 8

@@ -1,11 +1,12 @@
-"""Wrong input of the commands that begin, race, export and report: one line that names the value, and nothing written.
+"""Wrong input to commands that start, race, export and report: one line names the value, and nothing is written.
 
-Whatever the files of a run hold, a report is written of the rest.
+Whatever the files of a run hold, a report is written about the rest.
 """
 
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from helpers.fit_plans import REQUEST, plan_of, setting
 from helpers.images import make_folder
 from helpers.scripts import Call, one_line
 from helpers.tiny import TINY_SPACE
+from supernet.cost import LatencyTable
 from supernet.errors import InputError
 from supernet_tools.pipeline.fit_plan import planned
 from supernet_tools.pipeline.folder import FIT
@@ -94,8 +96,9 @@ def test_repeats_of_a_classifier_are_refused_before_it_is_opened(tiny_run: Path,
     assert sorted(tiny_run.rglob("*")) == before
 
 
-def test_a_refused_fit_leaves_nothing(tmp_path: Path, call: Call) -> None:
+def test_a_refused_fit_leaves_nothing(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """One image per class cannot be split, and no network is so fast; both are known before anything is trained."""
+    monkeypatch.setattr("supernet_tools.pipeline.run.LatencyTable", partial(LatencyTable, seconds=1e-4))
     photos = make_folder(tmp_path / "photos", images=1)
     space = ("--space", "shufflenet-small", "--space-settings", *TINY_SPACE[1:], "--size", 8)
     for source, flags in ((photos, ("--size", 16)), ("digits", ("--max-latency", "1e-6us", *space))):
@@ -107,7 +110,7 @@ def test_a_refused_fit_leaves_nothing(tmp_path: Path, call: Call) -> None:
 
 
 def test_a_report_says_which_files_are_damaged(tiny_run: Path, call: Call) -> None:
-    """Also of a run whose training has not ended, and whose history is no list."""
+    """Also of a run whose training has not ended, and whose history is not a list."""
     damaged = {
         "history.json": {"epochs": 5},
         "select/scratch.json": {"networks": 5, "winner": None},

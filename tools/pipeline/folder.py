@@ -19,9 +19,9 @@ from supernet.files import commit, flatten, is_temporary, lock_file, read_json, 
 from supernet_tools.pipeline.located import FROM_RUN, PLACES, relative_places
 
 RUN_FORMAT = 2
-"""Of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
+"""The format of run.json. 2 added the facts about the data and the names of a chain's steps in files of weights."""
 DETECTOR_FORMAT = 3
-"""Of a detector's run.json. 3 has batch norm of its own for every level in RetinaNet's towers."""
+"""The format of a detector's run.json. 3 has batch norm of its own for every level in RetinaNet's towers."""
 LOCK, RUN, IMAGES, FIT, FIT_RESULT = ".lock", "run.json", "images", "fit.json", "fit-result.json"
 UNPACKED = "unpacked"
 """The folder of an archive's files."""

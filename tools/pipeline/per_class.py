@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from supernet.data.images import Images
 
 BINS = 15
-"""Of the expected calibration error (Guo et al., 2017, §2)."""
+"""The number of bins of the expected calibration error (Guo et al., 2017, §2)."""
 
 
 @dataclass(frozen=True)

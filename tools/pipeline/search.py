@@ -38,7 +38,7 @@ COSTS_FORMAT = 2  # 2 has latencies in milliseconds
 COSTLY = ("macs", "params", "latency_ms")
 """Costs by which equal scores are ordered after the objectives of a search, the cheapest first."""
 VALUES_FORMAT = 1
-"""Of best.json and front.json."""
+"""The format of best.json and front.json."""
 DECIDED = ("space", "seed", "feasible")
 """Arguments of a searcher that settings cannot set: the run and flags decide them."""
 
