@@ -15,7 +15,7 @@ from supernet.paths import KILL_AT
 from supernet_tools.pipeline.classifier import ClassifierKind
 
 SPACE = ("--space-settings", "depths=[1, 1, 1]", "widths=[16, 24, 32]", "stem=8")
-SMALL = (*SPACE, "--data.size", 8, "--train.epochs", 3)
+SMALL = (*SPACE, "--data.size", 8, "--data.calibration", 64, "--train.epochs", 3)
 STUCK = (*SMALL, "--train.batch", 128, "--train.lr", 1e-9)
 
 
