@@ -80,7 +80,7 @@ def _device(text: str) -> bool:
 Count = Annotated[int, Ge(1), Le(10**9)]
 Natural = Annotated[int, Ge(0), Le(10**15)]
 Threads = Annotated[int, Ge(1), Le(1024)]
-"""Threads of torch, which fails with many more."""
+"""Threads of torch, which fails if there are many more."""
 Units = Annotated[int, Ge(1), Le(10_000)]
 """Units of a layer, or members of an ensemble: more would not fit in memory."""
 Size = Annotated[int, Ge(1), Le(10**6)]

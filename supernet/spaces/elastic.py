@@ -211,7 +211,9 @@ def _shapes(model: nn.Module, parts: Parts, shape: Shape) -> dict[int, tuple[str
     for name, module in model.named_modules():
         if id(module) in blocks:
             copied.get_submodule(name).register_forward_hook(functools.partial(record, key=id(module), name=name))
-    trace(copied, torch.empty(1, *shape, device="meta"))  # much cheaper than calling it, which loads torch's compiler
+    trace(
+        copied, torch.empty(1, *shape, device="meta")
+    )  # a plain call would load torch's compiler, which takes seconds
     return found
 
 

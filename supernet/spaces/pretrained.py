@@ -33,9 +33,9 @@ CLASSIFIERS = ("fc", "head", "classifier", "classifier.3", "classifier.1")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights among other things; averaged weights come first, as in timm."""
 HUB = "timm"
-"""In place of a file: the weights that timm publishes."""
+"""Stands for the weights that timm publishes, instead of a file."""
 PUBLISHED = {"resnet-50-widths": "resnet50", "mobilenetv2-widths": "mobilenet_v2"}
-"""The network of torchvision whose tensors a space of widths has, in the same order, at its largest."""
+"""The network of torchvision whose tensors a width space has at its largest, in the same order."""
 
 
 @checked_arguments
@@ -83,9 +83,9 @@ def check_pretrained(supernet: Chain, file: str | Path) -> None:
 
 
 def expected_normalisation(supernet: Chain) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Returns the mean and deviation per channel, on the scale 0..1, that published weights of a supernet expect.
+    """Returns the mean and deviation per channel, on the scale 0..1, that the published weights of a supernet expect.
 
-    None where they are not known, and for another number of channels.
+    None if they are not known, or for another number of channels.
     """
     if isinstance(supernet, WidthChain) and supernet.space.name in PUBLISHED and supernet.input_shape[0] == 3:
         return IMAGENET["mean"], IMAGENET["std"]
@@ -97,8 +97,8 @@ def sort_widths(chain: WidthChain) -> None:
     """Sorts the channels of every group of a width space by importance, in place, the most important first.
 
     The importance of a channel is the sum of the absolute weights with which layers read it (Cai et al., 2020, for the
-    middle channels of a block), over all layers that do. The largest architecture computes the same, but for the order
-    of its sums.
+    middle channels of a block), over all layers that do. The outputs of the largest architecture stay the same up to the
+    order of its sums.
     """
     importance: dict[str, Tensor] = {}
     for _, entry, _ in chain.elastic_layers():
@@ -151,9 +151,9 @@ def _published(chain: WidthChain) -> nn.Module:
 
 
 def published_weights(model: nn.Module) -> Path:
-    """Returns the file of the weights that timm publishes for a network; it is downloaded unless it was before.
+    """Returns the file of the weights that timm publishes for a network, a safetensors file, which holds no code.
 
-    It is a safetensors file, which holds no code.
+    It is downloaded unless it is in the cache of huggingface_hub.
 
     Args:
         model: a network of timm, which may lie on the meta device.
@@ -170,7 +170,7 @@ def published_weights(model: nn.Module) -> Path:
     repository, _, revision = str(repository).partition("@")
     try:
         return Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
-    except Exception as error:  # whatever the client of the network raises
+    except Exception as error:  # huggingface_hub and its HTTP client raise many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"the weights of {name!r} cannot be downloaded from {repository} ({type(error).__name__}: {reason}); "
