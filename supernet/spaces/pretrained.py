@@ -97,8 +97,8 @@ def sort_widths(chain: WidthChain) -> None:
     """Sorts the channels of every group of a width space by importance, in place, the most important first.
 
     The importance of a channel is the sum of the absolute weights with which layers read it (Cai et al., 2020, for the
-    middle channels of a block), over all layers that do. The outputs of the largest architecture stay the same up to the
-    order of its sums.
+    middle channels of a block), over all layers that do. Apart from the order of its sums, the largest architecture
+    computes the same.
     """
     importance: dict[str, Tensor] = {}
     for _, entry, _ in chain.elastic_layers():
