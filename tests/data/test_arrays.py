@@ -70,7 +70,7 @@ def test_a_data_set_of_torch_and_a_folder_are_sources_too(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("made", ["(PIXELS, LABELS)", "Photographs()"])
-def test_a_function_may_return_them(made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_may_return_arrays_or_a_data_set(made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"own_arrays_{abs(hash(made))}"
     (tmp_path / f"{name}.py").write_text(f"from test_arrays import *\n\ndef images(config):\n    return {made}\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -94,7 +94,7 @@ def test_a_function_may_return_them(made: str, tmp_path: Path, monkeypatch: pyte
         ("nowhere", "there is no data set 'nowhere'"),
     ],
 )
-def test_what_does_not_fit_is_named(source: Any, words: str) -> None:
+def test_images_and_labels_that_do_not_fit_are_named(source: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         load(source)
 

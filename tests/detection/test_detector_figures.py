@@ -168,7 +168,7 @@ def test_thresholds_of_a_detector_can_be_changed(kind: str) -> None:
     assert len(network(x)[0]["scores"]) == 3
 
 
-def test_the_confusion_matrix_pairs_the_largest_overlaps_first_and_passes_over_crowds() -> None:
+def test_the_confusion_matrix_pairs_the_largest_overlaps_first_and_ignores_crowds() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 90, 30]])
     target = {"boxes": boxes, "labels": torch.tensor([1, 2, 1, 2]), "crowd": torch.tensor([False] * 3 + [True])}
     rows = torch.tensor(

@@ -46,7 +46,7 @@ def test_detections_that_can_be_traced_are_those_of_the_network(candidates: int)
         _check_rows(network[-1].detected(state), network(x), boxes=1e-4, scores=1e-6)
 
 
-def test_detections_are_compared_in_any_order_and_few_may_lack_a_partner() -> None:
+def test_detections_are_compared_in_any_order_and_a_few_may_be_unmatched() -> None:
     boxes = 100 * torch.rand(1, 300, 4, generator=torch.Generator().manual_seed(0))
     first = {
         "output['boxes']": boxes,

@@ -55,7 +55,7 @@ def test_bf16_needs_a_metric_of_batches() -> None:
         SharedWeights(toy("chain"), CALIBRATION, VALIDATION, metric=lambda *_: {}, bf16=True)
 
 
-def test_a_race_stops_who_is_surpassed_and_scores_the_others_exactly(tmp_path: Path) -> None:
+def test_a_race_stops_weak_candidates_and_scores_the_others_exactly(tmp_path: Path) -> None:
     net = toy("chain")
     archs = archs_of(net, 12)
     labels = SharedWeights(net, CALIBRATION, VALIDATION, bn=Recalibrate(3, 16)).subnet(archs[0])(
@@ -83,7 +83,7 @@ def test_a_race_stops_who_is_surpassed_and_scores_the_others_exactly(tmp_path: P
     assert set(cache.correct(evaluate.context)) == {arch for n, arch in enumerate(archs) if n not in stopped}
 
 
-def test_a_candidate_stops_that_enough_others_surpass_with_confidence() -> None:
+def test_a_candidate_stops_if_enough_others_are_significantly_better() -> None:
     rng = np.random.default_rng(0)
     hard = rng.random(400)  # an image is right below a network's level
     correct = np.stack([hard < level for level in (0.9, 0.89, 0.7, 0.5)])

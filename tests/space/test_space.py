@@ -613,7 +613,7 @@ def block() -> SearchSpace:
         "{}",
     ],
 )
-def test_a_reader_of_many_reads_what_a_reader_of_one_does(text: str) -> None:
+def test_the_fast_reader_of_architectures_reads_what_from_json_reads(text: str) -> None:
     read = ArchReader({"a": ("x", 'é: "y", z'), "b": (1, 2.5), "c": (True, False)})
 
     def outcome(reader: Callable[[str], Arch]) -> tuple[object, ...]:

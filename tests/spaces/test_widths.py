@@ -152,7 +152,7 @@ def test_torchvisions_weights_give_torchvisions_outputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param("resnet-50-widths", marks=pytest.mark.slow), "mobilenetv2-widths"])
-def test_files_of_torchvision_are_taken(name: str, tmp_path: Path) -> None:
+def test_weights_of_torchvision_are_loaded_from_files(name: str, tmp_path: Path) -> None:
     """Sorted channels give the same outputs; other classes begin at zero, and other settings are refused."""
     theirs, file = KNOWN[name][1](num_classes=9).eval(), tmp_path / "weights.pth"
     randomize(theirs, 0)

@@ -62,7 +62,7 @@ def test_only_what_is_slow_is_replaced() -> None:
         assert not uses_sums(depthwise.float(), torch.ones(2, 4, 3, 3))
 
 
-def test_training_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_uses_the_fast_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     from supernet.chain import Chain
     from supernet.config import Data, Train
     from supernet.data.load import load

@@ -26,6 +26,7 @@ from supernet_tools.pipeline.tables import print_table
 if TYPE_CHECKING:
     from random import Random
 
+    from supernet.chain import Chain
     from supernet.data.images import Images
     from supernet.scoring.batch_norm import BatchNormPolicy
     from supernet.space import Arch, SearchSpace
@@ -218,18 +219,10 @@ def rate(
         seed: Seed of networks and weights.
         threads: Threads of torch.
     """
-    import random
-
-    import torch
-
-    from supernet import create_supernet
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.shared_weights import SharedWeights
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    supernet, rng = create_supernet(space, num_classes=10, input_size=size), random.Random(seed)
-    images = random_images(batches * batch, size)
+    supernet, images, rng = random_supernet(space, size, images=batches * batch, seed=seed, threads=threads)
     rates: dict[str, list[float]] = {}
     for _ in range(rounds):
         for population, archs in populations(supernet.space, networks, rng).items():
@@ -274,19 +267,11 @@ def dtype(
         seed: Seed of networks and weights.
         threads: Threads of torch.
     """
-    import random
-
-    import torch
-
-    from supernet import create_supernet
     from supernet.ranking.statistics import kendall
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.shared_weights import SharedWeights
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    supernet, rng = create_supernet(space, num_classes=10, input_size=size), random.Random(seed)
-    images = random_images(batches * batch, size)
+    supernet, images, rng = random_supernet(space, size, images=batches * batch, seed=seed, threads=threads)
     rates: dict[str, dict[str, list[float]]] = {}
     losses: dict[str, tuple[list[float], list[float]]] = {}
     for _ in range(rounds):
@@ -314,14 +299,24 @@ def dtype(
     print_table(title, ("networks", "scored in", "median", "range"), rows)
 
 
-def random_images(count: int, size: int) -> "Images":
-    """Returns noise with labels of ten classes, from torch's global generator."""
+def random_supernet(space: str, size: int, *, images: int, seed: int, threads: int) -> "tuple[Chain, Images, Random]":
+    """Returns a supernet with random weights, noise with labels of ten classes, and a generator of architectures.
+
+    Seeds torch's global generator, and sets its number of threads.
+    """
+    import random
+
     import torch
 
+    from supernet import create_supernet
     from supernet.data.images import Images
 
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    return Images(pixels, torch.randint(0, 10, (count,)), torch.full((3, 1, 1), 0.5), torch.ones(3, 1, 1))
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    supernet = create_supernet(space, num_classes=10, input_size=size)
+    pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (images,))
+    return supernet, Images(pixels, labels, torch.full((3, 1, 1), 0.5), torch.ones(3, 1, 1)), random.Random(seed)
 
 
 def populations(space: "SearchSpace", networks: int, rng: "Random") -> dict[str, "list[Arch]"]:

@@ -3,13 +3,13 @@
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from supernet.cost.count import meta_copy, trace
+from supernet.scoring.memory import tensors_in
 from supernet.space import Arch
 from supernet_tools.pipeline.page import Section
 from supernet_tools.pipeline.retrain import fresh_network
@@ -130,20 +130,7 @@ def _decided(arch: Arch, stage: str) -> str:
 
 def _shape(state: Any) -> str:
     """The shapes of the maps in a state, without the batch."""
-    tensors = [*_maps(state)]
+    tensors = [tensor for tensor in tensors_in(state) if tensor.dim() > 1]
     tensors = [tensor for tensor in tensors if tensor.dim() > 2] or tensors  # a state may also hold the sizes of images
     shapes = [" × ".join(map(str, tensor.shape[1:])) for tensor in tensors]
     return "; ".join(shapes[:MOST_MAPS]) + (f"; {len(shapes) - MOST_MAPS} more" if len(shapes) > MOST_MAPS else "")
-
-
-def _maps(state: Any) -> Iterator[Tensor]:
-    """Yields the tensors in a state that have a batch and channels."""
-    if isinstance(state, Tensor):
-        if state.dim() > 1:
-            yield state
-    elif isinstance(state, Mapping):
-        for part in state.values():
-            yield from _maps(part)
-    elif isinstance(state, list | tuple):
-        for part in state:
-            yield from _maps(part)
