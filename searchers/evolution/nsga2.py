@@ -51,7 +51,8 @@ class NSGA2:
             `CostTable`.
         population_size: N of the paper, for thousands of evaluations. A budget of a few hundred is better spent on more
             generations: after 300 networks of NAS-Bench-Macro, 20 members cover 98.8 % of the front's hypervolume, 50
-            cover 97.4 %, 100 cover 95.0 %, and random search covers 92.9 % (BENCHMARKS.md).
+            cover 97.4 %, 100 cover 95.0 %, and random search covers 92.9 %
+            (docs/benchmarks/searchers.md).
         crossover: the probability that a child has two parents.
         mutation: the probability that an active decision takes another value, as a bit is flipped in § V of the paper;
             None for 1 over the number of decisions.

@@ -38,7 +38,7 @@ _log = logging.getLogger("searchers")
 
 EPOCHS = {"mlp": 100, "lstm": 20}
 """Passes over the scores of a level, by surrogate. On synthetic cells the LSTM ranks after 20 as after 100 within noise
-(BENCHMARKS.md), in a fifth of the time."""
+(docs/benchmarks/searchers.md), in a fifth of the time."""
 
 
 class Correlation(NamedTuple):

@@ -147,7 +147,7 @@ class Reinforce:
         """Settings for a small budget: ten times the published rate and updates twice as often below `FEW` evaluations.
 
         At the published rate, 300 evaluations are 75 steps of Adam, after which every probability is within a few per
-        cent of where it began (BENCHMARKS.md has the measurements).
+        cent of where it began. Measurements are in docs/benchmarks/searchers.md.
 
         Args:
             space: not used.
