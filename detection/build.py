@@ -18,7 +18,7 @@ from detection.retinanet import retinanet
 from detection.timm_backbone import feature_steps, is_timm, timm_backbone
 from supernet import plugins
 from supernet.chain import Chain, announce, realize, step_layout
-from supernet.checked import is_number, is_whole
+from supernet.checked import checked_arguments, is_number, is_whole
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 from supernet.spaces import GENOTYPES, SPACES, build
@@ -81,6 +81,7 @@ class DetectorSettings(TypedDict, total=False):
     train_candidates: int
 
 
+@checked_arguments
 def create_detector(
     kind: Kind | str,
     *,
@@ -186,6 +187,7 @@ def create_detector(
     return detector
 
 
+@checked_arguments
 def create_detector_network(
     kind: Kind | str,
     *,

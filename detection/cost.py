@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from detection.detector import Detector, backbone_of
 from supernet.chain import Layouts
+from supernet.checked import checked_arguments
 from supernet.cost import CostTable
 from supernet.cost.count import COSTS
 from supernet.cost.table import Entry
@@ -25,6 +26,7 @@ class DetectorCosts(CostTable):
 
     costs = (*COSTS, "backbone_macs")
 
+    @checked_arguments
     def __init__(
         self, detector: Detector, input_shape: Sequence[int] | None = None, *, backbone_size: int = 224
     ) -> None:

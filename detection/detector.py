@@ -12,6 +12,7 @@ from detection.backbone import Backbone, EachMap, LooseMaps, SearchableMapStep, 
 from detection.inputs import ImageBatch, Labelled, Target
 from detection.pyramid import draw_weights
 from supernet.chain import Chain, Init, Layouts, Searchable, initialize_alike, materialize
+from supernet.checked import checked_arguments
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace, compose
 
@@ -144,6 +145,7 @@ class Detector(Chain):
         return matches[0]
 
 
+@checked_arguments
 def backbone_of(detector: nn.Module) -> Any:
     """Returns the part of a detector before its neck, which shares the weights and maps images to a `DetectorState`.
 

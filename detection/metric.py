@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detection.data.images import DetectionSet
 from detection.inputs import Target
+from supernet.checked import checked_arguments
 from supernet.data.batches import Batches
 from supernet.errors import InputError
 from supernet.scoring.metrics import BatchMetric, Metrics
@@ -189,6 +190,7 @@ class DetectionMetric(BatchMetric):
         InputError: faster-coco-eval is not installed.
     """
 
+    @checked_arguments
     def __init__(self, data: DetectionSet, *, every: bool = False) -> None:
         annotations = data.annotations
         self.every = every

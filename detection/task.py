@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from detection.config import DetectionAugment
 from detection.data.batches import Batch, training_batches
 from detection.data.load import DetectionSplits
 from detection.inputs import Labelled
+from supernet.checked import Checked
 from supernet.config import Train
 from supernet.errors import InputError
 from supernet.scoring.batch_norm import single_values_explained
@@ -20,7 +23,7 @@ ONE_VALUE = "raise train.batch to two images for each process or more, or data.s
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(Checked):
     """The detection task, whose training metrics are `loss`, the sum of the detector's losses, and each loss by name.
 
         train_supernet(detector, load(data), Train(epochs=12, batch=16), task=Detection(data.augment, data.workers))
@@ -31,7 +34,7 @@ class Detection:
     """
 
     augment: DetectionAugment = field(default_factory=DetectionAugment)
-    workers: int = 0
+    workers: Annotated[int, Ge(0), Le(1024)] = 0
 
     def check(self, config: Train, processes: int) -> None:
         """Refuses settings that only classifiers have.

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from detection.backbone import named_backbone_steps
 from detection.resnet import from_torchvision
 from supernet.chain import has_numbered_steps
+from supernet.checked import checked_arguments
 from supernet.errors import InputError
 
 
+@checked_arguments
 def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] | str | Path) -> None:
     """Copies the weights of a classification network into the backbone of a detector; the classifier head is ignored.
 

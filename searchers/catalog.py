@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from supernet.checked import checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.space import SearchSpace
 
@@ -43,6 +44,7 @@ SEARCHERS = {
 """Every searcher that commands offer. MorphNet is not among them: it needs a supernet to train."""
 
 
+@checked_arguments
 def list_searchers(pattern: str = "*") -> dict[str, str]:
     """The names of the searchers that match a shell pattern, such as `"*evolution"`, each with a one-line description.
 

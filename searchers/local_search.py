@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from searchers.loop import Limits, Metric
+from searchers.loop import Asked, Limits, Metric
 from searchers.proposals import Visited, up_to
 from searchers.study import Trial, score
-from supernet.checked import Seed, checked_arguments
+from supernet.checked import Seed, arguments_explained, checked_arguments
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
 
@@ -44,10 +44,12 @@ class LocalSearch:
         self._neighbours: list[Arch] = []  # of the centre, not tried yet
         self._starts: set[str] = set()  # keys of random networks that were proposed and not scored yet
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._neighbour, self._start)
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Moves to the best of the trials if it is better than the centre. Failed networks are not proposed again."""
         self._visited.tell(trials)

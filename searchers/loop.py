@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from numbers import Real
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
+from annotated_types import Ge, Le
+
 from searchers.study import Study, Trial, best_of
-from supernet.checked import Rule, checked_arguments
+from supernet.checked import Rule, checked_arguments, shown
 from supernet.errors import InputError, RunError, nearest
 from supernet.space import Arch, SearchSpace
 
@@ -52,13 +55,18 @@ class Feasible(Protocol):
         """Names the lowest cost that exists in a sentence, for the error when nothing fits."""
 
 
-_LIMITS = "limits such as supernet.cost.Feasible, or None"
-Limits = Annotated[Feasible | None, Rule(_LIMITS, lambda limits: limits is None or callable(limits), alone=True)]
+def _are_limits(limits: object) -> bool:
+    return limits is None or (callable(limits) and hasattr(limits, "limits") and hasattr(limits, "explain"))
+
+
+Limits = Annotated[Feasible | None, Rule("limits such as supernet.cost.Feasible, or None", _are_limits, alone=True)]
 """The argument `feasible` of a searcher."""
 Metric = Annotated[
     str, Rule("the name of a metric, with a leading minus to minimise it", lambda name: name.removeprefix("-") != "")
 ]
 """The argument `metric` of a searcher."""
+Asked = Annotated[int, Ge(0), Le(10**9)]
+"""How many architectures `ask` is asked for."""
 
 
 class Searcher(Protocol):
@@ -72,7 +80,7 @@ class Searcher(Protocol):
     space: SearchSpace
     metric: str  # maximised; with a leading minus ("-loss"), that metric is minimised
 
-    def ask(self, n: int) -> list[Arch]:
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes up to `n` architectures of the space, and none when nothing is left to propose."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -105,7 +113,7 @@ def search(
     *,
     trials: int,
     evaluations: int | None = None,
-    batch: int = 1,
+    batch: Annotated[int, Le(10**6)] = 1,
     max_failures: int = 20,
     resume: Literal["exact", "warm"] = "exact",
     on_trial: Callable[[Trial], None] | None = None,
@@ -144,6 +152,7 @@ def search(
     """
     numbers = {"trials": trials, "evaluations": evaluations, "batch": batch, "max_failures": max_failures}
     _check_arguments(searcher, study, numbers, resume)
+    _check_callable(evaluate)
     start = _resume(searcher, study, _settings(searcher, evaluate, batch), resume)
     budget = _Budget(
         trials=trials,
@@ -223,6 +232,18 @@ def _check_arguments(searcher: Searcher, study: Study, numbers: Mapping[str, int
         )
 
 
+def _check_callable(evaluate: Evaluate) -> None:
+    """Raises `InputError` if a function does not take one argument, as every evaluation would."""
+    try:
+        signature = inspect.signature(evaluate)
+    except (TypeError, ValueError):  # some built-in functions do not say what they take
+        return
+    try:
+        signature.bind([])
+    except TypeError as error:
+        raise InputError(f"evaluate={shown(evaluate)} should take one argument, a list of Arch: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Budget:
     """What ends a search: the two budgets of the caller, and two bounds that stop it when nothing new can come."""
@@ -264,6 +285,8 @@ def _within(searcher: Searcher, study: Study, start: int) -> list[Trial]:
 
 def _ask(searcher: Searcher, n: int) -> list[Arch]:
     archs = searcher.ask(n)
+    if not isinstance(archs, list | tuple):
+        raise InputError(f"{type(searcher).__name__}.ask returned {shown(archs)}; it should return a list of Arch")
     feasible: Feasible | None = getattr(searcher, "feasible", None)
     assert len(archs) <= n, f"{type(searcher).__name__} was asked for {n} architectures and returned {len(archs)}"
     for arch in archs:
@@ -339,10 +362,9 @@ class _Scorer:
             return {}, "evaluate returned None"
         if not isinstance(result, Mapping):
             raise InputError(f"evaluate returned {result!r} for {arch.key}; return a mapping from metric to number")
-        try:
-            metrics = {name: float(value) for name, value in result.items()}
-        except (TypeError, ValueError) as error:
-            raise InputError(f"architecture {arch.key} was scored {dict(result)}; metrics must be numbers") from error
+        if any(not isinstance(value, Real) or isinstance(value, bool) for value in result.values()):
+            raise InputError(f"architecture {arch.key} was scored {shown(dict(result))}; metrics must be numbers")
+        metrics = {name: float(value) for name, value in result.items()}
         _searched(arch.key, metrics, self._metric)
         bad = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
         return ({}, f"evaluate returned {', '.join(bad)}") if bad else (metrics, "")

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from searchers.loop import Limits, Metric
+from searchers.loop import Asked, Limits, Metric
 from searchers.proposals import Visited, up_to
 from searchers.study import Trial, score
-from supernet.checked import Seed, checked_arguments
+from supernet.checked import Seed, arguments_explained, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, Choice, SearchSpace, Value
@@ -69,10 +69,12 @@ class OptunaSearcher:
         self._asked: dict[str, optuna.trial.Trial] = {}  # suggestions that are not scored yet, by network
         self._study = self._create_study()
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._proposal, lambda: self._visited.sample(self._rng))
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Reports the trials to the sampler; those that it did not suggest are added to its study."""
         states = self._optuna.trial.TrialState

@@ -50,13 +50,14 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
         reference: the worst value of each objective that counts.
 
     Raises:
-        InputError: a point with another number of objectives, or a value that is not a number.
+        InputError: a point with another number of objectives, or a value that is not a finite number.
     """
     try:
-        wrong = next((p for p in (*points, reference) if len(p) != len(reference) or any(map(math.isnan, p))), None)
+        sound = [len(point) == len(reference) and all(map(math.isfinite, point)) for point in (*points, reference)]
     except TypeError as error:
         raise InputError(f"points and reference hold something other than numbers ({error})") from error
-    if wrong is not None:
+    if not all(sound):
+        wrong = (*points, reference)[sound.index(False)]
         raise InputError(f"the point {tuple(wrong)} does not compare with the reference {tuple(reference)}")
     above = {tuple(point) for point in points if all(a > b for a, b in zip(point, reference, strict=True))}
     return _sliced(sorted(above, key=lambda point: -point[-1]), tuple(reference))

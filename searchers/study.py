@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from supernet import sqlite
-from supernet.checked import checked_arguments
+from supernet.checked import arguments_explained, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.paths import work_saved
 from supernet.space import Arch, ArchReader, SearchSpace
@@ -62,6 +62,7 @@ class Trial:
     failed: str = ""
 
     @classmethod
+    @checked_arguments
     def of(
         cls,
         space: SearchSpace,
@@ -85,6 +86,7 @@ class Trial:
         return cls(number, arch, space.normal_form(arch).key, metrics, repeat, 0.0, number, failed)
 
 
+@arguments_explained
 def score(trial: Trial, metric: str) -> float:
     """The value to maximise: the metric, or its negative if `metric` has a leading minus (`"-loss"`).
 
@@ -108,6 +110,7 @@ def preference(trial: Trial, metric: str) -> tuple[float, float]:
     return score(trial, metric), -trial.metrics.get("macs", 0.0)
 
 
+@checked_arguments
 def best_of(trials: Iterable[Trial], metric: str) -> Trial:
     """The trial with the highest `score`: if tied, the one with the fewest MACs (where the trials have them), then the
     first. Trials without a finite value of the metric are skipped.
@@ -239,6 +242,7 @@ class Study(sqlite.Closing):
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
+    @arguments_explained
     def append(self, batch: Sequence[Trial], *, asked: int | None = None) -> None:
         """Records the trials of one `ask` in one transaction; they are in the file when this returns.
 
@@ -246,7 +250,8 @@ class Study(sqlite.Closing):
             batch: at least one trial; their numbers continue the study's, and all have the next batch number.
             asked: how many architectures the searcher was asked for, if it returned fewer.
         """
-        assert batch, "a batch has at least one trial"
+        if not batch:
+            raise InputError(f"batch={batch!r} should be a sequence of at least one Trial")
         for number, trial in enumerate(batch, start=len(self._trials)):
             assert (trial.number, trial.batch) == (number, len(self._asked)), f"{trial} does not continue the study"
         asked = len(batch) if asked is None else asked

@@ -12,7 +12,7 @@ from typing import Any
 
 from searchers.loop import Feasible, Searcher, search, settings_of
 from searchers.study import Study, Trial
-from supernet.checked import shown
+from supernet.checked import checked_arguments, shown
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
@@ -23,6 +23,7 @@ MOST_LISTED = 2_000  # largest space, in architectures, that is enumerated to co
 SMALL = 16  # largest space, in architectures, that is searched until it is exhausted
 
 
+@checked_arguments
 def check_searcher(make: Make, space: SearchSpace, *, feasible: Feasible | None = None, trials: int = 60) -> None:
     """Checks the whole contract of a searcher over a space; the other functions of this module are its parts.
 

@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import inspect
 import math
+import operator
 import os
 import reprlib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -156,9 +157,10 @@ def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> 
 def shown(value: object) -> str:
     """Returns a value as a message shows it: on one line, and shortened where it is long."""
     try:
-        return _REPR.repr(value)
+        text = _REPR.repr(value)
     except ValueError:  # an integer with more digits than Python prints
         return "an integer of thousands of digits"
+    return " ".join(text.split()) if "\n" in text else text
 
 
 _REPR = reprlib.Repr()
@@ -198,21 +200,60 @@ def checked_arguments(function: Callable[P, T]) -> Callable[P, T]:
     Raises:
         InputError: from every call with a wrong value; it names the argument, the value and what is allowed.
     """
-    signature = inspect.signature(function)
+    wrong = _argument_check(function)
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # names or a number of arguments that Python itself reports when it makes the call
-            given = {}
-        for name, value in given.items():
-            kind = declared(signature.parameters[name].annotation, function)
-            if (should := problem_of(kind, value)) is not None:
-                raise InputError(f"{name}={shown(value)} {should}")
+        if (problem := wrong(args, kwargs)) is not None:
+            raise InputError(problem)
         return function(*args, **kwargs)
 
     return checked
+
+
+def arguments_explained(function: Callable[P, T]) -> Callable[P, T]:
+    """Makes a function check its arguments only when it fails, for those that are called thousands of times a second.
+
+    Raises:
+        InputError: in place of a `TypeError`, `LookupError`, `AttributeError` or `ValueError`, if an argument is wrong.
+    """
+    wrong = _argument_check(function)
+
+    @functools.wraps(function)
+    def explained(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except InputError:
+            raise
+        except (TypeError, LookupError, AttributeError, ValueError) as error:
+            if (problem := wrong(args, kwargs)) is not None:
+                raise InputError(problem) from error
+            raise
+
+    return explained
+
+
+def _argument_check(function: Callable[..., Any]) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
+    """Returns a function from the arguments of a call to what is wrong with one of them, or None.
+
+    A wrong number of arguments and unknown names are left to Python.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    checks: dict[str, Callable[[Any], str | None]] = {}
+
+    def wrong(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        if not checks:  # at the first call, when all names of the module are defined
+            for parameter in parameters:
+                kind = declared(parameter.annotation, function)
+                if kind is not Any and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                    checks[parameter.name] = check_of(kind)
+        for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
+            if name in checks and (should := checks[name](value)) is not None:
+                return f"{name}={shown(value)} {should}"
+        return None
+
+    return wrong
 
 
 def declared(annotation: Any, function: Callable[..., Any]) -> Any:
@@ -228,20 +269,31 @@ def declared(annotation: Any, function: Callable[..., Any]) -> Any:
 
 def problem_of(kind: Any, value: object) -> str | None:
     """Returns what a value of an annotated type should be; None if nothing is wrong with it."""
-    from pydantic import ValidationError
+    return check_of(kind)(value)
 
+
+@cache
+def check_of(kind: Any) -> Callable[[Any], str | None]:
+    """Returns the function from a value to what a value of this type should be, or to None if nothing is wrong."""
     classes = _classes(kind)
     if classes is not None:
-        return None if any(_is_a(value, each) for each in classes) else f"should be {' or '.join(map(_noun, classes))}"
+        should = f"should be {' or '.join(map(_noun, classes))}"
+        return lambda value: None if any(_is_a(value, each) for each in classes) else should
+    from pydantic import ValidationError  # at first use, and not for mere classes
+
     adapter = _adapter(kind)
     if adapter is None:
+        return lambda value: None
+
+    def problem(value: Any) -> str | None:
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            problems = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
+            return f"should be {' or '.join(problems)}"
         return None
-    try:
-        adapter.validate_python(value)
-    except ValidationError as error:
-        problems = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
-        return f"should be {' or '.join(problems)}"
-    return None
+
+    return problem
 
 
 def _classes(kind: Any) -> tuple[Any, ...] | None:
@@ -263,7 +315,7 @@ def _is_a(value: object, kind: Any) -> bool:
 
 
 def _noun(kind: Any) -> str:
-    return "None" if kind is NoneType else f"a {kind.__name__}"
+    return "None" if kind is NoneType else f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
 
 
 @cache
@@ -273,12 +325,31 @@ def fields_of(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-@cache
+_OWN = ("supernet", "searchers", "detection", "supernet_tools", "torch", "numpy", "random")
+"""Packages whose classes are checked by `isinstance` within other types, such as sequences of them."""
+
+
+def _with_instances(kind: Any) -> Any:
+    """Returns a type in which classes that pydantic does not know are conditions."""
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if origin is None:
+        if not isinstance(kind, type) or kind.__module__.partition(".")[0] not in _OWN:
+            return kind
+        return Annotated[Any, Rule(_noun(kind), functools.partial(_is_a, kind=kind), alone=True)]
+    if origin is Annotated:
+        return Annotated[(_with_instances(members[0]), *kind.__metadata__)]
+    if origin is typing.Union or origin is UnionType:
+        return functools.reduce(operator.or_, map(_with_instances, members))
+    if origin is typing.Literal or origin is Callable or origin is type or origin.__module__ in _OWN:
+        return kind
+    return origin[tuple(map(_with_instances, members))]
+
+
 def _adapter(kind: Any) -> Any:
     """Returns what checks values of a type; None for types that pydantic does not know, which are left unchecked."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter  # at first use: importing this module costs nothing
 
     try:
-        return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+        return TypeAdapter(_with_instances(kind), config=ConfigDict(strict=True, allow_inf_nan=False))
     except PydanticUserError:
         return None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from supernet.chain import Chain, Hidden, Layout, Layouts, Searchable, step_layout
+from supernet.checked import checked_arguments
 from supernet.cost import CostTable, count
 from supernet.cost.table import standalone_chain
 from supernet.errors import InputError
@@ -20,6 +21,7 @@ from supernet.space import Arch, SearchSpace
 from supernet.training.sparse_step import step_active
 
 
+@checked_arguments
 def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 2, inputs: Any = None) -> None:
     """Asserts every property that training, scoring, costs and export rely on in a supernet.
 

@@ -6,24 +6,25 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from detection import create_detector
+from detection import create_detector, pyramid_space
 from searchers import RandomSearch, Study, hypervolume, pareto_front, search
 from searchers.testing import check_searcher
-from supernet import Arch, Choice, SearchSpace, create_network, create_supernet, list_spaces
+from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
 from supernet.config import Data, Train
-from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
+from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable, count
 from supernet.data import load
 from supernet.data.cache import _read
 from supernet.errors import InputError
 from supernet.export import export, load_exported
 from supernet.ranking.calibrate import calibrated_ranking
-from supernet.scoring.batch_norm import Recalibrate
+from supernet.scoring.batch_norm import Recalibrate, recalibrate_bn
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.spaces import SPACES
@@ -77,7 +78,45 @@ def scored(archs: Any) -> Any:
     return SharedWeights(supernet, DIGITS.calibration, DIGITS.validation)(archs)
 
 
+def some_arch() -> Arch:
+    space = sound().space
+    arch: Arch = space.from_indices([0] * len(space))
+    return arch
+
+
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
+    "options": (lambda: Choice("a", [[1]]), "has options that are no plain values"),  # type: ignore[arg-type,list-item]
+    "a condition": (lambda: Choice("a", (1, 2), when=5), r"takes when=\(parent, values\), not 5"),  # type: ignore[arg-type]
+    "a form": (lambda: SearchSpace("x", (), 5), "a normal form must be a function"),  # type: ignore[arg-type]
+    "parts": (lambda: compose("x", {"a": 5}), "should be a SearchSpace"),  # type: ignore[dict-item]
+    "an architecture of another space": (
+        lambda: sound().space.mutate(Arch({"x": 1}), Random(0), 0.5),
+        "has no choice 'x'",
+    ),
+    "decisions that are missing": (lambda: sound().space.neighbors({}), "the architecture lacks 'stage1.block0.op'"),
+    "no generator": (lambda: sound().space.mutate_one(some_arch(), None), "rng=None should be a Random"),
+    "a probability": (lambda: sound().space.mutate(some_arch(), Random(0), 2), "prob=2 should be a probability"),
+    "indices": (lambda: sound().space.from_indices(["0"] * 8), r"indices=\['0', .* should be a valid integer"),
+    "a cost of another space": (lambda: table()(Arch({"x": 1})), "has no choice 'x'"),
+    "steps": (lambda: Chain("x", [nn.ReLU()]), "a step of 'x' is a pair of a name and a module"),  # type: ignore[list-item]
+    "a forward pass": (lambda: sound()(torch.zeros(1), {}), "arch={} should be an Arch"),
+    "a shape to count": (lambda: count(nn.Conv2d(1, 2, 3), (1, -8, 8)), "input_shape=.* greater than or equal to 1"),
+    "no architectures asked for": (lambda: RandomSearch(sound().space).ask(-1), "n=-1 should be greater"),
+    "trials to learn from": (lambda: RandomSearch(sound().space).tell([5]), r"trials=\[5\] should be a Trial"),  # type: ignore[list-item]
+    "trials to record": (lambda: Study(None, sound().space).append([5]), r"batch=\[5\] should be a Trial"),  # type: ignore[list-item]
+    "a score that is a truth value": (
+        lambda: searched(lambda archs: [{"accuracy": True} for _ in archs]),
+        "metrics must be numbers",
+    ),
+    "an evaluation without argument": (lambda: searched(lambda: []), "evaluate=.* should take one argument"),
+    "no batches": (lambda: recalibrate_bn(nn.BatchNorm2d(1), []), "there are no batches to recalibrate"),
+    "the working folder": (
+        lambda: export(nn.Conv2d(1, 2, 3), "", arch={}, space="x", preprocess=DIGITS.preprocess()),
+        "is or holds the working folder",
+    ),
+    "labels that are missing": (lambda: load((torch.zeros(4, 1, 8, 8), [None] * 4)), "the label None is neither"),
+    "equal classes": (lambda: load((torch.zeros(4, 1, 8, 8), [0, 1] * 2), classes=["a", "a"]), "different names"),
+    "a wiring": (lambda: pyramid_space(levels="x"), "levels='x' should be a valid integer"),  # type: ignore[arg-type]
     "no network to make elastic": (lambda: elastic(None), "model=None should be a Module"),  # type: ignore[arg-type]
     "pixels of an elastic network": (lambda: elastic(nn.Identity(), input_size=0), "input_size=0 should be greater"),
     "dropout of an elastic network": (
@@ -91,7 +130,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a check": (lambda: check_training(None, DIGITS), "config=None should be a Train"),  # type: ignore[arg-type]
     "trials of a front": (lambda: pareto_front([5], ("accuracy",)), r"trials=\[5\] should be a sequence of Trial"),  # type: ignore[list-item]
     "points": (lambda: hypervolume([("a", "b")], (0, 0)), "something other than numbers"),  # type: ignore[list-item]
-    "labels": (lambda: calibrated_ranking({}, 5, space=macro().space), "label a function"),  # type: ignore[arg-type]
+    "labels": (lambda: calibrated_ranking({}, 5, space=macro().space), "label=5 should be callable"),  # type: ignore[arg-type]
     "a searcher to check": (lambda: check_searcher(5, macro().space), "make=5 should be"),  # type: ignore[arg-type]
     "a pattern": (lambda: list_spaces(None), "pattern=None should be a valid string"),  # type: ignore[arg-type]
     "no name": (lambda: create_supernet(None), "a space is a name, such as .* not None"),  # type: ignore[arg-type]
@@ -143,7 +182,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a sampler without a sequence": (
         lambda: trained(sampler=lambda step: Arch({"stage1.block0.op": "mb3_k3"})),
-        "the sampler returned 'stage1.block0.op' for step 0; return a sequence of Arch",
+        r"the sampler returned Arch\(stage1.block0.op='mb3_k3'\) for step 0; return a sequence of Arch",
     ),
     "a list as value": (
         lambda: Arch({"a": [1]}),  # type: ignore[dict-item]
@@ -201,7 +240,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "anchor": (lambda: detector(anchor_scale=math.nan), "anchor_scale=nan should be a number"),
     "no anchor": (lambda: detector(anchor_scale=0), "anchor_scale=0 makes anchors without area"),
     "overlap": (lambda: detector(overlap=1.5), "overlap=1.5 should be a number from 0 to 1"),
-    "image size": (lambda: detector(image_size=(64, "64")), r"image_size=\(64, '64'\) should be pixels"),
+    "image size": (lambda: detector(image_size=(64, "64")), r"image_size=\(64, '64'\) should be a valid integer"),
     "trials": (lambda: searched(None, trials=1.5), "trials=1.5 should be a valid integer"),
     "no trials": (lambda: searched(None, trials=None), "trials=None should be a valid integer"),
     "no results": (lambda: searched(lambda archs: None), "evaluate returned a NoneType for 1 architectures"),
@@ -211,8 +250,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a seed to sample with": (lambda: sound().space.sample(5), "rng=5 should be a generator"),
     "the cost of a dictionary": (lambda: table()({"x": 1}), "is not an architecture; space.canonical"),  # type: ignore[arg-type]
-    "no backbone": (lambda: create_detector("retinanet", backbone=None), "backbone=None should be the name"),  # type: ignore[arg-type]
-    "a backbone's settings": (lambda: detector(backbone_settings=5), "backbone_settings=5 should be a dictionary"),
+    "no backbone": (
+        lambda: create_detector("retinanet", backbone=None),
+        "backbone=None should be a valid string",
+    ),  # type: ignore[arg-type]
+    "a backbone's settings": (
+        lambda: detector(backbone_settings=5),
+        "backbone_settings=5 should be a valid",
+    ),
     "images of other channels": (
         lambda: SharedWeights(create_supernet("nasbench-macro"), DIGITS.calibration, DIGITS.validation),
         "calibration images have 1 channels and the supernet 'nasbench-macro' reads 3",

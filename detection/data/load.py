@@ -19,6 +19,7 @@ from detection.data.augment import Resize
 from detection.data.coco import Annotations, annotations_of, read_annotations
 from detection.data.images import DetectionSet
 from detection.data.layouts import has_split, layout_of, voc_document, yolo_document
+from supernet.checked import checked_arguments
 from supernet.config import DataSummary
 from supernet.data.cache import cache_file, cache_folder
 from supernet.data.split import warn_if_fewer
@@ -71,6 +72,7 @@ class DetectionSplits:
         return dataclasses.replace(self, **parts)
 
 
+@checked_arguments
 def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits:
     """Reads and splits a data set; images that fit into `config.memory` are decoded.
 

@@ -9,6 +9,7 @@ from detection.nasfpn.space import wiring_arch
 from detection.nasfpn.supernet import NECK, retinanet_nasfpn
 from detection.resnet import resnet_50
 from supernet.chain import realize
+from supernet.checked import checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
@@ -40,6 +41,7 @@ def published_nasfpn(
     return detector, wiring_arch("nasfpn-7", detector.space, prefix=NECK)
 
 
+@checked_arguments
 def create_nasfpn(
     name: str,
     *,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from supernet.checked import checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, Choice, SearchSpace, Value
 
@@ -54,6 +55,7 @@ class Wiring(NamedTuple):
         return len(self.cells) - self.levels
 
 
+@checked_arguments
 def pyramid_space(
     *,
     levels: int = 5,
@@ -88,6 +90,8 @@ def pyramid_space(
     Raises:
         InputError: there are fewer than two levels or fewer cells than levels, or an operation is unknown.
     """
+    if finest < 0:
+        raise InputError(f"finest={finest} should be the number of a level, at least 0")
     if levels < 2 or cells < levels:
         raise InputError(
             f"a pyramid needs at least two levels and at least one cell for each, not levels={levels}, cells={cells}"
@@ -273,6 +277,7 @@ WIRINGS: dict[str, Wiring] = {
 """Published pyramids; "nasfpn-7" is that of Figure 6, as in the released TensorFlow code."""
 
 
+@checked_arguments
 def wiring_arch(name: str, space: SearchSpace, *, prefix: str = "", shift: int = 0) -> Arch:
     """Returns a published pyramid as an architecture of a space.
 

@@ -25,6 +25,7 @@ from detection.nasfpn.space import ATTENTION, SUM, pyramid_space, wiring_of
 from detection.pyramid import LevelNorms, Norm, draw_weights
 from detection.retinanet import OCTAVE, RATIOS, RetinaBoxes, RetinaPredictor, initialize_retinanet
 from supernet.chain import Layouts, Part, Searchable, initialize_copying, parameters_of
+from supernet.checked import checked_arguments
 from supernet.errors import InputError
 from supernet.space import Arch
 
@@ -116,6 +117,7 @@ class SearchablePyramid(Searchable):
 D = TypeVar("D", Detector, DetectorNetwork)
 
 
+@checked_arguments
 def read_out(detector: D, repeats: int) -> D:
     """Returns a detector whose heads read the pyramid after fewer repeats; it shares the weights.
 
@@ -128,6 +130,8 @@ def read_out(detector: D, repeats: int) -> D:
     Raises:
         InputError: the detector has fewer repeats.
     """
+    if not isinstance(detector, nn.Module):
+        raise InputError(f"detector={detector!r:.80} should be a detector with NAS-FPN")
     necks = [name for name, child in detector.named_children() if _is_pyramid(child)]
     if not 1 <= repeats <= len(necks):
         raise InputError(

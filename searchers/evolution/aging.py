@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from searchers.loop import Limits, Metric
+from searchers.loop import Asked, Limits, Metric
 from searchers.proposals import sample, within
 from searchers.study import Trial, preference
-from supernet.checked import Count, Probability, Seed, checked_arguments
+from supernet.checked import Count, Probability, Seed, arguments_explained, checked_arguments
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
 
@@ -78,10 +78,12 @@ class AgingEvolution:
         self._population: deque[Trial] = deque()
         self._pending = 0  # proposed and not scored yet
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes `n` architectures. Raises `InputError` if the limits exclude every draw."""
         return [self._next() for _ in range(n)]
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Adds the trials to the population, except those outside the limits, which only a warm start can bring."""
         self._pending = max(0, self._pending - len(trials))

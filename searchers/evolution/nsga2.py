@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from searchers.loop import Limits, Metric
+from searchers.loop import Asked, Limits, Metric
 from searchers.pareto import check_objectives, crowding_distance, nondominated_sort
 from searchers.proposals import CHILD_TRIES, Visited, up_to
 from searchers.study import Trial
-from supernet.checked import Probability, Seed, checked_arguments
+from supernet.checked import Probability, Seed, arguments_explained, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
@@ -105,10 +105,12 @@ class NSGA2:
         self._population: list[_Member] = []
         self._children: list[_Member] = []  # scored since the last selection; initially the random ones
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._child, lambda: self._visited.sample(self._rng))
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Adds the trials to the children and selects when there are enough. Failed ones are not proposed again."""
         self._visited.tell(trials)

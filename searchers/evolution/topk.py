@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Literal, Self
 
-from searchers.loop import Limits, Metric
+from searchers.loop import Asked, Limits, Metric
 from searchers.proposals import Visited, up_to
 from searchers.study import Trial, preference
-from supernet.checked import Count, Natural, Probability, Seed, Size, checked_arguments
+from supernet.checked import Count, Natural, Probability, Seed, Size, arguments_explained, checked_arguments
 from supernet.errors import InputError
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace, Value
@@ -98,10 +98,12 @@ class TopKEvolution:
         """
         return cls(space, **{"population_size": 50, "parents": 10, "mutants": 25, "crossovers": 25, **settings})
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._next, lambda: self._visited.sample(self._rng))
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Merges the trials into the best. Failed ones and those outside the limits are only not proposed again."""
         self._visited.tell(trials)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from searchers.loop import Evaluate, Feasible, Limits, Metric
+from searchers.loop import Asked, Evaluate, Feasible, Limits, Metric
 from searchers.morphnet.resources import (
     GAP,
     Resource,
@@ -21,7 +21,7 @@ from searchers.morphnet.resources import (
     widened,
 )
 from searchers.study import Trial, score
-from supernet.checked import Count, Positive, Rule, Seed, Share, checked_arguments
+from supernet.checked import Count, Positive, Rule, Seed, Share, arguments_explained, checked_arguments
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
@@ -177,7 +177,8 @@ class MorphNet:
         """The cost in the units of the limit: multiply-accumulates, or parameters with batch norm and biases."""
         return sum(layer.macs(widths) if self.limit == "macs" else layer.params(widths) for layer in self._layers)
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Trains and proposes one architecture, or none when all rounds are over."""
         if len(self._tried) == len(self.scan):
             self._conclude()
@@ -193,6 +194,7 @@ class MorphNet:
         self._scored = False
         return [shrunk.arch]
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Notes the score of the last proposal; other trials, such as those of a warm start, are ignored.
 

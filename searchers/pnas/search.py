@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from searchers.loop import Feasible, Limits, Metric
+from searchers.loop import Asked, Feasible, Limits, Metric
 from searchers.pnas.ladder import Block, Kind, Ladder, _Cell, find_ladder
 from searchers.proposals import nothing_fits
 from searchers.study import Trial, score
-from supernet.checked import Count, Natural, Rate, Seed, Text, Units, checked_arguments
+from supernet.checked import Count, Natural, Rate, Seed, Text, Units, arguments_explained, checked_arguments
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, SearchSpace
 
@@ -186,7 +186,8 @@ class PNAS:
         self._slope: float | None = None  # by which scores are multiplied for the surrogate
         self._fitted: dict[int, float | None] = {}  # correlation by number of blocks
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes up to `n` new cells. Raises `InputError` if the limits exclude the whole first level."""
         archs: list[Arch] = []
         while len(archs) < n:
@@ -197,6 +198,7 @@ class PNAS:
                 archs.append(cell.arch)
         return archs
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Notes the scores. A failed cell is neither expanded nor used for training."""
         for trial in trials:

@@ -9,14 +9,14 @@ import numpy as np
 from annotated_types import Ge
 from scipy.special import ndtr
 
-from searchers.loop import Feasible, Limits, Metric
+from searchers.loop import Asked, Feasible, Limits, Metric
 from searchers.predictor.encoding import Encoding
 from searchers.predictor.ensemble import Ensemble
 from searchers.predictor.gaussian_process import GaussianProcess
 from searchers.predictor.prediction import Floats, Indices, Prediction, Surrogate
 from searchers.proposals import Visited, sampler
 from searchers.study import Trial, score
-from supernet.checked import NonNegative, Seed, checked_arguments
+from supernet.checked import NonNegative, Seed, arguments_explained, checked_arguments
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, SearchSpace
 
@@ -97,7 +97,8 @@ class PredictorSearch:
         self._planned: deque[tuple[str, Arch]] = deque()  # with the key of its network
         self._learnt = 0  # number of observations of the last fit
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         archs: list[Arch] = []
         while len(archs) < n:
@@ -109,6 +110,7 @@ class PredictorSearch:
             archs.append(arch)
         return archs
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Adds the scores to the observations. Failed networks are only not proposed again."""
         self._visited.tell(trials)

@@ -8,10 +8,21 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from annotated_types import Gt, Lt
 
-from searchers.loop import Limits, Metric
+from searchers.loop import Asked, Limits, Metric
 from searchers.proposals import sample
 from searchers.study import Trial, score
-from supernet.checked import Count, NonNegative, Positive, Rate, Seed, Share, Size, Units, checked_arguments
+from supernet.checked import (
+    Count,
+    NonNegative,
+    Positive,
+    Rate,
+    Seed,
+    Share,
+    Size,
+    Units,
+    arguments_explained,
+    checked_arguments,
+)
 from supernet.errors import InputError
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch, SearchSpace
@@ -189,7 +200,8 @@ class Reinforce:
         }
         return cls(space, **{**released, **settings})
 
-    def ask(self, n: int) -> list[Arch]:
+    @checked_arguments
+    def ask(self, n: Asked) -> list[Arch]:
         """Proposes `n` architectures. Raises `InputError` if the limits exclude every draw."""
         tries = TRIES * n
         while len(self._queue) < n and tries > 0:
@@ -201,6 +213,7 @@ class Reinforce:
             self._asked.setdefault(drawn.indices, []).append(drawn)
         return [self.space.from_indices(drawn.indices) for drawn in taken]
 
+    @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
         """Rewards the samples and updates the policy when a minibatch is complete.
 

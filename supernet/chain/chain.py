@@ -11,9 +11,27 @@ from supernet.chain.layout import Layout, Layouts
 from supernet.chain.naming import nest, step_paths
 from supernet.chain.searchable import Part, Searchable, materialize, parameters_of, step_layout
 from supernet.chain.start import initialize_alike, largest
+from supernet.checked import checked_arguments, is_whole
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace, Value, compose
 from supernet.space.normal_form import Form
+
+
+def _check_steps(name: object, steps: object, input_shape: object) -> None:
+    """Raises `InputError` unless these are a name, pairs of names and modules, and a shape."""
+    if not isinstance(name, str):
+        raise InputError(f"the name of a chain is a text, not {name!r}")
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        raise InputError(f"the steps of {name!r} are a sequence of (name, module), not {steps!r:.80}")
+    for step in steps:
+        pair = isinstance(step, tuple | list) and len(step) == 2
+        if not pair or not isinstance(step[0], str) or not isinstance(step[1], nn.Module):
+            raise InputError(
+                f"a step of {name!r} is a pair of a name and a module, not {' '.join(repr(step).split()):.80}"
+            )
+    sides = input_shape if isinstance(input_shape, Sequence) else ()
+    if len(sides) != 3 or not all(is_whole(side, 1) for side in sides):
+        raise InputError(f"input_shape={input_shape!r:.80} should be channels, height and width in pixels")
 
 
 class Chain(Searchable):
@@ -51,6 +69,7 @@ class Chain(Searchable):
         normal_form: Form | None = None,
         init: Init | None = None,
     ) -> None:
+        _check_steps(name, steps, input_shape)
         super().__init__()
         self.step_names = tuple(step_name for step_name, _ in steps)
         self.step_paths = step_paths(self.step_names)
@@ -94,10 +113,17 @@ class Chain(Searchable):
 
     def forward(self, state: Any, arch: Arch) -> Any:
         """Returns the state after the last step; for classifiers the logits, (N, classes)."""
-        for name, step in zip(self.step_names, self.step_modules, strict=True):
-            state = step(state, arch.sub(name)) if isinstance(step, Searchable) else step(state)
+        if not isinstance(arch, Arch):
+            raise InputError(f"arch={arch!r:.80} should be an Arch; space.canonical(values) makes one of a dictionary")
+        try:
+            for name, step in zip(self.step_names, self.step_modules, strict=True):
+                state = step(state, arch.sub(name)) if isinstance(step, Searchable) else step(state)
+        except KeyError:
+            self.space.canonical(arch)  # names a decision that is missing or unknown
+            raise
         return state
 
+    @checked_arguments
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Sets the initial weights of a fresh supernet, in place: by `init` if it was given, otherwise alike.
 

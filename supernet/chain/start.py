@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from supernet.chain.initial import initialize
 from supernet.chain.layout import Layout, Layouts
 from supernet.chain.searchable import Searchable
+from supernet.checked import checked_arguments
 from supernet.space import Arch, Choice, SearchSpace, Value
 
 NOISE = 0.1
@@ -109,6 +110,7 @@ def copying_kernel(conv: nn.Conv2d) -> Tensor:
     return kernel
 
 
+@checked_arguments
 def largest(space: SearchSpace) -> Arch:
     """Returns the architecture that takes the last option everywhere, the largest of an ordered choice."""
     return space._complete(lambda choice: choice.options[-1])

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from supernet.checked import Count, checked_arguments
+from supernet.errors import InputError
+
 COSTS = ("macs", "params", "activations", "matmul_macs")
 SAME_SHAPE = {
     *("native_batch_norm", "relu", "relu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "hardsigmoid"),
@@ -131,12 +134,16 @@ def trace(module: nn.Module, state: Any) -> tuple[dict[str, int], Any]:
     return costs, out
 
 
-def count(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+@checked_arguments
+def count(module: nn.Module, input_shape: Sequence[Count]) -> dict[str, int]:
     """Returns the costs of an ordinary network for one input.
 
     Args:
         module: takes one tensor. The module itself is not run, only a copy without storage.
         input_shape: (C, H, W) of one input.
+
+    Raises:
+        InputError: the module cannot take such an input.
 
     Returns:
         `macs`: multiply-accumulates of convolutions and linear layers, as papers count them. Bias, batch norm, pooling
@@ -146,4 +153,8 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
         `matmul_macs`: multiply-accumulates of batched matrix products, that is of attention, matmul and einsum; they
             are not part of `macs`, and 0 for a network of convolutions.
     """
-    return trace(meta_copy(module).eval(), torch.empty(1, *input_shape, device="meta"))[0]
+    try:
+        return trace(meta_copy(module).eval(), torch.empty(1, *input_shape, device="meta"))[0]
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the module cannot take an input of input_shape={tuple(input_shape)}: {reason}") from error

@@ -6,7 +6,7 @@ from decimal import Decimal
 from functools import cached_property
 from random import Random
 
-from supernet.checked import checked_arguments, is_number
+from supernet.checked import arguments_explained, checked_arguments, is_number
 from supernet.cost.table import CostTable, amount
 from supernet.cost.window import CostWindow
 from supernet.errors import InputError, nearest
@@ -49,6 +49,7 @@ class Feasible:
         """Returns whether the architecture is within every limit."""
         return not self.limits or self._within(self.cost(arch))
 
+    @arguments_explained
     def sample(self, rng: Random) -> Arch:
         """Draws one of the architectures within the limits, each with the same probability.
 

@@ -72,6 +72,9 @@ class CostTable:
     def __init__(self, supernet: Chain, input_shape: Shape = None) -> None:
         self.space = supernet.space
         self.input_shape = tuple(input_shape or supernet.input_shape)
+        if self.input_shape[0] != supernet.input_shape[0]:
+            channels = supernet.input_shape[0]
+            raise InputError(f"input_shape={self.input_shape} should have {channels} channels, as the supernet reads")
         self._chain = standalone_chain(supernet).eval()
         self.start = Entry(
             dict.fromkeys(self.costs, 0), torch.empty(1, *self.input_shape, device="meta"), self._chain.input_layout
@@ -89,7 +92,11 @@ class CostTable:
         entry = self.start
         total = dict(entry.cost)
         for index, name in enumerate(self._chain.step_names):
-            entry = self.step(index, arch.sub(name), entry)
+            try:
+                entry = self.step(index, arch.sub(name), entry)
+            except LookupError:
+                self.space.canonical(arch)  # names a decision that is missing or unknown
+                raise
             for cost in self.costs:
                 total[cost] += entry.cost[cost]
         return total

@@ -162,6 +162,9 @@ def _pixels(images: Any, what: str = "the images") -> Tensor:
     return array.to(torch.uint8)
 
 
+MOST_CLASSES = 1_000_000
+
+
 def _labels(labels: Any, count: int, classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """Returns labels as int64, (N,), and the names of the classes. Raises `InputError` for labels that do not fit."""
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
@@ -170,6 +173,8 @@ def _labels(labels: Any, count: int, classes: Sequence[str]) -> tuple[Tensor, tu
     values = [value.item() if isinstance(value, Tensor | np.generic) and not value.shape else value for value in values]
     if len(values) != count:
         raise InputError(f"there are {count:,} images and {len(values):,} labels; give one label for each image")
+    if isinstance(classes, str) or not isinstance(classes, Sequence) or len(set(map(str, classes))) < len(classes):
+        raise InputError(f"classes={shown(classes)} should be different names, one for each class")
     names = tuple(map(str, classes))
     if all(isinstance(value, str) for value in values):
         names = names or tuple(sorted(set(values)))
@@ -177,9 +182,11 @@ def _labels(labels: Any, count: int, classes: Sequence[str]) -> tuple[Tensor, tu
         if unknown is not None:
             raise InputError(f"the label {unknown!r} is none of the classes {', '.join(names[:10])}")
         return torch.tensor([names.index(value) for value in values]), names
-    wrong = next((value for value in values if not isinstance(value, int) or value < 0), None)
-    if wrong is not None:
-        raise InputError(f"the label {shown(wrong)} is neither a whole number from 0 nor a text")
+    wrong = [value for value in values if not isinstance(value, int) or value < 0]
+    if wrong:
+        raise InputError(f"the label {shown(wrong[0])} is neither a whole number from 0 nor a text")
+    if max(values) >= MOST_CLASSES:
+        raise InputError(f"the label {shown(max(values))} is too large; there are at most {MOST_CLASSES:,} classes")
     names = names or tuple(map(str, range(max(values) + 1)))
     if max(values) >= len(names):
         raise InputError(f"the label {max(values)} has no name: there are {len(names)} classes, and labels begin at 0")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.checked import checked_arguments
 from supernet.config import Data
 from supernet.data.decode import Labelled, Source, decode
 from supernet.data.images import Images, Splits
@@ -19,6 +20,7 @@ HISTOGRAM_FROM = 2**28
 """Above this many values, mean and deviation come from a 256-level histogram, since a float32 copy might not fit."""
 
 
+@checked_arguments
 def split(
     config: Data,
     pixels: Tensor,

@@ -4,15 +4,25 @@ import functools
 import itertools
 from collections.abc import Generator, Iterator
 
+from supernet.checked import Count, Natural, checked_arguments
 from supernet.config import Augment
 from supernet.data.augment import augment as vary
 from supernet.data.images import Batch, Images
 from supernet.data.steps import epoch_order, torch_generator
 from supernet.data.stream import Stream
+from supernet.errors import InputError
 
 
+@checked_arguments
 def training_batches(
-    train: Images | Stream, augment: Augment, *, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+    train: Images | Stream,
+    augment: Augment,
+    *,
+    batch: Count,
+    seed: int,
+    start: Natural = 0,
+    rank: Natural = 0,
+    world: Count = 1,
 ) -> Generator[Batch, None, None]:
     """Returns endless training batches from step `start` on, with `len(train) // batch` steps per epoch.
 
@@ -29,11 +39,14 @@ def training_batches(
         normalised images, float32, (batch / world, C, H, W), and labels, int64, (batch / world,).
 
     Raises:
-        InputError: a start within an epoch of a stream that can only be read from an epoch's start; further errors
-            come while iterating, see `Stream.batches`.
+        InputError: a batch that is too large or that the processes cannot share, or a start within an epoch of a stream
+            that can only be read from an epoch's start; further errors come while iterating, see `Stream.batches`.
     """
-    assert batch <= len(train)
-    assert batch % world == 0
+    if batch > len(train) or batch % world or rank >= world:
+        raise InputError(
+            f"batch={batch}, rank={rank} and world={world} do not fit: a batch has at most the {len(train):,} training "
+            "images and the same number for each process"
+        )
     read = train.batches if isinstance(train, Stream) else functools.partial(_batches, train)
     batches = read(augment, batch=batch, seed=seed, start=start, rank=rank, world=world)
     return ((train.normalize(pixels), labels) for pixels, labels in batches)

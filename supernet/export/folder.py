@@ -144,6 +144,7 @@ def export(
     return parity
 
 
+@checked_arguments
 def check_parity(network: nn.Module, folder: str | Path, *, tolerance: float = 1e-5) -> dict[str, float]:
     """Compares an export with a network again, on the inputs of its first comparison. Runs the folder's model.py.
 
@@ -336,6 +337,8 @@ def check_replaceable(folder: Path) -> None:
     """Raises `InputError` unless a folder is new, empty or an export, whose place another export can take."""
     if not short_names(folder):
         raise InputError(f"folder={shown(str(folder))} cannot be a folder's name; give a shorter one")
+    if Path.cwd().is_relative_to(folder):  # its place would be taken under the feet of the process
+        raise InputError(f"{folder} is or holds the working folder; give another folder for the export")
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise InputError(f"{there} is a file, not a folder; give another folder for the export")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from supernet.checked import arguments_explained
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
@@ -145,6 +146,7 @@ class Calibration:
         return max(self.scores, key=self.scores.__getitem__)
 
 
+@arguments_explained
 def calibrated_ranking(
     scores: Mapping[Arch, float | None],
     label: Label,

@@ -18,6 +18,7 @@ import numpy as np
 import scipy  # its parts load when they are used; statistics take a second
 from numpy.typing import NDArray
 
+from supernet.checked import shown
 from supernet.errors import InputError, RunError
 from supernet.ranking.calibrate import FEWEST, Floats, Ridge, fit_ridge, leave_one_out, one_hot
 from supernet.ranking.statistics import LEVEL, Interval
@@ -191,6 +192,8 @@ def race(
         InputError: no finalist or no simple network, a network of another space, or a budget below two trainings.
         RunError: no network was trained to the end, because trainings failed; they are named.
     """
+    if not isinstance(space, SearchSpace):
+        raise InputError(f"space={shown(space)} should be a SearchSpace")
     check_race(trainings=trainings, minutes=minutes, shares=shares, seeds=seeds, noise=noise, parallel=parallel)
     if not callable(train) or not callable(cost):
         raise InputError("train and cost are functions: one trains networks, the other returns what one costs")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from random import Random
 
+from supernet.checked import arguments_explained, checked_arguments
 from supernet.errors import InputError
 from supernet.ranking.depth import NO_LAYER, layers
 from supernet.space import Arch, Choice, SearchSpace, Value
@@ -22,6 +23,7 @@ PAIRS = 4000  # of changes that a climb looks at where no single one helps
 # -- the best of searches ---------------------------------------------------------------------------------------------
 
 
+@arguments_explained
 def finalists(
     space: SearchSpace, scores: Mapping[Arch, float], n: int, *, cost: Cost, tied: Collection[Arch] = ()
 ) -> list[Arch]:
@@ -63,6 +65,7 @@ def differing(first: Arch, second: Arch) -> int:
 # -- simple networks --------------------------------------------------------------------------------------------------
 
 
+@checked_arguments
 def simple_networks(
     space: SearchSpace,
     *,

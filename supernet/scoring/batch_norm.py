@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from supernet.chain import Chain, largest
-from supernet.checked import Checked, Count, NonNegative
+from supernet.checked import Checked, Count, NonNegative, checked_arguments, shown
 from supernet.errors import InputError
 from supernet.space import SearchSpace
 
@@ -126,7 +127,8 @@ class Settling:
 
 
 @torch.no_grad()
-def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor], *, settle: float = 0.0) -> None:
+@checked_arguments
+def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor], *, settle: NonNegative = 0.0) -> None:
     """Re-estimates all batch-norm statistics in place; everything else in the module stays in eval mode.
 
     The result is the plain mean of the batches' means and unbiased variances, so it does not depend on their order
@@ -136,6 +138,9 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor], *, settle: floa
         module: an ordinary network, left in eval mode.
         batches: normalised images, (N, C, H, W) each, all of the same N.
         settle: see `Recalibrate.settle`.
+
+    Raises:
+        InputError: there are no batches, or something else than images.
     """
     module.eval()
     norms = norms_of(module)
@@ -145,16 +150,29 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor], *, settle: floa
         norm.reset_running_stats()
         norm.momentum = None  # torch's cumulative average
         norm.train()
-    settling = Settling(norms, settle, settled)
+    settling, images = Settling(norms, settle, settled), None
     for images in batches:
         settling.before_batch()
-        module(images)
+        _run(module, images)
         settling.after_batch()
         if len(settled) == len(norms):
             break
+    if norms and images is None:
+        raise InputError("there are no batches to recalibrate batch norms with; give one or more")
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+def _run(module: nn.Module, images: Any) -> None:
+    """Runs a module; an `InputError` says so if it was given something else than images."""
+    try:
+        module(images)
+    except (TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the network cannot be run on a batch, {shown(images)}: {reason}") from error
 
 
 # -- the full network's outputs ---------------------------------------------------------------------------------------
@@ -259,6 +277,7 @@ def check_full(space: SearchSpace) -> None:
 
 
 @torch.no_grad()
+@checked_arguments
 def rebase_norms(supernet: Chain, batches: Iterable[Tensor]) -> None:
     """Makes the statistics of all batch norms those of these images, in place; the full network computes the same.
 
@@ -287,6 +306,7 @@ def rebase_norms(supernet: Chain, batches: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
+@checked_arguments
 def take_full_statistics(supernet: Chain, batches: Iterable[Tensor]) -> None:
     """Makes the running statistics of a supernet those of its full network on these images, in place.
 
@@ -305,6 +325,7 @@ def take_full_statistics(supernet: Chain, batches: Iterable[Tensor]) -> None:
 
 def _full_network(supernet: Chain) -> tuple[nn.Module, list[tuple[str, _BatchNorm, _BatchNorm]]]:
     """Returns the full network, and for each of its norms the name, the supernet's norm and its own."""
+    check_full(supernet.space)
     network = supernet.subnet(largest(supernet.space))
     copies = _named_norms(network)
     pairs = list(zip(copies, norms_of(supernet), copies.values(), strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from supernet.checked import checked_arguments
 from supernet.data.batches import ImageSet
 from supernet.errors import RunError
 from supernet.ranking.paired import Bits
@@ -117,6 +118,7 @@ def check_finite(metrics: Mapping[str, float], network: str) -> None:
         raise RunError(f"{network} scores {', '.join(bad)}: its outputs are not finite, so it has no score")
 
 
+@checked_arguments
 def accuracy(network: nn.Module, images: ImageSet, batch: int = 256) -> float:
     """Returns the share of images that a classifier in eval mode gets right, 0..1; NaN if an output is not finite."""
     network.eval()

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -410,7 +411,12 @@ class SharedWeights:
 
     def _score(self, network: nn.Module) -> Score:
         if not isinstance(self.metric, BatchMetric):
-            return Score(dict(self.metric(network, self.validation, self.batch)))
+            metrics = self.metric(network, self.validation, self.batch)
+            if not isinstance(metrics, Mapping) or not all(isinstance(value, Real) for value in metrics.values()):
+                raise InputError(
+                    f"the metric {_name(self.metric)} returned {shown(metrics)}; return a mapping from name to number"
+                )
+            return Score(dict(metrics))
         batches = Batches(self.validation, self.batch, alike=True)
         with torch.no_grad():
             parts = [

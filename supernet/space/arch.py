@@ -25,7 +25,7 @@ class Arch(Mapping[str, Value]):
             raise InputError(f"an architecture is a mapping of decision names to values, not {str(values)[:80]!r}")
         self._start(dict(values or {}))
         for name, value in self._values.items():
-            if not isinstance(name, str) or not isinstance(value, _PLAIN):
+            if not isinstance(name, str) or not isinstance(value, _PLAIN) or value != value:
                 raise InputError(
                     f"an architecture maps names to text, numbers or truth values, not {name!r:.80} to {value!r:.80}"
                 )
@@ -63,6 +63,8 @@ class Arch(Mapping[str, Value]):
         """Returns the sub-architecture below `prefix`: its decisions without the prefix, empty if there are none."""
         sub = self._subs.get(prefix)
         if sub is None:
+            if not isinstance(prefix, str):
+                raise InputError(f"prefix={prefix!r} should be a text, the name of a step")
             start = prefix + "."
             cut = len(start)
             sub = Arch.__new__(Arch)  # its values have been checked; layers ask for it in every forward pass

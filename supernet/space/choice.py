@@ -1,5 +1,6 @@
 """One decision of a search space: its options and the condition under which it is active."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -32,8 +33,13 @@ class Choice:
             raise InputError(f"the name of a choice is a text, not {self.name!r}")
         if not isinstance(options, Iterable):
             raise InputError(f"choice {self.name!r} takes a sequence of options, not {options!r}")
-        if self.when is not None and (isinstance(self.when, str) or len(self.when) != 2):
+        if self.when is not None and (not isinstance(self.when, tuple | list) or len(self.when) != 2):
             raise InputError(f"choice {self.name!r} takes when=(parent, values), not {self.when!r}")
+        if isinstance(options, Mapping) or not isinstance(self.ordered, bool):
+            wrong = f"ordered={self.ordered!r}" if not isinstance(self.ordered, bool) else f"options {options!r}"
+            raise InputError(
+                f"choice {self.name!r} has {wrong}; give a sequence of options, and ordered as True or False"
+            )
         if isinstance(options, str) or (self.when is not None and isinstance(self.when[1], str)):
             raise InputError(f"choice {self.name!r} takes sequences of values, not one string; write ('a', 'b')")
         if isinstance(options, range) and options:  # one spelling per sequence, so that equal spaces have equal JSON
@@ -42,11 +48,19 @@ class Choice:
         elif not isinstance(options, range):
             object.__setattr__(self, "options", tuple(options))
         if self.when is not None:
+            if not isinstance(self.when[0], str) or not isinstance(self.when[1], Iterable):
+                raise InputError(f"choice {self.name!r} takes when=(parent, values), not {self.when!r}")
             object.__setattr__(self, "when", (self.when[0], tuple(self.when[1])))
         if not self.name or self.name.startswith(".") or self.name.endswith("."):
             raise InputError(f"a choice needs a name that neither starts nor ends with a dot, not {self.name!r}")
         if not isinstance(self.options, range) and any(option != option for option in self.options):
             raise InputError(f"choice {self.name!r} has NaN among its options, which equals nothing; name it otherwise")
+        if not isinstance(self.options, range):
+            strange = [
+                o for o in self.options if not isinstance(o, str | int | float | bool) or o in (math.inf, -math.inf)
+            ]
+            if strange:
+                raise InputError(f"choice {self.name!r} has options that are no plain values: {strange!r:.80}")
         if len(self.options) == 0:
             raise InputError(f"choice {self.name!r} has no options; give it at least one")
         if not isinstance(self.options, range) and len(set(self.options)) != len(self.options):

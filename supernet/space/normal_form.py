@@ -46,6 +46,8 @@ class NormalForm:
     @classmethod
     def of(cls, function: Form) -> "NormalForm":
         """Returns the reference to a module-level function, with its `version` attribute or version 1."""
+        if not callable(function):
+            raise InputError(f"a normal form must be a function at the top level of a module, not {function!r}")
         module, name = function.__module__, getattr(function, "__qualname__", "")
         if "<" in name or "." in name or not name:
             raise InputError(f"a normal form must be a function at the top level of a module, not {name or function!r}")

@@ -4,14 +4,16 @@ Spaces compose by dotted prefix, so the space of a network is the union of the s
 `arch.sub("stage1.block0")`.
 """
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
+from supernet.checked import arguments_explained, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.space.arch import Arch, Value
 from supernet.space.choice import Choice, _choice_from_json, _choice_to_json
@@ -19,6 +21,32 @@ from supernet.space.normal_form import Form, NormalForm
 from supernet.strict_json import parse_json
 
 MOST_NORMAL_FORMS = 4096  # remembered per space, and as many architectures that are known to be canonical
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _explained(method: Callable[P, T]) -> Callable[P, T]:
+    """Names what is wrong with the arguments of a method of `SearchSpace` that fails: their types, or their decisions.
+
+    Nothing is checked before, since searchers call these methods thousands of times a second.
+    """
+    method = arguments_explained(method)
+
+    @functools.wraps(method)
+    def explained(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except LookupError:
+            given = [*list(args), *kwargs.values()]
+            space = given.pop(0)
+            for arch in given:
+                if isinstance(arch, Mapping) and isinstance(space, SearchSpace):
+                    space.canonical(arch)
+            raise
+
+    return explained
 
 
 @dataclass(frozen=True, init=False)
@@ -45,14 +73,14 @@ class SearchSpace:
     _canonical: dict[Arch, Arch] = field(repr=False, compare=False)
 
     def __init__(self, name: str, choices: Sequence[Choice] = (), normal_form: Form | None = None) -> None:
-        if not isinstance(name, str):
-            raise InputError(f"the name of a space is a text, not {name!r}")
         if not isinstance(choices, Iterable) or not all(isinstance(choice, Choice) for choice in choices):
             raise InputError(f"space {name!r} takes a sequence of choices, such as [Choice('depth', (1, 2))]")
         forms = (("", NormalForm.of(normal_form)),) if normal_form is not None else ()
         self._set(name, choices, forms)
 
     def _set(self, name: str, choices: Sequence[Choice], forms: Sequence[tuple[str, NormalForm]]) -> None:
+        if not isinstance(name, str):
+            raise InputError(f"the name of a space is a text, not {name!r}")
         by_name: dict[str, Choice] = {}
         for choice in choices:
             if choice.name in by_name:
@@ -86,7 +114,7 @@ class SearchSpace:
 
     def __getitem__(self, name: str) -> Choice:
         """Returns the choice of that name; an `InputError` offers the nearest one."""
-        if name not in self._by_name:
+        if not isinstance(name, str) or name not in self._by_name:
             raise InputError(f"space {self.name!r} has no choice {name!r}; {nearest(name, self._by_name)}")
         return self._by_name[name]
 
@@ -113,6 +141,7 @@ class SearchSpace:
                 values[choice.name] = pick(choice)
         return Arch(values)
 
+    @_explained
     def active(self, arch: Mapping[str, Value]) -> tuple[Choice, ...]:
         """Returns the choices whose conditions hold in `arch`, in the order of the space."""
         active: list[Choice] = []
@@ -159,6 +188,7 @@ class SearchSpace:
 
         return self._complete(checked)
 
+    @_explained
     def normal_form(self, arch: Arch) -> Arch:
         """Returns the representative of the network that `arch` describes; `arch` itself in a space without forms.
 
@@ -212,10 +242,12 @@ class SearchSpace:
             values.update({start + name: value for name, value in representative.items()})
         return values
 
+    @_explained
     def to_indices(self, arch: Arch) -> tuple[int, ...]:
         """Returns the number of each value among the options of its choice, in the order of the space."""
         return tuple(choice.index(arch[choice.name]) for choice in self.choices)
 
+    @_explained
     def from_indices(self, indices: Sequence[int]) -> Arch:
         """Returns the architecture of an index vector; every vector in range is legal, inactive entries are ignored."""
         if len(indices) != len(self.choices):
@@ -236,12 +268,15 @@ class SearchSpace:
             raise InputError(f"rng={rng!r} should be a generator, such as random.Random(0)")
         return self._complete(lambda choice: choice.draw(rng))
 
+    @_explained
     def mutate(self, arch: Arch, rng: Random, prob: float, *, other: bool = False) -> Arch:
         """Redraws each active choice with probability `prob`.
 
         The old value may be drawn again, as in the released code of DetNAS and SPOS, unless `other` excludes it, as
         when a bit is flipped.
         """
+        if not 0 <= prob <= 1:
+            raise InputError(f"prob={prob!r} should be a probability from 0 to 1")
         active = {choice.name for choice in self.active(arch)}
 
         def redraw(choice: Choice) -> Value:
@@ -254,6 +289,7 @@ class SearchSpace:
 
         return self._complete(redraw)
 
+    @_explained
     def mutate_one(self, arch: Arch, rng: Random) -> Arch:
         """Changes exactly one active choice, drawn uniformly; choices that become active are drawn.
 
@@ -274,6 +310,7 @@ class SearchSpace:
 
         return self._complete(move)
 
+    @_explained
     def crossover(self, first: Arch, second: Arch, rng: Random) -> Arch:
         """Takes each active choice from either parent with equal probability, or from the one where it is active."""
         active = [{choice.name for choice in self.active(parent)} for parent in (first, second)]
@@ -287,6 +324,7 @@ class SearchSpace:
 
         return self._complete(inherit)
 
+    @_explained
     def neighbors(self, arch: Arch) -> list[Arch]:
         """Returns all architectures that differ in one active choice (ordered: by one step).
 
@@ -331,6 +369,7 @@ class SearchSpace:
 
         return math.prod(count(choice) for choice in self.choices if choice.when is None)
 
+    @checked_arguments
     def fix(self, values: Mapping[str, Value]) -> "SearchSpace":
         """Returns the same space with the named choices fixed to one value each."""
         for name, value in values.items():
@@ -342,6 +381,7 @@ class SearchSpace:
             choices.append(Choice(choice.name, options, choice.when, choice.ordered))
         return SearchSpace._of(self.name, choices, self.forms)
 
+    @checked_arguments
     def restrict(self, options: Mapping[str, Sequence[Value]]) -> "SearchSpace":
         """Returns the same space with fewer options of the named choices.
 
@@ -400,6 +440,7 @@ class SearchSpace:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
+@checked_arguments
 def compose(name: str, parts: Mapping[str, SearchSpace], normal_form: Form | None = None) -> SearchSpace:
     """Returns one space from several; the decisions and normal forms of each are below its dotted prefix.
 

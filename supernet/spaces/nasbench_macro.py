@@ -12,6 +12,7 @@ from torch import nn
 from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ClassifierHead, ConvBNAct, InvertedResidual
 from supernet.chain import Chain
+from supernet.errors import InputError
 from supernet.space import Arch, Value
 
 OPTIONS = ("identity", "mb3_k3", "mb6_k5")
@@ -68,7 +69,13 @@ def macro_layer(in_channels: int, out_channels: int, *, stride: int) -> ChoiceBl
 
 
 def arch_of(digits: str) -> Arch:
-    """Returns the architecture that the table writes as eight digits, one option number per layer."""
+    """Returns the architecture that the table writes as eight digits, one option number per layer.
+
+    Raises:
+        InputError: something else than eight digits from 0 to 2.
+    """
+    if not isinstance(digits, str) or len(digits) != sum(DEPTHS) or set(digits) - set("012"):
+        raise InputError(f"digits={digits!r:.80} should be a text of {sum(DEPTHS)} digits from 0 to 2")
     names = [f"stage{stage}.block{block}.op" for stage, depth in enumerate(DEPTHS, 1) for block in range(depth)]
     return Arch(dict(zip(names, (OPTIONS[int(digit)] for digit in digits), strict=True)))
 

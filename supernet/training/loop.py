@@ -145,12 +145,14 @@ def train_standalone(network: nn.Module, data: TrainingData, config: Train, **op
     """Trains an ordinary network in place by the same loop; `options` as in `train_supernet`.
 
     Raises:
-        InputError: `network` is a supernet; see `train_supernet` for others.
+        InputError: `network` is a supernet or has no parameters; see `train_supernet` for others.
     """
     if isinstance(network, Searchable) and network.space.choices:
         raise InputError(
             f"network is a supernet over {network.space.name!r}; call train_supernet, or train one of its subnets"
         )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError("the network has no parameters to train")
     return train_supernet(Chain("standalone", [("network", network)]), data, config, **options)
 
 
@@ -294,6 +296,8 @@ def _paths(training: TrainingState) -> Sequence[Arch]:
 
 def _check_paths(space: SearchSpace, archs: Sequence[Arch], step: int) -> None:
     """Raises `InputError` unless a sampler, which may be a user's, returned architectures of the space."""
+    if not isinstance(archs, Sequence):
+        raise InputError(f"the sampler returned {shown(archs)} for step {step}; return a sequence of Arch")
     if not archs:
         raise InputError(f"the sampler returned no architecture for step {step}; return one or more")
     for arch in archs:

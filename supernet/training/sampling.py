@@ -11,6 +11,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
+from supernet.checked import checked_arguments
 from supernet.config import Window
 from supernet.cost import CostTable, CostWindow
 from supernet.cost.count import COSTS
@@ -29,6 +30,7 @@ WEIGHTLESS_SHARE = 0.5  # probability of an option without weights, relative to 
 PATIENCE = 8  # swaps in a row without progress, per (choice, path), before new permutations are drawn
 
 
+@checked_arguments
 def uniform(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
     """Samples one architecture per step, in normal form, with every decision drawn uniformly (SPOS, §3.3).
 
@@ -45,6 +47,7 @@ def uniform(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None
     return lambda step: (draw(generator(seed, "arch", step)),)
 
 
+@checked_arguments
 def fair(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
     """Samples m architectures per step in which every option of every choice occurs exactly once (FairNAS).
 
@@ -66,6 +69,7 @@ def fair(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, w
     return balanced(space, seed, table=table, window=window)
 
 
+@checked_arguments
 def balanced(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
     """Samples as many architectures per step as the largest choice has options; smaller choices cycle through theirs.
 
@@ -110,6 +114,7 @@ def balanced(space: SearchSpace, seed: int = 0, *, table: CostTable | None = Non
     return confined
 
 
+@checked_arguments
 def sandwich(
     space: SearchSpace,
     seed: int = 0,
@@ -146,6 +151,7 @@ def sandwich(
     return sample
 
 
+@checked_arguments
 def weighted(
     space: SearchSpace,
     seed: int = 0,
@@ -186,6 +192,7 @@ def weighted(
     return sample
 
 
+@checked_arguments
 def even(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
     """Samples one architecture per step, in which the options of a choice take turns.
 
@@ -239,6 +246,7 @@ SAMPLERS: dict[str, Callable[..., ArchSampler]] = {
 }
 
 
+@checked_arguments
 def create_sampler(
     name: str,
     space: SearchSpace,
@@ -298,6 +306,7 @@ class Lead:
     steps: int
 
 
+@checked_arguments
 def create_lead(space: SearchSpace, option: str, steps: int) -> Lead:
     """Creates the lead that takes one option in every choice that has it, and the first option in the others.
 
