@@ -12,6 +12,7 @@ import math
 import operator
 import os
 import reprlib
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -197,6 +198,8 @@ def _instance(name: str, value: object, kind: type) -> str:
 def checked_arguments(function: Callable[P, T]) -> Callable[P, T]:
     """Makes a function check its arguments by their annotations before it runs, as `Checked` does with fields.
 
+    Scalars of numpy are passed on as the numbers of Python that they equal.
+
     Raises:
         InputError: from every call with a wrong value; it names the argument, the value and what is allowed.
     """
@@ -204,11 +207,21 @@ def checked_arguments(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        if (problem := wrong(args, kwargs)) is not None:
+        if (problem := wrong(args, kwargs)) is None:
+            return function(*args, **kwargs)
+        plain_args = tuple(map(plain_scalar, args))
+        plain_kwargs = {name: plain_scalar(value) for name, value in kwargs.items()}
+        if wrong(plain_args, plain_kwargs) is not None:
             raise InputError(problem)
-        return function(*args, **kwargs)
+        return function(*plain_args, **plain_kwargs)  # type: ignore[arg-type]
 
     return checked
+
+
+def plain_scalar(value: Any) -> Any:
+    """Returns the Python number of a numpy scalar, and anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 def arguments_explained(function: Callable[P, T]) -> Callable[P, T]:

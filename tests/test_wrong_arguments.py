@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -130,7 +131,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a check": (lambda: check_training(None, DIGITS), "config=None should be a Train"),  # type: ignore[arg-type]
     "trials of a front": (lambda: pareto_front([5], ("accuracy",)), r"trials=\[5\] should be a sequence of Trial"),  # type: ignore[list-item]
     "points": (lambda: hypervolume([("a", "b")], (0, 0)), "something other than numbers"),  # type: ignore[list-item]
-    "labels": (lambda: calibrated_ranking({}, 5, space=macro().space), "label=5 should be callable"),  # type: ignore[arg-type]
+    "labels": (lambda: calibrated_ranking({}, 5, space=macro().space), "label a function"),  # type: ignore[arg-type]
     "a searcher to check": (lambda: check_searcher(5, macro().space), "make=5 should be"),  # type: ignore[arg-type]
     "a pattern": (lambda: list_spaces(None), "pattern=None should be a valid string"),  # type: ignore[arg-type]
     "no name": (lambda: create_supernet(None), "a space is a name, such as .* not None"),  # type: ignore[arg-type]
@@ -287,6 +288,13 @@ def test_every_space_checks_its_sizes(space: str) -> None:
     for name in ("num_classes", "input_size", "in_channels"):
         with pytest.raises(InputError, match=f"{name}=0 should be"):
             create_supernet(space, **{name: 0})  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    supernet = create_supernet("nasbench-macro", num_classes=np.int64(3), input_size=np.int32(8))
+    assert supernet.space.digest() == create_supernet("nasbench-macro", num_classes=3, input_size=8).space.digest()
+    with pytest.raises(InputError, match=r"num_classes=np\.float64\(2\.5\) should be an integer"):
+        create_supernet("nasbench-macro", num_classes=np.float64(2.5), input_size=8)
 
 
 def test_more_calibration_images_than_there_are_is_said() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supernet import plugins
-from supernet.checked import checked_arguments, is_whole, shown
+from supernet.checked import checked_arguments, is_whole, plain_scalar, shown
 from supernet.errors import InputError, nearest
 from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
 from supernet.spaces.genotypes import NETWORKS as NETWORKS
@@ -120,7 +120,7 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
     make = builder(space)
     if phase not in get_args(Phase):
         raise InputError(f"phase={phase!r} is none of {', '.join(map(repr, get_args(Phase)))}")
-    arguments = {name: value for name, value in settings.items() if value is not None}
+    arguments = {name: plain_scalar(value) for name, value in settings.items() if value is not None}
     for name, largest in _LARGEST.items():
         if name in arguments and not is_whole(arguments[name], 1, largest):
             raise InputError(f"{name}={arguments[name]!r} should be an integer from 1 to {largest:,}")
