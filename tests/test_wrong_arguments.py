@@ -293,7 +293,7 @@ def test_every_space_checks_its_sizes(space: str) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     supernet = create_supernet("nasbench-macro", num_classes=np.int64(3), input_size=np.int32(8))
     assert supernet.space.digest() == create_supernet("nasbench-macro", num_classes=3, input_size=8).space.digest()
-    with pytest.raises(InputError, match=r"num_classes=np\.float64\(2\.5\) should be an integer"):
+    with pytest.raises(InputError, match=r"num_classes=2\.5 should be an integer"):
         create_supernet("nasbench-macro", num_classes=np.float64(2.5), input_size=8)
 
 
