@@ -20,7 +20,8 @@ from supernet.cost.count import COSTS, meta_copy, trace
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, Value
 
-MOST_EDGES = 4096  # options of a step times the layouts of its input; beyond it extremes are not enumerated
+MOST_EDGES = 4096  # options of a step; beyond it extremes are not enumerated
+MOST_WALKED = 4 * MOST_EDGES  # options of a step times the layouts of its input, such as resolutions and widths
 MOST_LISTED = 20_000  # architectures of a space whose costs are listed one by one: 6 s at 0.3 ms each
 MOST_ENTRIES = 20_000  # of about 5 KB, so 100 MB; a new architecture of NASNet cells adds six
 
@@ -154,7 +155,7 @@ class CostTable:
         return graph
 
     def _has_few_edges(self) -> bool:
-        """Returns whether steps have decisions of their own, and no step has more than `MOST_EDGES` edges.
+        """Returns whether steps have decisions of their own, and no step has too many options or edges.
 
         Every width of a step is another input of the next one, so few options a step may still have many edges.
         """
@@ -164,7 +165,7 @@ class CostTable:
             return False
         layouts = {self.start.layout}
         for step, size in zip(steps, sizes, strict=True):
-            if size * len(layouts) > MOST_EDGES:
+            if size * len(layouts) > MOST_WALKED:
                 return False
             archs = list(step.space.enumerate()) if isinstance(step, Searchable) else [Arch()]
             layouts = {step_layout(step, arch, layout) for arch in archs for layout in layouts}
