@@ -62,7 +62,7 @@ class Trial:
     failed: str = ""
 
     @classmethod
-    @checked_arguments
+    @arguments_explained  # metrics may be infinite
     def of(
         cls,
         space: SearchSpace,

@@ -42,7 +42,9 @@ def test_differences_are_paired() -> None:
 
 def test_runs_that_do_not_belong_together_are_refused(call: Call, tiny_run: Path) -> None:
     one_line(call("benchmarks.rivals", tiny_run, tiny_run), "give at least one of --limits")
-    one_line(call("benchmarks.rivals", tiny_run, tiny_run, "--limits", "1M"), "no run of a classifier over the space")
+    one_line(
+        call("benchmarks.rivals", tiny_run, tiny_run, "--limits", "1M"), "is not the run of a classifier over the space"
+    )
 
 
 @pytest.mark.slow
