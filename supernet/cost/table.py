@@ -20,8 +20,8 @@ from supernet.cost.count import COSTS, meta_copy, trace
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, Value
 
-MOST_EDGES = 4096  # options of a step; beyond it extremes are not enumerated
-MOST_WALKED = 4 * MOST_EDGES  # options of a step times the layouts of its input, such as resolutions and widths
+MOST_OPTIONS = 4096  # options of a step; beyond it extremes are not enumerated
+MOST_EDGES = 4 * MOST_OPTIONS  # options of a step times the layouts of its input, such as resolutions and widths
 MOST_LISTED = 20_000  # architectures of a space whose costs are listed one by one: 6 s at 0.3 ms each
 MOST_ENTRIES = 20_000  # of about 5 KB, so 100 MB; a new architecture of NASNet cells adds six
 
@@ -161,11 +161,11 @@ class CostTable:
         """
         names, steps = self._chain.step_names, self._chain.step_modules
         sizes = [step.space.size() if isinstance(step, Searchable) else 1 for step in steps]
-        if len(set(names)) < len(names) or any(size > MOST_EDGES for size in sizes):
+        if len(set(names)) < len(names) or any(size > MOST_OPTIONS for size in sizes):
             return False
         layouts = {self.start.layout}
         for step, size in zip(steps, sizes, strict=True):
-            if size * len(layouts) > MOST_WALKED:
+            if size * len(layouts) > MOST_EDGES:
                 return False
             archs = list(step.space.enumerate()) if isinstance(step, Searchable) else [Arch()]
             layouts = {step_layout(step, arch, layout) for arch in archs for layout in layouts}
@@ -176,7 +176,7 @@ class CostTable:
 
         Returns:
             One mapping per step, from state to edges `(decisions of the step, cost, state after it)`; None where steps
-            share decisions or a step has more than `MOST_EDGES` edges.
+            share decisions, or a step has more than `MOST_OPTIONS` options or `MOST_EDGES` edges.
         """
         if self._graph is None:
             return None

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from supernet.checked import is_number
-from supernet.cost.table import MOST_EDGES, MOST_LISTED, CostTable, Edge, State, amount
+from supernet.cost.table import MOST_EDGES, MOST_LISTED, MOST_OPTIONS, CostTable, Edge, State, amount
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
@@ -230,8 +230,8 @@ class CostWindow:
 
     Raises:
         InputError: an unknown cost, a window without architectures (the message names the nearest cost), or a space
-            that can neither be counted (steps share decisions or have more than `MOST_EDGES` edges) nor listed
-            (more than `MOST_LISTED` architectures).
+            that can neither be counted (steps share decisions or have too many options, see `CostTable.edges`) nor
+            listed (more than `MOST_LISTED` architectures).
     """
 
     def __init__(self, table: CostTable, cost: str, low: float = 0, high: float = math.inf) -> None:
@@ -258,8 +258,8 @@ class CostWindow:
         if self.table.listing is not None:
             return _Listed.of(self.table.listing, self.cost)
         raise InputError(
-            f"the steps of {self.table.space.name!r} share decisions or have more than {MOST_EDGES:,} options "
-            "(times the widths of their input), so its costs cannot be counted exactly, and with "
+            f"the steps of {self.table.space.name!r} share decisions or have more than {MOST_OPTIONS:,} options or "
+            f"{MOST_EDGES:,} options times layouts of their input, so its costs cannot be counted exactly, and with "
             f"{self.table.space.size():,} architectures, more than {MOST_LISTED:,}, the space is too large to be "
             "listed; leave the cost window out"
         )

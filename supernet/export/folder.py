@@ -337,7 +337,7 @@ def check_replaceable(folder: Path) -> None:
     """Raises `InputError` unless a folder is new, empty or an export, whose place another export can take."""
     if not short_names(folder):
         raise InputError(f"folder={shown(str(folder))} cannot be a folder's name; give a shorter one")
-    if Path.cwd().is_relative_to(folder):  # its place would be taken under the feet of the process
+    if Path.cwd().is_relative_to(folder):  # which the export would replace while this process works in it
         raise InputError(f"{folder} is or holds the working folder; give another folder for the export")
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():

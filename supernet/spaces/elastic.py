@@ -211,9 +211,8 @@ def _shapes(model: nn.Module, parts: Parts, shape: Shape) -> dict[int, tuple[str
     for name, module in model.named_modules():
         if id(module) in blocks:
             copied.get_submodule(name).register_forward_hook(functools.partial(record, key=id(module), name=name))
-    trace(
-        copied, torch.empty(1, *shape, device="meta")
-    )  # a plain call would load torch's compiler, which takes seconds
+    # A plain call would load torch's compiler, which takes seconds.
+    trace(copied, torch.empty(1, *shape, device="meta"))
     return found
 
 
