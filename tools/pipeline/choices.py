@@ -99,6 +99,11 @@ class Budget(Checked):
     factor: Positive = 1.0
     """Factor on the widths of a detector, so that networks within the limits exist."""
 
+    @property
+    def duration(self) -> str:
+        """The minutes in words."""
+        return f"{self.minutes:g} minute{'' if self.minutes == 1 else 's'}"
+
 
 @dataclass(frozen=True)
 class FitSettings(Checked):

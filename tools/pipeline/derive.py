@@ -76,7 +76,7 @@ def _rules(facts: SourceFacts, budget: Budget, rows: list[Derived], given: dict[
     yield choice("space", *_space(budget))
     yield choice("space_settings", *_space_settings(facts, budget, chosen("space"), chosen("size")))
     short = budget.minutes < 120 or bool(budget.pretrained)
-    why = "the weights are trained already" if budget.pretrained else f"{budget.minutes:g} minutes are short"
+    why = "the weights are trained already" if budget.pretrained else f"{budget.duration} is short"
     yield choice(
         "init",
         "shared" if short else "scratch",
@@ -98,13 +98,13 @@ def _size(facts: SourceFacts, budget: Budget) -> tuple[int, str]:
         least = min(96, fitting[-1])
         size = max(least, affordable[-1] if affordable else least)
         return size, (
-            f"{facts.images:,} images in {budget.minutes:g} minutes, and trained weights need about 96 pixels; sides "
+            f"{facts.images:,} images in {budget.duration}, and trained weights need about 96 pixels; sides "
             f"are {median} in the median"
         )
     size = affordable[-1] if affordable else min(32, fitting[-1])
     if size == fitting[-1]:
         return size, f"the shorter sides are {median} pixels in the median"
-    return size, f"{facts.images:,} images in {budget.minutes:g} minutes; sides are {median} in the median"
+    return size, f"{facts.images:,} images in {budget.duration}; sides are {median} in the median"
 
 
 def _batch(facts: SourceFacts) -> tuple[int, str]:
@@ -164,7 +164,7 @@ def _factor(budget: Budget, size: int, stride: int) -> tuple[float, str]:
     """By how much the widths are scaled: by the limit, or without one by the time."""
     by_time = 0.5 if budget.minutes <= 20 else 0.75 if budget.minutes <= 60 else 1.0 if budget.minutes <= 240 else 1.5
     if budget.max_macs is None:
-        return by_time, f"{by_time:g} times the usual widths in {budget.minutes:g} minutes"
+        return by_time, f"{by_time:g} times the usual widths in {budget.duration}"
     limit, scale = budget.max_macs, (size / 64) ** 2 * (4 / stride**2)
 
     def holds(factor: float) -> bool:
@@ -192,7 +192,7 @@ def _epochs(budget: Budget) -> tuple[int, str]:
         step = LARGEST * timing.network_step + (1 - LARGEST) * timing.step
     epoch = step * timing.steps
     epochs = clamped(share * seconds_left(budget) / epoch, 2, 300)
-    what = f"an epoch takes {epoch:.1f} s, and {share:.0%} of {budget.minutes:g} minutes are for the supernet"
+    what = f"an epoch takes {epoch:.1f} s, and {share:.0%} of {budget.duration} is for the supernet"
     return epochs, f"{what}; the first {LARGEST:.0%} train the full network alone" if budget.pretrained else what
 
 

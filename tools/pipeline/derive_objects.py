@@ -74,7 +74,7 @@ def object_rules(
     yield choice(
         "init",
         "shared" if short else "scratch",
-        f"{budget.minutes:g} minutes are short: finalists go on from the shared weights"
+        f"{budget.duration} is short: finalists go on from the shared weights"
         if short
         else "there is enough time to train finalists from scratch",
     )
@@ -90,7 +90,7 @@ def _size(facts: SourceFacts, budget: Budget) -> tuple[int, str]:
     needed = [size for size in fitting if size * facts.object_side >= LEAST_OBJECT]
     least = needed[0] if needed else fitting[-1]
     size = max(least, affordable[-1] if affordable else fitting[0])
-    what = f"{facts.images:,} images in {budget.minutes:g} minutes; shorter sides are {median} pixels in the median"
+    what = f"{facts.images:,} images in {budget.duration}; shorter sides are {median} pixels in the median"
     if size == least and size not in affordable:
         what += f", and below {size} the median object has fewer than {LEAST_OBJECT}"
     return size, f"{what}; the longer side gets at most {longest(facts, size)}"
@@ -122,7 +122,7 @@ def _budgets(
     yield choice(
         "epochs",
         clamped(SUPERNET * seconds / epoch, 2, 300),
-        f"an epoch takes {epoch:.1f} s, and {SUPERNET:.0%} of {budget.minutes:g} minutes are for the supernet",
+        f"an epoch takes {epoch:.1f} s, and {SUPERNET:.0%} of {budget.duration} is for the supernet",
     )
     yield choice(
         "trials",
