@@ -19,10 +19,8 @@ test: lint
 test-all: lint .venv/.installed-all
 	$(PYTEST)
 
-# Without the test of the time that --help takes: measuring lines slows every process down.
 coverage: .venv/.installed-dev
-	$(PYTEST) -m "not slow" --deselect tests/test_architecture.py::test_help_comes_at_once \
-		--cov --cov-report=term-missing:skip-covered
+	$(PYTEST) -m "not slow" --cov --cov-report=term-missing:skip-covered
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
