@@ -151,9 +151,14 @@ def backbone_of(detector: nn.Module) -> Any:
 
     Of a `Detector` it is a `Chain`, of a network an `nn.Sequential`. Its costs at (3, 224, 224), without classifier,
     neck and heads, are those that papers on searched backbones report.
+
+    Raises:
+        InputError: the module is no detector.
     """
     if not isinstance(detector, Detector):
         kept = {name: child for name, child in detector.named_children() if name in ("images", PREFIX)}
+        if len(kept) < 2:
+            raise InputError(f"detector={type(detector).__name__}(...) should be a Detector or a network of one")
         return nn.Sequential(OrderedDict(kept))
     steps = detector.steps[: len(backbone_steps(detector)) + 1]
     return Chain(f"{detector.space.name}-backbone", steps, input_shape=detector.input_shape)

@@ -62,9 +62,9 @@ class ElasticNeck(Searchable):
                 if parameter is conv.weight:
                     tensors[name] = sliced(parameter.detach(), cut)
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-            made = self.build([part.channels for part in layout if isinstance(part, Layout)])
-        made.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
-        return made
+            maps = self.build([part.channels for part in layout if isinstance(part, Layout)])
+        maps.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+        return maps
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields all parameters; of the 1×1 convolutions the weights of the channels that the maps have."""

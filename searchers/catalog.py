@@ -87,7 +87,7 @@ def searcher_settings(name: str) -> dict[str, inspect.Parameter]:
 
 
 def budget_settings(
-    name: str, space: SearchSpace, evaluations: int, given: Mapping[str, Any] = MappingProxyType({})
+    name: str, space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """The settings in which a searcher departs from its paper because the budget is small.
 
@@ -97,7 +97,7 @@ def budget_settings(
         name: of a searcher. A name with `:published`, or of a preset such as `enas`, has the settings of its paper.
         space: the space to search.
         evaluations: the number of networks that the search will score.
-        given: settings chosen by hand; none of them is returned.
+        overrides: settings chosen by hand; none of them is returned.
 
     Returns:
         constructor arguments; empty if the published settings, which are the defaults of the classes, suit the budget.
@@ -108,8 +108,8 @@ def budget_settings(
     kind, preset = _resolve(name)
     if preset or name.endswith(PUBLISHED) or not hasattr(kind, "for_budget"):
         return {}
-    settings: dict[str, Any] = kind.for_budget(space, evaluations, given)
-    return {key: value for key, value in settings.items() if key not in given}
+    settings: dict[str, Any] = kind.for_budget(space, evaluations, overrides)
+    return {key: value for key, value in settings.items() if key not in overrides}
 
 
 def _resolve(name: str) -> tuple[type[Any], str]:
@@ -119,7 +119,7 @@ def _resolve(name: str) -> tuple[type[Any], str]:
         raise InputError(f"there is no searcher {plain!r}; {nearest(plain, SEARCHERS)}")
     module, _, path = SEARCHERS[plain].home.partition(":")
     kind, _, preset = path.partition(".")
-    found = getattr(importlib.import_module(module), kind)
-    if plain != name and (preset or not hasattr(found, "for_budget")):
+    attribute = getattr(importlib.import_module(module), kind)
+    if plain != name and (preset or not hasattr(attribute, "for_budget")):
         raise InputError(f"{plain!r} has the same settings for every budget; leave out {PUBLISHED!r}")
-    return found, preset
+    return attribute, preset

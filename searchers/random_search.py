@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from searchers.loop import Asked, Limits, Metric
 from searchers.proposals import Visited, up_to
 from searchers.study import Trial
-from supernet.checked import Seed, arguments_explained, checked_arguments
+from supernet.checked import Seed, checked_arguments
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
 
@@ -39,7 +39,7 @@ class RandomSearch:
         """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
         return up_to(n, self._unseen)
 
-    @arguments_explained
+    @checked_arguments
     def tell(self, trials: Sequence[Trial]) -> None:
         """Marks the networks of the trials as known, so that those of a warm start are not proposed either."""
         self._visited.tell(trials)

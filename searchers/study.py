@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from supernet import sqlite
-from supernet.checked import arguments_explained, checked_arguments
+from supernet.checked import arguments_explained, checked_arguments, problem_of, shown
 from supernet.errors import InputError, nearest
 from supernet.paths import work_saved
 from supernet.space import Arch, ArchReader, SearchSpace
@@ -120,6 +120,8 @@ def best_of(trials: Iterable[Trial], metric: str) -> Trial:
     """
     name = metric.removeprefix("-")
     trials = list(trials)
+    if (should := problem_of(list[Trial], trials)) is not None:
+        raise InputError(f"trials={shown(trials)}: each {should}")
     scored = [trial for trial in trials if math.isfinite(trial.metrics.get(name, math.nan))]
     if not scored:
         known = sorted({name for trial in trials for name in trial.metrics})

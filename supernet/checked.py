@@ -180,9 +180,9 @@ def _problems(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
                 if isinstance(value, kind)
                 else iter([(name, _instance(name, value, kind))])
             )
-            for found in inner:
+            for problem in inner:
                 sound = False
-                yield found
+                yield problem
         elif (should := problem_of(kind, value)) is not None:
             sound = False
             yield name, f"{name}={shown(value)} {should}"
@@ -249,9 +249,11 @@ def arguments_explained(function: Callable[P, T]) -> Callable[P, T]:
 def _argument_check(function: Callable[..., Any]) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
     """Returns a function from the arguments of a call to what is wrong with one of them, or None.
 
-    A wrong number of arguments and unknown names are left to Python.
+    A wrong number of arguments and unknown names are left to Python. Defaults are right whatever the annotation says,
+    for instance an infinite bound.
     """
     parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters}
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     checks: dict[str, Callable[[Any], str | None]] = {}
 
@@ -262,7 +264,9 @@ def _argument_check(function: Callable[..., Any]) -> Callable[[Sequence[Any], Ma
                 if kind is not Any and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                     checks[parameter.name] = check_of(kind)
         for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
-            if name in checks and (should := checks[name](value)) is not None:
+            if name not in checks or value is defaults[name]:
+                continue
+            if (should := checks[name](value)) is not None:
                 return f"{name}={shown(value)} {should}"
         return None
 

@@ -32,12 +32,12 @@ def plugins(group: str) -> dict[str, str]:
     Packages in a folder that Python added by itself, such as the working folder under `python -m`, do not count.
     """
     implicit = implicit_folders()
-    found = {}
+    entries = {}
     for point in importlib.metadata.entry_points(group=group):
         distribution = point.dist
         if distribution is not None and Path(str(distribution.locate_file(""))).resolve() not in implicit:
-            found[point.name] = f"{point.module}:{point.attr}"
-    return found
+            entries[point.name] = f"{point.module}:{point.attr}"
+    return entries
 
 
 def implicit_folders() -> set[Path]:

@@ -72,8 +72,8 @@ class Fit(Checked):
     """Arguments of the space's builder as NAME=VALUE."""
     anchor_scale: Positive | None = None
     """Side of a detector's smallest anchor of a level, in its strides."""
-    init: Literal["scratch", "shared"] | None = None
-    """What finalists start from: fresh weights, or those of the supernet."""
+    init: Literal["scratch", "shared", "inherit"] | None = None
+    """What finalists start from: fresh weights, or those of the supernet. With "inherit" none is trained further."""
     epochs: Count | None = None
     """Epochs of the supernet."""
     trials: Count | None = None
@@ -132,7 +132,7 @@ def run() -> None:
         limits={"macs": args.max_macs, "params": args.max_params, "latency_ms": args.max_latency},
         minutes=args.minutes,
         pretrained="" if args.pretrained is None else str(args.pretrained),
-        given={name: value for name in SETTABLE if (value := getattr(args, name)) not in (None, ())},
+        overrides={name: value for name in SETTABLE if (value := getattr(args, name)) not in (None, ())},
         seed=args.seed,
         device=args.device,
     )

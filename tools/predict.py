@@ -156,8 +156,8 @@ def draw(
         number += 1
         try:
             if test is None and is_video(source):
-                found, count = film(args, network, preprocess, source, first=number)
-                results += found
+                detected, count = film(args, network, preprocess, source, first=number)
+                results += detected
                 number += count - 1
                 continue
             pixels = read_image(source) if test is None else test.image(source)

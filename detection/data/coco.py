@@ -151,10 +151,10 @@ def annotations_of(
     Raises:
         InputError: see `read_annotations`.
     """
-    found = _categories(document, path)
-    categories = found if like is None else dict(zip(like.categories, like.classes, strict=True))
+    own = _categories(document, path)
+    categories = own if like is None else dict(zip(like.categories, like.classes, strict=True))
     if like is not None:
-        _check_categories(found, categories, path)
+        _check_categories(own, categories, path)
     names, ids, sizes = _images(document, path, folder, min_side=min_side)
     rows = _rows(document, path, ids=ids, categories=categories)
     if like is None:

@@ -137,19 +137,19 @@ def _yolo_images(entry: Any, root: Path, path: Path) -> Iterator[Path]:
         if not isinstance(name, str):
             raise InputError(f"{path} should name folders of images or .txt lists, not {name!r}")
         candidates = [root / name, root / name.removeprefix("../")]  # as Roboflow writes, relative to the training's
-        found = next((candidate for candidate in candidates if candidate.exists()), None)
-        if found is None:
+        listing = next((candidate for candidate in candidates if candidate.exists()), None)
+        if listing is None:
             raise InputError(f"{path} names {name!r}, but there is no {candidates[0]}")
-        if found.is_dir():
+        if listing.is_dir():
             try:
-                yield from [file for file in found.rglob("*") if file.suffix.lower() in SUFFIXES]
+                yield from [file for file in listing.rglob("*") if file.suffix.lower() in SUFFIXES]
             except OSError as error:  # folders that come and go, or must not be read
                 raise InputError(f"{path} names {name!r}, which cannot be read ({error})") from error
             continue
-        for line in _lines(found):
-            file = root / line if not line.startswith("./") else found.parent / line
+        for line in _lines(listing):
+            file = root / line if not line.startswith("./") else listing.parent / line
             if not file.is_file():
-                raise InputError(f"{found} lists {line!r}, but there is no {file}")
+                raise InputError(f"{listing} lists {line!r}, but there is no {file}")
             yield file
 
 
@@ -216,12 +216,12 @@ def voc_document(path: Path, images: str, names: Mapping[int, str] | None = None
     annotations_folder, stems = _voc_files(path)
     folder = Path(images) if images else _voc_images(annotations_folder)
     parsed = [_voc_image(annotations_folder / f"{stem}.xml", folder) for stem in stems]
-    found = sorted({name for _, objects in parsed for name, _, _ in objects})
-    if not found and names is None:
+    class_names = sorted({name for _, objects in parsed for name, _, _ in objects})
+    if not class_names and names is None:
         raise InputError(f"{path} has no object in {len(stems)} XML files; give annotations with objects")
-    categories = dict(enumerate(found, start=1)) if names is None else dict(names)
+    categories = dict(enumerate(class_names, start=1)) if names is None else dict(names)
     numbers = {name: number for number, name in categories.items()}
-    unknown = next((name for name in found if name not in numbers), None)
+    unknown = next((name for name in class_names if name not in numbers), None)
     if unknown is not None:
         raise InputError(f"{path} has objects {unknown!r}, which the training annotations do not have")
     items: list[Document] = []
@@ -310,12 +310,12 @@ def _voc_file_name(file: Path, named: str | None, folder: Path) -> str:
     """The image of an XML file: the one that it names, or else the one of its own name."""
     candidates = [named.strip()] if named and named.strip() and "/" not in named and "\\" not in named else []
     candidates += [file.stem + suffix for suffix in itertools.chain(SUFFIXES, map(str.upper, SUFFIXES))]
-    found = next((name for name in candidates if (folder / name).is_file()), None)
-    if found is None:
+    present = next((name for name in candidates if (folder / name).is_file()), None)
+    if present is None:
         raise InputError(
             f"the image of {file} is not in the folder {folder}: there is no {candidates[0]}; give data.images"
         )
-    return found
+    return present
 
 
 def _voc_object(file: Path, number: int, item: ElementTree.Element) -> VocObject:

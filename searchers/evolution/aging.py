@@ -39,7 +39,7 @@ class AgingEvolution:
 
     @staticmethod
     def for_budget(
-        space: SearchSpace, evaluations: int, given: Mapping[str, Any] = MappingProxyType({})
+        space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Settings for a small budget: a tenth of it, from 10 to the published 100, and tournaments of a quarter.
 
@@ -48,9 +48,9 @@ class AgingEvolution:
         Args:
             space: not used.
             evaluations: the number of networks that the search will score.
-            given: settings chosen by hand, which the others then suit.
+            overrides: settings chosen by hand, which the others then suit.
         """
-        population = int(given.get("population_size", min(100, max(10, evaluations // 10))))
+        population = int(overrides.get("population_size", min(100, max(10, evaluations // 10))))
         return {} if population >= 100 else {"population_size": population, "tournament_size": max(2, population // 4)}
 
     @checked_arguments

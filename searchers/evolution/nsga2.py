@@ -64,14 +64,14 @@ class NSGA2:
 
     @staticmethod
     def for_budget(
-        space: SearchSpace, evaluations: int, given: Mapping[str, Any] = MappingProxyType({})
+        space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Settings for a small budget: a population of a fifteenth of it, from 10 to the published 100.
 
         Args:
             space: not used.
             evaluations: the number of networks that the search will score.
-            given: settings chosen by hand, which are not looked at.
+            overrides: settings chosen by hand, which are not looked at.
         """
         population = min(100, max(10, evaluations // 15))
         return {} if population == 100 else {"population_size": population}

@@ -107,7 +107,7 @@ class PNAS:
 
     @staticmethod
     def for_budget(
-        space: SearchSpace, evaluations: int, given: Mapping[str, Any] = MappingProxyType({})
+        space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """The beam with which a small budget reaches the largest cells; nothing if the published one does.
 
@@ -117,14 +117,14 @@ class PNAS:
         Args:
             space: the space to search.
             evaluations: the number of networks that the search will score.
-            given: settings chosen by hand, which the others then suit.
+            overrides: settings chosen by hand, which the others then suit.
 
         Raises:
             InputError: the space has no ladder, or several.
         """
-        ladder = find_ladder(space, given.get("ladder"))
+        ladder = find_ladder(space, overrides.get("ladder"))
         left = evaluations - len(one_block(space, ladder, None))
-        beam = max(1, left // (len(ladder.blocks) - 1) - int(given.get("probes", 0)))
+        beam = max(1, left // (len(ladder.blocks) - 1) - int(overrides.get("probes", 0)))
         return {"beam": beam} if beam < BEAM else {}
 
     @checked_arguments

@@ -153,7 +153,7 @@ class Reinforce:
 
     @staticmethod
     def for_budget(
-        space: SearchSpace, evaluations: int, given: Mapping[str, Any] = MappingProxyType({})
+        space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Settings for a small budget: ten times the published rate and updates twice as often below `FEW` evaluations.
 
@@ -163,7 +163,7 @@ class Reinforce:
         Args:
             space: not used.
             evaluations: the number of networks that the search will score.
-            given: settings chosen by hand, which are not looked at.
+            overrides: settings chosen by hand, which are not looked at.
         """
         return {"learning_rate": 0.0035, "minibatch": 10} if evaluations < FEW else {}
 

@@ -77,7 +77,7 @@ class ElasticShuffle(Searchable):
         """A `ShuffleUnit` with `mid` middle channels."""
         unit, mid = self._chosen(arch)
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-            made = ShuffleUnit(
+            narrow = ShuffleUnit(
                 unit.in_channels,
                 unit.out_channels,
                 kernel=unit.kernel,
@@ -87,11 +87,11 @@ class ElasticShuffle(Searchable):
                 shuffle=unit.shuffle,
                 affine=unit.affine,
             )
-        for (layer, cut), (target, _) in zip(_cuts(unit, mid), _cuts(made, mid), strict=True):
+        for (layer, cut), (target, _) in zip(_cuts(unit, mid), _cuts(narrow, mid), strict=True):
             target.load_state_dict(sliced_state(layer, cut), assign=True)
         if unit.stride == 2:
-            made.proj = copy.deepcopy(unit.proj)
-        return made
+            narrow.proj = copy.deepcopy(unit.proj)
+        return narrow
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """The leading channels of the main branch's layers; the projection whole."""
@@ -206,10 +206,10 @@ class ElasticBlock(Elastic):
 
     def _check(self) -> None:
         makes = self.makes
-        for layer, reads, made in self._row:
-            if layer.groups not in (1, layer.out_channels) or (layer.groups > 1 and reads != made):
+        for layer, reads, writes in self._row:
+            if layer.groups not in (1, layer.out_channels) or (layer.groups > 1 and reads != writes):
                 raise InputError(
-                    f"a layer of {layer.groups} groups reads {reads!r} and makes {made!r}; give a dense layer, or a "
+                    f"a layer of {layer.groups} groups reads {reads!r} and makes {writes!r}; give a dense layer, or a "
                     "depthwise one with the same decision for both"
                 )
         if len(makes) != len(self.body) or (isinstance(self.shortcut, nn.Identity) and makes[-1] != AS_GIVEN):
@@ -219,27 +219,27 @@ class ElasticBlock(Elastic):
 
     def elastic_layers(self) -> list[ElasticLayer]:
         """Returns the layers of the body, then the projection."""
-        found, stride = [], 1
-        for layer, reads, made in self._row:
+        layers, stride = [], 1
+        for layer, reads, writes in self._row:
             stride *= layer.stride
-            found.append(ElasticLayer(layer, reads, made, stride, self.branch))
+            layers.append(ElasticLayer(layer, reads, writes, stride, self.branch))
         if isinstance(self.shortcut, ConvBNAct):
-            found.append(ElasticLayer(self.shortcut, AS_GIVEN, self.makes[-1], stride))
-        return found
+            layers.append(ElasticLayer(self.shortcut, AS_GIVEN, self.makes[-1], stride))
+        return layers
 
     def _cuts(self, arch: Arch, before: int) -> tuple[list[tuple[ConvBNAct, Cut]], list[tuple[ConvBNAct, Cut]]]:
         """Returns the layers of the body (none if it is left out) and of the shortcut, each with its slice."""
         widths: dict[str | None, int] = {name: int(value) for name, value in arch.items()}
         widths[AS_GIVEN] = before
         largest, kernel = max(self.kernels, default=0), widths.get("kernel", 0)
-        found: tuple[list[tuple[ConvBNAct, Cut]], list[tuple[ConvBNAct, Cut]]] = ([], [])
+        selected: tuple[list[tuple[ConvBNAct, Cut]], list[tuple[ConvBNAct, Cut]]] = ([], [])
         for layer, reads, makes, _, branch in self.elastic_layers():
             if all(widths[name] for name in branch):
                 assert isinstance(layer, ConvBNAct)
                 taps = {"kernel": kernel, "largest": largest} if kernel and layer.kernel == largest else {}
                 cut = leading(widths[makes], widths[reads] if layer.groups == 1 else 1, **taps)
-                found[layer is self.shortcut].append((layer, cut))
-        return found
+                selected[layer is self.shortcut].append((layer, cut))
+        return selected
 
     def forward(self, state: Tensor, arch: Arch) -> Tensor:
         """(N, C, H, W) to (N, width of the last layer, H / stride, W / stride)."""
@@ -258,12 +258,12 @@ class ElasticBlock(Elastic):
         assert isinstance(layout, Layout)
         body, beside = self._cuts(arch, layout.channels)
         row = [cut_layer(layer, cut) for layer, cut in body]
-        made: nn.Module = row[0] if len(row) == 1 else nn.Sequential(*row)
+        block: nn.Module = row[0] if len(row) == 1 else nn.Sequential(*row)
         if self.shortcut is not None and body:
-            made = Residual(made, cut_layer(*beside[0]) if beside else nn.Identity(), act=self.act)
+            block = Residual(block, cut_layer(*beside[0]) if beside else nn.Identity(), act=self.act)
         elif self.shortcut is not None:
-            made = cut_layer(*beside[0], act=self.act) if beside else nn.Identity()
-        return made if self.tail is None else nn.Sequential(made, copy.deepcopy(self.tail))
+            block = cut_layer(*beside[0], act=self.act) if beside else nn.Identity()
+        return block if self.tail is None else nn.Sequential(block, copy.deepcopy(self.tail))
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
         """Returns the layout with the width of the last layer."""
@@ -312,9 +312,9 @@ class ElasticHead(Elastic):
         """Returns a `PooledClassifier` for the channels that it receives."""
         assert isinstance(layout, Layout)
         with torch.device("meta"):
-            made = PooledClassifier(layout.channels, self.full.classes, dropout=self.full.dropout)
-        made.fc.load_state_dict(sliced_state(self.full.fc, self._cut(layout.channels)), assign=True)
-        return made
+            classifier = PooledClassifier(layout.channels, self.full.classes, dropout=self.full.dropout)
+        classifier.fc.load_state_dict(sliced_state(self.full.fc, self._cut(layout.channels)), assign=True)
+        return classifier
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading columns and the bias."""
@@ -369,11 +369,11 @@ class ElasticDepth(Searchable):
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         """The steps used, in an `nn.Sequential`."""
-        made = []
+        blocks = []
         for block, sub in self.inner_steps(arch):
-            made.append(materialize(block, sub, layout))
+            blocks.append(materialize(block, sub, layout))
             layout = step_layout(block, sub, layout)
-        return nn.Sequential(*made)
+        return nn.Sequential(*blocks)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """The parts of the steps used."""

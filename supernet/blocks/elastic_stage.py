@@ -185,7 +185,7 @@ class ElasticStage(Searchable):
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         """Returns the blocks in use as `Residual`s in an `nn.Sequential`."""
         assert isinstance(layout, Layout)
-        width, made = self._value(arch, "width"), []
+        width, blocks = self._value(arch, "width"), []
         for block, before, layers in self._used(arch, layout.channels):
             body = nn.Sequential(OrderedDict((used.name, used.copied()) for used in layers))
             with torch.device("meta"):
@@ -193,8 +193,8 @@ class ElasticStage(Searchable):
             if before != width:
                 state = sliced_state(block.shortcut, leading(width, before))
                 shortcut.conv.load_state_dict(state, assign=True)
-            made.append(Residual(body, shortcut, act=False))
-        return nn.Sequential(*made)
+            blocks.append(Residual(body, shortcut, act=False))
+        return nn.Sequential(*blocks)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading channels and central taps of the blocks in use."""
@@ -256,12 +256,12 @@ class ElasticMixingHead(Searchable):
         assert isinstance(layout, Layout)
         full, width, before = self.full, int(arch["width"]), layout.channels
         with torch.device("meta"):
-            made = MixingClassifier(
+            classifier = MixingClassifier(
                 before * self.ratio, full.classes, hidden=width, activation=full.activation, dropout=full.dropout
             )
         for name, cut in (("mix", leading(width, before * self.ratio)), ("fc", leading(full.classes, width))):
-            made.get_submodule(name).load_state_dict(sliced_state(full.get_submodule(name), cut), assign=True)
-        return nn.Sequential(OrderedDict(expand=self._used(before).copied(), classifier=made))
+            classifier.get_submodule(name).load_state_dict(sliced_state(full.get_submodule(name), cut), assign=True)
+        return nn.Sequential(OrderedDict(expand=self._used(before).copied(), classifier=classifier))
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading channels of all layers."""

@@ -124,8 +124,8 @@ class ShuffleUnit(nn.Module):
     def main_widths(self, mid: int) -> tuple[int, ...]:
         """Returns the channels before each layer of the main branch and after the last."""
         seen = self.in_channels if self.stride == 2 else self.in_channels // 2
-        made = self.out_channels - seen
-        return (seen, seen, mid, mid, mid, mid, made) if self.xception else (seen, mid, mid, made)
+        computed = self.out_channels - seen
+        return (seen, seen, mid, mid, mid, mid, computed) if self.xception else (seen, mid, mid, computed)
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the tensor beside the output of the main branch, and the input of the main branch."""

@@ -123,7 +123,7 @@ def cut_layer(layer: ConvBNAct, cut: Cut, *, act: bool | None = None) -> ConvBNA
     out, before, kernel, _ = sliced(layer.conv.weight, cut).shape
     depthwise = layer.groups > 1
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-        made = type(layer)(
+        smaller = type(layer)(
             out if depthwise else before,
             out,
             kernel=kernel,
@@ -132,5 +132,5 @@ def cut_layer(layer: ConvBNAct, cut: Cut, *, act: bool | None = None) -> ConvBNA
             act=layer.act if act is None else act,
             affine=layer.affine,
         )
-    made.load_state_dict(sliced_state(layer, cut), assign=True)
-    return made
+    smaller.load_state_dict(sliced_state(layer, cut), assign=True)
+    return smaller

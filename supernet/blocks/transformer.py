@@ -43,11 +43,11 @@ def relative_positions(
     Entry 0 is for pairs with the class token; the others are distances, clipped to ±reach, plus reach + 1.
     """
     places = torch.arange(height * width, device=device)
-    found = []
+    distances = []
     for place in (places // width, places % width):
         distance = (place[None, :] - place[:, None]).clamp(-reach, reach) + reach + 1
-        found.append(functional.pad(distance, (1, 0, 1, 0)))
-    return found[0], found[1]
+        distances.append(functional.pad(distance, (1, 0, 1, 0)))
+    return distances[0], distances[1]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, *, head: int) -> Tensor:
@@ -221,9 +221,9 @@ class ElasticPatchTokens(Searchable):
         """Returns a `PatchTokens`."""
         full, dim = self.full, int(arch["dim"])
         with torch.device("meta"):
-            made = PatchTokens(full.in_channels, dim, patch=full.patch, side=full.side)
-        made.load_state_dict(sliced_state(full, (slice(dim),)), assign=True)
-        return made
+            tokens = PatchTokens(full.in_channels, dim, patch=full.patch, side=full.side)
+        tokens.load_state_dict(sliced_state(full, (slice(dim),)), assign=True)
+        return tokens
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading channels."""
@@ -285,10 +285,10 @@ class ElasticTransformerBlock(Searchable):
         dim = _channels(layout)
         heads, hidden = int(arch["heads"]), int(dim * float(arch["ratio"]))
         with torch.device("meta"):
-            made = TransformerBlock(dim, heads=heads, hidden=hidden, head=HEAD, reach=self.full.reach)
-        _fill(made, self.full, self._cuts(arch, dim))
-        made.tables = nn.Parameter(self.full.tables.detach().clone())
-        return made
+            block = TransformerBlock(dim, heads=heads, hidden=hidden, head=HEAD, reach=self.full.reach)
+        _fill(block, self.full, self._cuts(arch, dim))
+        block.tables = nn.Parameter(self.full.tables.detach().clone())
+        return block
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading channels and heads, and the tables."""
@@ -327,9 +327,9 @@ class ElasticTokenClassifier(Searchable):
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         """Returns a `TokenClassifier`."""
         with torch.device("meta"):
-            made = TokenClassifier(_channels(layout), self.full.classes)
-        _fill(made, self.full, self._cuts(layout))
-        return made
+            classifier = TokenClassifier(_channels(layout), self.full.classes)
+        _fill(classifier, self.full, self._cuts(layout))
+        return classifier
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading channels."""

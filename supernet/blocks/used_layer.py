@@ -74,7 +74,7 @@ class UsedLayer(NamedTuple):
         if isinstance(padding, int):
             padding -= layer.dilation * (layer.kernel - self.kernel) // 2
         with torch.device("meta"):
-            made = ConvNormAct(
+            smaller = ConvNormAct(
                 self.makes if depthwise else self.reads,
                 self.makes,
                 kernel=self.kernel,
@@ -89,8 +89,8 @@ class UsedLayer(NamedTuple):
         state = sliced_state(layer, self.cut())
         if weight is not None:
             state["conv.weight"] = weight.detach().clone()
-        made.load_state_dict(state, assign=True)
-        return made
+        smaller.load_state_dict(state, assign=True)
+        return smaller
 
     def parts(self, *, taps: int = 0) -> Iterator[Part]:
         """Yields the parameters of the layer with the index of the used elements; `taps` as in `cut`."""

@@ -192,7 +192,7 @@ class ElasticViTBlock(Searchable):
         """Returns a `ViTBlock`."""
         full, (heads, hidden), cuts = self.full, self._widths(arch), self._cuts(arch)
         with torch.device("meta"):
-            made = ViTBlock(
+            block = ViTBlock(
                 full.dim,
                 heads=heads,
                 head=full.head,
@@ -202,8 +202,8 @@ class ElasticViTBlock(Searchable):
                 eps=full.eps,
             )
         state = {name: sliced(tensor, cuts.get(name, ())).clone() for name, tensor in full.state_dict().items()}
-        made.load_state_dict(state, assign=True)
-        return made
+        block.load_state_dict(state, assign=True)
+        return block
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading heads and middle channels, and everything else whole."""

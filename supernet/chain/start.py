@@ -190,7 +190,7 @@ def _device(step: nn.Module) -> torch.device:
 def _traced(step: nn.Module, x: Tensor) -> Start:
     names = {id(parameter): name for name, parameter in step.named_parameters()}
     searchable = {name for name, part in step.named_modules() if isinstance(part, Searchable)}
-    found: dict[str, set[tuple[str, ...]]] = {}  # the ends in each module that sums
+    summed: dict[str, set[tuple[str, ...]]] = {}  # the ends in each module that sums
     runs: list[set[str]] = []
     for arch in _covering(step) if isinstance(step, Searchable) else (None,):
         flow = _Flow(names)
@@ -207,8 +207,8 @@ def _traced(step: nn.Module, x: Tensor) -> Start:
                 ends = ends if len(ends) == 1 else [()]  # () stands for a sum without a branch
             else:
                 ends = [end for end in ends if end and all(name.startswith(inside) for name in end)]
-            found.setdefault(module, set()).update(ends)
-    fixed = [ends for module, ends in found.items() if module not in searchable or len(ends) == 1]
+            summed.setdefault(module, set()).update(ends)
+    fixed = [ends for module, ends in summed.items() if module not in searchable or len(ends) == 1]
     zero = tuple(name for ends in fixed for end in sorted(ends) for name in end)
     always, ever = set.intersection(*runs), set.union(*runs)
     options = {name: part for name, part in _ordinary(step) if name not in always}

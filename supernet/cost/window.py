@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.checked import is_number
+from supernet.checked import arguments_explained, is_number
 from supernet.cost.table import MOST_EDGES, MOST_LISTED, MOST_OPTIONS, CostTable, Edge, State, amount
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
@@ -234,6 +234,7 @@ class CostWindow:
             listed (more than `MOST_LISTED` architectures).
     """
 
+    @arguments_explained
     def __init__(self, table: CostTable, cost: str, low: float = 0, high: float = math.inf) -> None:
         if cost not in table.costs:
             raise InputError(f"there is no cost {cost!r}; {nearest(cost, table.costs)}")

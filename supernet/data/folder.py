@@ -262,22 +262,22 @@ def layout(root: Path) -> Layout:
             f"{root} holds {', '.join(map(repr, splits))}, which are names of splits and not of classes; it needs a "
             "folder 'train' with one folder of images per class, beside 'test' or 'val' with the same"
         )
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for name in nested:
         split_name = SPLIT_NAMES[name.lower()]
-        if split_name in found:
+        if split_name in folders:
             raise InputError(
-                f"{root} has two folders for the {split_name} split, {found[split_name].name!r} and {name!r}; rename "
+                f"{root} has two folders for the {split_name} split, {folders[split_name].name!r} and {name!r}; rename "
                 "one"
             )
-        found[split_name] = root / name
-    unused = [name for name in names if root / name not in found.values()]
+        folders[split_name] = root / name
+    unused = [name for name in names if root / name not in folders.values()]
     if unused:
         shown = ", ".join(repr(shown_name(name)) for name in unused[:5]) + (", …" if len(unused) > 5 else "")
         warnings.warn(f"{root} has splits, and these folders beside them are not used: {shown}", stacklevel=3)
-    if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
-    return Layout(found["train"], found.get("validation"), found.get("test"))
+    if "test" not in folders and "validation" in folders:
+        folders["test"] = folders.pop("validation")
+    return Layout(folders["train"], folders.get("validation"), folders.get("test"))
 
 
 def _refuse_level_above(root: Path, names: Sequence[str]) -> None:

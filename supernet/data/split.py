@@ -256,9 +256,9 @@ def _spread_classes(labels: Tensor, index: dict[str, Tensor]) -> None:
             # A split may give its only image of a class to one that comes before it.
             givers = [other for other in splits if counts[other][label] > (splits.index(other) < rank)]
             giver = max(givers, key=lambda other: int(counts[other][label]))
-            given = int((labels[index[giver]] == label).nonzero()[0])
+            spare = int((labels[index[giver]] == label).nonzero()[0])
             taken = int((labels[index[name]] == common).nonzero()[0])
-            index[giver][given], index[name][taken] = index[name][taken].clone(), index[giver][given].clone()
+            index[giver][spare], index[name][taken] = index[name][taken].clone(), index[giver][spare].clone()
             for number, there, back in ((label, name, giver), (common, giver, name)):
                 counts[there][number] += 1
                 counts[back][number] -= 1

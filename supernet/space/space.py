@@ -39,9 +39,9 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
         try:
             return method(*args, **kwargs)
         except LookupError:
-            given = [*list(args), *kwargs.values()]
-            space = given.pop(0)
-            for arch in given:
+            arguments = [*list(args), *kwargs.values()]
+            space = arguments.pop(0)
+            for arch in arguments:
                 if isinstance(arch, Mapping) and isinstance(space, SearchSpace):
                     space.canonical(arch)
             raise

@@ -45,7 +45,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, act: nn.Module | None = None) ->
         raise NoRule("a convolution with a bias or another padding or shape")
     kind = activation(getattr(norm, "act", nn.Identity()) if act is None else act)
     with torch.device("meta"):
-        made = ConvNormAct(
+        block = ConvNormAct(
             conv.in_channels,
             conv.out_channels,
             kernel=conv.kernel_size[0],
@@ -57,9 +57,9 @@ def conv_norm(conv: nn.Module, norm: nn.Module, act: nn.Module | None = None) ->
             eps=norm.eps,
             momentum=norm.momentum,
         )
-    assign(made.conv, conv)
-    assign(made.bn, norm)
-    return made
+    assign(block.conv, conv)
+    assign(block.bn, norm)
+    return block
 
 
 def assign(target: nn.Module, source: nn.Module) -> None:
@@ -77,9 +77,9 @@ def squeeze(module: nn.Module) -> SqueezeExcite | None:
     if inner is None or gate is None:
         raise NoRule("squeeze-and-excitation without an activation")
     with torch.device("meta"):
-        made = SqueezeExcite(
+        excite = SqueezeExcite(
             module.conv_reduce.in_channels, module.conv_reduce.out_channels, activation=inner, gate=gate
         )
-    assign(made.reduce, module.conv_reduce)
-    assign(made.expand, module.conv_expand)
-    return made
+    assign(excite.reduce, module.conv_reduce)
+    assign(excite.expand, module.conv_expand)
+    return excite

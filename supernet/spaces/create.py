@@ -62,6 +62,12 @@ SPACES: dict[str, str] = {
 _LARGEST = {"num_classes": 10**6, "input_size": 2**14, "in_channels": 2**14}
 """Arguments that builders have in common, with the largest values that make sense."""
 
+_LARGEST_OWN = {
+    **dict.fromkeys(("depths", "blocks", "repeats", "cells"), 1000),
+    **dict.fromkeys(("widths", "base", "filters", "channels", "head", "stem", "last", "dims", "heads"), 2**16),
+}
+"""The same of this package's builders: numbers of layers and units, beyond which a machine would run out of memory."""
+
 _REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 """What torch and the published blocks raise for settings that no network can have, e.g. negative channels."""
 
@@ -124,6 +130,12 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
     for name, largest in _LARGEST.items():
         if name in arguments and not is_whole(arguments[name], 1, largest):
             raise InputError(f"{name}={arguments[name]!r} should be an integer from 1 to {largest:,}")
+    if space in SPACES:
+        for name, largest in _LARGEST_OWN.items():
+            value = arguments.get(name)
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(each, int | float) and not 1 <= each <= largest:
+                    raise InputError(f"{name}={shown(value)} should be from 1 to {largest:,}")
     signature = inspect.signature(make)
     known = list(signature.parameters)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
@@ -148,16 +160,16 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
         except _REFUSALS as error:
             if space not in SPACES and not isinstance(error, ValueError):
                 raise
-            given = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
+            named = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"the space {space!r} cannot be built with {given or 'its defaults'}: {reason}") from error
+            raise InputError(f"the space {space!r} cannot be built with {named or 'its defaults'}: {reason}") from error
     if not isinstance(chain, Chain):
         raise InputError(f"the builder of the space {space!r} returned {type(chain).__name__}, not a Chain")
     for name, parameter in chain.named_parameters():
         if not parameter.numel():
-            given = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
+            named = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
             raise InputError(
-                f"the space {space!r} cannot be built with {given or 'its defaults'}: the layer of {name} has no "
+                f"the space {space!r} cannot be built with {named or 'its defaults'}: the layer of {name} has no "
                 "inputs or outputs; give it one or more"
             )
     if "input_size" in arguments:
@@ -227,13 +239,13 @@ def create_supernet(
         InputError: see `build`.
     """
     _check_generator(generator)
-    given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
-    chain = build(space, phase, given)
+    arguments = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
+    chain = build(space, phase, arguments)
     with _naming(space):
         try:
             chain.initialize(generator)
         except ArithmeticError as error:  # a layer without inputs or outputs
-            named = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if value is not None)
+            named = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items() if value is not None)
             raise InputError(f"the space {space!r} cannot be initialised with {named}: {error}") from error
     return chain
 
@@ -266,26 +278,26 @@ def create_network(
     from supernet.chain import realize
 
     _check_generator(generator)
-    given = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
+    arguments = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     with torch.device("meta"):
-        chain, chosen = _published(space, given) if arch is None else (build(space, "standalone", given), arch)
+        chain, chosen = _published(space, arguments) if arch is None else (build(space, "standalone", arguments), arch)
         network = chain.subnet(chosen)
     return cast("nn.Sequential", realize(network, chain.init, generator))
 
 
-def _published(name: str, given: Mapping[str, Any]) -> "tuple[Chain, Mapping[str, Any]]":
+def _published(name: str, arguments: Mapping[str, Any]) -> "tuple[Chain, Mapping[str, Any]]":
     """Returns the supernet and the architecture of a published network."""
     if name in NETWORKS:
         from supernet.spaces.published_cells import CELLS, arch_of
 
         network = NETWORKS[name]
-        own = {key: value for key, value in given.items() if value is not None}
+        own = {key: value for key, value in arguments.items() if value is not None}
         chain = build(network.space, "standalone", {**network.settings, **own})
         return chain, arch_of(CELLS[network.cells], chain.space)
     if name not in GENOTYPES:
         known = [*GENOTYPES, *NETWORKS]
         raise InputError(f"there is no published network {name!r}; give arch, or {nearest(name, known)}")
     genotype = GENOTYPES[name]
-    own = {key: value for key, value in given.items() if value is not None}
+    own = {key: value for key, value in arguments.items() if value is not None}
     chain = build(genotype.space, "standalone", {**genotype.settings, **own})
     return chain, chain.space.from_indices(genotype.indices)

@@ -121,12 +121,14 @@ def elastic(
         InputError: a network of another kind, or one in which nothing can be cut.
     """
     name = type(model).__name__
-    odd = all(kernel > 0 and kernel % 2 for kernel in kernels)
-    if drop < 0 or not odd or any(value <= 0 for value in (*expansions, *shares)):
+    odd = all(0 < kernel < 64 and kernel % 2 for kernel in kernels)
+    if not (odd and all(0 < value <= 64 for value in expansions) and all(0 < share <= 1 for share in shares)):
         raise InputError(
-            f"kernels={tuple(kernels)} should be odd, expansions={tuple(expansions)} and shares={tuple(shares)} "
-            f"positive, drop={drop} at least 0"
+            f"kernels={tuple(kernels)} should be odd and below 64, expansions={tuple(expansions)} above 0 and at most "
+            f"64, shares={tuple(shares)} above 0 and at most 1"
         )
+    if drop < 0:
+        raise InputError(f"drop={drop} should be at least 0")
     try:
         parts = parts_of(model)
     except NoRule as error:
@@ -203,17 +205,17 @@ Shape = tuple[int, ...]
 def _shapes(model: nn.Module, parts: Parts, shape: Shape) -> dict[int, tuple[str, Shape, Shape]]:
     """Returns name and shapes (C, H, W) before and after every block, by its id, from a run without storage."""
     blocks = {id(block) for stage in parts.stages for block in stage}
-    copied, found = meta_copy(model).eval(), dict[int, tuple[str, Shape, Shape]]()
+    copied, shapes = meta_copy(model).eval(), dict[int, tuple[str, Shape, Shape]]()
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, *, key: int, name: str) -> None:
-        found[key] = (name, tuple(inputs[0].shape[1:]), tuple(out.shape[1:]))
+        shapes[key] = (name, tuple(inputs[0].shape[1:]), tuple(out.shape[1:]))
 
     for name, module in model.named_modules():
         if id(module) in blocks:
             copied.get_submodule(name).register_forward_hook(functools.partial(record, key=id(module), name=name))
     # A plain call would load torch's compiler, which takes seconds.
     trace(copied, torch.empty(1, *shape, device="meta"))
-    return found
+    return shapes
 
 
 # -- by name ----------------------------------------------------------------------------------------------------------

@@ -281,10 +281,10 @@ def _torchvision_squeeze(module: Any) -> SqueezeExcite:
     if inner is None or gate is None:
         raise NoRule("squeeze-and-excitation without an activation")
     with torch.device("meta"):
-        made = SqueezeExcite(module.fc1.in_channels, module.fc1.out_channels, activation=inner, gate=gate)
-    assign(made.reduce, module.fc1)
-    assign(made.expand, module.fc2)
-    return made
+        excite = SqueezeExcite(module.fc1.in_channels, module.fc1.out_channels, activation=inner, gate=gate)
+    assign(excite.reduce, module.fc1)
+    assign(excite.expand, module.fc2)
+    return excite
 
 
 def _torchvision_block(block: Any, options: Options) -> ElasticMBConv:
@@ -324,15 +324,15 @@ def _torchvision_head(classifier: Any) -> tuple[str, nn.Module]:
     if kinds != (nn.Linear, nn.Hardswish, nn.Dropout, nn.Linear):
         raise NoRule("a classifier of another form")
     with torch.device("meta"):
-        made = HiddenClassifier(
+        head = HiddenClassifier(
             classifier[0].in_features,
             classifier[3].out_features,
             hidden=classifier[0].out_features,
             dropout=classifier[2].p,
         )
-    assign(made.mix, classifier[0])
-    assign(made.fc, classifier[3])
-    return "head", made
+    assign(head.mix, classifier[0])
+    assign(head.fc, classifier[3])
+    return "head", head
 
 
 # -- ResNets ----------------------------------------------------------------------------------------------------------

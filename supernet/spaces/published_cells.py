@@ -74,10 +74,10 @@ def cell(text: str, outputs: str | None = None) -> CellGraph:
 def cells_of(arch: Arch, space: SearchSpace) -> Cells:
     """Returns the cells that an architecture of a cell space describes."""
     names = dict.fromkeys(choice.name.partition(".")[0] for choice in space.choices)
-    found = {name: graph_of(arch.sub(name)) for name in names if f"{name}.block0.left" in arch}
-    if not found:
+    graphs = {name: graph_of(arch.sub(name)) for name in names if f"{name}.block0.left" in arch}
+    if not graphs:
         raise InputError(f"the architecture has no cells; space {space.name!r} is not a space of cells")
-    return Cells(found)
+    return Cells(graphs)
 
 
 def arch_of(cells: Cells, space: SearchSpace) -> Arch:

@@ -30,14 +30,14 @@ def embedding_of(model: VisionTransformer) -> PatchTokens:
         raise NoRule("images or patches that are not square")
     dim = network.embed_dim
     with torch.device("meta"):
-        made = PatchTokens(patches.proj.in_channels, dim, patch=patch, side=side)
-    assign(made.conv, patches.proj)
+        tokens = PatchTokens(patches.proj.in_channels, dim, patch=patch, side=side)
+    assign(tokens.conv, patches.proj)
     positions = network.pos_embed.detach()[0]
     if network.no_embed_class:
         positions = torch.cat([torch.zeros_like(positions[:1]), positions])
-    made.token = nn.Parameter(network.cls_token.detach().flatten().clone())
-    made.positions = nn.Parameter(positions.t().contiguous())
-    return made
+    tokens.token = nn.Parameter(network.cls_token.detach().flatten().clone())
+    tokens.positions = nn.Parameter(positions.t().contiguous())
+    return tokens
 
 
 def head_of(model: VisionTransformer) -> ViTHead:
@@ -52,12 +52,12 @@ def head_of(model: VisionTransformer) -> ViTHead:
     if not isinstance(other, nn.Identity) or not isinstance(norm, nn.LayerNorm):
         raise NoRule("a norm at another place")
     with torch.device("meta"):
-        made = ViTHead(
+        head = ViTHead(
             network.embed_dim, network.head.out_features, mean=mean, eps=norm.eps, dropout=network.head_drop.p
         )
-    assign(made.scale, norm)
-    assign(made.fc, network.head)
-    return made
+    assign(head.scale, norm)
+    assign(head.fc, network.head)
+    return head
 
 
 def block_of(block: Any, shares: tuple[float, ...]) -> ElasticViTBlock:
@@ -83,20 +83,20 @@ def block_of(block: Any, shares: tuple[float, ...]) -> ElasticViTBlock:
     heads, head, dim, hidden = attention.num_heads, attention.head_dim, attention.qkv.in_features, mlp.fc1.out_features
     bias = attention.qkv.bias is not None
     with torch.device("meta"):
-        made = ViTBlock(dim, heads=heads, head=head, hidden=hidden, bias=bias, scaled=scaled, eps=block.norm1.eps)
+        converted = ViTBlock(dim, heads=heads, head=head, hidden=hidden, bias=bias, scaled=scaled, eps=block.norm1.eps)
     for own, theirs in (
-        (made.norm1, block.norm1),
-        (made.norm2, block.norm2),
-        (made.attention.project, attention.proj),
-        (made.expand, mlp.fc1),
-        (made.reduce, mlp.fc2),
+        (converted.norm1, block.norm1),
+        (converted.norm2, block.norm2),
+        (converted.attention.project, attention.proj),
+        (converted.expand, mlp.fc1),
+        (converted.reduce, mlp.fc2),
     ):
         assign(own, theirs)
-    made.attention.weight = nn.Parameter(attention.qkv.weight.detach().clone().view(3, heads * head, dim))
+    converted.attention.weight = nn.Parameter(attention.qkv.weight.detach().clone().view(3, heads * head, dim))
     if bias:
-        made.attention.shift = nn.Parameter(attention.qkv.bias.detach().clone().view(3, heads * head))
+        converted.attention.shift = nn.Parameter(attention.qkv.bias.detach().clone().view(3, heads * head))
     if scaled:
-        made.scales = nn.Parameter(torch.stack([block.ls1.gamma.detach(), block.ls2.gamma.detach()]))
+        converted.scales = nn.Parameter(torch.stack([block.ls1.gamma.detach(), block.ls2.gamma.detach()]))
     fewer = {max(1, round(heads * share)) for share in shares} - {heads}
     hiddens: dict[Value, int] = {}
     for share in sorted(set(shares)):
@@ -104,7 +104,7 @@ def block_of(block: Any, shares: tuple[float, ...]) -> ElasticViTBlock:
         if middle < hidden and middle not in hiddens.values():
             hiddens[_ratio(middle, dim)] = middle
     hiddens[_ratio(hidden, dim)] = hidden
-    return ElasticViTBlock(made, heads=[*sorted(n for n in fewer if n < heads), heads], hiddens=hiddens)
+    return ElasticViTBlock(converted, heads=[*sorted(n for n in fewer if n < heads), heads], hiddens=hiddens)
 
 
 def _ratio(middle: int, dim: int) -> float:

@@ -55,8 +55,8 @@ class WidthLayer:
         """Returns the number of elements of the weight."""
         if not all(widths[name] for name in self.branch):
             return 0
-        read, made = self.ends(widths)
-        return int(self.taps * made * (1 if self.depthwise else read))
+        inputs, outputs = self.ends(widths)
+        return int(self.taps * outputs * (1 if self.depthwise else inputs))
 
     def macs(self, widths: Mapping[str, int]) -> int:
         """Returns the multiply-accumulates for one image."""
@@ -106,22 +106,22 @@ class WidthChain(Chain):
                 raise InputError(
                     f"step {step_name!r} is a {type(step).__name__}; the steps of a WidthChain are Elastic"
                 )
-            made: str | None = incoming
+            output: str | None = incoming
             entries = step.elastic_layers()
             for number, entry in enumerate(entries):
                 reads = incoming if entry.reads == AS_GIVEN else f"{step_name}.{entry.reads}"
-                made = entry.makes and f"{step_name}.{entry.makes}"
-                made = incoming if made == AS_GIVEN else made
+                output = entry.makes and f"{step_name}.{entry.makes}"
+                output = incoming if output == AS_GIVEN else output
                 branch = tuple(f"{step_name}.{name}" for name in entry.branch)
-                yield f"{step_name}.{number}", ElasticLayer(entry.layer, reads, made, entry.stride, branch), stride
-            incoming = made or AS_GIVEN
+                yield f"{step_name}.{number}", ElasticLayer(entry.layer, reads, output, entry.stride, branch), stride
+            incoming = output or AS_GIVEN
             out = step.out_layout(Arch({c.name: c.options[-1] for c in step.space.choices}), Layout(1, stride))
             assert isinstance(out, Layout)
             stride = int(out.stride)
 
     def layers(self) -> tuple[WidthLayer, ...]:
         """Returns all layers in order; for a normal form, their costs sum up to those of `CostTable`."""
-        found = []
+        rows = []
         for name, entry, before in self.elastic_layers():
             layer, stride = entry.layer, before * entry.stride
             if isinstance(layer, ConvBNAct):
@@ -130,7 +130,7 @@ class WidthChain(Chain):
             else:
                 inputs, outputs, depthwise, taps, extra = layer.in_features, layer.out_features, False, 1, 1
             height, width = (-(-side // stride) if stride else 1 for side in self.input_shape[1:])
-            found.append(
+            rows.append(
                 WidthLayer(
                     name=name,
                     reads=(entry.reads,) if entry.reads != AS_GIVEN else (),
@@ -144,19 +144,19 @@ class WidthChain(Chain):
                     extra=extra,
                 )
             )
-        return tuple(found)
+        return tuple(rows)
 
     def scales(self, arch: Arch) -> dict[str, list[Tensor]]:
         """Returns, per group, the batch-norm scales of the layers of `arch` that produce its channels, (width,) each.
 
         The list is empty if no such layer has a batch norm with scale, or if the width of the group is 0.
         """
-        found: dict[str, list[Tensor]] = {choice.name: [] for choice in self.space.choices}
+        by_width: dict[str, list[Tensor]] = {choice.name: [] for choice in self.space.choices}
         for _, entry, _ in self.elastic_layers():
             layer, there = entry.layer, all(arch[name] for name in entry.branch)
             if entry.makes and there and isinstance(layer, ConvBNAct) and layer.affine:
-                found[entry.makes].append(layer.bn.weight[: int(arch[entry.makes])])
-        return found
+                by_width[entry.makes].append(layer.bn.weight[: int(arch[entry.makes])])
+        return by_width
 
     @torch.no_grad()
     def permute(self, orders: Mapping[str, Tensor]) -> None:
@@ -223,14 +223,14 @@ class _Builder:
         keeps = shortcut and stride == 1 and out == self.width
         for number, (decision, width, options) in enumerate(rows):
             last = keeps and number == len(rows) - 1
-            made = AS_GIVEN if last else decision
-            widest = self.widest if made == AS_GIVEN else max(width, int(width * self.headroom))
-            given = {key: value for key, value in options.items() if key != "depthwise"}
+            output = AS_GIVEN if last else decision
+            widest = self.widest if output == AS_GIVEN else max(width, int(width * self.headroom))
+            layer_options = {key: value for key, value in options.items() if key != "depthwise"}
             groups = widest if options.get("depthwise") else 1
-            body.append(self.layer(before, widest, groups=groups, affine=self.affine, **given))
-            makes.append(made)
+            body.append(self.layer(before, widest, groups=groups, affine=self.affine, **layer_options))
+            makes.append(output)
             before = widest
-            if made != AS_GIVEN:
+            if output != AS_GIVEN:
                 self.seed[f"{name}.{decision}"] = width
         beside: nn.Module | None = nn.Identity() if keeps else None
         if shortcut and project and not keeps:

@@ -11,7 +11,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
-from supernet.checked import checked_arguments
+from supernet.checked import checked_arguments, is_whole, plain_scalar, shown
 from supernet.config import Window
 from supernet.cost import CostTable, CostWindow
 from supernet.cost.count import COSTS
@@ -44,7 +44,7 @@ def uniform(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None
         window: the cost window.
     """
     draw = _draw(space, table, window)
-    return lambda step: (draw(generator(seed, "arch", step)),)
+    return _by_step(lambda step: (draw(generator(seed, "arch", step)),))
 
 
 @checked_arguments
@@ -94,7 +94,7 @@ def balanced(space: SearchSpace, seed: int = 0, *, table: CostTable | None = Non
         return [[column[k] for column in columns] for k in range(passes)]
 
     if limits is None:
-        return lambda step: tuple(map(space.from_indices, permuted(generator(seed, "balanced", step))))
+        return _by_step(lambda step: tuple(map(space.from_indices, permuted(generator(seed, "balanced", step)))))
 
     low, high = limits
     assert table is not None
@@ -111,7 +111,7 @@ def balanced(space: SearchSpace, seed: int = 0, *, table: CostTable | None = Non
         return tuple(map(space.from_indices, paths))
 
     confined(0)  # a window out of reach should fail before training starts
-    return confined
+    return _by_step(confined)
 
 
 @checked_arguments
@@ -148,7 +148,7 @@ def sandwich(
         rng = generator(seed, "sandwich", step)
         return (largest, smallest, *(draw(rng) for _ in range(random_paths)))
 
-    return sample
+    return _by_step(sample)
 
 
 @checked_arguments
@@ -189,7 +189,7 @@ def weighted(
         rng = generator(seed, "weighted", step)
         return (space.canonical({c.name: rng.choices(c.options, shares[c.name])[0] for c in space.choices}),)
 
-    return sample
+    return _by_step(sample)
 
 
 @checked_arguments
@@ -224,7 +224,7 @@ def even(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, w
             indices.append(shuffled[place])
         return (space.from_indices(indices),)
 
-    return sample
+    return _by_step(sample)
 
 
 def _round(space: SearchSpace, choice: Choice) -> list[int]:
@@ -234,6 +234,18 @@ def _round(space: SearchSpace, choice: Choice) -> list[int]:
         return list(options)
     parents = [other.when[1] for other in space.choices if other.when is not None and other.when[0] == choice.name]
     return [i for i in options for _ in range(1 + sum(choice.options[i] in values for values in parents))]
+
+
+def _by_step(sample: ArchSampler) -> ArchSampler:
+    """Makes a sampler refuse what is not the number of a step, which would seed a stream of its own."""
+
+    def checked(step: int) -> tuple[Arch, ...]:
+        step = plain_scalar(step)
+        if not is_whole(step, 0):
+            raise InputError(f"step={shown(step)} should be the number of a training step, from 0")
+        return sample(step)
+
+    return checked
 
 
 SAMPLERS: dict[str, Callable[..., ArchSampler]] = {

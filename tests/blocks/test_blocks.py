@@ -212,9 +212,9 @@ def test_choice_block_runs_only_the_chosen_option() -> None:
     assert block.out_layout(b, Layout(4, 2, (1,))) == Layout(4, 2, (1,))
     assert [id(part) for part, _ in block.active_parts(a, Layout(4))] == [id(p) for p in options["a"].parameters()]
     assert not list(block.active_parts(b, Layout(4)))
-    made = block.materialize(a, Layout(4))
-    assert torch.equal(made(x), block(x, a))
-    assert made is not options["a"]
+    standalone = block.materialize(a, Layout(4))
+    assert torch.equal(standalone(x), block(x, a))
+    assert standalone is not options["a"]
 
 
 # -- torchvision's detector parts -------------------------------------------------------------------------------------
@@ -225,10 +225,10 @@ def test_feature_pyramid_is_torchvisions() -> None:
     theirs.load_state_dict(ours.fpn.state_dict(), strict=True)
     maps = tuple(torch.randn(2, width, side, side) for width, side in ((8, 17), (12, 9), (16, 5)))
     expected = theirs(OrderedDict(zip(("fine", "middle", "coarse"), maps, strict=True)))
-    found = ours(maps)
-    assert isinstance(found, tuple)
-    assert [tuple(level.shape[1:]) for level in found] == [(10, 17, 17), (10, 9, 9), (10, 5, 5)]
-    assert all(map(torch.equal, found, expected.values()))
+    actual = ours(maps)
+    assert isinstance(actual, tuple)
+    assert [tuple(level.shape[1:]) for level in actual] == [(10, 17, 17), (10, 9, 9), (10, 5, 5)]
+    assert all(map(torch.equal, actual, expected.values()))
     layouts = ours.out_layout((Layout(8, 4), Layout(12, 8), Layout(16, 16)))
     assert layouts == (Layout(10, 4), Layout(10, 8), Layout(10, 16))
 
@@ -243,9 +243,9 @@ def test_retina_head_is_torchvisions() -> None:
     ours, theirs = ready(RetinaHead(8, 3, 5, levels=2)), RetinaNetHead(8, 3, 5)
     theirs.load_state_dict(ours.head.state_dict(), strict=True)
     maps = tuple(torch.randn(2, 8, side, side) for side in (8, 4))
-    found, expected = ours(maps), theirs(list(maps))
-    assert set(found) == {"cls_logits", "bbox_regression"}
-    assert found["cls_logits"].shape == (2, 3 * (64 + 16), 5)
-    assert found["bbox_regression"].shape == (2, 3 * (64 + 16), 4)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    actual, expected = ours(maps), theirs(list(maps))
+    assert set(actual) == {"cls_logits", "bbox_regression"}
+    assert actual["cls_logits"].shape == (2, 3 * (64 + 16), 5)
+    assert actual["bbox_regression"].shape == (2, 3 * (64 + 16), 4)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert ours.out_layout((Layout(8, 4), Layout(8, 8))) is None

@@ -44,9 +44,9 @@ def test_a_smaller_kernel_equals_the_large_one_with_zeros_around_it(kernel: int,
     inner = slice(edge, 5 - edge)
     zeroed[:, :, inner, inner] = conv.weight.detach()[:, :, inner, inner]
     x = images(2, 4, 9, 9)
-    found = run_conv(conv, leading(3, 4, kernel=kernel, largest=5), x)
+    actual = run_conv(conv, leading(3, 4, kernel=kernel, largest=5), x)
     expected = functional.conv2d(x, zeroed[:3, :4], conv.bias.detach()[:3], stride, 2)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 8])
@@ -56,13 +56,18 @@ def test_a_cut_layer_is_the_slice_bit_for_bit(kind: type[ConvBNAct], groups: int
     randomize(layer, 2)
     layer.bn.weight.data *= 8.0  # beyond 6
     cut = leading(5, 3 if groups == 1 else 1, kernel=3, largest=5)
-    made = cut_layer(layer.eval(), cut).eval()
-    assert (made.in_channels, made.out_channels, made.kernel, type(made)) == (3 if groups == 1 else 5, 5, 3, kind)
-    x = images(2, made.in_channels, 7, 7)
-    found = run_sliced(layer, cut, x)
-    assert torch.equal(found, made(x))
-    assert torch.equal(made.conv.weight, layer.conv.weight[:5, : 3 if groups == 1 else 1, 1:4, 1:4])
-    assert (float(found.detach().max()) == 6.0) == (kind is ConvBNReLU6)
+    smaller = cut_layer(layer.eval(), cut).eval()
+    assert (smaller.in_channels, smaller.out_channels, smaller.kernel, type(smaller)) == (
+        3 if groups == 1 else 5,
+        5,
+        3,
+        kind,
+    )
+    x = images(2, smaller.in_channels, 7, 7)
+    actual = run_sliced(layer, cut, x)
+    assert torch.equal(actual, smaller(x))
+    assert torch.equal(smaller.conv.weight, layer.conv.weight[:5, : 3 if groups == 1 else 1, 1:4, 1:4])
+    assert (float(actual.detach().max()) == 6.0) == (kind is ConvBNReLU6)
 
 
 def test_linear_and_norm_take_the_leading_channels() -> None:
@@ -92,12 +97,12 @@ def test_a_slice_is_a_view_whose_gradient_has_the_order_of_the_whole(order: torc
         assert torch.equal(sliced(tensor, cut), tensor[cut])
     assert sliced(whole, cut).data_ptr() == whole[cut].data_ptr()
     assert sliced(whole, leading(8, 6)) is whole
-    given = images(5, 4, 3, 3)
-    (found,) = torch.autograd.grad(sliced(whole, cut), whole, given)
+    upstream = images(5, 4, 3, 3)
+    (actual,) = torch.autograd.grad(sliced(whole, cut), whole, upstream)
     expected = torch.zeros_like(whole)
-    expected[cut] = given
-    assert torch.equal(found, expected)
-    assert found.stride() == whole.stride()
+    expected[cut] = upstream
+    assert torch.equal(actual, expected)
+    assert actual.stride() == whole.stride()
 
 
 def test_parts_and_state_name_what_is_read() -> None:
@@ -212,9 +217,9 @@ def test_a_head_reads_the_channels_that_are_present() -> None:
     head = ElasticHead(8, 5).eval()
     randomize(head, 5)
     x = images(2, 3, 4, 4)
-    made = head.materialize(Arch(), Layout(3)).eval()
-    assert torch.equal(head(x, Arch()), made(x))
-    torch.testing.assert_close(made(x), x.mean((2, 3)) @ head.full.fc.weight[:, :3].T + head.full.fc.bias)
+    standalone = head.materialize(Arch(), Layout(3)).eval()
+    assert torch.equal(head(x, Arch()), standalone(x))
+    torch.testing.assert_close(standalone(x), x.mean((2, 3)) @ head.full.fc.weight[:, :3].T + head.full.fc.bias)
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ def test_remembered_parts_are_the_active_parts(toy: str, monkeypatch: pytest.Mon
     for seed in range(40):
         arch = supernet.space.sample(random.Random(seed))
         expected = list(supernet.active_parts(arch))
-        found = remembered(arch)
-        assert [(id(parameter), index) for parameter, index in found] == [(id(p), index) for p, index in expected]
+        actual = remembered(arch)
+        assert [(id(parameter), index) for parameter, index in actual] == [(id(p), index) for p, index in expected]
 
 
 @pytest.mark.slow  # the same operations run, as the first test shows; this one measures the time around them

@@ -44,10 +44,10 @@ def test_steps_of_one_name_share_decisions_but_not_weights() -> None:
     chain = Chain("c", [("stem", ConvBNAct(3, 4)), ("cell", choice()), ("other", choice()), ("cell", choice())])
     assert [c.name for c in chain.space.choices] == ["cell.op", "other.op"]
     assert [name for name, _ in chain.steps] == ["stem", "cell", "other", "cell"]
-    made = chain.subnet({"cell.op": "k3", "other.op": "k1"})
-    assert [part.kernel for part in made] == [1, 3, 1, 3]  # type: ignore[union-attr]
-    assert made[1].conv.weight.shape == made[3].conv.weight.shape  # type: ignore[union-attr]
-    assert not torch.equal(made[1].conv.weight, made[3].conv.weight)  # type: ignore[union-attr, arg-type]
+    subnet = chain.subnet({"cell.op": "k3", "other.op": "k1"})
+    assert [part.kernel for part in subnet] == [1, 3, 1, 3]  # type: ignore[union-attr]
+    assert subnet[1].conv.weight.shape == subnet[3].conv.weight.shape  # type: ignore[union-attr]
+    assert not torch.equal(subnet[1].conv.weight, subnet[3].conv.weight)  # type: ignore[union-attr, arg-type]
 
 
 def test_different_spaces_under_one_name_are_refused() -> None:
@@ -159,10 +159,10 @@ def test_bound_checks_its_architecture() -> None:
 def test_active_parameters_are_listed_once_in_order() -> None:
     chain = TOY_SPACES["loose"]()
     arch = chain.space.sample(random.Random(0))
-    found = [id(parameter) for parameter in chain.active_parameters(arch)]
-    assert len(set(found)) == len(found)
+    identities = [id(parameter) for parameter in chain.active_parameters(arch)]
+    assert len(set(identities)) == len(identities)
     place = {id(parameter): number for number, parameter in enumerate(chain.parameters())}
-    heads = [place[one] for one in found]
+    heads = [place[one] for one in identities]
     assert heads[0] == 0
     assert heads[-1] == len(place) - 1
 
@@ -218,10 +218,10 @@ def test_a_module_without_a_known_layout_is_named(module: nn.Module) -> None:
 
 def test_a_transposed_convolution_does_not_reduce() -> None:
     try:
-        found = plain_layout(nn.ConvTranspose2d(8, 6, 2, 2), Layout(8, 4))
+        layout = plain_layout(nn.ConvTranspose2d(8, 6, 2, 2), Layout(8, 4))
     except InputError:
         return
-    assert found == Layout(6, 2)
+    assert layout == Layout(6, 2)
 
 
 # -- fresh networks ---------------------------------------------------------------------------------------------------
@@ -238,9 +238,9 @@ def forgets_linear(module: nn.Module, generator: torch.Generator | None) -> None
 
 def test_realize_names_the_tensor_that_init_forgets() -> None:
     with torch.device("meta"):
-        made = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+        network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(InputError, match=r"init leaves '3\.weight' unset"):
-        realize(made, forgets_linear)
+        realize(network, forgets_linear)
     with torch.device("meta"):
         counted = nn.Sequential(nn.GroupNorm(2, 4))
         counted.register_buffer("seen", torch.zeros((), dtype=torch.long))
@@ -250,22 +250,22 @@ def test_realize_names_the_tensor_that_init_forgets() -> None:
 
 def test_realize_sees_buffers_outside_the_state_dict() -> None:
     with torch.device("meta"):
-        made = nn.Conv2d(3, 4, 1)
-        made.register_buffer("grid", torch.arange(9.0), persistent=False)
+        conv = nn.Conv2d(3, 4, 1)
+        conv.register_buffer("grid", torch.arange(9.0), persistent=False)
     with pytest.raises(InputError, match="init leaves 'grid' unset"):
-        realize(made, initialize)
+        realize(conv, initialize)
 
 
 def test_realize_takes_boolean_buffers() -> None:
     with torch.device("meta"):
-        made = nn.Conv2d(3, 4, 1)
-        made.register_buffer("mask", torch.ones(3, dtype=torch.bool))
+        conv = nn.Conv2d(3, 4, 1)
+        conv.register_buffer("mask", torch.ones(3, dtype=torch.bool))
 
     def init(module: nn.Module, generator: torch.Generator | None) -> None:
         initialize(module, generator)
         module.get_buffer("mask").fill_(True)
 
-    assert realize(made, init).get_buffer("mask").all()
+    assert realize(conv, init).get_buffer("mask").all()
 
 
 def test_initialize_is_he_fan_out() -> None:
@@ -325,8 +325,8 @@ def beyond_memory(*, phase: Phase = "supernet") -> Chain:
 def test_create_network_never_allocates_the_supernet() -> None:
     with pytest.raises(RuntimeError):
         beyond_memory()
-    made = create_network(f"{__name__}:beyond_memory", arch={"a.op": "small"})
-    assert made(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 8, 8)
+    network = create_network(f"{__name__}:beyond_memory", arch={"a.op": "small"})
+    assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 8, 8)
 
 
 # -- supernets by name ------------------------------------------------------------------------------------------------
@@ -347,9 +347,11 @@ def test_create_supernet_is_reproducible() -> None:
 
 
 def test_create_supernet_passes_its_settings_on() -> None:
-    made = create_supernet("shufflenet-small", num_classes=7, input_size=20, in_channels=1, widths=(24, 48, 96), head=9)
-    assert made.input_shape == (1, 20, 20)
-    assert made(torch.zeros(2, 1, 20, 20), made.space.sample(random.Random(0))).shape == (2, 7)
+    chain = create_supernet(
+        "shufflenet-small", num_classes=7, input_size=20, in_channels=1, widths=(24, 48, 96), head=9
+    )
+    assert chain.input_shape == (1, 20, 20)
+    assert chain(torch.zeros(2, 1, 20, 20), chain.space.sample(random.Random(0))).shape == (2, 7)
     assert create_supernet("shufflenet-small").input_shape == (3, 32, 32)
 
 
@@ -381,8 +383,8 @@ def test_a_space_from_outside(own_package: str) -> None:
     chain = create_supernet(own_package, num_classes=6, bias=False)
     assert chain.space.name == "tiny-supernet"
     assert isinstance(chain, Searchable)
-    made = create_network(own_package, arch={"a.op": "k3"}, num_classes=6)
-    assert made(torch.zeros(1, 3, 8, 8)).shape == (1, 6, 8, 8)
+    network = create_network(own_package, arch={"a.op": "k3"}, num_classes=6)
+    assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 6, 8, 8)
     for wrong in ("own_spaces.tiny:biuld", "own_spaces.tinny:build", "no_such_package:build"):
         with pytest.raises(InputError, match=f"space '{wrong}' cannot be imported: .*PYTHONPATH") as caught:
             create_supernet(wrong)

@@ -322,7 +322,7 @@ def test_entries_are_bounded_and_dropped_ones_are_counted_again(monkeypatch: pyt
 
 def test_extremes_of_nasbench_macro(macro: CostTable, costs: dict[Arch, dict[str, int]]) -> None:
     for cost in COSTS:
-        values = [found[cost] for found in costs.values()]
+        values = [row[cost] for row in costs.values()]
         assert macro.extremes(cost) == (min(values), max(values))
 
 

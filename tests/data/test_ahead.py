@@ -24,18 +24,18 @@ def test_the_items_come_in_order_and_the_generator_is_closed() -> None:
 
 
 def test_at_most_two_items_are_made_in_advance() -> None:
-    made: list[int] = []
+    produced: list[int] = []
 
     def counted() -> Generator[int, None, None]:
         for number in range(100):
-            made.append(number)
+            produced.append(number)
             yield number
 
     items = ahead(counted())
     assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
     for _ in range(20):
         threading.Event().wait(0.005)
-        assert len(made) <= 7
+        assert len(produced) <= 7
     items.close()  # type: ignore[attr-defined]
 
 

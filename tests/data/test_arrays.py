@@ -70,9 +70,9 @@ def test_a_data_set_of_torch_and_a_folder_are_sources_too(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("made", ["(PIXELS, LABELS)", "Photographs()"])
-def test_a_function_may_return_arrays_or_a_data_set(made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"own_arrays_{abs(hash(made))}"
-    (tmp_path / f"{name}.py").write_text(f"from test_arrays import *\n\ndef images(config):\n    return {made}\n")
+def test_a_function_may_return_arrays_or_a_data_set(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"own_arrays_{abs(hash(kind))}"
+    (tmp_path / f"{name}.py").write_text(f"from test_arrays import *\n\ndef images(config):\n    return {kind}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     assert load(Data(f"{name}:images", size=12)).digest == load((PIXELS, LABELS)).digest

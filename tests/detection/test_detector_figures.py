@@ -47,8 +47,8 @@ def _own_objects(path: Path, rows: Tensor) -> None:
     document: dict[str, Any] = json.loads(path.read_text())
     categories = sorted(category["id"] for category in CATEGORIES)
     for image, entry in enumerate(document["images"][:-1]):
-        found = rows[rows[:, 0] == image].tolist()[:30]
-        for at, (_, label, _, x1, y1, x2, y2) in enumerate(found):
+        detections = rows[rows[:, 0] == image].tolist()[:30]
+        for at, (_, label, _, x1, y1, x2, y2) in enumerate(detections):
             if at % 3 < 2 and min(x2 - x1, y2 - y1) > 4:
                 moved = at % 2
                 box = [x1 + moved, y1, x2 - x1 - moved, y2 - y1]
@@ -98,8 +98,8 @@ def test_every_way_to_score_a_detector_gives_the_metrics_of_coco(kind: str, expo
     )
     results = []
     for i in range(len(data)):
-        found = detect(network, read_image(tmp_path / data.annotations.name(i)), preprocess)
-        results += coco_results(int(data.annotations.ids[i]), "", found, preprocess)
+        detections = detect(network, read_image(tmp_path / data.annotations.name(i)), preprocess)
+        results += coco_results(int(data.annotations.ids[i]), "", detections, preprocess)
     expected = dict(zip(FIGURES, _by_coco(path, results), strict=True))
     assert expected["map"] > 0.3
     if exported:

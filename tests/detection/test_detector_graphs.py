@@ -24,15 +24,15 @@ def _detector(kind: str, **settings: Any) -> tuple[DetectorNetwork, Any]:
     return detector.subnet(arch).eval(), arch
 
 
-def _check_rows(found: dict[str, Tensor], expected: list[dict[str, Tensor]], *, boxes: float, scores: float) -> None:
+def _check_rows(actual: dict[str, Tensor], expected: list[dict[str, Tensor]], *, boxes: float, scores: float) -> None:
     """The first rows are the detections, and the rest is zero."""
     for image, detections in enumerate(expected):
         count = len(detections["scores"])
         assert count > 20
-        assert torch.equal(found["labels"][image, :count], detections["labels"])
-        torch.testing.assert_close(found["boxes"][image, :count], detections["boxes"], rtol=0, atol=boxes)
-        torch.testing.assert_close(found["scores"][image, :count], detections["scores"], rtol=0, atol=scores)
-        assert not any(part[image, count:].any() for part in found.values())
+        assert torch.equal(actual["labels"][image, :count], detections["labels"])
+        torch.testing.assert_close(actual["boxes"][image, :count], detections["boxes"], rtol=0, atol=boxes)
+        torch.testing.assert_close(actual["scores"][image, :count], detections["scores"], rtol=0, atol=scores)
+        assert not any(part[image, count:].any() for part in actual.values())
 
 
 @torch.no_grad()
@@ -91,10 +91,10 @@ def _stacked(detections: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return columns
 
 
-def _apart(found: dict[str, Tensor], expected: list[dict[str, Tensor]]) -> float:
+def _apart(actual: dict[str, Tensor], expected: list[dict[str, Tensor]]) -> float:
     """The largest difference, whatever the order of detections whose scores are nearly equal."""
     assert all(len(image["scores"]) > 20 for image in expected)
-    sides = [{f"output[{name!r}]": x for name, x in side.items()} for side in (_stacked(expected), found)]
+    sides = [{f"output[{name!r}]": x for name, x in side.items()} for side in (_stacked(expected), actual)]
     return _detection_difference("detector", sides[:1], sides[1:])
 
 
@@ -135,6 +135,6 @@ def test_raw_graphs_of_other_detectors_take_any_size(kind: str, settings: dict[s
     for number, height, width in SIZES:
         x = images(height, width, number=number)
         named = network[-1].named(network[:-1](x))
-        found = program(x)
-        assert list(found) == list(named)
-        assert all(torch.equal(found[name], named[name]) for name in named)
+        actual = program(x)
+        assert list(actual) == list(named)
+        assert all(torch.equal(actual[name], named[name]) for name in named)

@@ -430,7 +430,7 @@ def test_a_detector_with_nan_anywhere_has_no_score(kind: str) -> None:
     """Boxes of NaN would be dropped, so that a diverged network would seem to see nothing: a finite mAP of 0."""
     sound = tiny_network(kind, arch=sampled_arch(tiny(kind))).eval()
     with torch.no_grad():
-        assert all(found["scores"].isfinite().all() for found in sound(images()))
+        assert all(detections["scores"].isfinite().all() for detections in sound(images()))
         last = {
             name.rpartition(".")[0]: name for name, _ in sound.named_parameters() if not name.startswith("backbone")
         }
@@ -438,6 +438,6 @@ def test_a_detector_with_nan_anywhere_has_no_score(kind: str) -> None:
             network = copy.deepcopy(sound)
             broken = dict(network.named_parameters()).get(name, next(network.parameters()))
             broken.flatten()[0] = torch.nan
-            for found in network(images()):
-                assert found["scores"].isnan().all(), name
-                assert len(found["scores"]) == len(found["boxes"]) == len(found["labels"]) == 1
+            for detections in network(images()):
+                assert detections["scores"].isnan().all(), name
+                assert len(detections["scores"]) == len(detections["boxes"]) == len(detections["labels"]) == 1

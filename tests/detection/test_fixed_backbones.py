@@ -67,7 +67,7 @@ def check_detector(network: Any, *, side: int = 64) -> None:
     assert not unused
     network.eval()
     with torch.no_grad():
-        first, again = (made(images(side, side)) for made in (network, copy.deepcopy(network)))
+        first, again = (model(images(side, side)) for model in (network, copy.deepcopy(network)))
     assert same(first, again)
 
 

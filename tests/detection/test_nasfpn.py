@@ -360,8 +360,8 @@ def test_parameters_and_macs_are_the_published_ones() -> None:
     assert len(necks) == 8
     neck = sum(p.numel() for step in necks for p in step.parameters())
     assert neck == 7 * 7 * (9 * 256**2 + 256 + 512) + (512 + 1024 + 2048) * 256 + 3 * (256 + 512) == 29_858_816
-    found = count(network, (3, 640, 640))
-    assert (round(found["params"] / 1e6, 1), round(found["macs"] / 1e9, 1)) == (60.1, 140.3)
+    costs = count(network, (3, 640, 640))
+    assert (round(costs["params"] / 1e6, 1), round(costs["macs"] / 1e9, 1)) == (60.1, 140.3)
     with torch.device("meta"):
         detector, arch = published_nasfpn("nasfpn-r50-7at384")
         assert round(sum(p.numel() for p in detector.subnet(arch).parameters()) / 1e6, 1) == 103.6

@@ -26,7 +26,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> DetectionSet:
 def _rows(metric: DetectionMetric, network: nn.Module, data: DetectionSet, batch: int) -> Tensor:
     """The detections of all images, ordered by image and score."""
     parts: list[Tensor] = []
-    metric.combine = lambda found: parts.extend(found) or {}  # type: ignore[method-assign,func-returns-value]
+    metric.combine = lambda batch_rows: parts.extend(batch_rows) or {}  # type: ignore[method-assign,func-returns-value]
     metric(network, data, batch)
     rows = torch.cat(parts)
     rows = rows[rows[:, 2].argsort(descending=True, stable=True)]
@@ -61,8 +61,8 @@ def test_detections_do_not_depend_on_the_batch(kind: str, mixed: DetectionSet) -
 def test_boxes_in_the_padding_are_not_detections() -> None:
     """They have no area inside the image, and would take the places of others."""
     network = tiny("retinanet", seed=3, score_threshold=0.0)
-    found = network.eval().subnet(sampled_arch(network))(images(33, 57))
-    for image in found:
+    detections = network.eval().subnet(sampled_arch(network))(images(33, 57))
+    for image in detections:
         assert len(image["boxes"]) == 300
         assert (image["boxes"][:, 2:] - image["boxes"][:, :2]).min() >= 0.01
 

@@ -13,7 +13,7 @@ REQUEST = fit_plan.FitRequest(
     limits={"macs": None, "params": None, "latency_ms": None},
     minutes=10.0,
     pretrained="",
-    given={},
+    overrides={},
     seed=0,
     device="cpu",
 )

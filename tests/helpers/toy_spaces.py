@@ -70,10 +70,10 @@ class LooseConv(Searchable):
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         assert isinstance(layout, Layout)
-        made = ConvBNAct(layout.channels, self.out, act=False).to(self.bn.weight.device)
-        made.conv.weight.data = self._weight(layout.ids).detach().clone()
-        made.bn = copy.deepcopy(self.bn)
-        return made
+        layer = ConvBNAct(layout.channels, self.out, act=False).to(self.bn.weight.device)
+        layer.conv.weight.data = self._weight(layout.ids).detach().clone()
+        layer.bn = copy.deepcopy(self.bn)
+        return layer
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         assert isinstance(layout, Layout)
@@ -112,15 +112,15 @@ class LooseCell(Searchable):
             choices.append(Choice(f"node{node}.op", OPS, when))
             for source in range(node):
                 makers = (ConvBNAct(width, width), ConvBNAct(width, width, kernel=3), nn.MaxPool2d(3, 1, 1))
-                self.ops.update({f"{node}-{source}-{op}": made for op, made in zip(OPS, makers, strict=True)})
+                self.ops.update({f"{node}-{source}-{op}": op_module for op, op_module in zip(OPS, makers, strict=True)})
         self.space = SearchSpace("loose-cell", choices)
 
     def _nodes(self, arch: Arch) -> list[tuple[int, int, nn.Module]]:
-        found = []
+        inputs = []
         for node in range(1, int(arch["nodes"]) + 1):
             source = int(arch[f"node{node}.input"])
-            found.append((node, source, self.ops[f"{node}-{source}-{arch[f'node{node}.op']}"]))
-        return found
+            inputs.append((node, source, self.ops[f"{node}-{source}-{arch[f'node{node}.op']}"]))
+        return inputs
 
     def _outputs(self, arch: Arch) -> tuple[int, ...]:
         nodes = self._nodes(arch)
@@ -240,13 +240,13 @@ class SlicedBlock(Searchable):
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         assert isinstance(layout, Layout)
         sizes = int(arch["mid"]), int(arch["width"]), int(arch["kernel"])
-        made = ResidualBlock(layout.channels, *sizes).to(self.full.first.conv.weight.device)
+        block = ResidualBlock(layout.channels, *sizes).to(self.full.first.conv.weight.device)
         for name, cut in self._cuts(arch, layout.channels):
-            source, target = getattr(self.full, name), getattr(made, name)
+            source, target = getattr(self.full, name), getattr(block, name)
             target.conv.weight.data = source.conv.weight.detach()[cut].clone()
             for tensor in ("weight", "bias", "running_mean", "running_var"):
                 getattr(target.bn, tensor).data = getattr(source.bn, tensor).detach()[cut[0]].clone()
-        return made
+        return block
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         assert isinstance(layout, Layout)
@@ -273,10 +273,10 @@ class SlicedClassifier(Searchable):
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         assert isinstance(layout, Layout)
-        made = PoolClassifier(layout.channels, self.fc.out_features).to(self.fc.weight.device)
-        made.fc.weight.data = self.fc.weight.detach()[:, : layout.channels].clone()
-        made.fc.bias.data = self.fc.bias.detach().clone()
-        return made
+        classifier = PoolClassifier(layout.channels, self.fc.out_features).to(self.fc.weight.device)
+        classifier.fc.weight.data = self.fc.weight.detach()[:, : layout.channels].clone()
+        classifier.fc.bias.data = self.fc.bias.detach().clone()
+        return classifier
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         assert isinstance(layout, Layout)
@@ -338,11 +338,11 @@ def detector(*, num_classes: int = 5, input_size: int = 32, in_channels: int = 3
     """Two searched stages, a feature pyramid over three levels and RetinaNet's towers."""
 
     def stage(width: int, out: int) -> Tap:
-        made = {
+        ops = {
             "conv": ConvBNAct(width, out, kernel=3, stride=2),
             "mb": InvertedResidual(width, out, kernel=5, expansion=2, stride=2),
         }
-        return Tap(ChoiceBlock(made))
+        return Tap(ChoiceBlock(ops))
 
     steps = [
         ("stem", ConvBNAct(in_channels, 8, kernel=3, stride=2)),

@@ -33,9 +33,9 @@ def supernet() -> Chain:
 
 def image_set(*, seed: int = 1, narrow: bool = True, number: int = 64) -> Images:
     """Random images; narrow ones have much in common."""
-    made = random_images(number, 32, seed)
-    pixels = made.pixels // 4 + 150 if narrow else made.pixels
-    return Images(pixels, made.labels, made.mean, made.std)
+    drawn = random_images(number, 32, seed)
+    pixels = drawn.pixels // 4 + 150 if narrow else drawn.pixels
+    return Images(pixels, drawn.labels, drawn.mean, drawn.std)
 
 
 def images(*, seed: int, narrow: bool) -> tuple[Tensor, Tensor]:
@@ -57,8 +57,8 @@ def moments(network: nn.Module, data: Images) -> dict[str, tuple[Tensor, Tensor]
         for number in range(2):
             index = torch.arange(32 * number, 32 * number + 32)
             network(next(iter(data.subset(index).batches(32)))[0])
-    found = {name: torch.cat(parts).transpose(0, 1).flatten(1) for name, parts in outputs.items()}
-    return {name: (values.mean(1), values.std(1, correction=0)) for name, values in found.items()}
+    measured = {name: torch.cat(parts).transpose(0, 1).flatten(1) for name, parts in outputs.items()}
+    return {name: (values.mean(1), values.std(1, correction=0)) for name, values in measured.items()}
 
 
 def test_moments_of_the_outputs(supernet: Chain) -> None:
@@ -81,8 +81,8 @@ def test_every_norm_of_a_subnet_has_the_moments_of_the_full_network(supernet: Ch
     unmatched = moments(plain.subnet(cut(supernet)).eval(), data)
     assert subnet.keys() < full.keys()
 
-    def distance(found: dict[str, tuple[Tensor, Tensor]]) -> float:
-        return sum(float((own - full[name][0][: len(own)]).abs().mean()) for name, (own, _) in found.items())
+    def distance(actual: dict[str, tuple[Tensor, Tensor]]) -> float:
+        return sum(float((own - full[name][0][: len(own)]).abs().mean()) for name, (own, _) in actual.items())
 
     assert distance(subnet) < 0.1 * distance(unmatched)
 

@@ -394,11 +394,11 @@ def test_neighbors_exactly() -> None:
 def test_neighbors_are_symmetric_without_conditions() -> None:
     space = SearchSpace("s", [Choice("a", range(3)), Choice("b", (4, 2, 8, 1), ordered=True), Choice("c", ("x", "y"))])
     near = {arch: set(space.neighbors(arch)) for arch in space.enumerate()}
-    assert all(arch in near[neighbor] for arch, found in near.items() for neighbor in found)
+    assert all(arch in near[neighbor] for arch, neighbours in near.items() for neighbor in neighbours)
     scale = {value: place for place, value in enumerate(space["b"].options)}
-    for arch, found in near.items():
+    for arch, neighbours in near.items():
         step = {other for other in near if sum(other[name] != arch[name] for name in arch) == 1}
-        assert found == {other for other in step if abs(scale[other["b"]] - scale[arch["b"]]) <= 1}
+        assert neighbours == {other for other in step if abs(scale[other["b"]] - scale[arch["b"]]) <= 1}
 
 
 def test_compose_prefixes_conditions_and_forms() -> None:

@@ -86,8 +86,8 @@ def test_every_published_network_has_counts() -> None:
 )
 def test_published_networks_to_the_digit(name: str) -> None:
     size = GENOTYPES[name].settings["input_size"]
-    found = count(create_network(name), (3, size, size))
-    assert (found["params"], found["macs"]) == PUBLISHED[name]
+    costs = count(create_network(name), (3, size, size))
+    assert (costs["params"], costs["macs"]) == PUBLISHED[name]
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_only_equal_graphs_share_a_normal_form(ops: str, settings: dict[str, Any
         assert graph_of(normal) in leader
         assert root(graph_of(normal)) == root(graph_of(arch))  # no two networks become one
         classes[root(graph_of(arch))].add(normal)
-    assert all(len(found) == 1 for found in classes.values())
+    assert all(len(members) == 1 for members in classes.values())
     assert 1 < len(classes) < len(archs)
 
 

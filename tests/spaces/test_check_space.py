@@ -54,18 +54,18 @@ class SharesStorage(ChoiceBlock):
 
 class SharesOneTensor(SlicedBlock):
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        made = super().materialize(arch, layout)
-        made.first.bn.weight.data = self.full.first.bn.weight.data[: int(arch["mid"])]
-        return made
+        block = super().materialize(arch, layout)
+        block.first.bn.weight.data = self.full.first.bn.weight.data[: int(arch["mid"])]
+        return block
 
 
 class OtherWeights(ChoiceBlock):
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        made = super().materialize(arch, layout)
+        block = super().materialize(arch, layout)
         with torch.no_grad():
-            for parameter in made.parameters():
+            for parameter in block.parameters():
                 parameter.mul_(1 + 1e-6)
-        return made
+        return block
 
 
 class OtherOption(ChoiceBlock):
@@ -75,9 +75,9 @@ class OtherOption(ChoiceBlock):
 
 class OtherStatistics(SlicedBlock):
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
-        made = super().materialize(arch, layout)
-        made.second.bn.running_var.fill_(1.0)
-        return made
+        block = super().materialize(arch, layout)
+        block.second.bn.running_var.fill_(1.0)
+        return block
 
 
 class Unused(nn.Module):
@@ -125,8 +125,8 @@ class WrongIds(LooseCell):
     """The right number of states under other ids; the step after it does not look at them."""
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
-        found = super().out_layout(arch, layout)
-        return Layout(found.channels, found.stride, tuple(i + 1 for i in found.ids))
+        actual = super().out_layout(arch, layout)
+        return Layout(actual.channels, actual.stride, tuple(i + 1 for i in actual.ids))
 
 
 class SumsStates(nn.Module):
@@ -370,8 +370,10 @@ def test_a_part_that_runs_only_in_training_is_not_idle() -> None:
         "nasnet-small", ops=("conv1",), filters=2, input_size=12, blocks=1, auxiliary=True, auxiliary_channels=(2, 2)
     )
     values = {"left": 0, "right": 0, "left_op": "conv1", "right_op": "conv1"}
-    given = {f"{cell}.block0.{name}": value for cell in ("normal", "reduce") for name, value in values.items()}
-    arch = chain.space.canonical({**chain.space.sample(random.Random(0)), **given})
+    values_of_cells = {
+        f"{cell}.block0.{name}": value for cell in ("normal", "reduce") for name, value in values.items()
+    }
+    arch = chain.space.canonical({**chain.space.sample(random.Random(0)), **values_of_cells})
     x = torch.randn(2, *chain.input_shape)
     assert sum(p.numel() for p in chain.active_parameters(arch)) < sum(
         p.numel() for p in chain.subnet(arch).parameters()

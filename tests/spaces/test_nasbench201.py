@@ -68,9 +68,9 @@ def nodes_of(vector: Vector) -> list[list[tuple[int, int]]]:
 )
 def test_published_counts_to_the_digit(option: int, params: int, macs: float) -> None:
     network = create_network("nasbench201", arch=arch_of((option,) * 6))
-    found = count(network, (3, 32, 32))
-    assert found["params"] == params
-    assert round(found["macs"] / 1e6, 2 if macs < 10 else 1) == macs
+    costs = count(network, (3, 32, 32))
+    assert costs["params"] == params
+    assert round(costs["macs"] / 1e6, 2 if macs < 10 else 1) == macs
 
 
 def test_skeleton() -> None:
@@ -264,12 +264,14 @@ def outputs(vector: Vector) -> tuple[int, int, frozenset[float]]:
     base = {edge: 0.31 + 0.17 * n for n, edge in enumerate(EDGES)}
     usual = simulate(vector, base)
     kinds = [[e for e in kind if simulate(vector, base | {e: 2.0}) != usual] for kind in kinds]
-    given = [[start + 0.37 * n**1.5 for n in range(len(kind))] for start, kind in zip((0.61, 0.47), kinds, strict=True)]
-    found = set()
-    for first, second in itertools.product(*(itertools.permutations(weights) for weights in given)):
+    series = [
+        [start + 0.37 * n**1.5 for n in range(len(kind))] for start, kind in zip((0.61, 0.47), kinds, strict=True)
+    ]
+    chosen = set()
+    for first, second in itertools.product(*(itertools.permutations(weights) for weights in series)):
         weights = dict(zip(kinds[0] + kinds[1], first + second, strict=True))
-        found.add(round(simulate(vector, weights), 10))
-    return len(kinds[0]), len(kinds[1]), frozenset(found)
+        chosen.add(round(simulate(vector, weights), 10))
+    return len(kinds[0]), len(kinds[1]), frozenset(chosen)
 
 
 def test_the_normal_form_tells_networks_apart_by_what_they_compute() -> None:
@@ -279,7 +281,7 @@ def test_the_normal_form_tells_networks_apart_by_what_they_compute() -> None:
     by_behaviour: dict[Any, set[Vector]] = defaultdict(set)
     for vector, form in forms.items():
         by_behaviour[behaviours[vector]].add(form)
-    assert all(len(found) == 1 for found in by_behaviour.values())
+    assert all(len(members) == 1 for members in by_behaviour.values())
     assert len(by_behaviour) == len(set(forms.values())) == 5_260
 
 
@@ -317,7 +319,9 @@ def test_the_published_count_and_why_the_normal_form_has_another() -> None:
         classes[published(vector)].add(form)
     assert len(classes) == 6_466
     sizes = {name: {(f.count(CONV1), f.count(CONV3)) for f in forms} for name, forms in classes.items()}
-    assert sum(len(found) > 1 for found in sizes.values()) == 430  # networks of different size under one expression
+    assert (
+        sum(len(distinct) > 1 for distinct in sizes.values()) == 430
+    )  # networks of different size under one expression
     once, twice = (CONV1, NONE, SKIP, NONE, SKIP, SKIP), (CONV1, CONV1, NONE, NONE, SKIP, SKIP)
     assert published(once) == published(twice)  # 2 · conv(x) and conv(x) + another conv(x)
     assert len({normal_forms()[once], normal_forms()[twice]}) == 2

@@ -75,10 +75,10 @@ def counts(name: str) -> dict[str, int]:
     return count(published(name), (3, size(name), size(name)))
 
 
-def check(found: dict[str, int], row: tuple[int, float | None], digits: int = 1) -> None:
-    assert found["params"] == row[0]
+def check(actual: dict[str, int], row: tuple[int, float | None], digits: int = 1) -> None:
+    assert actual["params"] == row[0]
     if row[1] is not None:
-        assert round(found["macs"] / 1e6, digits) == row[1]
+        assert round(actual["macs"] / 1e6, digits) == row[1]
 
 
 def test_every_network_has_a_row() -> None:
@@ -144,12 +144,12 @@ def test_shapes_along_the_way(name: str) -> None:
     network, side = published(name), size(name)
     state: Any = network[0](torch.empty(1, 3, side, side, device="meta"))
     assert state.shape[1] == {"nasnet-a-large": 96, "nasnet-a-cifar": 96, "pnasnet-5-large": 96}.get(name, 32)
-    found = []
+    shapes = []
     for step in network[1:-1]:
         state = step(state)
         assert state[1].shape[2] == state[1].shape[3]
-        found.append(tuple(state[1].shape[1:3]))
-    assert found == TRACES[name]
+        shapes.append(tuple(state[1].shape[1:3]))
+    assert shapes == TRACES[name]
     assert network[-1](state).shape == (1, 10 if "cifar" in name else 1000)
 
 
@@ -216,9 +216,9 @@ def test_an_auxiliary_head_at_two_thirds() -> None:
     state = network[:16](torch.empty(2, 3, 331, 331, device="meta"))
     assert type(network[16]).__name__ == "AuxiliaryHead"
     assert state[1].shape == (2, 2016, 21, 21)
-    found = count(network, (3, 331, 331))
-    assert found["params"] == counts("nasnet-a-large")["params"] + added
-    assert found["macs"] == counts("nasnet-a-large")["macs"]  # it runs in training alone
+    costs = count(network, (3, 331, 331))
+    assert costs["params"] == counts("nasnet-a-large")["params"] + added
+    assert costs["macs"] == counts("nasnet-a-large")["macs"]  # it runs in training alone
 
 
 def test_a_network_trains_with_its_auxiliary_head() -> None:
@@ -274,9 +274,11 @@ def test_the_estimate_is_exact(name: str, settings: dict[str, int]) -> None:
 
 def test_nasnet_fits_in_memory() -> None:
     nasnet = cell_space(NASNET_OPS, combiners=("add", "concat"))
-    found = supernet_parameters(Skeleton(filters=32, repeats=6, ops=NASNET_OPS), {"normal": nasnet, "reduce": nasnet})
-    assert found == 144_528_874  # at 32 filters, N = 6
-    assert found < 300e6
+    parameters = supernet_parameters(
+        Skeleton(filters=32, repeats=6, ops=NASNET_OPS), {"normal": nasnet, "reduce": nasnet}
+    )
+    assert parameters == 144_528_874  # at 32 filters, N = 6
+    assert parameters < 300e6
 
 
 LOOKED_AT = {

@@ -39,17 +39,17 @@ def features(name: str, size: int) -> tuple[Tensor, Tensor]:
     """An input, and their activated map before pooling."""
     x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found = theirs(name).forward_features(x)
-    assert found.std() > 0.05  # the tolerance means something
-    return x, found
+        actual = theirs(name).forward_features(x)
+    assert actual.std() > 0.05  # the tolerance means something
+    return x, actual
 
 
 def cut(name: str, *, cells: Cells | None = None, **settings: Any) -> nn.Sequential:
     """Our network without memory; weights are assigned to it."""
     network = NETWORKS[name]
     with torch.device("meta"):
-        given = {**network.settings, "count_padding": True, **settings}
-        chain: Chain = builder(network.space)(phase="standalone", **given)
+        arguments = {**network.settings, "count_padding": True, **settings}
+        chain: Chain = builder(network.space)(phase="standalone", **arguments)
         return chain.subnet(arch_of(cells or CELLS[network.cells], chain.space)).eval()
 
 
@@ -64,11 +64,11 @@ def our_names(name: str, ours: nn.Sequential) -> dict[str, str]:
         else:
             steps[f"cell_{count}"], count = index, count + 1
     paths = [path for path, _ in ours.named_children()]
-    found = {}
+    modules = {}
     for key in theirs(name).state_dict():
         step, _, rest = key.partition(".")
-        found[f"{paths[steps[step]]}.{_inner(rest, ours[steps[step]])}"] = key
-    return found
+        modules[f"{paths[steps[step]]}.{_inner(rest, ours[steps[step]])}"] = key
+    return modules
 
 
 def _inner(key: str, step: nn.Module) -> str:
@@ -104,9 +104,9 @@ def transplant(name: str, ours: nn.Sequential) -> None:
 def difference(name: str, ours: nn.Sequential, *, size: int = 107) -> float:
     x, expected = features(name, size)
     with torch.no_grad():
-        found = ours[:-1](x)[1].relu()
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max())
+        actual = ours[:-1](x)[1].relu()
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max())
 
 
 # -- equality ---------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def outcome(name: str, ours: nn.Sequential) -> float:
 
 def swapped(text: str, outputs: str) -> Any:
     turn = str.maketrans("01", "10")
-    return cell(re.sub(r"\(\d\)", lambda found: found[0].translate(turn), text), outputs.translate(turn))
+    return cell(re.sub(r"\(\d\)", lambda match: match[0].translate(turn), text), outputs.translate(turn))
 
 
 NORMAL = "sep5(0)+sep3(1); sep5(1)+sep3(1); avg3(0)+identity(1); avg3(1)+avg3(1); sep3(0)+identity(0)"
@@ -201,9 +201,9 @@ def test_the_right_cells_as_they_are_written_here() -> None:
 )
 def test_a_wrong_network_is_detected(case: str) -> None:
     name, make, fits = WRONG[case]
-    found = outcome(name, make())
-    assert found > 1e-3
-    assert (found < float("inf")) == fits
+    actual = outcome(name, make())
+    assert actual > 1e-3
+    assert (actual < float("inf")) == fits
 
 
 @both
@@ -235,17 +235,17 @@ class _Leading(nn.Module):
 
 @both
 def test_a_missing_squeeze_of_the_older_input_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: Any = right(name)[5]
-    monkeypatch.setattr(made, "fit", _Leading(made.squeeze.out_channels))
+    built: Any = right(name)[5]
+    monkeypatch.setattr(built, "fit", _Leading(built.squeeze.out_channels))
     assert difference(name, right(name)) > 1e-3
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: .*fit\.conv\.weight"):
         transplant(name, right(name))  # what is left over of the peer
 
 
 def test_the_first_cell_reads_the_stem_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: Any = right(NASNET)[1]
-    assert isinstance(made.fit, nn.Identity)
-    monkeypatch.setattr(made, "fit", _Leading(made.squeeze.out_channels))  # as a squeezed one would be
+    built: Any = right(NASNET)[1]
+    assert isinstance(built.fit, nn.Identity)
+    monkeypatch.setattr(built, "fit", _Leading(built.squeeze.out_channels))  # as a squeezed one would be
     with pytest.raises(RuntimeError):
         difference(NASNET, right(NASNET))
 

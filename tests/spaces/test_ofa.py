@@ -119,8 +119,8 @@ FAST = {"ofa-note10-8ms", "ofa-389m"}
 )
 def test_published_networks_to_the_digit(name: str) -> None:
     size = GENOTYPES[name].settings["input_size"]
-    found = count(create_network(name), (3, size, size))
-    assert (found["params"], found["macs"]) == PUBLISHED[name]
+    costs = count(create_network(name), (3, size, size))
+    assert (costs["params"], costs["macs"]) == PUBLISHED[name]
 
 
 def test_the_table_counts_what_a_trace_counts() -> None:

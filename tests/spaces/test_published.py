@@ -44,8 +44,8 @@ def test_every_genotype_has_a_row() -> None:
 def test_published_counts_to_the_digit(name: str) -> None:
     network = create_network(name)
     whole, backbone = count(network, (3, 224, 224)), count(network[:-1], (3, 224, 224))
-    found = (backbone["params"], backbone["macs"], whole["params"], whole["macs"])
-    for got, wanted, scale in zip(found, ROWS[name], (1, 1e6, 1, 1e6), strict=True):
+    actual = (backbone["params"], backbone["macs"], whole["params"], whole["macs"])
+    for got, wanted, scale in zip(actual, ROWS[name], (1, 1e6, 1, 1e6), strict=True):
         if wanted is not None:
             assert round(got / scale, 1) == wanted
 
@@ -70,8 +70,8 @@ def test_networks_of_one_operation(option: int, params: float, macs: float) -> N
     chain = weightless()
     with torch.device("meta"):
         network = chain.subnet(chain.space.from_indices([option] * 20))
-    found = count(network, (3, 224, 224))
-    assert (round(found["params"] / 1e6, 3), round(found["macs"] / 1e6, 1)) == (params, macs)
+    costs = count(network, (3, 224, 224))
+    assert (round(costs["params"] / 1e6, 3), round(costs["macs"] / 1e6, 1)) == (params, macs)
 
 
 def test_searched_channels_to_all_known_digits() -> None:

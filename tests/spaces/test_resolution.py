@@ -23,11 +23,11 @@ SETTINGS = {"model": "lcnet_035", "num_classes": 5, "input_size": 48, "drop": 1}
 
 
 def supernet(**settings: object) -> ElasticChain:
-    made = create_supernet(
+    chain = create_supernet(
         "elastic", **{**SETTINGS, "resolutions": (32, 40), **settings}, generator=torch.Generator().manual_seed(0)
     )
-    assert isinstance(made, ElasticChain)
-    return made
+    assert isinstance(chain, ElasticChain)
+    return chain
 
 
 def test_the_contract_and_the_costs_of_every_resolution() -> None:

@@ -50,10 +50,10 @@ def transplant(unit: ShuffleUnit, block: InvertedResidual, order: Tensor) -> Non
     first, spatial, last = unit.main
     theirs = block.branch2
     inputs = order if unit.stride == 2 else same(first)  # type: ignore[arg-type]
-    for layer, conv, given in ((first, 0, inputs), (spatial, 3, None), (last, 5, None)):
+    for layer, conv, source in ((first, 0, inputs), (spatial, 3, None), (last, 5, None)):
         assert isinstance(layer, ConvBNAct)
         outputs = torch.arange(layer.out_channels)
-        load(layer, theirs[conv], theirs[conv + 1], inputs=same(layer) if given is None else given, outputs=outputs)
+        load(layer, theirs[conv], theirs[conv + 1], inputs=same(layer) if source is None else source, outputs=outputs)
     if unit.stride == 2:
         depthwise, pointwise = unit.proj
         assert isinstance(pointwise, ConvBNAct)
@@ -120,11 +120,11 @@ def test_a_scale_takes_the_leading_middle_channels(op: str, stride: int) -> None
     whole = block.units[op].state_dict()
     assert [choice.ordered for choice in block.space.choices] == [False, True]
     for scale, mid in zip(SCALES, (2, 4, 6, 8, 10, 12, 14, 16), strict=True):
-        made = block.materialize(Arch({"op": op, "scale": scale}), layout)
-        assert isinstance(made, ShuffleUnit)
-        assert made.mid == mid
+        standalone = block.materialize(Arch({"op": op, "scale": scale}), layout)
+        assert isinstance(standalone, ShuffleUnit)
+        assert standalone.mid == mid
         expected = ShuffleUnit(layout.channels, 20, **OPERATIONS[op], mid=mid, stride=stride).state_dict()
-        state = made.state_dict()
+        state = standalone.state_dict()
         assert {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in expected.items()}
         assert all(torch.equal(tensor, cut(whole[name], tensor.shape)) for name, tensor in state.items())
 
@@ -145,10 +145,10 @@ def test_scale_1_is_the_unit_of_spos() -> None:
 def test_training_updates_only_the_statistics_of_the_used_channels(op: str) -> None:
     block, arch, x = elastic(2, affine=False).train(), Arch({"op": op, "scale": 0.6}), torch.randn(4, 8, 6, 6)
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    made = block.materialize(arch, Layout(8)).train()
-    torch.testing.assert_close(block(x, arch), made(x))
+    standalone = block.materialize(arch, Layout(8)).train()
+    torch.testing.assert_close(block(x, arch), standalone(x))
     after, seen = block.state_dict(), 0
-    for name, tensor in made.state_dict().items():
+    for name, tensor in standalone.state_dict().items():
         if "running" in name:
             whole = after[f"units.{op}.{name}"]
             torch.testing.assert_close(cut(whole, tensor.shape), tensor)

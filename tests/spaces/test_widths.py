@@ -185,8 +185,8 @@ def test_resnet_20_has_the_layers_of_the_paper() -> None:
     chain = meta(resnet_20_widths)
     shortcuts = sum(isinstance(step, ElasticBlock) and isinstance(step.shortcut, ConvBNAct) for _, step in chain.steps)
     assert (len(chain.layers()), shortcuts) == (20 + 2, 2)
-    found = CostTable(chain)(chain.seed)
-    assert found["params"] == 269_722 + 2 * 32 * 2 // 2 + 16 * 32 + 2 * 64 + 32 * 64  # 0.27M, and two projections
+    costs = CostTable(chain)(chain.seed)
+    assert costs["params"] == 269_722 + 2 * 32 * 2 // 2 + 16 * 32 + 2 * 64 + 32 * 64  # 0.27M, and two projections
 
 
 # -- branches ---------------------------------------------------------------------------------------------------------
@@ -213,9 +213,9 @@ def test_a_width_of_0_leaves_the_branch_out(name: str) -> None:
     ]
     assert missing == list(dict.fromkeys(group.rpartition(".")[0] for group in GONE[name]))
     for step in missing:
-        made = subnet[chain.step_names.index(step)]
+        layer = subnet[chain.step_names.index(step)]
         identity = isinstance(whole[chain.step_names.index(step)].shortcut, nn.Identity)
-        assert isinstance(made, nn.Identity if identity else ConvBNAct)
+        assert isinstance(layer, nn.Identity if identity else ConvBNAct)
     chain.space = chain.space.fix(dict.fromkeys(GONE[name], 0))
     check_space(chain, archs=1)
 
@@ -285,8 +285,8 @@ def test_a_permutation_of_channels_leaves_the_outputs(name: str) -> None:
         orders = {group: torch.randperm(int(n), generator=generator) for group, n in arch.items()}
         moved.permute(orders)
         with torch.no_grad():
-            expected, found = chain.eval()(x, arch), moved(x, arch)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * max(1.0, float(expected.abs().max())))
+            expected, actual = chain.eval()(x, arch), moved(x, arch)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6 * max(1.0, float(expected.abs().max())))
         before, after = chain.scales(arch), moved.scales(arch)
         for group, order in orders.items():
             for old, new in zip(before[group], after[group], strict=True):
@@ -386,7 +386,7 @@ def test_a_step_runs_the_operations_of_the_materialised_network_but_for_the_slic
     chain = small(name).train()
     arch = chain.space.canonical({c.name: max(1, int(c.options[-1]) // 2) for c in chain.space.choices})
     twin = Chain("twin", [("network", chain.subnet(arch))]).train()
-    x, found = images(chain), []
+    x, outputs = images(chain), []
     for net, chosen in ((chain, arch), (twin, Arch())):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
         parts = list(net.active_parts(chosen))
@@ -398,6 +398,6 @@ def test_a_step_runs_the_operations_of_the_materialised_network_but_for_the_slic
                 step_active(optimizer, parts)
             optimizer.zero_grad()
         assert isinstance(operations, Operations)
-        found.append(operations.seen)
-    assert sum("convolution_backward" in name for name, _ in found[0]) >= 6  # not of nothing
-    assert found[0] == found[1]
+        outputs.append(operations.seen)
+    assert sum("convolution_backward" in name for name, _ in outputs[0]) >= 6  # not of nothing
+    assert outputs[0] == outputs[1]

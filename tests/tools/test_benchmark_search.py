@@ -268,8 +268,8 @@ def test_a_searcher_that_does_not_fit_is_left_out_with_its_reason(call: Callable
     ],
 )
 def test_wrong_input_ends_in_one_line(call: Callable[..., Any], flags: tuple[object, ...], words: str) -> None:
-    given = flags if "--oracles" in flags else ("--oracles", "nasbench-macro", *flags)
-    code, _, err = call("benchmarks.search", "regret", "--seeds", 1, "--evaluations", 5, *given)
+    arguments = flags if "--oracles" in flags else ("--oracles", "nasbench-macro", *flags)
+    code, _, err = call("benchmarks.search", "regret", "--seeds", 1, "--evaluations", 5, *arguments)
     assert code == 2
     assert words in err
     assert len(err.strip().splitlines()) == 1
@@ -308,8 +308,8 @@ def test_settings_follow_the_budget_and_a_resumed_search_keeps_its_own(tmp_path:
 
     def population(name: str, evaluations: int | None, *settings: str, study: str | None = None) -> int:
         free = Feasible(run.cost, {})
-        made = searching.create_searcher(name, run, free, 0, settings, evaluations=evaluations, study=study)
-        return int(made.population_size)
+        searcher = searching.create_searcher(name, run, free, 0, settings, evaluations=evaluations, study=study)
+        return int(searcher.population_size)
 
     assert population("aging-evolution", 200) == 20
     assert population("aging-evolution", 200, "population_size=35") == 35
@@ -317,9 +317,9 @@ def test_settings_follow_the_budget_and_a_resumed_search_keeps_its_own(tmp_path:
     assert population("nsga2", 300) == 20
     folder = searching.search_folder(tmp_path, "short")
     folder.mkdir(parents=True)
-    made = searching.create_searcher("aging-evolution", run, Feasible(run.cost, {}), 0, (), evaluations=60)
+    searcher = searching.create_searcher("aging-evolution", run, Feasible(run.cost, {}), 0, (), evaluations=60)
     with Study(folder / "study.db", run.space) as study:
-        search(made, lambda archs: [{"accuracy": stand_in(arch)} for arch in archs], study, trials=5)
+        search(searcher, lambda archs: [{"accuracy": stand_in(arch)} for arch in archs], study, trials=5)
     assert population("aging-evolution", 600, study="short") == 10
     assert population("aging-evolution", 600, study="another") == 60
     assert population("nsga2", 600, study="short") == 40  # of another class

@@ -87,9 +87,9 @@ def test_pretrained_weights_choose_the_elastic_space() -> None:
     assert config.train.distill
     assert 0 < config.largest_epochs < config.train.epochs  # the full network first, which the others learn from
     assert settings["front"] >= 5
-    given = derive(PHOTOS, Budget(pretrained="lite0.pth", model="resnet18"), {"front": 2})
-    assert given["front"] == 2
-    assert not any("expansions" in text for text in given["space_settings"])
+    with_front = derive(PHOTOS, Budget(pretrained="lite0.pth", model="resnet18"), {"front": 2})
+    assert with_front["front"] == 2
+    assert not any("expansions" in text for text in with_front["space_settings"])
 
 
 def test_the_networks_of_a_front_are_spread_over_their_costs() -> None:
@@ -152,11 +152,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_is_looked_at_without_decoding_it(photos: Path) -> None:
-    found = inspect_source(str(photos))
-    assert found.classes == CLASSES
-    assert found.counts == (40, 40, 40)
-    assert found.sides == (20, 20, 20)
-    assert "notes.txt" in " ".join(found.passed)
+    facts = inspect_source(str(photos))
+    assert facts.classes == CLASSES
+    assert facts.counts == (40, 40, 40)
+    assert facts.sides == (20, 20, 20)
+    assert "notes.txt" in " ".join(facts.passed)
     digits = inspect_source("digits")
     assert (sum(digits.counts), digits.channels) == (1797, 1)
 

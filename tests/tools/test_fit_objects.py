@@ -61,23 +61,23 @@ def test_a_coco_set_is_found_by_its_names(tmp_path: Path) -> None:
         "validation_source": str(root / "annotations" / "instances_val2017.json"),
         "validation_images": str(root),
     }
-    found = inspect_source(str(root))
-    assert (found.classes, found.counts) == (("cat", "dog", "tree"), (4, 4, 4))  # the crowd is no object
-    assert (found.images, found.n_validation, found.n_test) == (12, 12, 0)
-    assert found.ratio == pytest.approx(64 / 48, abs=1e-3)
+    facts = inspect_source(str(root))
+    assert (facts.classes, facts.counts) == (("cat", "dog", "tree"), (4, 4, 4))  # the crowd is no object
+    assert (facts.images, facts.n_validation, facts.n_test) == (12, 12, 0)
+    assert facts.ratio == pytest.approx(64 / 48, abs=1e-3)
 
 
 def test_one_file_of_annotations_is_a_source_too(tmp_path: Path) -> None:
     file = make_coco(tmp_path)
-    found = inspect_source(str(file))
-    assert found.boxed
-    assert found.images == 12
+    facts = inspect_source(str(file))
+    assert facts.boxed
+    assert facts.images == 12
 
 
 def test_a_roboflow_export_has_annotations_beside_its_images(tmp_path: Path) -> None:
     for name in ("train", "valid"):
-        made = make_coco(tmp_path / "made", name=name)
-        document = json.loads(made.read_text())
+        annotations = make_coco(tmp_path / "made", name=name)
+        document = json.loads(annotations.read_text())
         for image in document["images"]:
             image["file_name"] = Path(image["file_name"]).name
         (tmp_path / "made" / name).rename(tmp_path / name)
@@ -149,9 +149,9 @@ def test_a_detector_follows_from_objects_minutes_and_anchors() -> None:
     assert (config.data.source, config.data.size, config.data.longest) == ("cells/train.json", 120, 160)
     assert config.lead == "shuffle3"
     assert config.train.seed == 3
-    given = derive(CELLS, Budget(timing=TIMING), {"size": 96, "anchor_scale": 5.0})
-    assert isinstance(given, Settings)
-    assert (given["size"], given["anchor_scale"]) == (96, 5.0)
+    overridden = derive(CELLS, Budget(timing=TIMING), {"size": 96, "anchor_scale": 5.0})
+    assert isinstance(overridden, Settings)
+    assert (overridden["size"], overridden["anchor_scale"]) == (96, 5.0)
 
 
 def test_weights_of_a_network_become_a_fixed_backbone_under_a_searched_pyramid() -> None:

@@ -144,8 +144,8 @@ class Stage:
                 os._exit(1)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        found: list[dict[str, Any]] = json.loads(said.read_text())
-        return [{"call": call, **answer} for call, answer in zip(calls, found, strict=True)]
+        events: list[dict[str, Any]] = json.loads(said.read_text())
+        return [{"call": call, **answer} for call, answer in zip(calls, events, strict=True)]
 
     def _run_here(self, jobs: Path, said: Path, path: tuple[Path, ...]) -> None:
         """Runs the calls as `python -c` would, which looks for modules in the working folder first."""

@@ -26,8 +26,8 @@ class OneBox(nn.Module):
         self.box = nn.Parameter(torch.tensor([[2.0, 2.0, 9.0, 9.0]]))
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
-        found = {"boxes": self.box, "scores": torch.ones(1), "labels": torch.ones(1, dtype=torch.int64)}
-        return [found for _ in images]
+        row = {"boxes": self.box, "scores": torch.ones(1), "labels": torch.ones(1, dtype=torch.int64)}
+        return [row for _ in images]
 
 
 @pytest.fixture

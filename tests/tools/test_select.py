@@ -188,9 +188,9 @@ def test_wrong_input_is_one_line(run_folder: Path, call: Call) -> None:
     one_line(call("select_network", run_folder.parent / "none", "--search", "random"), "does not exist")
     cheapest = open_run(run_folder).cost.extremes("macs")
     assert cheapest is not None
-    found = min(trial.metrics["macs"] for trial in searched(open_run(run_folder), "random")[0])
-    if found > cheapest[0]:
-        limit = (found + cheapest[0]) / 2
+    least = min(trial.metrics["macs"] for trial in searched(open_run(run_folder), "random")[0])
+    if least > cheapest[0]:
+        limit = (least + cheapest[0]) / 2
         one_line(
             call("select_network", run_folder, "--search", "random", "--max-macs", limit),
             "none of the networks of random is a finalist",

@@ -201,8 +201,8 @@ def test_every_searcher_maximises_map(run_folder: Path) -> None:
             searcher = create_searcher(name, opened, free, 0, ())
             assert searcher.metric == "map", name
     assert create_searcher("nsga2", opened, free, 0, ()).objectives == ("map", "-macs")
-    given = create_searcher("random", opened, free, 0, ("metric=map50",))
-    assert given.metric == "map50"
+    for_map50 = create_searcher("random", opened, free, 0, ("metric=map50",))
+    assert for_map50.metric == "map50"
 
 
 def test_the_backbone_starts_as_the_recipe_says(pretrained: Path, run_folder: Path) -> None:
@@ -266,9 +266,9 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
     settings = ("--settings", "levels=2", "repeats=1", "cells=5", "ordered=true", "drop_block=0.1")
     code, _, err = call("train_supernet", *small("--train.epochs", 1, *neck, *settings, "--out", out))
     assert code == 0, err
-    code, found, err = call("search", out, "--searcher", "reinforce", "--trials", 4, "--batch", 4, *FEW)
+    code, out_text, err = call("search", out, "--searcher", "reinforce", "--trials", 4, "--batch", 4, *FEW)
     assert code == 0, err
-    arch = json.loads(found.strip().splitlines()[-1])
+    arch = json.loads(out_text.strip().splitlines()[-1])
     assert {name.partition(".")[0] for name in arch} == {"neck"}
     assert "neck.cell1.first" in arch
     beside = ("--score", "map", "--searchers", "random", "reinforce", "--evaluations", 4, "--points", 4, "--batch", 4)
@@ -286,9 +286,9 @@ def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) 
     assert code == 0, err
     few = ("population_size=4", "parents=2", "mutants=1", "crossovers=1")
     trials = ("--searcher", "detnas", "--trials", 8, "--batch", 4)
-    code, found, err = call("search", out, *trials, *FEW, "--settings", *few)
+    code, out_text, err = call("search", out, *trials, *FEW, "--settings", *few)
     assert code == 0, err
-    arch = found.strip().splitlines()[-1]
+    arch = out_text.strip().splitlines()[-1]
     assert {name.partition(".")[0] for name in json.loads(arch)} == {"backbone", "neck"}
     code, _, err = call("retrain", out, "--search", "detnas")
     assert code == 0, err
@@ -301,7 +301,7 @@ def test_backbone_and_pyramid_are_searched_together(call: Call, tmp_path: Path) 
 def test_images_left_on_disk_are_scored_from_there(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A set larger than `data.memory` is read batch by batch, and scores are the same."""
     annotations = make_coco(tmp_path, images=24, size=(64, 64))
-    found = []
+    results = []
     for memory in (2**31, 0):
         out = tmp_path / str(memory)
         code, _, err = call(
@@ -332,10 +332,10 @@ def test_images_left_on_disk_are_scored_from_there(call: Call, tmp_path: Path, m
         assert code == 0, err
         space = open_run(out).space
         with Study(out / "search" / "random" / "study.db", space) as study:
-            found.append([(trial.key, dict(trial.metrics)) for trial in study.trials()])
+            results.append([(trial.key, dict(trial.metrics)) for trial in study.trials()])
         monkeypatch.setattr(DetectionSet, "images", refuse_to_load)
-    assert len(found[0]) == 3
-    assert found[0] == found[1]
+    assert len(results[0]) == 3
+    assert results[0] == results[1]
 
 
 def summary_of(*classes: str) -> DataSummary:
@@ -467,12 +467,12 @@ def test_sigkill_during_a_search_gives_identical_trials(run_folder: Path, call: 
         code, _, err = call("search", folder, "--name", name, *flags)
         assert code == 0, err
     space = open_run(copy).space
-    found = []
+    results = []
     for path in (file, run_folder / "search" / "whole" / "study.db"):
         with Study(path, space) as study:
-            found.append(study.trials())
-    assert len(found[0]) == 10
-    assert found[0] == found[1]
+            results.append(study.trials())
+    assert len(results[0]) == 10
+    assert results[0] == results[1]
 
 
 @pytest.mark.slow  # tests/detection/test_detection_data.py reads such a file

@@ -286,7 +286,7 @@ def test_widths_race_against_the_published_network_scaled_to_the_limit(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     code, _, err = call("morphnet", run, "--max-macs", half, "--settings", "scan=[1]", "--name", "raced")
     assert code == 0, err
-    (found,) = trials_of(run, "raced", net)
+    (retraining,) = trials_of(run, "raced", net)
     flags = ("--search", "raced", "--trainings", 3, "--random", 0, "--bn-batches", 1)
     code, _, err = call("select_network", run, *flags)
     assert code == 0, err
@@ -296,4 +296,4 @@ def test_widths_race_against_the_published_network_scaled_to_the_limit(
     assert 0.99 * half <= scaled["macs"] <= half
     shares = [scaled["arch"][name] / width for name, width in net.seed.items()]
     assert max(shares) / min(shares) < 1.3
-    assert found.key in {row["key"] for row in document["networks"] if row["arm"] == "search"}
+    assert retraining.key in {row["key"] for row in document["networks"] if row["arm"] == "search"}

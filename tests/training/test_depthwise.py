@@ -36,10 +36,10 @@ def test_gradients_are_those_of_torch(size: tuple[int, int], settings: dict[str,
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(8, 8, groups=8, bias=bias, **settings)
     x = torch.randn(6, 8, *size, generator=generator).contiguous(memory_format=torch.channels_last)
-    expected, found = pass_through(conv, x, fast=False), pass_through(conv, x, fast=True)
-    assert torch.equal(expected[0], found[0])  # the forward pass is the same
-    assert torch.equal(expected[1], found[1])
-    for gradient, reference in zip(found[2:], expected[2:], strict=True):
+    expected, actual = pass_through(conv, x, fast=False), pass_through(conv, x, fast=True)
+    assert torch.equal(expected[0], actual[0])  # the forward pass is the same
+    assert torch.equal(expected[1], actual[1])
+    for gradient, reference in zip(actual[2:], expected[2:], strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
 
 

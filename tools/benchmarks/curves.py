@@ -61,9 +61,9 @@ class _Maker:
     def __call__(self, space: SearchSpace, **settings: Any) -> Any:
         from searchers.catalog import budget_settings, searcher_maker
 
-        given = {**self.keywords, **settings}
-        suited = {} if self.evaluations is None else budget_settings(self.name, space, self.evaluations, given)
-        return searcher_maker(self.name)(space, **suited, **given)
+        overrides = {**self.keywords, **settings}
+        suited = {} if self.evaluations is None else budget_settings(self.name, space, self.evaluations, overrides)
+        return searcher_maker(self.name)(space, **suited, **overrides)
 
 
 class Scored(Protocol):

@@ -82,12 +82,12 @@ def run() -> None:
     rows = []
     for name, arch in cuts.items():
         for policy in (Inherit(), Recalibrate(args.calibration // 32, 32), Matched(args.calibration // 32, 32)):
-            found = []
+            figures_of_draws = []
             for draw in range(1 if isinstance(policy, Inherit) else args.draws):
                 calibration = read(random.Random(draw).sample(rest, args.calibration), args.size)
                 scorer = SharedWeights(supernet, calibration, test, bn=policy)
-                found.append(figures(logits(scorer.subnet(arch), test), full, wanted, int(number)))
-            columns = [" / ".join(f"{value:.3f}" for value in column) for column in zip(*found, strict=True)]
+                figures_of_draws.append(figures(logits(scorer.subnet(arch), test), full, wanted, int(number)))
+            columns = [" / ".join(f"{value:.3f}" for value in column) for column in zip(*figures_of_draws, strict=True)]
             rows.append((name, f"{cost(arch)['macs'] / 1e6:.1f}M", type(policy).__name__, *columns))
             print(*rows[-1], sep=" | ", flush=True)
     head = ("cut", "MACs", "batch norm", f"{kind} top-1", "agrees", f"agrees, not {kind}", "KL")
@@ -157,12 +157,12 @@ def logits(network: "object", images: "Images") -> "Tensor":
         return torch.cat([network(x.contiguous(memory_format=torch.channels_last)) for x, _ in images.batches(20)])
 
 
-def figures(found: "Tensor", full: "Tensor", wanted: "Tensor", number: int) -> tuple[float, ...]:
+def figures(output: "Tensor", full: "Tensor", wanted: "Tensor", number: int) -> tuple[float, ...]:
     """Accuracy on the wanted images, agreement with the full network on all and on the others, mean divergence."""
     from torch.nn.functional import kl_div
 
-    top, best = found.argmax(1), full.argmax(1)
-    divergence = kl_div(found.log_softmax(1), full.log_softmax(1), reduction="batchmean", log_target=True)
+    top, best = output.argmax(1), full.argmax(1)
+    divergence = kl_div(output.log_softmax(1), full.log_softmax(1), reduction="batchmean", log_target=True)
     same = (top == best).float()
     return (
         float((top[wanted] == number).float().mean()),

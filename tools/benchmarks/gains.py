@@ -140,7 +140,7 @@ def _extrapolation(searcher: "PNAS", seed: int, cells: int) -> dict[int, tuple[f
     from searchers.pnas.search import spearman
 
     oracle = ladder_oracle(seed)
-    found: dict[int, tuple[float, float]] = {}
+    quality: dict[int, tuple[float, float]] = {}
     number, size = 0, 1
     while archs := searcher.ask(1):
         if int(archs[0]["blocks"]) > size:  # the level is chosen and none of its cells scored
@@ -151,13 +151,13 @@ def _extrapolation(searcher: "PNAS", seed: int, cells: int) -> dict[int, tuple[f
             order = sorted(range(len(drawn)), key=lambda i: -predicted[i])
             mean = statistics.fmean(truth)
             best = statistics.fmean(truth[i] for i in order[: max(1, round(SHOWN * len(drawn)))])
-            found[size] = (spearman(predicted, truth) or 0.0, (best - mean) / statistics.pstdev(truth))
+            quality[size] = (spearman(predicted, truth) or 0.0, (best - mean) / statistics.pstdev(truth))
         searcher.tell(
             [Trial.of(oracle.space, archs[0], oracle.score([oracle.space.normal_form(archs[0])])[0], number=number)]
         )
         number += 1
     correlations = searcher.correlations
-    return {level: (*values, correlations[level].beam or 0.0) for level, values in found.items()}
+    return {level: (*values, correlations[level].beam or 0.0) for level, values in quality.items()}
 
 
 def random_cells(space: SearchSpace, size: int, n: int, seed: int) -> list[Arch]:

@@ -174,10 +174,10 @@ def scores_of(args: Races, table: Table, path: Path) -> "dict[Arch, float]":
         metrics = shared_scores(opened, list(table.accuracy), bn_batches=args.bn_batches)
         return {arch: -row["loss"] for arch, row in metrics.items()}
     if path.suffix == ".csv":
-        given = {arch: value for arch, value in read_truth(path, space, column="score").values.items()}
+        labels = {arch: value for arch, value in read_truth(path, space, column="score").values.items()}
     else:
-        given = _reported(path, read_json(path), space)
-    scores = {arch: value for arch, value in given.items() if value is not None and arch in table.accuracy}
+        labels = _reported(path, read_json(path), space)
+    scores = {arch: value for arch, value in labels.items() if value is not None and arch in table.accuracy}
     if len(scores) < 2:
         raise InputError(f"{path} has scores of {len(scores)} networks of the table; a race needs two")
     return scores
@@ -261,8 +261,8 @@ def report(args: Races, table: Table, name: str, sources: "Sequence[Mapping[Arch
         choices: dict[str, list[Arch]] = {}
         results = []
         for seed, every in enumerate(sources):
-            found = random.Random(seed).sample(inside, min(args.searched or len(inside), len(inside)))
-            scores = {arch: every[arch] for arch in found}
+            drawn = random.Random(seed).sample(inside, min(args.searched or len(inside), len(inside)))
+            scores = {arch: every[arch] for arch in drawn}
             known = {arch: every[arch] for arch in inside}
             result = raced(args, table, scores, known, simple, seed)
             results.append(result)

@@ -243,10 +243,10 @@ def uses(
                     drawn = net.space.sample(generator(seed, "uses", step)) if sample is None else sample(step)[0]
                     for parameter in {part for part, _ in parts(drawn)} & counts.keys():
                         counts[parameter] += 1
-                found = sorted(count for count in counts.values() if count < steps)
-                results.append([found[0], found[len(found) // 20], found[len(found) // 2], found[-1]])
+                counted = sorted(count for count in counts.values() if count < steps)
+                results.append([counted[0], counted[len(counted) // 20], counted[len(counted) // 2], counted[-1]])
             rows.append((kind, *(format_mean(column, 0) for column in zip(*results, strict=True))))
-        title = f"{name}: uses of a weight in {steps:,} steps, {len(found)} weights, {seeds} seeds"
+        title = f"{name}: uses of a weight in {steps:,} steps, {len(counted)} weights, {seeds} seeds"
         print_table(title, ("paths", "fewest", "5th percentile", "median", "most"), rows)
 
 

@@ -88,15 +88,17 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
 
 def _of_key(run: "Run", key: str) -> Arch:
     """The network of a run whose key begins with some digits: of its searches, races and retrainings."""
-    found = {arch.key: arch for arch in _known(run) if arch.key.startswith(key)}
-    if not found:
+    matches = {arch.key: arch for arch in _known(run) if arch.key.startswith(key)}
+    if not matches:
         raise InputError(
             f"no search, race or retraining of {run.folder} has a network with the key {key!r}; give its architecture "
             "as JSON or a file, or front:1"
         )
-    if len(found) > 1:
-        raise InputError(f"{len(found)} networks of {run.folder} have a key that begins with {key!r}; give more digits")
-    return next(iter(found.values()))
+    if len(matches) > 1:
+        raise InputError(
+            f"{len(matches)} networks of {run.folder} have a key that begins with {key!r}; give more digits"
+        )
+    return next(iter(matches.values()))
 
 
 def _known(run: "Run") -> Iterator[Arch]:

@@ -13,6 +13,8 @@ SUPERNET, SEARCH, RACE = 0.45, 0.12, 0.33
 """Shares of the time; the rest is for reading images, timing, export and report."""
 TRAINED_SUPERNET, TRAINED_SEARCH, TRAINED_RACE = 0.6, 0.15, 0.25
 """The shares when training starts from trained weights. The times of probes and exports are known then and excluded."""
+FEWEST_EPOCHS = 4.0
+"""Epochs of single networks below which no race is run from trained weights: an epoch each changes little."""
 FRONT, SHORT_FRONT = 6, 5
 """Networks exported beside the winner when training starts from trained weights, and fewer below `SHORT` minutes."""
 SHORT = 20
@@ -114,12 +116,13 @@ class FitSettings(Checked):
     validation: Share
     space: Text
     space_settings: tuple[str, ...]
-    init: Literal["scratch", "shared"]
+    init: Literal["scratch", "shared", "inherit"]
     epochs: Count
     trials: Count
-    trainings: Annotated[float, Ge(2)]
-    retrain_epochs: Count
     front: Annotated[int, Ge(0), Le(1000)]
+    trainings: Annotated[float, Ge(2)] = 2
+    """Not used without a race, with `init="inherit"`; nor are the epochs of its trainings."""
+    retrain_epochs: Count = 1
     anchor_scale: Positive = 3.0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from supernet.config import Augment, Data, Train
 from supernet_tools.pipeline.choices import (
+    FEWEST_EPOCHS,
     Budget,
     Derived,
     Settings,
@@ -41,27 +42,27 @@ CALIBRATION = 320
 """Images that recalibrate batch norm after a start with trained weights; the norms are matched to the full network."""
 
 
-def derive(facts: SourceFacts, budget: Budget, given: Mapping[str, Any] | None = None) -> Settings:
+def derive(facts: SourceFacts, budget: Budget, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Chooses size, batch, epochs, space, validation share and budgets. A pure function of its arguments.
 
     Args:
         facts: what the source holds.
         budget: limits and time.
-        given: values that the user has set, by name; they are kept.
+        overrides: values that the user has set, by name; they are kept.
     """
     rows: list[Derived] = []
-    for row in _rules(facts, budget, rows, dict(given or {})):
+    for row in _rules(facts, budget, rows, dict(overrides or {})):
         rows.append(row)
     return Settings(tuple(rows))
 
 
-def _rules(facts: SourceFacts, budget: Budget, rows: list[Derived], given: dict[str, Any]) -> Iterator[Derived]:
+def _rules(facts: SourceFacts, budget: Budget, rows: list[Derived], overrides: dict[str, Any]) -> Iterator[Derived]:
     """Yields the choices in their order; each may read those before it in `rows`."""
 
     def choice(name: str, value: Any, reason: str) -> Derived:
         flag = f"--{name.replace('_', '-')}"
-        if given.get(name) is not None:
-            return Derived(name, given[name], "given", flag)
+        if overrides.get(name) is not None:
+            return Derived(name, overrides[name], "given", flag)
         return Derived(name, value, reason, flag)
 
     def chosen(name: str) -> Any:
@@ -75,17 +76,13 @@ def _rules(facts: SourceFacts, budget: Budget, rows: list[Derived], given: dict[
     yield choice("validation", *_validation(facts))
     yield choice("space", *_space(budget))
     yield choice("space_settings", *_space_settings(facts, budget, chosen("space"), chosen("size")))
-    short = budget.minutes < 120 or bool(budget.pretrained)
-    why = "the weights are trained already" if budget.pretrained else f"{budget.duration} is short"
-    yield choice(
-        "init",
-        "shared" if short else "scratch",
-        f"{why}: finalists go on from the shared weights" if short else "time enough to train finalists from scratch",
-    )
-    yield choice("epochs", *_epochs(budget))
+    yield choice("init", *_init(budget, raced=bool(overrides.get("trainings") or overrides.get("retrain_epochs"))))
+    raced = chosen("init") != "inherit"
+    yield choice("epochs", *_epochs(budget, raced=raced))
     yield choice("trials", *_trials(budget))
-    yield choice("trainings", *_trainings(budget))
-    yield choice("retrain_epochs", *_retrain_epochs(budget, chosen("trainings")))
+    if raced:
+        yield choice("trainings", *_trainings(budget))
+        yield choice("retrain_epochs", *_retrain_epochs(budget, chosen("trainings")))
     yield choice("front", *_front(budget))
 
 
@@ -183,10 +180,26 @@ def _factor(budget: Budget, size: int, stride: int) -> tuple[float, str]:
 # -- what follows from the time ---------------------------------------------------------------------------------------
 
 
-def _epochs(budget: Budget) -> tuple[int, str]:
-    timing, (share, _, _) = budget.timing, shares(budget)
+def _init(budget: Budget, *, raced: bool) -> tuple[str, str]:
+    """What finalists start from; `raced` says whether the user has asked for trainings."""
+    if not budget.pretrained:
+        if budget.minutes < 120:
+            return "shared", f"{budget.duration} is short: finalists go on from the shared weights"
+        return "scratch", "time enough to train finalists from scratch"
+    if not raced and race_epochs(budget) < FEWEST_EPOCHS:
+        return "inherit", (
+            f"{budget.duration} is short: the network with the best shared weights is taken as it is, and the time of "
+            "the trainings goes to the supernet"
+        )
+    return "shared", "the weights are trained already: finalists go on from the shared weights"
+
+
+def _epochs(budget: Budget, *, raced: bool) -> tuple[int, str]:
+    timing, (share, _, race) = budget.timing, shares(budget)
     if timing is None:
         return 10, "a small run"
+    if not raced:
+        share += race
     step = timing.step
     if budget.pretrained:
         step = LARGEST * timing.network_step + (1 - LARGEST) * timing.step
@@ -247,6 +260,7 @@ def recipe(
         optimizer = {"optimizer": "nmuon", "weight_decay": 5e-4}
         rates = {"supernet": 0.02, "shared": 0.01, "scratch": 0.02}
     supernet = train(settings["epochs"], lr=rates["supernet"], **optimizer)
+    retrain_epochs = settings["epochs"] if settings["init"] == "inherit" else settings["retrain_epochs"]
     calibration = Data().calibration
     if pretrained:  # the full network learns the classes, then the others learn from it
         options["largest_epochs"] = round(LARGEST * settings["epochs"], 2)
@@ -265,6 +279,8 @@ def recipe(
             seed=seed,
         ),
         train=supernet,
-        retrain=train(settings["retrain_epochs"], lr=rates[settings["init"]], **optimizer),
+        retrain=train(
+            retrain_epochs, lr=rates["shared" if settings["init"] == "inherit" else settings["init"]], **optimizer
+        ),
         **options,
     )

@@ -23,7 +23,7 @@ from supernet_tools.pipeline.recipes import detnas_bccd, spos_images
 from supernet_tools.pipeline.retrain import trained_network
 from supernet_tools.pipeline.run import Run
 from supernet_tools.pipeline.search import FRONT, create_searcher, search_stage
-from supernet_tools.pipeline.select import select_stage
+from supernet_tools.pipeline.select import choose_stage, select_stage
 from supernet_tools.pipeline.train import train_stage
 from supernet_tools.pipeline.units import in_units
 
@@ -55,19 +55,23 @@ def fit_stage(plan: Plan, out: Path, say: Say, *, verbose: bool = True) -> dict[
     members = population(settings["trials"])
     searcher = create_searcher(SEARCHER, run, feasible, seed, (f"population_size={members}",))
     search_stage(run, searcher, SEARCHER, trials=settings["trials"], batch=members, verbose=verbose)
-    shared = settings["init"] == "shared"
-    say(f"3 of 4: racing the best, simple and random networks, {settings['trainings']} trainings")
-    race = select_stage(
-        run,
-        [SEARCHER],
-        plan.config.retrain,
-        trainings=settings["trainings"],
-        seeds=SEEDS,
-        random=RANDOM,
-        shared=shared,
-        verbose=False,
-        on_training=_progress(say, settings["trainings"]) if verbose else None,
-    )
+    shared, inherit = (settings["init"] == name for name in ("shared", "inherit"))
+    if inherit:
+        say("3 of 4: choosing among the best, simple and random networks by their shared weights")
+        race = choose_stage(run, [SEARCHER], random=RANDOM, seed=seed, verbose=verbose)
+    else:
+        say(f"3 of 4: racing the best, simple and random networks, {settings['trainings']} trainings")
+        race = select_stage(
+            run,
+            [SEARCHER],
+            plan.config.retrain,
+            trainings=settings["trainings"],
+            seeds=SEEDS,
+            random=RANDOM,
+            shared=shared,
+            verbose=False,
+            on_training=_progress(say, settings["trainings"]) if verbose else None,
+        )
     winner = Arch(race["winner"]["arch"])
     say(f"4 of 4: exporting {winner.key}")
     seed_of_winner = plan.config.retrain.seed
@@ -76,12 +80,13 @@ def fit_stage(plan: Plan, out: Path, say: Say, *, verbose: bool = True) -> dict[
     if parity.exists() and result.exists() and read_json(result).get("winner") == race["winner"]:
         report = read_json(parity)
     else:
-        network = trained_network(run, winner, seed_of_winner, shared=shared)
+        network = trained_network(run, winner, seed_of_winner, inherit=inherit, shared=shared)
         folder, report = export_stage(run, winner, network)
     front = _exported_front(run, settings["front"], verbose=verbose)
     document = {
         "format": FORMAT,
         "winner": race["winner"],
+        "init": settings["init"],
         "verdict": race["verdict"],
         f"test_{run.kind.metric}": race[f"test_{run.kind.metric}"],
         "export": str(folder.relative_to(out)),
@@ -163,15 +168,16 @@ def commands(plan: Plan, out: Path, key: str) -> dict[str, str]:
     limits = [word for name, limit in plan.limits.items() for word in (names[name], f"{limit:g}")]
     members = population(settings["trials"])
     batches = (f"--batch {members}", f"--settings population_size={members}")
-    finals = ("--init", settings["init"], "--seed", retrain)
-    race = ("--trainings", settings["trainings"], "--seeds", SEEDS, "--random", RANDOM)
+    inherit = settings["init"] == "inherit"
+    finals = ("--init", "shared" if inherit else settings["init"], "--seed", retrain)
+    race = () if inherit else ("--trainings", settings["trainings"], "--seeds", SEEDS, "--random", RANDOM)
     searcher = ("--searcher", SEARCHER, "--trials", settings["trials"], "--seed", seed)
     return {
         "train": " ".join([command("train", base), *_flags(plan.config), shlex.join(["--out", str(out)])]),
         "search": " ".join([command("search", out, *searcher, *limits), *batches]),
         "select": command("select", out, "--search", SEARCHER, *race, *finals),
         "retrain": command("retrain", out, "--search", SEARCHER, "--arch", "front:1", *finals),
-        "export": command("export", out, "--arch", key, *finals),
+        "export": command("export", out, "--arch", key, *(("--inherit",) if inherit else finals)),
         "report": command("report", out),
     }
 

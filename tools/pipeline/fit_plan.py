@@ -32,8 +32,8 @@ from supernet_tools.pipeline.trust import from_file
 from supernet_tools.pipeline.units import cost_in_units
 from supernet_tools.pipeline.unpack import is_archive, unpacked
 
-FORMAT = 3
-"""The format of fit.json. 2 added a front, 3 names the request and the source."""
+FORMAT = 4
+"""The format of fit.json. 2 added a front, 3 and 4 name the request and the source otherwise."""
 COSTS = ("macs", "params", "latency_ms")
 """The costs that can be limited."""
 MODELS = ("tf_efficientnet_lite0", "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0", "resnet18")
@@ -53,7 +53,7 @@ class FitRequest:
         limits: the limit of each cost by its name, or None.
         minutes: the time that the whole command may take.
         pretrained: file of weights, or empty.
-        given: settings that the user has set, by name.
+        overrides: settings that the user has set, by name.
         seed: the seed of all random draws.
         device: the torch device.
     """
@@ -62,7 +62,7 @@ class FitRequest:
     limits: Mapping[str, float | None]
     minutes: float
     pretrained: str
-    given: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     seed: int
     device: str
 
@@ -109,11 +109,11 @@ def planned(request: FitRequest, out: Path, say: Say) -> Plan:
     )
     if facts.boxed:
         budget = dataclasses.replace(budget, factor=_width_factor(request, out, facts, budget))
-    first = derive(facts, budget, request.given)
+    first = derive(facts, budget, request.overrides)
     say("reading the images and timing a few steps")
     with removed_on_failure(out):  # also the images that were decoded for the timing
         timing = _timed(_recipe(request, out, facts, first, budget.factor), request, out)
-    settings = derive(facts, dataclasses.replace(budget, timing=timing), request.given)
+    settings = derive(facts, dataclasses.replace(budget, timing=timing), request.overrides)
     limits = {name: float(limit) for name, limit in request.limits.items() if limit is not None}
     plan = Plan(facts, timing, settings, _recipe(request, out, facts, settings, budget.factor), limits)
     document = {
@@ -169,7 +169,7 @@ def _width_factor(request: FitRequest, out: Path, facts: SourceFacts, budget: Bu
     counts: dict[str, Any] = dict.fromkeys(("n_train", "n_calibration", "n_validation", "n_test"), 1)
     summary = DataSummary(facts.classes, 3, 64, (0.5,) * 3, (0.5,) * 3, digest="", **counts)
     for factor in FACTORS if limits else (1.0,):
-        settings = derive(facts, dataclasses.replace(budget, factor=factor), request.given)
+        settings = derive(facts, dataclasses.replace(budget, factor=factor), request.overrides)
         kind = kind_of(kind_of(_recipe(request, out, facts, settings, factor)).resolved())
         costs = kind.costs(kind.skeleton(summary))
         spans = {name: costs.extremes(name) for name in limits}
@@ -195,7 +195,7 @@ def _recorded(request: FitRequest, file: Path) -> Plan:
     now = flatten(json.loads(json.dumps(dataclasses.asdict(request))))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name) and name != "source":  # it may have been moved, and its digest is compared
-            setting = name.removeprefix("given.").removeprefix("limits.")
+            setting = name.removeprefix("overrides.").removeprefix("limits.")
             raise InputError(
                 f"{file.parent} was started with {_shown_setting(setting, before.get(name))}, and here it is "
                 f"{_shown_setting(setting, now.get(name))}; repeat the first command to go on, or give another --out"
@@ -236,8 +236,8 @@ def _model_of(request: FitRequest) -> str:
 
     from supernet.spaces.pretrained import check_pretrained, read_weights
 
-    given = request.given.get("space_settings") or ()
-    named = [text.partition("=")[2] for text in given if text.startswith("model=")]
+    stated = request.overrides.get("space_settings") or ()
+    named = [text.partition("=")[2] for text in stated if text.startswith("model=")]
     read_weights(request.pretrained)  # first, so that a file without weights is reported as one
     for model in named or MODELS:
         with torch.device("meta"):

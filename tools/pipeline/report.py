@@ -336,7 +336,7 @@ def winner_of(run: Run) -> tuple[Arch, str]:
     races = [read_json(result)] if result.exists() else _races(run)
     if races:
         arch = run.space.normal_form(run.space.canonical(races[0]["winner"]["arch"]))
-        return arch, "the winner of the race"
+        return arch, "the best by its shared weights" if races[0].get("init") == "inherit" else "the winner of the race"
     for file in sorted(run.folder.glob("search/*/best.json")):
         return named_arch(run, None, file.parent.name), f"the best of the search {file.parent.name}"
     raise InputError("there is no race and no finished search yet")
@@ -382,7 +382,8 @@ def _race(run: Run, section: Section) -> None:
             "No race was run: the command select lets the best of searches race against simple networks."
         )
     for number, race in enumerate(races):
-        section.lines.append(f"{race['verdict']} ({race['trainings']:g} trainings, from {race['init']}.)")
+        spent = f" ({race['trainings']:g} trainings, from {race['init']}.)" if race["trainings"] else "."
+        section.lines.append(f"{race['verdict']}{spent}")
         networks = [row for row in race["networks"] if row["scores"]]
         arms = list(dict.fromkeys(row["arm"] for row in networks))
         traces = []
@@ -464,8 +465,7 @@ def _exports(run: Run, section: Section) -> None:
     trained = _trained(run)
     if trained is None:
         return
-    arch, seed, shared = trained
-    network = trained_network(run, arch, seed, shared=shared)
+    arch, network = trained
     section.lines.append(
         f"Latency of {arch.key}: {_latency(network, example_of(run)):.2f} ms for one image, on the CPU{busy()}"
     )
@@ -519,8 +519,12 @@ def _fronts(run: Run, section: Section) -> None:
         )
 
 
-def _trained(run: Run) -> tuple[Arch, int, bool] | None:
-    """Architecture, seed and start of the training whose predictions are shown: of the winner, or of any network."""
+def _trained(run: Run) -> tuple[Arch, torch.nn.Module] | None:
+    """The network whose predictions are shown: the winner, or any network that was trained."""
+    result = run.folder / FIT_RESULT
+    if result.exists() and read_json(result).get("init") == "inherit":
+        arch, _ = winner_of(run)
+        return arch, trained_network(run, arch, 0, inherit=True)
     results = [file for file in sorted(run.folder.glob("retrain/*/result.json")) if (file.parent / NETWORK).exists()]
     documents = [read_result(file, run.kind.truth) for file in results]
     try:
@@ -532,7 +536,7 @@ def _trained(run: Run) -> tuple[Arch, int, bool] | None:
         return None
     first = documents[0]
     arch = run.space.normal_form(run.space.canonical(first["arch"]))
-    return arch, int(first["seed"]), first.get("init") == "shared"
+    return arch, trained_network(run, arch, int(first["seed"]), shared=first.get("init") == "shared")
 
 
 def _latency(network: torch.nn.Module, example: Tensor, repeats: int = 15) -> float:

@@ -18,11 +18,12 @@ from supernet.cost import Feasible
 from supernet.errors import InputError, RunError, UnwritableError
 from supernet.files import remove_temporaries, write_json
 from supernet.paths import inside
-from supernet.ranking.race import Margin, Result, Runner, check_race, race
+from supernet.ranking.race import Arm, Margin, Result, Runner, check_race, race
 from supernet.ranking.rivals import finalists, simple_networks
 from supernet.ranking.statistics import json_safe
 from supernet.ranking.trainings import Job, Outcome, Trainings
 from supernet.scoring.cache import tied_with_best
+from supernet.scoring.metrics import check_finite
 from supernet.seeding import generator
 from supernet.space import Arch
 from supernet.spaces import GENOTYPES
@@ -33,7 +34,7 @@ from supernet.spaces.widths import WidthChain
 from supernet.training.distributed import alone, current
 from supernet_tools.pipeline.architectures import random_feasible
 from supernet_tools.pipeline.config import DetectorRun
-from supernet_tools.pipeline.retrain import partial_score, retrain_stage
+from supernet_tools.pipeline.retrain import partial_score, retrain_stage, trained_network
 from supernet_tools.pipeline.run import Run
 from supernet_tools.pipeline.search import search_folder, searched, shared_scores
 
@@ -172,6 +173,62 @@ def select_under_limits(
     ]
 
 
+def choose_stage(
+    run: Run, searches: Sequence[str], *, random: int = 2, seed: int = 0, bn_batches: int = 10, verbose: bool = True
+) -> dict[str, Any]:
+    """Chooses among the networks that would race by their shared weights alone, without any training.
+
+    Args:
+        run: whose searches they are.
+        searches: their names, at least one.
+        random: number of random networks.
+        seed: of their draw.
+        bn_batches: calibration batches for the shared scores of simple and random networks.
+        verbose: show progress while networks are scored.
+
+    Returns:
+        the document of `select/inherit.json`, in the form of `select_stage`: the winner has the best score, and the
+        fewest MACs among equals.
+
+    Raises:
+        InputError: no such search, or no network of them within the limits.
+    """
+    bounds, field = _read_field(run, searches, {}, random, seed, bn_batches, verbose=verbose)
+    scores, best = field["scores"], set(field["finalists"])
+    simple = {arch: name for name, arch in field["simple"].items()}
+
+    def runner(arch: Arch) -> Runner:
+        arm: Arm = "simple" if arch in simple else "search" if arch in best else "random"
+        name, cost, value = simple.get(arch, ""), float(run.cost(arch)["macs"]), scores[arch]
+        return Runner(arch, arm, name, cost, {}, (value,), value, failed=False)
+
+    ranked = sorted(map(runner, scores), key=lambda each: (-each.estimate, each.cost))
+    winner = ranked[0]
+    network = trained_network(run, winner.arch, seed, inherit=True)
+    figures = run.kind.figures(network, run.data, run.config.train.device)
+    check_finite(figures, f"the network {winner.arch.key}")
+    document = {
+        "format": 1,
+        "searches": list(searches),
+        "limits": bounds,
+        "init": "inherit",
+        "metric": f"validation_{run.kind.metric}",
+        "winner": _network(winner),
+        "verdict": f"no race was run: of {len(ranked)} networks this one has the best shared weights, on "
+        f"{len(run.data.validation):,} validation images; the command select trains the best ones further",
+        "paid": None,
+        "trainings": 0,
+        "margins": {},
+        "tied": None,
+        "failed": [],
+        "networks": [_network(each) for each in ranked],
+        f"test_{run.kind.metric}": [float(figures[run.kind.truth])],
+    }
+    remove_temporaries(inside(run.folder, FOLDER), alone=False)
+    write_json(inside(run.folder, FOLDER, "inherit.json"), json_safe(document))
+    return document
+
+
 def _epoch_shares(shares: Sequence[float], epochs: int) -> tuple[float, ...]:
     """Shares of a training that end with an epoch, ascending to 1."""
     wanted = shares or ((0.25,) if epochs >= 4 else ())
@@ -223,7 +280,7 @@ def _read(rows: Sequence[Sequence[Any]]) -> Any:
 def _read_field(
     run: Run,
     searches: Sequence[str],
-    given: Mapping[str, float | None],
+    requested: Mapping[str, float | None],
     random: int,
     seed: int,
     bn_batches: int,
@@ -235,7 +292,7 @@ def _read_field(
     studies = {name: searched(run, name) for name in searches}
     metrics = {metric for _, _, metric in studies.values()}
     metric = metrics.pop() if len(metrics) == 1 else run.kind.metric
-    feasible = _tightest(run, [own for _, own, _ in studies.values()], given)
+    feasible = _tightest(run, [own for _, own, _ in studies.values()], requested)
     scores = _scores_within(run, [trials for trials, _, _ in studies.values()], metric, feasible)
     if not scores:
         raise InputError(
@@ -267,14 +324,14 @@ def _read_field(
     return dict(feasible.limits), {"finalists": best, "simple": simple, "random": drawn, "scores": kept}
 
 
-def _tightest(run: Run, searched_under: Sequence[Feasible], given: Mapping[str, float | None]) -> Feasible:
+def _tightest(run: Run, searched_under: Sequence[Feasible], requested: Mapping[str, float | None]) -> Feasible:
     """The limits of several searches, the tightest on each cost, unless another is given."""
     limits: dict[str, float] = {}
     cost = run.cost
     for own in searched_under:
         limits |= {name: min(limit, limits.get(name, math.inf)) for name, limit in own.limits.items()}
         cost = own.cost if "latency_ms" in own.limits else cost
-    limits |= {name: limit for name, limit in given.items() if limit is not None}
+    limits |= {name: limit for name, limit in requested.items() if limit is not None}
     for name in limits:
         if name not in cost.costs:
             raise InputError(f"{run.space.name} has no cost {name!r} to limit; it has {', '.join(cost.costs)}")

@@ -122,9 +122,9 @@ def _check_run(folder: Path, chain: Chain, *, any_channels: bool = False) -> Non
                 continue
             if any_channels and name == channels and shapes[0][:1] + shapes[0][2:] == shapes[1][:1] + shapes[1][2:]:
                 continue
-        found, expected = ("missing" if shape is None else shape for shape in shapes)
+        actual, expected = ("missing" if shape is None else shape for shape in shapes)
         raise InputError(
-            f"pretrained={str(folder)!r} is the run of another network: {name!r} is {found} in its {WEIGHTS} and "
+            f"pretrained={str(folder)!r} is the run of another network: {name!r} is {actual} in its {WEIGHTS} and "
             f"{expected} here; give both the same space and settings"
         )
 

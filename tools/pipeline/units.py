@@ -27,10 +27,10 @@ def parse_milliseconds(text: str) -> float:
 
 
 def _parsed(text: str, factors: dict[str, float], what: str) -> float:
-    found = _PARTS.fullmatch(text)
-    if found is None or found[2].lower() not in factors:
+    match = _PARTS.fullmatch(text)
+    if match is None or match[2].lower() not in factors:
         raise ValueError(f"{shown(text)} should be {what}")
-    return float(re.sub("[_,]", "", found[1])) * factors[found[2].lower()]
+    return float(re.sub("[_,]", "", match[1])) * factors[match[2].lower()]
 
 
 def in_units(value: float) -> str:

@@ -143,16 +143,16 @@ def canonical_graph(graph: CellGraph) -> CellGraph:
     """
     descriptions: list[CellGraph] = []
 
-    def place(labels: dict[int, int], made: tuple[Block, ...]) -> None:
+    def place(labels: dict[int, int], blocks: tuple[Block, ...]) -> None:
         waiting = [number for number in range(len(graph.blocks)) if number + 2 not in labels]
         if not waiting:
-            descriptions.append(CellGraph(made, tuple(sorted(labels[state] for state in graph.outputs))))
+            descriptions.append(CellGraph(blocks, tuple(sorted(labels[state] for state in graph.outputs))))
             return
         ready = {n: written for n in waiting if (written := _relabelled(graph.blocks[n], labels)) is not None}
         smallest = min(ready.values())
         for number, written in ready.items():
             if written == smallest:
-                place({**labels, number + 2: len(made) + 2}, (*made, smallest))
+                place({**labels, number + 2: len(blocks) + 2}, (*blocks, smallest))
 
     place({0: 0, 1: 1}, ())
     return min(descriptions)

@@ -63,16 +63,16 @@ class StateWeights(nn.Module):
         self.linear = linear
         self.layers = nn.ModuleDict()
         for state in source.ids or (0,):
-            made = nn.Linear(source.width, out, bias=False) if linear else nn.Conv2d(source.width, out, 1, bias=False)
-            self.layers[str(state)] = made
+            layer = nn.Linear(source.width, out, bias=False) if linear else nn.Conv2d(source.width, out, 1, bias=False)
+            self.layers[str(state)] = layer
 
     def _chosen_weights(self, ids: Sequence[int]) -> list[Tensor]:
         return [self.layers[str(i)].get_parameter("weight") for i in ids or (0,)]
 
     def weight(self, ids: Sequence[int]) -> Tensor:
         """Returns the weight for these states, (out, channels of the states, …)."""
-        found = self._chosen_weights(ids)
-        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        weights = self._chosen_weights(ids)
+        return weights[0] if len(weights) == 1 else torch.cat(weights, dim=1)
 
     def copied(self, ids: Sequence[int]) -> nn.Parameter:
         """Returns a copy of the weight as a new parameter."""
@@ -120,9 +120,9 @@ class LooseConv(Searchable):
         if self._passes(layout.channels):
             return nn.Identity()
         with torch.device("meta"):
-            made = ConvNorm(layout.channels, self.out, **self.norm)
-        made.conv.weight, made.bn = self.state_weights.copied(layout.ids), copy.deepcopy(self.bn)
-        return made
+            layer = ConvNorm(layout.channels, self.out, **self.norm)
+        layer.conv.weight, layer.bn = self.state_weights.copied(layout.ids), copy.deepcopy(self.bn)
+        return layer
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the weights of the states that are present, and those of the batch norm."""
@@ -161,10 +161,13 @@ class LooseReduction(Searchable):
         """Returns a `FactorizedReduction`."""
         assert isinstance(layout, Layout)
         with torch.device("meta"):
-            made = FactorizedReduction(layout.channels, self.out, **self.norm)
-        made.conv1.weight, made.conv2.weight = self.even_weights.copied(layout.ids), self.odd_weights.copied(layout.ids)
-        made.bn = copy.deepcopy(self.bn)
-        return made
+            reduction = FactorizedReduction(layout.channels, self.out, **self.norm)
+        reduction.conv1.weight, reduction.conv2.weight = (
+            self.even_weights.copied(layout.ids),
+            self.odd_weights.copied(layout.ids),
+        )
+        reduction.bn = copy.deepcopy(self.bn)
+        return reduction
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the weights of the states that are present, and those of the batch norm."""
@@ -291,15 +294,15 @@ class LooseCell(Searchable):
         run_blocks(states, *self._chosen(graph), self.drop)
         fits = self._output_fits(graph)
         out = [fits[str(s)](states[s]) if str(s) in fits else states[s] for s in graph.outputs]
-        made = Hidden(torch.cat(out, dim=1), graph.outputs)
-        return (previous if self.keep_previous else current, made, *rest)
+        output = Hidden(torch.cat(out, dim=1), graph.outputs)
+        return (previous if self.keep_previous else current, output, *rest)
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layouts:
         """Returns the layouts of the kept input and of the output, with the ids of its states."""
         previous, current = _two(layout)
         outputs = graph_of(arch).outputs
-        made = Layout(self.filters * len(outputs), current.stride * self.stride, outputs)
-        return (previous if self.keep_previous else current, made)
+        output = Layout(self.filters * len(outputs), current.stride * self.stride, outputs)
+        return (previous if self.keep_previous else current, output)
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         """Returns a `BlockCell`."""
@@ -307,7 +310,7 @@ class LooseCell(Searchable):
         graph = graph_of(arch)
         operands, joins = self._chosen(graph)
         fits = self._output_fits(graph)
-        made = BlockCell(
+        cell = BlockCell(
             self.squeeze.materialize(_NOTHING, current),
             nn.Identity() if self.fit is None else self.fit.materialize(_NOTHING, previous),
             nn.ModuleList(copy.deepcopy(op) for _, op, _ in operands),
@@ -321,8 +324,8 @@ class LooseCell(Searchable):
             keep=self.keep,
             undropped=tuple(i for i, (_, _, falls) in enumerate(operands) if not falls) if self.keep < 1 else (),
         )
-        made.set_progress(self.drop.progress)
-        return made
+        cell.set_progress(self.drop.progress)
+        return cell
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the parameters that fit the inputs, of the chosen operations and joins, and that fit the outputs."""
@@ -383,10 +386,10 @@ class LooseClassifier(Searchable):
         """Returns a `CellClassifier`."""
         _, current = _two(layout)
         with torch.device("meta"):
-            made = CellClassifier(current.channels, self.classes, dropout=self.drop.p)
-        made.fc.weight = self.state_weights.copied(current.ids)
-        made.fc.bias = nn.Parameter(self.bias.detach().clone())
-        return made
+            classifier = CellClassifier(current.channels, self.classes, dropout=self.drop.p)
+        classifier.fc.weight = self.state_weights.copied(current.ids)
+        classifier.fc.bias = nn.Parameter(self.bias.detach().clone())
+        return classifier
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the weights of the states that are present, and the bias."""
@@ -424,9 +427,9 @@ class LooseAuxiliary(Searchable):
         """Returns an `AuxiliaryHead`."""
         _, current = _two(layout)
         with torch.device("meta"):
-            made = AuxiliaryHead(current.channels, self.classes, size=self.size, hidden=self.hidden, **self.norm)
-        made.conv.weight, made.tail = self.state_weights.copied(current.ids), copy.deepcopy(self.tail)
-        return made
+            head = AuxiliaryHead(current.channels, self.classes, size=self.size, hidden=self.hidden, **self.norm)
+        head.conv.weight, head.tail = self.state_weights.copied(current.ids), copy.deepcopy(self.tail)
+        return head
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the weights of the states that are present, and those of all layers behind them."""

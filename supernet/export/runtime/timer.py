@@ -57,13 +57,13 @@ def passes_of(folder: Path, threads: int) -> dict[str, Callable[[], object]]:
 def timed(run: Callable[[], object], seconds: float) -> list[float]:
     """Returns the milliseconds of each pass, timed for `seconds` and at least three passes, after one to warm up."""
     run()
-    found: list[float] = []
+    samples: list[float] = []
     end = time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < end:
+    while len(samples) < 3 or time.perf_counter() < end:
         began = time.perf_counter()
         run()
-        found.append((time.perf_counter() - began) * 1e3)
-    return found
+        samples.append((time.perf_counter() - began) * 1e3)
+    return samples
 
 
 def main(rounds: int, seconds: float, threads: int, folders: list[str]) -> None:
@@ -76,8 +76,8 @@ def main(rounds: int, seconds: float, threads: int, folders: list[str]) -> None:
             for key, run in passes.items():
                 times[key] += timed(run, seconds / rounds)
     medians: dict[str, dict[str, float]] = {folder: {} for folder in folders}
-    for (folder, name), found in times.items():
-        medians[folder][name] = statistics.median(found)
+    for (folder, name), samples in times.items():
+        medians[folder][name] = statistics.median(samples)
     print(json.dumps(medians))
 
 
