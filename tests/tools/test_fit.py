@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import supernet_tools.pipeline.fit as pipeline
 from helpers.browser import browser
@@ -24,7 +26,7 @@ from helpers.scripts import Call, one_line, run_script
 from searchers import Trial
 from supernet.cost import CostTable
 from supernet.files import read_json
-from supernet.space import Choice, SearchSpace
+from supernet.space import Arch, Choice, SearchSpace
 from supernet.spaces import build
 from supernet_tools.fit import Fit
 from supernet_tools.pipeline.choices import Budget, Settings, SourceFacts, Timing
@@ -133,6 +135,22 @@ def test_the_budgets_follow_from_the_timing() -> None:
     assert isinstance(settings, Settings)
 
 
+def test_with_trained_weights_and_little_time_no_finalist_is_trained() -> None:
+    timing = Timing(step=1.8, network_step=0.7, score=2.0, steps=73, spent=20)  # of EfficientNet-Lite0 at 96 pixels
+    budget = Budget(minutes=10, pretrained="lite0.pth", model="tf_efficientnet_lite0", timing=timing)
+    short, long, asked = (
+        derive(PHOTOS, budget),
+        derive(PHOTOS, replace(budget, minutes=60)),
+        derive(PHOTOS, budget, {"trainings": 2}),
+    )
+    assert short["init"] == "inherit"
+    assert not {row.name for row in short.rows} & {"trainings", "retrain_epochs"}
+    assert long["init"] == asked["init"] == "shared"
+    assert short["epochs"] > asked["epochs"]  # the time of the trainings goes to the supernet
+    config = recipe("photos", PHOTOS, short, pretrained="lite0.pth", seed=3, device="cpu")
+    assert config.retrain.epochs == config.train.epochs  # of a later `retrain`
+
+
 # -- what is found ----------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +189,8 @@ def test_without_arguments_it_explains_itself(call: Call) -> None:
 def test_wrong_requests_are_refused_in_one_line(call: Call, photos: Path, tmp_path: Path) -> None:
     one_line(call("fit", tmp_path / "none"), "there is no data set")
     one_line(call("fit", photos, "--minutes", 0), "minutes=0.0")
+    none = ("--init", "inherit", "--retrain-epochs", 3, "--out", tmp_path / "x")
+    one_line(call("fit", photos, *none), "trains no finalist; leave retrain_epochs out")
     one_line(call("fit", photos, "--max-macs", "5ms"), "'5ms' should be a number")
     one_line(call("fit", photos, "--pretrained", tmp_path / "no.pth", "--out", tmp_path / "x"), "no.pth is not a file")
     assert not (tmp_path / "x").exists()
@@ -214,8 +234,6 @@ def test_the_result_is_exported_and_every_stage_has_its_command(
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(mode) == 0o666 & ~umask
-    import shlex
-
     words = shlex.split(result["commands"]["train"])
     at = words.index("spos-images")
     monkeypatch.setattr(sys, "argv", ["train", *words[at:]])
@@ -223,6 +241,34 @@ def test_the_result_is_exported_and_every_stage_has_its_command(
     assert config == open_run(fitted).config  # the single command continues the same run
     assert out == fitted
     assert {"search", "select", "export", "report"} <= result["commands"].keys()
+
+
+def test_without_a_race_the_best_shared_weights_are_exported(
+    photos: Path, tmp_path: Path, call: Call, forked_runner: None
+) -> None:
+    out = tmp_path / "run"
+    few = ("--size", 16, "--batch", 16, "--epochs", 2, "--trials", 8, *TINY)
+    code, _, err = call("fit", photos, "--out", out, *few, "--init", "inherit")
+    assert code == 0, err
+    document, result = read_json(out / "select" / "inherit.json"), read_json(out / "fit-result.json")
+    scores = [row["estimate"] for row in document["networks"]]
+    assert scores == sorted(scores, reverse=True)
+    assert {row["arm"] for row in document["networks"]} >= {"search", "simple"}
+    assert result["winner"] == document["winner"] == document["networks"][0]
+    assert not (out / "retrain").exists()
+    run = open_run(out)
+    network = run.shared_weights().subnet(Arch(result["winner"]["arch"]))
+    exported = load_file(out / result["export"] / "model.safetensors")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in network.state_dict().items() if name in exported)
+    assert run.kind.figures(network, run.data, "cpu")["test_accuracy"] == result["test_accuracy"][0]
+    page = (out / "report.html").read_text()
+    assert "no race was run" in page
+    assert "the best by its shared weights" in page
+    assert "confusion" in page
+    words = shlex.split(result["commands"]["export"])
+    assert call("export", *words[words.index(str(out)) :], "--out", tmp_path / "again")[0] == 0
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in exported.items())
 
 
 def test_a_run_does_not_continue_with_another_request(fitted: Path, photos: Path, call: Call) -> None:

@@ -98,6 +98,7 @@ def planned(request: FitRequest, out: Path, say: Say) -> Plan:
         plan = _recorded(request, file)
         say(f"going on with {out}: settings and timings are those of its start")
         return plan
+    _check_race(request.overrides)
     check_free(out)
     model = _model_of(request) if request.pretrained else ""
     facts = inspect_source(_readable_source(request, out))
@@ -127,6 +128,13 @@ def planned(request: FitRequest, out: Path, say: Say) -> Plan:
     }
     write_json(file, document)
     return plan
+
+
+def _check_race(overrides: Mapping[str, Any]) -> None:
+    """Raises `InputError` for settings of trainings that will not take place."""
+    unused = [name for name in ("trainings", "retrain_epochs") if overrides.get(name) is not None]
+    if overrides.get("init") == "inherit" and unused:
+        raise InputError(f"init='inherit' trains no finalist; leave {unused[0]} out, or choose init='shared'")
 
 
 def check_free(out: Path) -> None:
