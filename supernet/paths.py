@@ -16,6 +16,24 @@ work_saved = threading.Event()
 """Is set where a command saves work, so that one that is stopped can say whether it has saved any."""
 
 
+def check_new_file(path: Path, *, flag: str, suffix: str) -> None:
+    """Raises `InputError` unless a file of this name can be written; for the start of a command that ends with it.
+
+    Args:
+        path: the file, which may exist.
+        flag: how a message calls it.
+        suffix: its ending, such as `".svg"`.
+    """
+    if path.suffix != suffix:
+        raise InputError(f"{flag}={str(path)!r} should end with {suffix}")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {str(path.parent)!r} to write {path.name!r} in; create it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{flag}={str(path)!r} is a folder or a device, not a file; give another name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{flag}={str(path)!r} must not be written to; give another name")
+
+
 def inside(folder: Path, *names: str, what: str = "the name", follow: bool = False) -> Path:
     """Returns the path `folder/names[0]/names[1]/…`, which lies in the folder.
 

@@ -145,14 +145,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "phase": (lambda: macro(phase="x"), "phase='x' is none of 'supernet', 'standalone'"),
     "a builder's setting": (
         lambda: create_supernet("shufflenet-small", stem=-1),
-        "'shufflenet-small' cannot be built with stem=-1: .*negative",
+        "stem=-1 should be from 1 to 65,536",
     ),
     "less than a stride": (lambda: create_supernet("spos", input_size=8), "input_size=8 .* one pixel per 32 pixels"),
     "no hidden units": (
         lambda: create_supernet("shufflenet-small", head=0),
-        r"'shufflenet-small' cannot be built with head=0: the layer of head\.\S+ has no inputs or outputs",
+        "head=0 should be from 1 to 65,536",
     ),
-    "no channels": (lambda: create_supernet("shufflenet-small", stem=0), "cannot be built with stem=0: "),
+    "no channels": (lambda: create_supernet("shufflenet-small", stem=0), "stem=0 should be from 1 to 65,536"),
     "one pixel": (lambda: macro(input_size=1), "input_size=1 is too small for the space 'nasbench-macro'"),
     "an infinite limit": (lambda: Feasible(table(), {"macs": math.inf}), "macs': inf. should be a finite"),
     "a limit in quotes": (lambda: Feasible(table(), {"macs": "1e6"}), "should be a valid number"),  # type: ignore[dict-item]

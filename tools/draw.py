@@ -1,6 +1,5 @@
 """Draw an architecture: python tools/draw.py nasnet-a-large --out cell.svg, or a space and --arch arch.json"""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from supernet.checked import Checked, FilePath, Name, Text
+from supernet.paths import check_new_file
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.trust import Trust
 
@@ -38,7 +38,7 @@ def run() -> None:
     args = parse(Draw, __doc__)
 
     if args.out is not None:
-        check_out(args.out)
+        check_picture(args.out)
     if (Path(args.name) / "run.json").exists():
         picture = of_run(Path(args.name), args.arch, args.search)
     elif args.search is not None:
@@ -50,23 +50,18 @@ def run() -> None:
     else:
         picture = of_text(args.name, args.arch)
     out = args.out or Path(f"{Path(args.name).resolve().name}.svg")
-    check_out(out)
+    check_picture(out)
     picture.save(out)
     print(f"wrote {out}")
 
 
-def check_out(out: Path) -> None:
-    """Raises `InputError` unless an SVG file of this name can be written."""
+def check_picture(out: Path) -> None:
+    """Raises `InputError` unless a picture of this name can be written."""
     from supernet.errors import InputError
 
-    if not out.parent.is_dir():
-        raise InputError(f"there is no folder {str(out.parent)!r} to write {out.name!r} in")
     if out.suffix != ".svg":
         raise InputError(f"pictures are .svg, not {out.name!r}; browsers and Inkscape convert them")
-    if out.exists() and not out.is_file():
-        raise InputError(f"{str(out)!r} is a folder or a device, not a file; give another --out")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise InputError(f"{str(out)!r} must not be written to; give another --out")
+    check_new_file(out, flag="out", suffix=".svg")
 
 
 def published(name: str) -> "Picture":

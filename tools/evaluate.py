@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 
 from supernet.checked import Checked, Count, FilePath, Name, Text
 from supernet.errors import InputError
+from supernet.paths import check_new_file
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm, DetectorRun
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
@@ -70,6 +71,11 @@ def run() -> None:
             "can; if you trust the folder, add --run-code"
         )
 
+    if args.curves is not None:
+        if args.exported is None:
+            raise InputError("--curves is for exported detectors; give one with --exported, or leave it out")
+        check_new_file(args.curves, flag="curves", suffix=".csv")
+
     from supernet.export import load_exported
     from supernet.scoring.metrics import check_finite
     from supernet_tools.pipeline.architectures import named_arch
@@ -82,6 +88,8 @@ def run() -> None:
         if opened.kind.metric == "map":
             show_detector(args, network, opened)
             return
+        if args.curves is not None:
+            raise InputError(f"--curves is for detectors, and {args.exported} is a classifier; leave it out")
         metrics = opened.kind.scores(network, opened.data.test)
         check_finite(metrics, f"the network of {args.exported}")
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))

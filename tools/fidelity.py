@@ -40,7 +40,7 @@ class Fidelity(Checked):
     """Column of the CSV file."""
     n: Natural = 1000
     """Distinct networks, drawn at random; 0 for all of a table. With "retrain" each of them is trained."""
-    score: str = ""
+    score: Text | None = None
     """What the shared weights rank by: accuracy or loss, for a detector map or map50; accuracy or map by default. A
     second metric is reported beside it."""
     labels: Natural = 0
@@ -215,7 +215,8 @@ def shared_rankings(
     from supernet_tools.pipeline.search import shared_scores
 
     metrics = shared_scores(opened, archs, bn_batches=args.bn_batches)
-    scores, other = ranked_by(metrics, args.score), next(name for name in opened.kind.metrics if name != args.score)
+    score = args.score or opened.kind.metric
+    scores, other = ranked_by(metrics, score), next(name for name in opened.kind.metrics if name != score)
     rankers: dict[str, Any] = {f"shared {other}": ranked_by(metrics, other)}
     if args.labels:
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from supernet.checked import Checked, FilePath
-from supernet.errors import InputError
+from supernet.paths import check_new_file
 from supernet_tools.pipeline.command_line import closing, main, parse
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.trust import Trust
@@ -31,8 +31,8 @@ class Report(Checked):
 
 def run() -> None:
     args = parse(Report, __doc__)
-    if args.out is not None and (args.out.suffix != ".html" or not args.out.parent.is_dir() or args.out.is_dir()):
-        raise InputError(f"out={str(args.out)!r} should be an .html file in a folder that is there")
+    if args.out is not None:
+        check_new_file(args.out, flag="out", suffix=".html")
 
     from supernet_tools.pipeline.report import report_stage
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supernet import plugins
@@ -64,7 +64,7 @@ _LARGEST = {"num_classes": 10**6, "input_size": 2**14, "in_channels": 2**14}
 
 _LARGEST_OWN = {
     **dict.fromkeys(("depths", "blocks", "repeats", "cells"), 1000),
-    **dict.fromkeys(("widths", "base", "filters", "channels", "head", "stem", "last", "dims", "heads"), 2**16),
+    **dict.fromkeys(("widths", "base", "filters", "channels", "head", "stem", "last", "dims", "heads", "table"), 2**16),
 }
 """The same of this package's builders: numbers of layers and units, beyond which a machine would run out of memory."""
 
@@ -132,10 +132,8 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
             raise InputError(f"{name}={arguments[name]!r} should be an integer from 1 to {largest:,}")
     if space in SPACES:
         for name, largest in _LARGEST_OWN.items():
-            value = arguments.get(name)
-            for each in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(each, int | float) and not 1 <= each <= largest:
-                    raise InputError(f"{name}={shown(value)} should be from 1 to {largest:,}")
+            if any(not 1 <= number <= largest for number in _numbers(arguments.get(name))):
+                raise InputError(f"{name}={shown(arguments[name])} should be from 1 to {largest:,}")
     signature = inspect.signature(make)
     known = list(signature.parameters)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
@@ -177,6 +175,15 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
     if phases and phase == "supernet":
         chain.standalone = functools.partial(build, space, "standalone", arguments)
     return chain
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Yields the numbers of a setting, those of nested lists too."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _numbers(each)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def _check_resolution(chain: "Chain", space: str, size: int) -> None:

@@ -66,6 +66,8 @@ def ofa_mobilenetv3(
             f"kernels={tuple(kernels)}, expansions={tuple(expansions)} and depths={tuple(depths)} each need an option, "
             "and a stage at least one block"
         )
+    if not 0 < width <= 16:
+        raise InputError(f"width={width} should be above 0 and at most 16")
     channels = multiple_of_8(STEM * width)
     first = {
         "depthwise": ConvNormAct(channels, channels, kernel=3, groups=channels, activation=nn.ReLU),
