@@ -14,7 +14,7 @@ import os
 import reprlib
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -357,9 +357,25 @@ def _with_instances(kind: Any) -> Any:
         return Annotated[(_with_instances(members[0]), *kind.__metadata__)]
     if origin is typing.Union or origin is UnionType:
         return functools.reduce(operator.or_, map(_with_instances, members))
+    if origin is Collection:  # which pydantic does not know
+        rule = Rule(
+            f"a collection of {_words(members[0])}", functools.partial(_is_collection_of, kind=members[0]), alone=True
+        )
+        return Annotated[Any, rule]
     if origin is typing.Literal or origin is Callable or origin is type or origin.__module__ in _OWN:
         return kind
     return origin[tuple(map(_with_instances, members))]
+
+
+def _words(kind: Any) -> str:
+    """Returns the name of a type in a message."""
+    return getattr(kind, "__name__", None) or " or ".join(map(_words, typing.get_args(kind)))
+
+
+def _is_collection_of(value: object, kind: Any) -> bool:
+    """Returns whether a value is a collection, other than a text, of values of a type."""
+    whole = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    return whole and all(problem_of(kind, each) is None for each in typing.cast(Collection[object], value))
 
 
 def _adapter(kind: Any) -> Any:

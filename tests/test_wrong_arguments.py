@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from detection import create_detector, pyramid_space
+from detection.detector import backbone_of
 from searchers import RandomSearch, Study, hypervolume, pareto_front, search
+from searchers.study import best_of
 from searchers.testing import check_searcher
 from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
 from supernet.config import Data, Train
@@ -34,6 +36,7 @@ from supernet.spaces.pretrained import load_pretrained
 from supernet.train import check_training, compare_rates, plan_training, train_standalone, train_supernet
 from supernet.training.check import check_network
 from supernet.training.checkpoint import load_weights
+from supernet.training.sampling import even, uniform, weighted
 
 
 def macro(**arguments: Any) -> Any:
@@ -151,6 +154,23 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "no hidden units": (
         lambda: create_supernet("shufflenet-small", head=0),
         "head=0 should be from 1 to 65,536",
+    ),
+    "a chain that is no detector": (lambda: backbone_of(sound()), "should be a Detector or a network of one"),
+    "numbers as trials": (lambda: best_of([5], "accuracy"), r"trials=\[5\]: each should be a Trial"),  # type: ignore[list-item]
+    "a window of no table": (lambda: CostWindow(None, "macs"), "table=None should be a CostTable"),  # type: ignore[arg-type]
+    "a text as step": (lambda: uniform(sound().space)("x"), "step='x' should be the number of a training step"),  # type: ignore[arg-type]
+    "a negative step": (lambda: even(sound().space)(-1), "step=-1 should be the number of a training step"),
+    "weightless numbers": (
+        lambda: weighted(sound().space, weightless={"a": 5}),  # type: ignore[dict-item]
+        "weightless=.* should be a collection of str or int",
+    ),
+    "a large table": (
+        lambda: create_supernet("mobilenetv2-widths", table=[(1, 16, 10**6, 1)]),
+        r"table=.* should be from 1 to 65,536",
+    ),
+    "a wide kernel": (
+        lambda: elastic(nn.Sequential(), kernels=[10**6 + 1]),
+        r"kernels=\(1000001,\) should be odd and below",
     ),
     "no channels": (lambda: create_supernet("shufflenet-small", stem=0), "stem=0 should be from 1 to 65,536"),
     "one pixel": (lambda: macro(input_size=1), "input_size=1 is too small for the space 'nasbench-macro'"),

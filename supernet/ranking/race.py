@@ -18,7 +18,7 @@ import numpy as np
 import scipy  # its parts load when they are used; statistics take a second
 from numpy.typing import NDArray
 
-from supernet.checked import shown
+from supernet.checked import is_number, shown
 from supernet.errors import InputError, RunError
 from supernet.ranking.calibrate import FEWEST, Floats, Ridge, fit_ridge, leave_one_out, one_hot
 from supernet.ranking.statistics import LEVEL, Interval
@@ -281,6 +281,9 @@ class _Field:
             arms.setdefault(form(arch), "search")
         for arch in random:
             arms.setdefault(form(arch), "random")
+        for arch in arms:
+            if not is_number(cost(arch)):
+                raise InputError(f"cost({arch.key}) should return a number, not {shown(cost(arch))}")
         known = {form(arch): float(score) for arch, score in (scores or {}).items()}
         values = np.array([known.get(arch, math.nan) for arch in arms])
         prior = values if np.isfinite(values).all() else None
