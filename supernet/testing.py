@@ -1,6 +1,5 @@
 """The contract of a search space as one call, for this project's spaces and for users' own."""
 
-import copy
 import pickle
 import random
 from collections import OrderedDict
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from supernet.chain import Chain, Hidden, Layout, Layouts, Searchable, step_layout
+from supernet.chain.copying import copy_module
 from supernet.checked import checked_arguments
 from supernet.cost import CostTable, count
 from supernet.cost.table import standalone_chain
@@ -115,7 +115,7 @@ def check_outputs(supernet: Chain, arch: Arch, x: Any) -> None:
 def check_training(supernet: Chain, arch: Arch, x: Any) -> None:
     """Asserts that supernet and subnet agree bit for bit in training mode under one seed, in outputs or losses."""
     outputs = []
-    for network in (copy.deepcopy(supernet).bind(arch), supernet.subnet(arch)):
+    for network in (copy_module(supernet).bind(arch), supernet.subnet(arch)):
         torch.manual_seed(0)
         with torch.no_grad():
             outputs.append(network.train()(x))
@@ -212,7 +212,7 @@ def _check_state(state: Any, layout: Layouts, x: Any, where: str) -> None:
 
 def check_gradients(supernet: Chain, arch: Arch, x: Any) -> None:
     """Asserts that gradients reach exactly the active parameters, and that an optimizer step moves nothing else."""
-    trained = copy.deepcopy(supernet).train()
+    trained = copy_module(supernet).train()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     for parameter in trained.parameters():  # momentum from an earlier step must not move unused parameters
         optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)

@@ -25,6 +25,7 @@ from detection.nasfpn.space import ATTENTION, SUM, pyramid_space, wiring_of
 from detection.pyramid import LevelNorms, Norm, draw_weights
 from detection.retinanet import OCTAVE, RATIOS, RetinaBoxes, RetinaPredictor, initialize_retinanet
 from supernet.chain import Layouts, Part, Searchable, initialize_copying, parameters_of
+from supernet.chain.copying import copy_module
 from supernet.checked import checked_arguments
 from supernet.errors import InputError
 from supernet.space import Arch
@@ -105,7 +106,7 @@ class SearchablePyramid(Searchable):
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         """Returns a `MergingPyramid`."""
-        convs = nn.ModuleList(copy.deepcopy(conv) for conv in self._active_convs(arch))
+        convs = nn.ModuleList(copy_module(conv) for conv in self._active_convs(arch))
         cells = tuple((c.level, c.op, c.first, c.second, c.leftovers) for c in wiring_of(arch).cells)
         return MergingPyramid(convs, cells, gate=self.gate, keeps=self.keeps)
 

@@ -1,6 +1,5 @@
 """Single-path choice: one of several modules, each with its own weights (SPOS, §3.2)."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ from torch import nn
 
 from supernet.blocks.copying import copy_option
 from supernet.chain import Layouts, Part, Searchable, parameters_of, plain_layout, weightless_among
+from supernet.chain.copying import copy_module
 from supernet.space import Arch, Choice, SearchSpace, Value
 
 
@@ -37,7 +37,7 @@ class ChoiceBlock(Searchable):
 
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         """Returns a copy of the chosen option."""
-        return copy.deepcopy(self._chosen(arch))
+        return copy_module(self._chosen(arch))
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields all parameters of the chosen option."""

@@ -4,7 +4,6 @@ The forward pass, the materialised layer and the active parts all use one slicin
 they cannot differ.
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -17,6 +16,7 @@ from supernet.blocks.copying import copy_option
 from supernet.blocks.plain import ConvBNAct, PooledClassifier, Residual, ShuffleUnit
 from supernet.blocks.slicing import Cut, cut_layer, leading, run_linear, run_sliced, sliced_parts, sliced_state
 from supernet.chain import Layout, Layouts, Part, Searchable, materialize, parameters_of, step_layout
+from supernet.chain.copying import copy_module
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value, compose
 
@@ -90,7 +90,7 @@ class ElasticShuffle(Searchable):
         for (layer, cut), (target, _) in zip(_cuts(unit, mid), _cuts(narrow, mid), strict=True):
             target.load_state_dict(sliced_state(layer, cut), assign=True)
         if unit.stride == 2:
-            narrow.proj = copy.deepcopy(unit.proj)
+            narrow.proj = copy_module(unit.proj)
         return narrow
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
@@ -263,7 +263,7 @@ class ElasticBlock(Elastic):
             block = Residual(block, cut_layer(*beside[0]) if beside else nn.Identity(), act=self.act)
         elif self.shortcut is not None:
             block = cut_layer(*beside[0], act=self.act) if beside else nn.Identity()
-        return block if self.tail is None else nn.Sequential(block, copy.deepcopy(self.tail))
+        return block if self.tail is None else nn.Sequential(block, copy_module(self.tail))
 
     def out_layout(self, arch: Arch, layout: Layouts) -> Layout:
         """Returns the layout with the width of the last layer."""

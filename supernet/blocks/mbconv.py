@@ -1,6 +1,5 @@
 """Residual blocks whose kernel and middle width are searched, as in once-for-all (Cai et al., 2020)."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from supernet.blocks.plain import Residual
 from supernet.blocks.used_layer import UsedLayer
 from supernet.blocks.vit import ElasticViTBlock
 from supernet.chain import Layout, Layouts, Part, Searchable, parameters_of
+from supernet.chain.copying import copy_module
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value
 
@@ -165,7 +165,7 @@ class ElasticMBConv(Searchable):
             return nn.Sequential(body)
         if self.drop_path:
             body["drop_path"] = DropPath(self.drop_path)
-        return Residual(nn.Sequential(body), copy.deepcopy(self.shortcut), act=self.act)
+        return Residual(nn.Sequential(body), copy_module(self.shortcut), act=self.act)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
         """Yields the leading channels and central taps in use, and the rows of the matrices that make these taps."""

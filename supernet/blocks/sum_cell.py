@@ -1,12 +1,12 @@
 """Cells as graphs: a decision per edge, nodes that sum what reaches them (NAS-Bench-201)."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
 from supernet.blocks.plain import GraphCell, sum_nodes
 from supernet.chain import Layout, Layouts, Part, Searchable, parameters_of, weightless_among
+from supernet.chain.copying import copy_module
 from supernet.space import Arch, Choice, SearchSpace, Value
 
 Edge = tuple[int, int]
@@ -78,7 +78,7 @@ class SumCell(Searchable):
     def materialize(self, arch: Arch, layout: Layouts) -> nn.Module:
         """Returns a `GraphCell` of copies of the operations on live edges."""
         edges = self._live(arch)
-        ops = nn.ModuleList(copy.deepcopy(op) for _, _, op in edges)
+        ops = nn.ModuleList(copy_module(op) for _, _, op in edges)
         return GraphCell(ops, tuple((source, target) for source, target, _ in edges), last=self.last)
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:

@@ -3,12 +3,12 @@
 A step sees its predecessors only through the `Layout` of its input, never through their decisions.
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
+from supernet.chain.copying import copy_module
 from supernet.chain.layout import Layouts, plain_layout
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace, Value
@@ -107,7 +107,7 @@ def step_layout(step: nn.Module, arch: Arch, layout: Layouts) -> Layouts:
 
 def materialize(step: nn.Module, arch: Arch, layout: Layouts) -> nn.Module:
     """Returns an ordinary module from any step; an ordinary one is copied."""
-    return step.materialize(arch, layout) if isinstance(step, Searchable) else copy.deepcopy(step)
+    return step.materialize(arch, layout) if isinstance(step, Searchable) else copy_module(step)
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> Iterator[Part]:

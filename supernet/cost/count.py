@@ -1,6 +1,5 @@
 """MACs, parameters and activations of a module, from a trace on the meta device."""
 
-import copy
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from supernet.chain.copying import copy_module
 from supernet.checked import Count, checked_arguments
 from supernet.errors import InputError
 
@@ -117,7 +117,7 @@ def meta_copy(module: nn.Module) -> Any:
     for tensor in chain(module.parameters(), module.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
+    return copy_module(module, memo)
 
 
 def trace(module: nn.Module, state: Any) -> tuple[dict[str, int], Any]:

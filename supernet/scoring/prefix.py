@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from supernet.chain import Chain
+from supernet.chain.copying import copy_module
 from supernet.scoring.batch_norm import Settling, norms_of, use_batch_statistics
 from supernet.scoring.memory import ActivationMeter, TrunkCache, tensors_in, version
 from supernet.scoring.steps import Adapt, MaterializedStep, StepCache, Watch
@@ -135,7 +136,7 @@ class PrefixSharing:
         for node in trie.paths[leaf]:
             step = self._steps.of(node)
             self._bind(step, node)
-            steps.append(copy.deepcopy(step.module))
+            steps.append(copy_module(step.module))
         network = self._supernet.assemble(steps).eval()
         if self.batch_statistics:
             for norm in norms_of(network):

@@ -1,6 +1,5 @@
 """A trained network of timm or torchvision as a supernet whose largest architecture computes the same."""
 
-import copy
 import dataclasses
 import functools
 import warnings
@@ -19,6 +18,7 @@ from supernet.blocks.plain import Whole
 from supernet.blocks.resolution import resolution_step
 from supernet.blocks.transformer import PatchTokens
 from supernet.chain import Chain, initialize
+from supernet.chain.copying import copy_module
 from supernet.checked import Pixels, Share, checked_arguments
 from supernet.cost import meta_copy
 from supernet.cost.count import trace
@@ -162,7 +162,7 @@ def elastic(
             except NoRule as error:
                 whole.append(f"{place} ({error})")
                 stride = round(before[1] / after[1])
-                blocks.append(Whole(copy.deepcopy(block), out_channels=after[0], stride=stride))
+                blocks.append(Whole(copy_module(block), out_channels=after[0], stride=stride))
             kept = kept if before == after else index + 1
         fewest = max(kept, len(blocks) - drop)
         if fewest < len(blocks):

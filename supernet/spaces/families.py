@@ -24,6 +24,7 @@ from supernet.blocks.mbconv import ElasticMBConv
 from supernet.blocks.mobile import ConvNormAct, HiddenClassifier, MixingClassifier, SqueezeExcite, multiple_of_8
 from supernet.blocks.plain import PooledClassifier, Whole
 from supernet.chain import Searchable
+from supernet.chain.copying import copy_module
 from supernet.space import Value
 from supernet.spaces.converted import NoRule, activation, assign, conv_norm, squeeze
 from supernet.spaces.vit import block_of, embedding_of, head_of
@@ -403,7 +404,7 @@ def _resnet_block(block: Any, options: Options) -> ElasticMBConv:
         searched=names[:-1],
         mids=mids,
         decision="width",
-        shortcut=nn.Identity() if block.downsample is None else copy.deepcopy(block.downsample),
+        shortcut=nn.Identity() if block.downsample is None else copy_module(block.downsample),
         act=True,
         drop_path=float(getattr(getattr(block, "drop_path", None), "drop_prob", 0.0) or 0.0),
     )

@@ -1,7 +1,6 @@
 """What a training will take, measured on a few of its steps."""
 
 import contextlib
-import copy
 import statistics
 import sys
 import threading
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from supernet.chain import Chain
+from supernet.chain.copying import copy_module
 from supernet.checked import checked_arguments
 from supernet.config import Augment, Train
 from supernet.generators import restored_generators
@@ -56,7 +56,7 @@ def plan_training(
     check_training(config, data, task=task)
     world = current()
     with restored_generators(world.device(config.device)):
-        state = prepare(copy.deepcopy(supernet), data, config, task=task, sampler=sampler, world=world)
+        state = prepare(copy_module(supernet), data, config, task=task, sampler=sampler, world=world)
         seconds, active = _timed_steps(state)
     parameters = sum(parameter.numel() for parameter in state.chain.parameters())
     weights = sum(tensor.nbytes for tensor in state.chain.state_dict().values())

@@ -1,6 +1,5 @@
 """Which learning rate suits a supernet, tried in short trainings."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from supernet.chain import Chain
+from supernet.chain.copying import copy_module
 from supernet.checked import checked_arguments, is_whole
 from supernet.config import Augment, Train
 from supernet.errors import InputError, RunError
@@ -68,7 +68,7 @@ def compare_rates(
     losses = {}
     for rate, trial in trials.items():
         try:
-            history = train_supernet(copy.deepcopy(supernet), data, trial, sampler=sampler, task=task, verbose=False)
+            history = train_supernet(copy_module(supernet), data, trial, sampler=sampler, task=task, verbose=False)
         except RunError:
             losses[rate] = math.inf
         else:

@@ -5,7 +5,6 @@ ends, as in ENAS and NASNet. A consumer has one parameter per state that a cell 
 states that are present (`Layout.ids`), which gives exactly the weight of its materialised copy.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from supernet.blocks.cells.plain import (
     split_state,
 )
 from supernet.chain import Hidden, Layout, Layouts, Part, Searchable, parameters_of, weightless_among
+from supernet.chain.copying import copy_module
 from supernet.space import Arch, SearchSpace, Value
 
 MakeOp = Callable[[str, int, int], nn.Module]
@@ -121,7 +121,7 @@ class LooseConv(Searchable):
             return nn.Identity()
         with torch.device("meta"):
             layer = ConvNorm(layout.channels, self.out, **self.norm)
-        layer.conv.weight, layer.bn = self.state_weights.copied(layout.ids), copy.deepcopy(self.bn)
+        layer.conv.weight, layer.bn = self.state_weights.copied(layout.ids), copy_module(self.bn)
         return layer
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
@@ -166,7 +166,7 @@ class LooseReduction(Searchable):
             self.even_weights.copied(layout.ids),
             self.odd_weights.copied(layout.ids),
         )
-        reduction.bn = copy.deepcopy(self.bn)
+        reduction.bn = copy_module(self.bn)
         return reduction
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
@@ -313,13 +313,13 @@ class LooseCell(Searchable):
         cell = BlockCell(
             self.squeeze.materialize(_NOTHING, current),
             nn.Identity() if self.fit is None else self.fit.materialize(_NOTHING, previous),
-            nn.ModuleList(copy.deepcopy(op) for _, op, _ in operands),
+            nn.ModuleList(copy_module(op) for _, op, _ in operands),
             inputs=tuple(source for source, _, _ in operands),
             outputs=graph.outputs,
-            joins=nn.ModuleDict({str(i): copy.deepcopy(join) for i, join in enumerate(joins) if join is not None})
+            joins=nn.ModuleDict({str(i): copy_module(join) for i, join in enumerate(joins) if join is not None})
             if any(joins)
             else None,
-            output_fits=nn.ModuleDict({name: copy.deepcopy(fit) for name, fit in fits.items()}) if fits else None,
+            output_fits=nn.ModuleDict({name: copy_module(fit) for name, fit in fits.items()}) if fits else None,
             keep_previous=self.keep_previous,
             keep=self.keep,
             undropped=tuple(i for i, (_, _, falls) in enumerate(operands) if not falls) if self.keep < 1 else (),
@@ -428,7 +428,7 @@ class LooseAuxiliary(Searchable):
         _, current = _two(layout)
         with torch.device("meta"):
             head = AuxiliaryHead(current.channels, self.classes, size=self.size, hidden=self.hidden, **self.norm)
-        head.conv.weight, head.tail = self.state_weights.copied(current.ids), copy.deepcopy(self.tail)
+        head.conv.weight, head.tail = self.state_weights.copied(current.ids), copy_module(self.tail)
         return head
 
     def active_parts(self, arch: Arch, layout: Layouts) -> Iterator[Part]:
