@@ -15,7 +15,7 @@ from searchers.study import Trial
 from supernet.checked import Probability, Seed, arguments_explained, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.seeding import generator
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch, SearchSpace, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +30,10 @@ class _Member:
 class NSGA2:
     """NSGA-II, the elitist genetic algorithm for several objectives (Deb, Pratap, Agarwal & Meyarivan, 2002, § III).
 
-    The first `population_size` networks are random. A child is a crossover of the winners of two binary tournaments
-    (lower front first, then larger crowding distance), and is mutated. When as many children are scored as the
-    population has members, the best of both by front and crowding distance become the next population. Any number may
-    be asked for at a time; the published schedule is a batch of `population_size`.
+    The first `population_size` networks are those of `initial` and random ones. A child is a crossover of the winners
+    of two binary tournaments (lower front first, then larger crowding distance), and is mutated. When as many children
+    are scored as the population has members, the best of both by front and crowding distance become the next
+    population. Any number may be asked for at a time; the published schedule is a batch of `population_size`.
 
     Unlike in the paper, children are networks never proposed before, since a repeated one would get the same score. If
     `proposals.CHILD_TRIES` children in a row are known, a random new network takes their place. Every proposal keeps
@@ -54,6 +54,9 @@ class NSGA2:
             cover 97.4 %, 100 cover 95.0 %, and random search covers 92.9 %
             (docs/benchmarks/searchers.md).
         crossover: the probability that a child has two parents.
+        initial: networks that are proposed first, such as `supernet.ranking.rivals.scaled_networks(space)`: random
+            networks of a large space hardly differ in their costs, and a front needs cheap and expensive ones. Those
+            outside the limits are left out. They may be more than the population has members.
         mutation: the probability that an active decision takes another value, as a bit is flipped in § V of the paper;
             None for 1 over the number of decisions.
 
@@ -87,6 +90,7 @@ class NSGA2:
         objectives: Sequence[str] = ("accuracy", "-macs"),
         cost: Callable[[Arch], Mapping[str, float]] | None = None,
         population_size: Annotated[int, Ge(2)] = 100,
+        initial: Sequence[Mapping[str, Value]] = (),
         crossover: Probability = 0.9,
         mutation: Probability | None = None,
     ) -> None:
@@ -99,6 +103,8 @@ class NSGA2:
         self.population_size = population_size
         self.crossover = crossover
         self.mutation = mutation
+        self._first = list(dict.fromkeys(space.normal_form(space.canonical(arch)) for arch in initial))
+        self.initial = [arch.key for arch in self._first]
         self._rng = generator("NSGA-II", seed)
         self._visited = Visited(space, feasible)
         self._reported: set[str] = set()
@@ -108,7 +114,7 @@ class NSGA2:
     @checked_arguments
     def ask(self, n: Asked) -> list[Arch]:
         """Proposes up to `n` new networks. Raises `InputError` if the limits exclude every draw."""
-        return up_to(n, self._child, lambda: self._visited.sample(self._rng))
+        return up_to(n, self._next_initial, self._child, lambda: self._visited.sample(self._rng))
 
     @arguments_explained
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -124,6 +130,10 @@ class NSGA2:
             if len(self._children) >= self.population_size:
                 self._population = self._selected([*self._population, *self._children])
                 self._children = []
+
+    def _next_initial(self) -> Arch | None:
+        """The next network of `initial` that is new and within the limits."""
+        return next(filter(self._visited.admit, self._first), None)
 
     def _member(self, trial: Trial) -> _Member:
         names = [name.removeprefix("-") for name in self.objectives]

@@ -17,6 +17,8 @@ STARTS = 64  # random architectures from the best of which the climb to the larg
 STEPS = 20  # of a uniform scaling
 UNIFORM = 8  # options that are tried everywhere: choices between hundreds of inputs would give hundreds of networks
 LISTED = 20_000  # architectures that are all looked at
+GRID = 5  # scales of a kind of decision
+MOST_SCALED = 256  # networks of a grid of scales
 PAIRS = 4000  # of changes that a climb looks at where no single one helps
 
 
@@ -113,6 +115,65 @@ def simple_networks(
     for name, arch in named.items():
         distinct.setdefault(space.normal_form(arch), name)
     return {name: arch for arch, name in distinct.items()}
+
+
+@checked_arguments
+def scaled_networks(space: SearchSpace) -> list[Arch]:
+    """Returns networks in which all decisions of a kind are scaled alike, in normal form and the largest first.
+
+    A kind is the last part of a name, such as `depth` of `stage1.depth`. Each has up to five scales, and all their
+    combinations are returned (compound scaling; Tan & Le, 2019, §3), among them the largest network with nothing but
+    its depth, its width or its resolution reduced. Decisions that are not ordered take one option everywhere. Where
+    the combinations are more than 256, fewer scales are used.
+    """
+    ordered: dict[str, list[Choice]] = {}
+    for choice in space.choices:
+        if choice.ordered:
+            ordered.setdefault(choice.name.rpartition(".")[2], []).append(choice)
+    plain = [choice for choice in space.choices if not choice.ordered]
+    everywhere = range(min(UNIFORM, max((len(choice.options) for choice in plain), default=1)))
+    scales = GRID
+    while True:
+        cuts = [_cuts(max(len(choice.options) for choice in choices), scales) for choices in ordered.values()]
+        if scales == 2 or math.prod(map(len, cuts)) * len(everywhere) <= MOST_SCALED:
+            break
+        scales -= 1
+    archs = []
+    for number, *places in itertools.islice(itertools.product(everywhere, *cuts), MOST_SCALED):
+        values = {choice.name: _option(choice, number) for choice in plain}
+        for choices, cut in zip(ordered.values(), places, strict=True):
+            most = max(len(choice.options) for choice in choices) - 1
+            values |= {choice.name: choice.options[_place(len(choice.options) - 1, cut, most)] for choice in choices}
+        archs.append(space.normal_form(space.canonical(values)))
+    return list(dict.fromkeys(archs))
+
+
+def _cuts(options: int, scales: int) -> list[int]:
+    """Returns by how many options the largest of so many is reduced, in up to `scales` steps."""
+    most = options - 1
+    return sorted({round(most * step / (scales - 1)) for step in range(scales)})
+
+
+def _place(last: int, cut: int, most: int) -> int:
+    """Returns the place of an option: `cut` below the last, or where there are many the same share of the scale."""
+    return max(0, last - cut) if most < GRID else round(last * (1 - cut / most))
+
+
+def evenly_spaced(costs: Sequence[float], n: int) -> list[int]:
+    """Returns the places of at most `n` costs that are as even as possible on a log scale, the cheapest first.
+
+    The lowest and the highest are among them; of one alone, the highest. Costs are positive.
+    """
+    if len(costs) <= n:
+        return sorted(range(len(costs)), key=lambda place: (costs[place], place))
+    logs = list(map(math.log, costs))
+    low, high = min(logs), max(logs)
+    wanted = [high] if n == 1 else [low, high, *(low + (high - low) * step / (n - 1) for step in range(1, n - 1))]
+    left, chosen = list(range(len(costs))), []
+    for value in wanted[:n]:
+        chosen.append(min(left, key=lambda place: (abs(logs[place] - value), place)))
+        left.remove(chosen[-1])
+    return sorted(chosen, key=lambda place: (costs[place], place))
 
 
 def _climb(

@@ -16,7 +16,7 @@ import pytest
 from supernet.errors import InputError, RunError
 from supernet.ranking import rivals
 from supernet.ranking.race import Result, Train, additive, race
-from supernet.ranking.rivals import differing, finalists, simple_networks
+from supernet.ranking.rivals import GRID, MOST_SCALED, differing, finalists, scaled_networks, simple_networks
 from supernet.ranking.trainings import Job, Outcome, Trainings
 from supernet.space import Arch, Choice, SearchSpace
 
@@ -98,6 +98,29 @@ def test_the_largest_and_the_deepest_are_those_of_brute_force(
     assert (depth(deepest), MACS[deepest]) == max((depth(arch), MACS[arch]) for arch in inside)
     assert all(MACS[arch] <= limit for arch in named.values())
     assert len(set(named.values())) == len(named)
+
+
+def test_decisions_of_a_kind_are_scaled_alike() -> None:
+    stages = [
+        choice
+        for stage, depths in enumerate(((1, 2), (2, 3, 4)))
+        for choice in (
+            Choice(f"stage{stage}.depth", depths, ordered=True),
+            Choice(f"stage{stage}.width", tuple(range(8, 72, 8)), ordered=True),
+        )
+    ]
+    space = SearchSpace("compound", [Choice("input.resolution", (64, 96), ordered=True), *stages])
+    archs = [tuple(arch.values()) for arch in scaled_networks(space)]
+    assert archs[0] == (96, 2, 64, 4, 64)  # the largest first
+    assert len(archs) == len(set(archs)) == 2 * 3 * GRID
+    assert (96, 1, 64, 3, 64) in archs  # one block less in every stage
+    assert (96, 1, 64, 2, 64) in archs  # and two, where a stage has them
+    assert (64, 2, 64, 4, 64) in archs
+    assert all(first == second for _, _, first, _, second in archs)  # widths
+    many = SearchSpace("many", [Choice(f"c{i}.k{i}", tuple(range(9)), ordered=True) for i in range(12)])
+    assert len(scaled_networks(many)) <= MOST_SCALED
+    unordered = SearchSpace("ops", [Choice(f"b{i}", ("a", "b", "c")) for i in range(4)])
+    assert [set(arch.values()) for arch in scaled_networks(unordered)] == [{"a"}, {"b"}, {"c"}]
 
 
 def test_one_option_everywhere_at_the_largest_scale_that_fits() -> None:

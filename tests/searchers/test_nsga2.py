@@ -232,3 +232,20 @@ def test_the_population_is_a_fifteenth_of_the_budget() -> None:
     assert NSGA2.for_budget(SPACE, 100) == {"population_size": 10}
     assert NSGA2.for_budget(SPACE, 600) == {"population_size": 40}
     assert NSGA2.for_budget(SPACE, 1_500) == NSGA2.for_budget(SPACE, 20_000) == {}
+
+
+def test_given_networks_come_first_and_breed() -> None:
+    """Those that are new and within the limits, each once; then random ones until the population is full."""
+    limit = AtMost({"k5": 2})
+    inside, outside = ARCHS[5], next(arch for arch in ARCHS if not limit(arch))
+    searcher = NSGA2(SPACE, population_size=4, initial=[inside, outside, dict(ARCHS[7]), inside], feasible=limit)
+    assert searcher.initial == [inside.key, outside.key, ARCHS[7].key]
+    first = searcher.ask(4)
+    assert first[:2] == [inside, ARCHS[7]]
+    assert outside not in first
+    searcher.tell([scored(i, arch, accuracy=noise(arch), macs=float(i)) for i, arch in enumerate(first)])
+    known = NSGA2(SPACE, population_size=4, initial=[inside, ARCHS[9]])
+    known.tell([scored(0, inside, accuracy=0.5, macs=1.0)])  # of a warm start
+    assert known.ask(1) == [ARCHS[9]]
+    with pytest.raises(InputError, match="other"):
+        NSGA2(SPACE, initial=[Arch({"other": 1})])

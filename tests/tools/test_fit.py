@@ -23,16 +23,15 @@ from safetensors.torch import load_file
 import supernet_tools.pipeline.fit as pipeline
 from helpers.browser import browser
 from helpers.scripts import Call, one_line, run_script
-from searchers import Trial
 from supernet.cost import CostTable
 from supernet.files import read_json
-from supernet.space import Arch, Choice, SearchSpace
+from supernet.ranking.rivals import evenly_spaced
+from supernet.space import Arch
 from supernet.spaces import build
 from supernet_tools.fit import Fit
 from supernet_tools.pipeline.choices import Budget, Settings, SourceFacts, Timing
 from supernet_tools.pipeline.command_line import parse_recipe
 from supernet_tools.pipeline.derive import derive, recipe
-from supernet_tools.pipeline.front import Point
 from supernet_tools.pipeline.inspect_data import inspect_source
 from supernet_tools.pipeline.page import plain
 from supernet_tools.pipeline.per_class import calibration_error
@@ -96,17 +95,10 @@ def test_pretrained_weights_choose_the_elastic_space() -> None:
 
 def test_the_networks_of_a_front_are_spread_over_their_costs() -> None:
     costs = (1e6, 1.1e6, 1.2e6, 4e6, 15e6, 16e6)
-    space = SearchSpace("costs", [Choice("a", costs)])
-
-    def point(macs: float) -> Point:
-        arch = space.canonical({"a": macs})
-        return Point(Trial.of(space, arch, {"macs": macs}), arch)
-
-    front = [point(macs) for macs in costs]
-    assert [p.trial.metrics["macs"] for p in pipeline.evenly_spaced(front, 3)] == [1e6, 4e6, 16e6]
-    assert pipeline.evenly_spaced(front, 6) == front
-    assert pipeline.evenly_spaced(front, 9) == front
-    assert pipeline.evenly_spaced(front, 1) == [front[-1]]
+    assert [costs[place] for place in evenly_spaced(costs, 3)] == [1e6, 4e6, 16e6]
+    assert evenly_spaced(costs, 6) == evenly_spaced(costs, 9) == list(range(6))
+    assert evenly_spaced(costs, 1) == [5]
+    assert evenly_spaced(costs[::-1], 2) == [5, 0]
 
 
 @pytest.mark.parametrize(("minutes", "limit"), [(10, 5e5), (10, 5e6), (10, 3e7)])

@@ -10,6 +10,7 @@ import pytest
 from helpers.scripts import Call, one_line, run_script
 from searchers import Study, Trial
 from supernet.files import read_json
+from supernet.ranking.rivals import scaled_networks
 from supernet.space import Arch
 from supernet_tools.pipeline.architectures import named_arch
 from supernet_tools.pipeline.runs import open_run
@@ -36,6 +37,8 @@ def test_the_best_and_the_front_are_files(searched_run: Path) -> None:
     assert points == sorted(points, reverse=True)
     assert front["networks"][0]["arch"] == best["arch"]
     trials, *_ = searched(run, "nsga2")
+    scaled = {arch.key for arch in scaled_networks(run.space) if run.cost(arch)["macs"] <= 24_500}
+    assert {trial.key for trial in trials[:3]} <= scaled  # it begins with them, a quarter of its trials
     for trial in trials:  # the front dominates or equals everything that was scored
         assert any(a >= trial.metrics["accuracy"] and m <= trial.metrics["macs"] for a, m in points)
 

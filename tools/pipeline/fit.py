@@ -1,15 +1,15 @@
 """From a source of images to an exported network: the stages of `supernet fit`, each an ordinary part of a run."""
 
 import dataclasses
-import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from supernet.errors import InputError
 from supernet.files import flatten, read_json, write_json
 from supernet.paths import inside
+from supernet.ranking.rivals import evenly_spaced
 from supernet.space import Arch
 from supernet_tools.pipeline.command_line import command
 from supernet_tools.pipeline.config import Recipe, SupernetRun
@@ -17,7 +17,7 @@ from supernet_tools.pipeline.derive import population
 from supernet_tools.pipeline.export import export_folder, export_stage
 from supernet_tools.pipeline.fit_plan import Plan, Say
 from supernet_tools.pipeline.folder import FIT_RESULT
-from supernet_tools.pipeline.front import Point, chosen_points, front_stage
+from supernet_tools.pipeline.front import chosen_points, front_stage
 from supernet_tools.pipeline.learned import check_learned
 from supernet_tools.pipeline.recipes import detnas_bccd, spos_images
 from supernet_tools.pipeline.retrain import trained_network
@@ -53,7 +53,15 @@ def fit_stage(plan: Plan, out: Path, say: Say, *, verbose: bool = True) -> dict[
     feasible = run.limits(plan.limits)
     say(f"2 of 4: searching, {settings['trials']} candidates; {_range(run, plan.limits)}")
     members = population(settings["trials"])
-    searcher = create_searcher(SEARCHER, run, feasible, seed, (f"population_size={members}",))
+    searcher = create_searcher(
+        SEARCHER,
+        run,
+        feasible,
+        seed,
+        (f"population_size={members}",),
+        evaluations=settings["trials"],
+        study=SEARCHER,
+    )
     search_stage(run, searcher, SEARCHER, trials=settings["trials"], batch=members, verbose=verbose)
     shared, inherit = (settings["init"] == name for name in ("shared", "inherit"))
     if inherit:
@@ -106,7 +114,8 @@ def _exported_front(run: Run, most: int, *, verbose: bool) -> list[dict[str, Any
     """
     if not most:
         return []
-    chosen = evenly_spaced(chosen_points(run, SEARCHER), most)
+    points = chosen_points(run, SEARCHER)
+    chosen = [points[place] for place in evenly_spaced([point.trial.metrics["macs"] for point in points], most)]
     place = inside(run.folder, "export", f"front-{SEARCHER}", FRONT)
     rows = read_json(place)["points"] if place.exists() else []
     if [row["key"] for row in rows] != [point.arch.key for point in chosen]:
@@ -114,25 +123,6 @@ def _exported_front(run: Run, most: int, *, verbose: bool) -> list[dict[str, Any
         _, rows = front_stage(run, SEARCHER, limits=limits, verbose=verbose)
     columns = ("key", "macs", "params", f"test_{run.kind.metric}", "artefact_ms", "folder")
     return [{name: row[name] for name in columns} for row in rows]
-
-
-def evenly_spaced(points: Sequence[Point], most: int) -> list[Point]:
-    """Returns at most `most` networks of a front, cheapest first, whose MACs are as even as possible on a log scale.
-
-    The cheapest and the most expensive are among them.
-    """
-    logs = [math.log(point.trial.metrics["macs"]) for point in points]
-    if len(points) <= most:
-        return list(points)
-    if most == 1:
-        return [points[-1]]
-    left = list(range(len(points)))
-    wanted = [logs[0] + (logs[-1] - logs[0]) * step / (most - 1) for step in range(most)]
-    kept = []
-    for value in (wanted[0], wanted[-1], *wanted[1:-1]):
-        kept.append(min(left, key=lambda place: (abs(logs[place] - value), place)))
-        left.remove(kept[-1])
-    return [points[place] for place in sorted(kept)]
 
 
 def _progress(say: Say, trainings: float) -> Callable[[Any, Any], None]:

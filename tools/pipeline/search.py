@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from searchers import Study, Trial, search
-from searchers.catalog import budget_settings, searcher_class, searcher_maker
+from searchers.catalog import budget_settings, searcher_class, searcher_maker, searcher_settings
 from searchers.pareto import hypervolume, pareto_front
 from searchers.study import score
 from supernet.chain import Chain
@@ -20,6 +20,7 @@ from supernet.errors import InputError, nearest
 from supernet.files import read_json, remove_temporaries, write_json
 from supernet.paths import inside
 from supernet.progress import progress
+from supernet.ranking.rivals import evenly_spaced, scaled_networks
 from supernet.scoring.cache import tied_with_best
 from supernet.scoring.metrics import check_finite
 from supernet.scoring.parallel import ParallelEvaluator
@@ -39,8 +40,10 @@ COSTLY = ("macs", "params", "latency_ms")
 """Costs by which equal scores are ordered after the objectives of a search, the cheapest first."""
 VALUES_FORMAT = 1
 """The format of best.json and front.json."""
-DECIDED = ("space", "seed", "feasible")
+DECIDED = ("space", "seed", "feasible", "initial")
 """Arguments of a searcher that settings cannot set: the run and flags decide them."""
+SCALED = 4
+"""One in so many trials is of a scaled network, for searchers that begin with given networks."""
 
 
 def create_searcher(
@@ -80,11 +83,22 @@ def create_searcher(
     recorded = {} if study is None else _study_settings(run, study)
     if recorded.get("searcher") == kind.__name__:
         suited = {key: recorded[key] for key in suited if key in recorded}
+    if evaluations is not None and "initial" in searcher_settings(name):
+        before = recorded.get("initial", []) if recorded.get("searcher") == kind.__name__ else None
+        suited["initial"] = _initial(run, feasible, evaluations // SCALED, before)
     searcher = searcher_maker(name)(run.space, seed=seed, feasible=limits, **{**suited, **values})
     if evaluations is not None:
         _warn_of_few(name, getattr(searcher, "schedule", ()) or (), evaluations)
     _check_scored(searcher, (*run.kind.metrics, *([metric] if metric else ()), *run.cost.costs))
     return searcher
+
+
+def _initial(run: Run, feasible: Feasible, n: int, before: list[str] | None) -> list[Arch]:
+    """Up to `n` scaled networks within the limits that spread over the costs, or those that a search has begun with."""
+    archs = [arch for arch in scaled_networks(run.space) if feasible(arch)]
+    if before is not None:  # its budget may have been another one
+        return [arch for key in before for arch in archs if arch.key == key]
+    return [archs[place] for place in evenly_spaced([float(run.cost(arch)["macs"]) for arch in archs], n)]
 
 
 def _warn_of_few(name: str, schedule: Sequence[int], evaluations: int) -> None:
