@@ -142,6 +142,7 @@ LIKE_ANOTHER = {
     "amoebanet-cifar",
     "nasnet-small",
     "nasnet-small-1",
+    "nasnet-small-standalone",
     "pnasnet-imagenet",
     "shufflenet-small-standalone",
     "spos",

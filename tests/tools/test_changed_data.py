@@ -83,6 +83,7 @@ def test_after_a_repair(stopped: tuple[list[object], Path, bytes], tmp_path: Pat
     assert open_run(tmp_path / "run").data.digest == after["data"]["digest"]
 
 
+@pytest.mark.slow  # the test before repairs the image
 def test_after_leaving_the_image_out(stopped: tuple[list[object], Path, bytes], tmp_path: Path, call: Call) -> None:
     args, _, _ = stopped
     skip = [*args, "--data.skip-unreadable"]
@@ -96,6 +97,7 @@ def test_after_leaving_the_image_out(stopped: tuple[list[object], Path, bytes], 
     assert call("train_supernet", *skip)[0] == 0
 
 
+@pytest.mark.slow  # the first test of this file repairs an image
 def test_after_removing_it_and_more(stopped: tuple[list[object], Path, bytes], tmp_path: Path, call: Call) -> None:
     args, broken, _ = stopped
     for number in range(7):

@@ -98,6 +98,7 @@ def test_a_finished_race_trains_nothing(
     one_line(call("select_network", run, *FLAGS, "--epochs", 5), "by another recipe: epochs is 2 there and 5 here")
 
 
+@pytest.mark.slow  # tests/ranking/test_race.py kills a race without a run
 def test_a_killed_race_goes_on_to_the_identical_result(selected: dict[str, Any], run_folder: Path) -> None:
     assert killed_race(run_folder, *FLAGS) == signal.SIGKILL
     assert not (run_folder / "select/scratch.json").exists()

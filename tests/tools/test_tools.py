@@ -143,6 +143,7 @@ def test_wrong_settings_of_a_space_are_named_before_anything_is_written(call: Ca
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow  # other tests retrain cells, and give settings of a space
 def test_a_cell_is_retrained_at_another_size(call: Call, tmp_path: Path) -> None:
     """Settings of a space hold for training, search and retraining.
 

@@ -141,7 +141,9 @@ def killed(done: Callable[[], bool], name: str, *arguments: object) -> None:
 # -- the stages -------------------------------------------------------------------------------------------------------
 
 
-def test_search_retrain_export_evaluate_predict(pretrained: Path, run_folder: Path, call: Call, tmp_path: Path) -> None:
+def test_search_retrain_export_evaluate_predict(
+    pretrained: Path, run_folder: Path, call: Call, tmp_path: Path, forked_runner: None
+) -> None:
     """The three stages of DetNAS; the backbone of the winner is pre-trained on classification first."""
     limit = open_run(run_folder).cost.extremes("backbone_macs")[0] * 1.2
     flags = ("--searcher", "detnas", "--trials", 5, "--batch", 3, "--max-backbone-macs", limit, *FEW)
@@ -259,6 +261,7 @@ def test_rankings_are_compared_with_retrained_detectors(run_folder: Path, call: 
     assert "validation map per seed" in out
 
 
+@pytest.mark.slow  # tests/detection/test_fixed_backbones.py searches pyramids without scripts
 def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fixed = json.dumps({f"stage{stage}.block0.op": "shuffle3" for stage in (1, 2, 3)})
@@ -393,6 +396,7 @@ def check_resumed(out: Path, run_folder: Path) -> None:
     assert {"loss", "classification", "bbox_regression"} <= histories[0]["epochs"][0].keys()
 
 
+@pytest.mark.slow  # tests/training/test_train.py stops trainings of classifiers
 def test_a_stopped_fine_tuning_resumes_to_identical_weights(
     pretrained: Path, run_folder: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_the_full_network_of_an_untrained_run_is_that_of_its_file(untrained: Pat
     assert torch.allclose(matched, expected, atol=0.02 * scale)
 
 
+@pytest.mark.slow  # tests/scoring/test_matched.py has each policy
 def test_a_flag_changes_the_policy_and_no_scores_are_mixed(untrained: Path, call: Call) -> None:
     policies = {"plain": Recalibrate(), "matched": Matched(), "keep": Inherit()}
     contexts = set()

@@ -180,6 +180,7 @@ def test_a_search_killed_while_shrinking_ends_as_the_uninterrupted_one(
     assert len(trials_of(trained, "whole", net)) == 2
 
 
+@pytest.mark.slow  # the race of the next test trains such networks too
 def test_widths_of_equal_cost_are_compared(trained: Path, net: WidthChain, half: float, call: Call) -> None:
     archs: list[Arch] = []
     settings = ("--settings", "threshold=0.3", "fill=0.01", "scan=[30]")

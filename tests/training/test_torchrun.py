@@ -60,6 +60,7 @@ def report(folder: Path, name: str) -> dict[str, list[object]]:
     return document
 
 
+@pytest.mark.slow  # tests/training/test_distributed.py compares ranks that live
 def test_a_killed_rank_restarts_to_the_identical_weights(results: Path) -> None:
     whole, torn = ((results / f"{name}.safetensors").read_bytes() for name in ("whole", "torn"))
     assert whole == torn
