@@ -14,7 +14,7 @@ from supernet.ranking.rivals import scaled_networks
 from supernet.space import Arch
 from supernet_tools.pipeline.architectures import named_arch
 from supernet_tools.pipeline.runs import open_run
-from supernet_tools.pipeline.search import best_arch, searched, searched_front
+from supernet_tools.pipeline.search import best_arch, create_searcher, searched, searched_front
 from supernet_tools.pipeline.units import cost_in_units, in_units, parse_amount, parse_milliseconds
 
 
@@ -39,6 +39,7 @@ def test_the_best_and_the_front_are_files(searched_run: Path) -> None:
     trials, *_ = searched(run, "nsga2")
     scaled = {arch.key for arch in scaled_networks(run.space) if run.cost(arch)["macs"] <= 24_500}
     assert {trial.key for trial in trials if trial.number < 3} <= scaled  # it begins with them, a quarter of its trials
+    assert create_searcher("nsga2:published", run, run.limits({}), 0, (), evaluations=40).initial == []
     for trial in trials:  # the front dominates or equals everything that was scored
         assert any(a >= trial.metrics["accuracy"] and m <= trial.metrics["macs"] for a, m in points)
 

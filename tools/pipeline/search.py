@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from searchers import Study, Trial, search
-from searchers.catalog import budget_settings, searcher_class, searcher_maker, searcher_settings
+from searchers.catalog import PUBLISHED, budget_settings, searcher_class, searcher_maker, searcher_settings
 from searchers.pareto import hypervolume, pareto_front
 from searchers.study import score
 from supernet.chain import Chain
@@ -83,7 +83,8 @@ def create_searcher(
     recorded = {} if study is None else _study_settings(run, study)
     if recorded.get("searcher") == kind.__name__:
         suited = {key: recorded[key] for key in suited if key in recorded}
-    if evaluations is not None and "initial" in searcher_settings(name):
+    published = name.endswith(PUBLISHED)
+    if evaluations is not None and not published and "initial" in searcher_settings(name):
         before = recorded.get("initial", []) if recorded.get("searcher") == kind.__name__ else None
         suited["initial"] = _initial(run, feasible, evaluations // SCALED, before)
     searcher = searcher_maker(name)(run.space, seed=seed, feasible=limits, **{**suited, **values})
