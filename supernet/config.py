@@ -152,6 +152,9 @@ class Train(Checked):
     ema_warmup: bool = True
     """Let the decay grow with the step t as 1 - t**(-2/3), up to `ema`. Otherwise the average of a training of
     fewer than 1 / (1 - ema) steps is mostly the initial weights."""
+    patience: Annotated[int, Ge(0), Le(10**6)] = 0
+    """End the training after so many epochs without a better score on held-out images; 0 for never. A network trained
+    alone then has the weights of its best epoch. Supernets are scored about ten times, not after every epoch."""
     spike: NonNegative = 10.0
     """Stop when a loss exceeds both this many times the recent mean and the loss of guessing (ln of the number of
     classes); 0 stops only when a loss is not finite."""

@@ -110,6 +110,8 @@ def create(args: Morph, opened: "Run", config: "Train", folder: Path) -> "MorphN
     if not isinstance(supernet, WidthChain):
         raise InputError(f"{args.run} is over {opened.kind.space!r}; MorphNet needs a space of widths")
 
+    config = dataclasses.replace(config, patience=0)  # nothing is scored while widths shrink
+
     def train(supernet: WidthChain, arch: "Arch", penalty: Any, run: str) -> None:
         options = {"augment": opened.config.data.augment, "penalty": penalty, "state": folder / f"{run}.pt"}
         rows = train_supernet(supernet, opened.data, config, sampler=lambda _: (arch,), **options)

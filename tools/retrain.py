@@ -39,6 +39,8 @@ class Retrain(Checked):
     """Epochs instead of the recipe's."""
     lr: Positive | None = None
     """Learning rate instead of the recipe's."""
+    patience: Natural | None = None
+    """End a training after so many epochs without a better score on the validation split, with the best weights."""
     top: Natural = 0
     """Compare this many of the search's best networks …"""
     random: Natural = 0
@@ -66,7 +68,7 @@ def run() -> None:
     from supernet_tools.pipeline.runs import open_run
 
     opened = open_run(args.run, trained=args.init == "shared", bn=args.bn, moved=args.data)
-    changes = {name: value for name in ("epochs", "lr") if (value := getattr(args, name)) is not None}
+    changes = {name: value for name in ("epochs", "lr", "patience") if (value := getattr(args, name)) is not None}
     train = dataclasses.replace(opened.config.retrain, seed=args.seed, **changes)
     with process_group(train.device) as world:
         if compare:

@@ -66,7 +66,7 @@ _LARGEST_OWN = {
     **dict.fromkeys(("depths", "blocks", "repeats", "cells"), 1000),
     **dict.fromkeys(("widths", "base", "filters", "channels", "head", "stem", "last", "dims", "heads", "table"), 2**16),
 }
-"""The same of this package's builders: numbers of layers and units, beyond which a machine would run out of memory."""
+"""The same for the builders of this package: numbers of layers and units. More would not fit in memory."""
 
 _REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 """What torch and the published blocks raise for settings that no network can have, e.g. negative channels."""

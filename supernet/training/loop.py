@@ -1,6 +1,7 @@
 """One training loop for supernets and standalone networks; a standalone network is a chain without decisions."""
 
 import contextlib
+import json
 import math
 import signal
 import statistics
@@ -54,6 +55,7 @@ def train_supernet(
     penalty: Penalty | None = None,
     lead: Lead | None = None,
     held_out: HeldOut | None = None,
+    watch: str = "",
     accept: Collection[str] = (),
     until: int | None = None,
     verbose: bool = True,
@@ -84,6 +86,8 @@ def train_supernet(
         held_out: called by rank 0 with the supernet, or its moving average if there is one, and the number of every
             epoch that ends; what it returns joins the row of the epoch, e.g. scores on images that are not trained on.
             It must not change the weights.
+        watch: a name in what `held_out` returns, larger is better: the training ends once `config.patience` epochs in a
+            row have not improved it. On every rank, while only rank 0 needs `held_out`.
         accept: digests of other versions of the data, such as those before a repair, whose checkpoint is taken over; it
             goes on at the same place of the same epoch.
         until: stops at the end of this epoch, from 1; the same call with a later one, or without, goes on from `state`
@@ -95,14 +99,19 @@ def train_supernet(
         training mode), `lr`, and `penalty` if there is one.
 
     Raises:
-        InputError: see `check_training`; a checkpoint that is damaged or belongs to another network; or options that
-            cannot start as copies of those of the lead.
+        InputError: see `check_training`; patience without anything to watch; a checkpoint that is damaged or belongs to
+            another network; or options that cannot start as copies of those of the lead.
         RunError: the loss is not finite or has spiked; the message names the step, its architecture and the last
             checkpoint.
     """
     world = current()
     task = task or Classification(augment or Augment())
     check_training(config, data, task=task)
+    if config.patience and not watch:
+        raise InputError(
+            f"patience={config.patience} waits for a better score on held-out images, and none is watched: pass "
+            "held_out and watch, or set patience to 0"
+        )
     if state is not None:
         check_file(state, "the checkpoint")
     if until is not None and not 1 <= until <= config.epochs:
@@ -125,6 +134,7 @@ def train_supernet(
             lead=lead,
             accept=accept,
             until=until,
+            watch=watch,
         )
         if lead is not None:
             _check_lead(supernet, lead, training.total)
@@ -379,9 +389,13 @@ def _close_epoch(training: TrainingState, writer: Any, held_out: HeldOut | None)
     if training.penalty is not None:
         row["penalty"] = statistics.fmean(training.penalty(arch).item() for arch in training.sampler(training.step - 1))
     scalars = {f"train/{name}": value for name, value in {**metrics, "lr": lr}.items()}
+    scores: dict[str, float] = {}
     if held_out is not None:
         scored = training.chain if training.ema is None else training.ema.module  # what the training will return
         scores = dict(held_out(scored, training.step // training.per_epoch))
+    if training.config.patience:  # all ranks have to end at once
+        scores = json.loads(training.world.from_main(json.dumps(scores).encode()))
+    if scores:
         row |= scores
         scalars |= {f"held_out/{name}": value for name, value in scores.items()}
     training.history.append(row)

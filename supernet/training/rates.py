@@ -57,7 +57,7 @@ def compare_rates(
     if not is_whole(steps, PASSES, 10**6):
         raise InputError(f"steps={steps!r} should be an integer from {PASSES} to 1,000,000")
     rates = tuple(rates) or tuple(config.lr * factor for factor in FACTORS)
-    short = dataclasses.replace(config, epochs=PASSES, warmup_epochs=PASSES / 10, ema=0.0)
+    short = dataclasses.replace(config, epochs=PASSES, warmup_epochs=PASSES / 10, ema=0.0, patience=0)
     trials = {rate: dataclasses.replace(short, lr=rate) for rate in rates}  # refuses what is no rate
     images = min(steps // PASSES * config.batch, len(data.train))
     seeded = torch.Generator().manual_seed(derive_seed(config.seed, "images for rates"))

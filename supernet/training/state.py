@@ -51,6 +51,7 @@ class TrainingState:
         checkpoint: the file that the training is saved to and resumed from; None to keep nothing.
         accept: digests of other data whose checkpoints may be taken over.
         until: the epoch at whose end the training stops for now; None for its last.
+        watch: the name of the held-out score on whose improvements the patience of the recipe waits.
         step: the number of steps done.
         history: one row per finished epoch.
         sums: totals over the images of this epoch, by metric; `images` counts them.
@@ -79,6 +80,7 @@ class TrainingState:
     checkpoint: Path | None
     accept: Collection[str] = ()
     until: int | None = None
+    watch: str = ""
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: {"images": 0.0})
@@ -104,11 +106,19 @@ class TrainingState:
 
     @property
     def finished(self) -> bool:
-        """Whether no step is left for now, or the penalty has settled at the end of an epoch."""
+        """Whether no step is left for now, or at the end of an epoch the penalty has settled or patience is over."""
         if self.step >= (self.total if self.until is None else min(self.total, self.per_epoch * self.until)):
             return True
         epoch_ended = self.step > 0 and self.step % self.per_epoch == 0
-        return epoch_ended and self.penalty is not None and self.penalty.settled(self.history)
+        if not epoch_ended:
+            return False
+        settled = self.penalty is not None and self.penalty.settled(self.history)
+        return settled or 0 < self.config.patience <= self._stale()
+
+    def _stale(self) -> int:
+        """Returns how many epochs have ended since the first of those with the best watched score."""
+        scores = [row.get(self.watch, -math.inf) for row in self.history]
+        return len(scores) - 1 - scores.index(max(scores)) if max(scores) > -math.inf else 0
 
     def save(self) -> None:
         """Writes the checkpoint, if there is to be one; only rank 0 does."""
@@ -209,6 +219,7 @@ def prepare(
     lead: Lead | None = None,
     accept: Collection[str] = (),
     until: int | None = None,
+    watch: str = "",
 ) -> TrainingState:
     """Moves the chain and the data to the device and creates what trains them: optimizer, schedule, average."""
     device = world.device(config.device)
@@ -238,6 +249,7 @@ def prepare(
         checkpoint=checkpoint,
         accept=accept,
         until=until,
+        watch=watch,
     )
 
 

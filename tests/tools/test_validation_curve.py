@@ -3,7 +3,9 @@
 import functools
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from detection import DetectorNetwork
@@ -12,10 +14,13 @@ from detection.data import DetectionSplits, load
 from detection.metric import DetectionMetric
 from detection.task import Detection
 from helpers.detector_cases import sampled_arch, tiny, tiny_network
+from helpers.scripts import Call
 from supernet.chain import Chain
 from supernet.config import Train
+from supernet.files import read_json
 from supernet.train import train_standalone
 from supernet.training.checkpoint import load_weights
+from supernet_tools.pipeline.runs import open_run
 from supernet_tools.pipeline.validation import BEST, ValidationCurve, best_epoch
 
 
@@ -85,3 +90,20 @@ def test_worse_weights_leave_the_file_as_it_is(tmp_path: Path) -> None:
         assert curve(chain, epoch)["validation_map"] > 0
         epochs.append(best_epoch(tmp_path / BEST, "map")["best_epoch"])
     assert epochs == [1, 1, 1, 4]
+
+
+def test_a_classifier_is_retrained_until_it_improves_no_more(tiny_run: Path, call: Call) -> None:
+    space = open_run(tiny_run).space
+    arch = space.normal_form(space.from_indices([0] * len(space))).to_json()
+    flags = ("--epochs", 30, "--patience", 2, "--lr", 0.5, "--seed", 7)
+    code, _, err = call("retrain", tiny_run, "--arch", arch, *flags)
+    assert code == 0, err
+    (folder,) = (tiny_run / "retrain").glob("*-seed7")
+    rows, result = read_json(folder / "history.json")["epochs"], read_json(folder / "result.json")
+    scores = [row["validation_accuracy"] for row in rows]
+    best = scores.index(max(scores))
+    assert len(rows) == best + 3 < 30
+    assert result["best_epoch"] == best + 1
+    assert result["validation_accuracy"] == pytest.approx(scores[best])
+    last, kept = load_file(folder / "network.safetensors"), load_file(folder / "best.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in last.items())

@@ -93,6 +93,10 @@ def test_two_halves_are_the_joint_batch_of_one_process(ranks: Ranks, space: str,
     assert_close(ranks.gradients(space, paths, kind="eval"), gradients_of(net))
 
 
+def test_all_ranks_end_when_rank_0_has_lost_its_patience(ranks: Ranks) -> None:
+    assert [numbers["patience"] for numbers in ranks.numbers] == [3, 3]
+
+
 def union_bytes(net: Chain, paths: int) -> int:
     """Returns the bytes of the elements that some architecture uses, counted with masks."""
     masks: dict[nn.Parameter, Tensor] = {}

@@ -134,7 +134,9 @@ def _alone(run: "Run", arch: "Arch", train: "Train", steps: float) -> float:
         data = dataclasses.replace(
             data, train=data.train.subset(torch.randperm(len(data.train), generator=order)[:images])
         )
-    short = dataclasses.replace(train, epochs=epochs, warmup_epochs=epochs * train.warmup_epochs / max(train.epochs, 1))
+    short = dataclasses.replace(
+        train, epochs=epochs, warmup_epochs=epochs * train.warmup_epochs / max(train.epochs, 1), patience=0
+    )
     network = fresh_network(run, arch, train.seed)
     kind.prepare(network, arch, train.seed)
     train_standalone(network, data, short, task=kind.task, verbose=False)

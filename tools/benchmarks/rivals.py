@@ -193,7 +193,7 @@ def trained(
     per_image = (1 + BACKWARD) * macs + (count(teacher, shape)["macs"] if teacher is not None else 0)
     epochs = max(1, math.ceil(budget / (per_image * len(data.train))))
     fresh = {"lr": args.scratch_lr, "layer_decay": 1.0} if rival == "scratch" else {}
-    train: Train = dataclasses.replace(config.train, epochs=epochs, **fresh)
+    train: Train = dataclasses.replace(config.train, epochs=epochs, patience=0, **fresh)
     folder = shared.folder / "rivals" / f"{rival}-{text}-{epochs}-{config.train.lr:g}"
     if rival == "scratch":
         folder = folder.with_name(f"{rival}-{text}-{epochs}-{args.scratch_lr:g}-{what}")

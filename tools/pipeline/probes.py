@@ -76,6 +76,7 @@ def fine_tuned(run: Run, arch: Arch, *, steps: int = STEPS, seed: int = 0) -> Ma
         warmup_epochs=0.0,
         lr_floor=0.0,
         ema=0.0,
+        patience=0,
         distill=False,
         compile=False,
         seed=seed,

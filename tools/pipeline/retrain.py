@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,8 @@ def _trained(
     """
     kind = run.kind
     network = fresh_network(run, arch, train.seed)
+    if folder is None:
+        train = dataclasses.replace(train, patience=0)
     if shared:
         inherited = run.shared_weights().subnet(arch).state_dict()
         extra = network.load_state_dict(inherited, strict=False).unexpected_keys
@@ -119,21 +121,35 @@ def _trained(
         state=folder and folder / STATE,
         log=folder and inside(folder, "events"),
         held_out=None if folder is None else _curve(run, arch, train, folder),
+        watch=f"validation_{kind.metric}",
         accept=run.earlier_digests,
         until=until,
         verbose=verbose,
     )
     if folder is not None and current().main:
         write_json(folder / "history.json", {"format": 1, "epochs": history})
+        if train.patience and until is None and (folder / BEST).exists():
+            load_weights(folder / BEST, network)
     return network
 
 
 def _curve(run: Run, arch: Arch, train: Train, folder: Path) -> ValidationCurve | None:
-    """The validation curve of a kind that has one, with the best weights beside the last ones; on rank 0."""
+    """The validation curve of a kind that has one, with the best weights beside the last ones; on rank 0.
+
+    A classifier has one only where it decides when the training ends.
+    """
     kind = run.kind
-    score = kind.validation(run.data, train.device) if current().main else None
-    if score is None:
+    if not current().main:
         return None
+    score = kind.validation(run.data, train.device)
+    if score is None:
+        if not train.patience:
+            return None
+        images = run.data.validation.to(train.device)
+
+        def score(network: nn.Module) -> Mapping[str, float]:
+            return kind.scores(network, images)
+
     return ValidationCurve(score, kind.metric, folder / BEST, {"space": kind.space, "arch": arch.to_json()})
 
 

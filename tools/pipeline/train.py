@@ -147,6 +147,7 @@ def _train(parts: Prepared, out: Path, task: Task, *, accept: Sequence[str], ver
             monitor=monitor,
             lead=parts.lead,
             held_out=_curves(parts),
+            watch=f"{'random' if supernet.space.size() > 1 else 'network'}_{kind.metric}",
             accept=accept,
             verbose=verbose,
         )
