@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from supernet import sqlite
-from supernet.checked import arguments_explained, checked_arguments, problem_of, shown
+from supernet.checked import arguments_explained, checked_arguments, is_whole, problem_of, shown
 from supernet.errors import InputError, nearest
 from supernet.paths import work_saved
 from supernet.space import Arch, ArchReader, SearchSpace
@@ -82,7 +82,14 @@ class Trial:
             number: position in the study; only messages and the order among equals use it.
             repeat: its network was reported before.
             failed: why there is no score.
+
+        Raises:
+            InputError: metrics that are no mapping, or a number that is no place in a study.
         """
+        if not isinstance(metrics, Mapping):
+            raise InputError(f"metrics={shown(metrics)} should be values by name")
+        if not is_whole(number, 0):
+            raise InputError(f"number={shown(number)} should be a place in a study, from 0")
         return cls(number, arch, space.normal_form(arch).key, metrics, repeat, 0.0, number, failed)
 
 

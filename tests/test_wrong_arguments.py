@@ -16,7 +16,7 @@ from torch import nn
 
 from detection import create_detector, pyramid_space
 from detection.detector import backbone_of
-from searchers import RandomSearch, Study, hypervolume, pareto_front, search
+from searchers import RandomSearch, Study, Trial, hypervolume, pareto_front, search
 from searchers.study import best_of
 from searchers.testing import check_searcher
 from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
@@ -48,6 +48,12 @@ def macro(**arguments: Any) -> Any:
 def sound() -> Any:
     """A supernet that a call may be given and that none changes."""
     return macro()
+
+
+def first() -> Arch:
+    """The architecture of first options."""
+    arch: Arch = sound().space.from_indices([0] * len(sound().space))
+    return arch
 
 
 @cache
@@ -156,6 +162,17 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "head=0 should be from 1 to 65,536",
     ),
     "a chain that is no detector": (lambda: backbone_of(sound()), "should be a Detector or a network of one"),
+    "a trial without names": (lambda: Trial.of(sound().space, first(), 0.5), "metrics=0.5 should be values by name"),  # type: ignore[arg-type]
+    "a trial at no place": (
+        lambda: Trial.of(sound().space, first(), {}, number="x"),
+        "number='x' should be a place in a study",
+    ),  # type: ignore[arg-type]
+    "options without order": (lambda: Choice("a", {1, 2}), "has options {1, 2}; give a sequence"),  # type: ignore[arg-type]
+    "options in bytes": (lambda: Choice("a", b"ab"), "has options b'ab'; give a sequence"),  # type: ignore[arg-type]
+    "labels in a tensor": (
+        lambda: calibrated_ranking({first(): 0.5}, lambda archs: [0.5], space=sound().space, labels=torch.zeros(2)),  # type: ignore[arg-type]
+        r"labels=tensor.* give at least 3 labels",
+    ),
     "numbers as trials": (lambda: best_of([5], "accuracy"), r"trials=\[5\]: each should be a Trial"),  # type: ignore[list-item]
     "a window of no table": (lambda: CostWindow(None, "macs"), "table=None should be a CostTable"),  # type: ignore[arg-type]
     "a text as step": (lambda: uniform(sound().space)("x"), "step='x' should be the number of a training step"),  # type: ignore[arg-type]

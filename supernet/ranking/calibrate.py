@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.checked import arguments_explained
+from supernet.checked import arguments_explained, is_whole, shown
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
@@ -176,8 +176,10 @@ def calibrated_ranking(
     """
     if not isinstance(scores, Mapping) or not callable(label):
         raise InputError("scores is a mapping from architectures to numbers, and label a function that trains some")
-    if labels < FEWEST or rounds < 1:
-        raise InputError(f"labels={labels} and rounds={rounds}: give at least {FEWEST} labels and one round")
+    if not is_whole(labels, FEWEST) or not is_whole(rounds, 1):
+        raise InputError(
+            f"labels={shown(labels)} and rounds={shown(rounds)}: give at least {FEWEST} labels and one round"
+        )
     known = {arch: float(s) for arch, s in scores.items() if s is not None and math.isfinite(s)}
     if not known:
         raise InputError(f"none of {len(scores)} candidates has a finite shared score; there is nothing to calibrate")

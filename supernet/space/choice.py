@@ -1,7 +1,7 @@
 """One decision of a search space: its options and the condition under which it is active."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -35,7 +35,7 @@ class Choice:
             raise InputError(f"choice {self.name!r} takes a sequence of options, not {options!r}")
         if self.when is not None and (not isinstance(self.when, tuple | list) or len(self.when) != 2):
             raise InputError(f"choice {self.name!r} takes when=(parent, values), not {self.when!r}")
-        if isinstance(options, Mapping) or not isinstance(self.ordered, bool):
+        if isinstance(options, Mapping | Set | bytes) or not isinstance(self.ordered, bool):
             wrong = f"ordered={self.ordered!r}" if not isinstance(self.ordered, bool) else f"options {options!r}"
             raise InputError(
                 f"choice {self.name!r} has {wrong}; give a sequence of options, and ordered as True or False"
