@@ -1,7 +1,7 @@
 """Several objectives: Pareto fronts, their hypervolume, and the sorting that NSGA-II selects by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from searchers.study import Trial, score
 from supernet.checked import shown
@@ -158,5 +158,6 @@ def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
 
 def _check_names(objectives: Sequence[str]) -> None:
     """Raises `InputError` for a single string, which would be read as a sequence of letters, and for other types."""
-    if isinstance(objectives, str) or not all(isinstance(name, str) for name in objectives):
+    named = isinstance(objectives, Collection) and not isinstance(objectives, str)
+    if not named or not all(isinstance(name, str) for name in objectives):
         raise InputError(f"objectives={objectives!r} is not a sequence of names; write ('accuracy', '-macs')")

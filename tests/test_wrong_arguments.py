@@ -16,7 +16,7 @@ from torch import nn
 
 from detection import create_detector, pyramid_space
 from detection.detector import backbone_of
-from searchers import RandomSearch, Study, Trial, hypervolume, pareto_front, search
+from searchers import NSGA2, RandomSearch, Study, Trial, hypervolume, pareto_front, search
 from searchers.study import best_of
 from searchers.testing import check_searcher
 from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
@@ -27,6 +27,7 @@ from supernet.data.cache import _read
 from supernet.errors import InputError
 from supernet.export import export, load_exported
 from supernet.ranking.calibrate import calibrated_ranking
+from supernet.ranking.rivals import finalists
 from supernet.scoring.batch_norm import Recalibrate, recalibrate_bn
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.shared_weights import SharedWeights
@@ -172,6 +173,12 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "labels in a tensor": (
         lambda: calibrated_ranking({first(): 0.5}, lambda archs: [0.5], space=sound().space, labels=torch.zeros(2)),  # type: ignore[arg-type]
         r"labels=tensor.* give at least 3 labels",
+    ),
+    "an objective without a list": (lambda: NSGA2(sound().space, objectives=1.5), "objectives=1.5"),  # type: ignore[arg-type]
+    "objectives of a front": (lambda: pareto_front([], 1.5), "objectives=1.5 is not a sequence of names"),  # type: ignore[arg-type]
+    "finalists without a number": (
+        lambda: finalists(sound().space, {first(): 1.0}, None, cost=lambda _: 1.0),  # type: ignore[arg-type]
+        "n=None should be a number of networks",
     ),
     "numbers as trials": (lambda: best_of([5], "accuracy"), r"trials=\[5\]: each should be a Trial"),  # type: ignore[list-item]
     "a window of no table": (lambda: CostWindow(None, "macs"), "table=None should be a CostTable"),  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from random import Random
 
-from supernet.checked import arguments_explained, checked_arguments
+from supernet.checked import arguments_explained, checked_arguments, is_whole, shown
 from supernet.errors import InputError
 from supernet.ranking.depth import NO_LAYER, layers
 from supernet.space import Arch, Choice, SearchSpace, Value
@@ -41,6 +41,8 @@ def finalists(
         cost: that equal scores are ordered by.
         tied: the architectures that are statistically tied with the best, see `supernet.ranking.paired.tied`.
     """
+    if not is_whole(n, 0):
+        raise InputError(f"n={shown(n)} should be a number of networks, from 0")
     best: dict[Arch, float] = {}
     for arch, score in scores.items():
         if math.isfinite(score):
