@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, Device, FilePath, Pixels, Positive, Seed, Share, Text
+from supernet.checked import Checked, Count, Device, FilePath, NonNegative, Pixels, Positive, Seed, Share, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import closing, command, main, parse
 from supernet_tools.pipeline.tables import print_table
@@ -76,6 +76,8 @@ class Fit(Checked):
     """What finalists start from: fresh weights, or those of the supernet. With "inherit" none is trained further."""
     epochs: Count | None = None
     """Epochs of the supernet."""
+    largest_epochs: NonNegative | None = None
+    """How many of them train the full network alone, before the others follow it; for --pretrained."""
     trials: Count | None = None
     """Candidates of the search."""
     trainings: Annotated[float, Ge(2)] | None = None
@@ -101,6 +103,7 @@ SETTABLE = (
     "anchor_scale",
     "init",
     "epochs",
+    "largest_epochs",
     "trials",
     "trainings",
     "retrain_epochs",

@@ -139,6 +139,15 @@ def test_with_trained_weights_and_little_time_no_finalist_is_trained() -> None:
     assert not {row.name for row in short.rows} & {"trainings", "retrain_epochs"}
     assert long["init"] == asked["init"] == "shared"
     assert short["epochs"] > asked["epochs"]  # the time of the trainings goes to the supernet
+    alone, several = 0.7 * 73, 1.8 * 73
+    time_of = {
+        name: s["largest_epochs"] * alone + (s["epochs"] - s["largest_epochs"]) * several
+        for name, s in (("short", short), ("long", long))
+    }
+    assert 0.85 * 600 > time_of["short"] > 0.85 * 400
+    assert short["largest_epochs"] > 0.4 * short["epochs"]  # the rest of the time goes to the full network
+    assert derive(PHOTOS, budget, {"epochs": 10})["largest_epochs"] == 4
+    assert derive(PHOTOS, budget, {"epochs": 10, "largest_epochs": 7.0})["largest_epochs"] == 7
     config = recipe("photos", PHOTOS, short, pretrained="lite0.pth", seed=3, device="cpu")
     assert config.retrain.epochs == config.train.epochs  # of a later `retrain`
 
@@ -183,6 +192,7 @@ def test_wrong_requests_are_refused_in_one_line(call: Call, photos: Path, tmp_pa
     one_line(call("fit", photos, "--minutes", 0), "minutes=0.0")
     none = ("--init", "inherit", "--retrain-epochs", 3, "--out", tmp_path / "x")
     one_line(call("fit", photos, *none), "trains no finalist; leave retrain_epochs out")
+    one_line(call("fit", photos, "--largest-epochs", 1), "largest_epochs is for a start with trained weights")
     one_line(call("fit", photos, "--max-macs", "5ms"), "'5ms' should be a number")
     one_line(call("fit", photos, "--pretrained", tmp_path / "no.pth", "--out", tmp_path / "x"), "no.pth is not a file")
     assert not (tmp_path / "x").exists()

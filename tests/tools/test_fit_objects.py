@@ -141,7 +141,12 @@ def test_a_detector_follows_from_objects_minutes_and_anchors() -> None:
     settings = derive(CELLS, Budget(timing=TIMING))
     assert settings["size"] == 120
     assert settings["anchor_scale"] == ANCHORS[1]  # smaller anchors that match as many objects
-    assert settings["epochs"] == int(0.45 * 580 / (0.2 * 51))
+    left = 600 - 20 - 90 - settings["trials"] * 1.0  # after the timing, for export and report, and for the search
+    assert settings["epochs"] == int(0.45 / 0.78 * left / (0.2 * 51))
+    assert settings["trainings"] * settings["retrain_epochs"] * 0.2 * 51 <= 0.33 / 0.78 * left
+    slow = derive(CELLS, Budget(timing=replace(TIMING, score=6.5)))  # 20 candidates take longer than their share
+    assert slow["trials"] == 20
+    assert slow["epochs"] == int(0.45 / 0.78 * (490 - 130) / (0.2 * 51))
     assert derive(CELLS, Budget(minutes=60))["size"] > 120
     small = derive(replace(CELLS, object_side=0.05), Budget(minutes=1))
     assert small["size"] * 0.05 >= 12

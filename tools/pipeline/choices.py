@@ -123,6 +123,8 @@ class FitSettings(Checked):
     trainings: Annotated[float, Ge(2)] = 2
     """Not used without a race, with `init="inherit"`; nor are the epochs of its trainings."""
     retrain_epochs: Count = 1
+    largest_epochs: NonNegative = 0.0
+    """Of a start with trained weights only."""
     anchor_scale: Positive = 3.0
 
 

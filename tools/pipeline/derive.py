@@ -12,6 +12,7 @@ from supernet_tools.pipeline.choices import (
     Derived,
     Settings,
     SourceFacts,
+    Timing,
     clamped,
     front_size,
     race_epochs,
@@ -79,6 +80,8 @@ def _rules(facts: SourceFacts, budget: Budget, rows: list[Derived], overrides: d
     yield choice("init", *_init(budget, raced=bool(overrides.get("trainings") or overrides.get("retrain_epochs"))))
     raced = chosen("init") != "inherit"
     yield choice("epochs", *_epochs(budget, raced=raced))
+    if budget.pretrained:
+        yield choice("largest_epochs", *_largest_epochs(budget, chosen("epochs"), raced=raced))
     yield choice("trials", *_trials(budget))
     if raced:
         yield choice("trainings", *_trainings(budget))
@@ -195,18 +198,42 @@ def _init(budget: Budget, *, raced: bool) -> tuple[str, str]:
 
 
 def _epochs(budget: Budget, *, raced: bool) -> tuple[int, str]:
-    timing, (share, _, race) = budget.timing, shares(budget)
+    timing = budget.timing
     if timing is None:
         return 10, "a small run"
-    if not raced:
-        share += race
-    step = timing.step
-    if budget.pretrained:
-        step = LARGEST * timing.network_step + (1 - LARGEST) * timing.step
-    epoch = step * timing.steps
-    epochs = clamped(share * seconds_left(budget) / epoch, 2, 300)
-    what = f"an epoch takes {epoch:.1f} s, and {share:.0%} of {budget.duration} is for the supernet"
-    return epochs, f"{what}; the first {LARGEST:.0%} train the full network alone" if budget.pretrained else what
+    seconds, epoch = _training_seconds(budget, raced=raced), timing.step * timing.steps
+    what = f"{seconds:.0f} s of {budget.duration} are for the supernet"
+    if not budget.pretrained:
+        return clamped(seconds / epoch, 2, 300), f"an epoch takes {epoch:.1f} s, and {what}"
+    epochs, _ = _epochs_from_trained_weights(seconds, timing)
+    alone = timing.network_step * timing.steps
+    return epochs, f"an epoch takes {epoch:.1f} s, of the full network alone {alone:.1f} s, and {what}"
+
+
+def _largest_epochs(budget: Budget, epochs: int, *, raced: bool) -> tuple[float, str]:
+    alone = LARGEST * epochs
+    if budget.timing is not None:
+        derived, largest = _epochs_from_trained_weights(_training_seconds(budget, raced=raced), budget.timing)
+        alone = largest if epochs == derived else alone
+    return round(alone, 2), "the first epochs train the full network alone, which the others then follow"
+
+
+def _epochs_from_trained_weights(seconds: float, timing: Timing) -> tuple[int, float]:
+    """Returns the epochs of a training, and how many of them are of the full network alone.
+
+    That is `LARGEST` of them. The time that is left, too short for an epoch of several networks, goes to the full one.
+    """
+    alone, several = timing.network_step * timing.steps, timing.step * timing.steps
+    epoch = LARGEST * alone + (1 - LARGEST) * several
+    epochs = clamped(seconds / epoch, 2, 300)
+    more = clamped((seconds - epochs * epoch) / alone, 0, epochs)
+    return epochs + more, LARGEST * epochs + more
+
+
+def _training_seconds(budget: Budget, *, raced: bool) -> float:
+    """Returns the seconds for the training of the supernet, which has those of the race too if there is none."""
+    supernet, _, race = shares(budget)
+    return (supernet if raced else supernet + race) * seconds_left(budget)
 
 
 def _trials(budget: Budget) -> tuple[int, str]:
@@ -263,7 +290,7 @@ def recipe(
     retrain_epochs = settings["epochs"] if settings["init"] == "inherit" else settings["retrain_epochs"]
     calibration = Data().calibration
     if pretrained:  # the full network learns the classes, then the others learn from it
-        options["largest_epochs"] = round(LARGEST * settings["epochs"], 2)
+        options["largest_epochs"] = settings["largest_epochs"]
         supernet = replace(supernet, distill=True)
         calibration = min(CALIBRATION, max(facts.images // 2, 1))
     return SupernetRun(

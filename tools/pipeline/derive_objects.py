@@ -14,7 +14,6 @@ from supernet_tools.pipeline.choices import (
     Settings,
     SourceFacts,
     clamped,
-    race_epochs,
     seconds_left,
 )
 from supernet_tools.pipeline.config import DetectorRun
@@ -34,6 +33,8 @@ ANCHORS = (2.0, 3.0, 4.0, 6.0, 8.0)
 """Sides of the smallest anchor of a level, in its strides."""
 ENOUGH = 0.01
 """If two scales differ by no more than this in the share of matched objects, the smaller one is taken."""
+EXPORT_AND_REPORT = 90.0
+"""Estimated seconds of the export of a detector, which is traced, and of the report."""
 LEAD = 0.2
 """Share of the training in which only the plain units are trained; the other options then start as copies of them."""
 
@@ -119,24 +120,28 @@ def _budgets(
         yield from (choice(name, value, "a small run") for name, value in small.items())
         return
     seconds, epoch = seconds_left(budget), timing.step * timing.steps
+    seconds = max(seconds - EXPORT_AND_REPORT, seconds / 2)
+    trials = clamped(SEARCH * seconds / timing.score, 20, 200) // 20 * 20
+    trained = max(seconds - trials * timing.score, seconds / 3)  # what is left for trainings, shared and single ones
+    shared = SUPERNET / (SUPERNET + RACE)
     yield choice(
         "epochs",
-        clamped(SUPERNET * seconds / epoch, 2, 300),
-        f"an epoch takes {epoch:.1f} s, and {SUPERNET:.0%} of {budget.duration} is for the supernet",
+        clamped(shared * trained / epoch, 2, 300),
+        f"an epoch takes {epoch:.1f} s, and {shared * trained:.0f} s of {budget.duration} are for the supernet",
     )
     yield choice(
         "trials",
-        clamped(SEARCH * seconds / timing.score, 20, 200) // 20 * 20,
-        f"a candidate takes {timing.score:.2f} s, and {SEARCH:.0%} of the time are for the search",
+        trials,
+        f"a candidate takes {timing.score:.2f} s, and at least {SEARCH:.0%} of the time is for the search",
     )
-    epochs = race_epochs(budget)
+    epochs = (1 - shared) * trained / (timing.network_step * timing.steps)
     yield choice(
         "trainings", clamped(epochs / 6, 2, 8), "trainings that decide between the finalists, in full trainings"
     )
     yield choice(
         "retrain_epochs",
         clamped(epochs / chosen("trainings"), 1, 60),
-        f"{RACE:.0%} of the time for {chosen('trainings')} trainings",
+        f"{(1 - shared) * trained:.0f} s for {chosen('trainings')} trainings",
     )
 
 

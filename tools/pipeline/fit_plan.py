@@ -98,7 +98,7 @@ def planned(request: FitRequest, out: Path, say: Say) -> Plan:
         plan = _recorded(request, file)
         say(f"going on with {out}: settings and timings are those of its start")
         return plan
-    _check_race(request.overrides)
+    _check_used(request)
     check_free(out)
     model = _model_of(request) if request.pretrained else ""
     facts = inspect_source(_readable_source(request, out))
@@ -130,11 +130,14 @@ def planned(request: FitRequest, out: Path, say: Say) -> Plan:
     return plan
 
 
-def _check_race(overrides: Mapping[str, Any]) -> None:
+def _check_used(request: FitRequest) -> None:
     """Raises `InputError` for settings of trainings that will not take place."""
+    overrides = request.overrides
     unused = [name for name in ("trainings", "retrain_epochs") if overrides.get(name) is not None]
     if overrides.get("init") == "inherit" and unused:
         raise InputError(f"init='inherit' trains no finalist; leave {unused[0]} out, or choose init='shared'")
+    if overrides.get("largest_epochs") is not None and not request.pretrained:
+        raise InputError("largest_epochs is for a start with trained weights; give --pretrained, or leave it out")
 
 
 def check_free(out: Path) -> None:
