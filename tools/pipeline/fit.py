@@ -83,14 +83,19 @@ def fit_stage(plan: Plan, out: Path, say: Say, *, verbose: bool = True) -> dict[
     winner = Arch(race["winner"]["arch"])
     say(f"4 of 4: exporting {winner.key}")
     seed_of_winner = plan.config.retrain.seed
-    folder = export_folder(run, winner, None)
-    parity, result = folder / "parity.json", out / FIT_RESULT
-    if parity.exists() and result.exists() and read_json(result).get("winner") == race["winner"]:
-        report = read_json(parity)
-    else:
-        network = trained_network(run, winner, seed_of_winner, inherit=inherit, shared=shared)
-        folder, report = export_stage(run, winner, network)
     front = _exported_front(run, settings["front"], verbose=verbose)
+    result = out / FIT_RESULT
+    if inherit and winner.key in (row["key"] for row in front):  # the same network with the same weights
+        folder = inside(run.folder, "export", f"front-{SEARCHER}", winner.key)
+        report = read_json(folder / "parity.json")
+    else:
+        folder = export_folder(run, winner, None)
+        parity = folder / "parity.json"
+        if parity.exists() and result.exists() and read_json(result).get("winner") == race["winner"]:
+            report = read_json(parity)
+        else:
+            network = trained_network(run, winner, seed_of_winner, inherit=inherit, shared=shared)
+            folder, report = export_stage(run, winner, network)
     document = {
         "format": FORMAT,
         "winner": race["winner"],
