@@ -19,9 +19,9 @@ FRONT, SHORT_FRONT = 6, 5
 """Networks exported beside the winner when training starts from trained weights, and fewer below `SHORT` minutes."""
 SHORT = 20
 """Minutes."""
-PROBES = 16
-"""Random networks that are scored after the training of a supernet."""
-EXPORT_SECONDS = 15.0
+PROBES = 28
+"""Networks that are scored during and after the training of a supernet, for its curves and its check."""
+EXPORT_SECONDS = 20.0
 """Estimated time of an export without scoring its network."""
 
 
@@ -156,7 +156,8 @@ def seconds_left(budget: Budget) -> float:
         return whole
     later = 0.0
     if budget.pretrained:
-        later = PROBES * timing.score + (front_size(budget) + 1) * (EXPORT_SECONDS + 2 * timing.score)
+        exports = front_size(budget) + (budget.minutes >= SHORT)  # a winner without a race is in the front
+        later = PROBES * timing.score + exports * (EXPORT_SECONDS + 2 * timing.score)
     return max(whole - timing.spent - later, 0.4 * whole)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from supernet.config import Augment, Data, Train
 from supernet_tools.pipeline.choices import (
     FEWEST_EPOCHS,
+    SHORT,
     Budget,
     Derived,
     Settings,
@@ -74,7 +75,7 @@ def _rules(facts: SourceFacts, budget: Budget, rows: list[Derived], overrides: d
         return
     yield choice("size", *_size(facts, budget))
     yield choice("batch", *_batch(facts))
-    yield choice("validation", *_validation(facts))
+    yield choice("validation", *_validation(facts, budget))
     yield choice("space", *_space(budget))
     yield choice("space_settings", *_space_settings(facts, budget, chosen("space"), chosen("size")))
     yield choice("init", *_init(budget, raced=bool(overrides.get("trainings") or overrides.get("retrain_epochs"))))
@@ -114,11 +115,13 @@ def _batch(facts: SourceFacts) -> tuple[int, str]:
     return batch, f"{n:,} training images"
 
 
-def _validation(facts: SourceFacts) -> tuple[float, str]:
+def _validation(facts: SourceFacts, budget: Budget) -> tuple[float, str]:
     if facts.n_validation:
         return 0.2, f"not used: the source has {facts.n_validation:,} validation images of its own"
     if facts.images >= 20_000:
         return 0.1, f"a tenth of {facts.images:,} images is enough to tell networks apart"
+    if budget.pretrained and budget.minutes < SHORT:
+        return 0.1, f"{budget.duration} is short: scores take time, and no trainings of finalists are compared"
     return 0.2, f"{facts.images:,} images are few, and a small share could not tell networks apart"
 
 
