@@ -38,8 +38,9 @@ PIXELS_PER_MINUTE = 2e6
 """Pixels of training images that one core can process often enough, in a supernet and in the trainings of the race."""
 TRAINED_PIXELS_PER_MINUTE = 1.3e6
 """The same with trained weights: a network of timm takes more time per pixel than the space for photographs."""
-LARGEST = 0.4
-"""Share of a training from trained weights in which only the full network is trained."""
+LARGEST, MOST_LARGEST = 0.4, 2 / 3
+"""Share of a training from trained weights in which only the full network is trained, and the largest such share."""
+IDLE = 1e-6  # seconds
 CALIBRATION = 320
 """Images that recalibrate batch norm after a start with trained weights; the norms are matched to the full network."""
 
@@ -224,13 +225,15 @@ def _largest_epochs(budget: Budget, epochs: int, *, raced: bool) -> tuple[float,
 def _epochs_from_trained_weights(seconds: float, timing: Timing) -> tuple[int, float]:
     """Returns the epochs of a training, and how many of them are of the full network alone.
 
-    That is `LARGEST` of them. The time that is left, too short for an epoch of several networks, goes to the full one.
+    That is a share of `LARGEST`, or a larger one, up to `MOST_LARGEST`, where the time is then enough for one more
+    epoch.
     """
     alone, several = timing.network_step * timing.steps, timing.step * timing.steps
-    epoch = LARGEST * alone + (1 - LARGEST) * several
-    epochs = clamped(seconds / epoch, 2, 300)
-    more = clamped((seconds - epochs * epoch) / alone, 0, epochs)
-    return epochs + more, LARGEST * epochs + more
+    epochs = clamped(seconds / (LARGEST * alone + (1 - LARGEST) * several), 2, 300)
+    share = (several - seconds / (epochs + 1)) / max(several - alone, IDLE)
+    if LARGEST <= share <= MOST_LARGEST:
+        return epochs + 1, share * (epochs + 1)
+    return epochs, LARGEST * epochs
 
 
 def _training_seconds(budget: Budget, *, raced: bool) -> float:
