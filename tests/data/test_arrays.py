@@ -69,10 +69,12 @@ def test_a_data_set_of_torch_and_a_folder_are_sources_too(tmp_path: Path) -> Non
     assert load(str(tmp_path), SMALL).digest == load(Data(str(tmp_path), size=12, calibration=8)).digest
 
 
-@pytest.mark.parametrize("made", ["(PIXELS, LABELS)", "Photographs()"])
-def test_a_function_may_return_arrays_or_a_data_set(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"own_arrays_{abs(hash(kind))}"
-    (tmp_path / f"{name}.py").write_text(f"from test_arrays import *\n\ndef images(config):\n    return {kind}\n")
+@pytest.mark.parametrize("expression", ["(PIXELS, LABELS)", "Photographs()"])
+def test_a_function_may_return_arrays_or_a_data_set(
+    expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"own_arrays_{abs(hash(expression))}"
+    (tmp_path / f"{name}.py").write_text(f"from test_arrays import *\n\ndef images(config):\n    return {expression}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     assert load(Data(f"{name}:images", size=12)).digest == load((PIXELS, LABELS)).digest

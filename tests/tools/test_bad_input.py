@@ -39,7 +39,7 @@ def test_a_recorded_plan_is_read(tmp_path: Path) -> None:
         (lambda d: d["source"].update(classes=5), "classes=5 should be"),
         (lambda d: d.update(timing=None), "should be the settings of Timing"),
         (setting("size", "8"), "size='8' should be a valid integer"),
-        (setting("init", "x"), "init='x' should be 'scratch' or 'shared'"),
+        (setting("init", "x"), "init='x' should be 'scratch', 'shared' or 'inherit'"),
         (setting("trials", 1.5), "trials=1.5 should be a valid integer"),
         (setting("space_settings", [1]), "space_settings=(1,) should be"),
         (setting("space", "planted:build"), "names 'planted:build' as its space"),
