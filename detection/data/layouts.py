@@ -146,6 +146,8 @@ def _yolo_images(entry: Any, root: Path, path: Path) -> Iterator[Path]:
             except OSError as error:  # folders that come and go, or must not be read
                 raise InputError(f"{path} names {name!r}, which cannot be read ({error})") from error
             continue
+        if not listing.is_file():
+            raise InputError(f"{path} names {name!r}, which is neither a folder of images nor a .txt list")
         for line in _lines(listing):
             file = root / line if not line.startswith("./") else listing.parent / line
             if not file.is_file():

@@ -159,6 +159,11 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
     "pixels": ("yolo", lambda r: (r / "labels/00.txt").write_text("1 20 30 4 5"), r"00\.txt.*shares of the width"),
     "words": ("yolo", lambda r: (r / "labels/00.txt").write_text("1 .5 .5 .1"), r"object 1 of .*00\.txt is '1 \.5"),
     "folder": ("yolo", lambda r: (r / "data.yaml").write_text("train: nowhere\nnames: [a]"), "names 'nowhere'"),
+    "device": (
+        "yolo",
+        lambda r: (r / "data.yaml").write_text("train: /dev/null\nnames: [a]"),
+        "data.yaml names '/dev/null', which is neither a folder of images nor a .txt list",
+    ),
     "no-names": ("yolo", lambda r: (r / "data.yaml").write_text("train: images"), "no `names` of classes"),
     "tag": ("yolo", lambda r: (r / "data.yaml").write_text("names: !!python/object/apply:os.getcwd []"), "is not YAML"),
     "count": ("yolo", lambda r: (r / "data.yaml").write_text("train: images\nnc: 2\nnames: [a]"), "nc=2 and 1 names"),
