@@ -164,11 +164,11 @@ def _place(last: int, cut: int, most: int) -> int:
 def evenly_spaced(costs: Sequence[float], n: int) -> list[int]:
     """Returns the places of at most `n` costs that are as even as possible on a log scale, the cheapest first.
 
-    The lowest and the highest are among them; of one alone, the highest. Costs are positive.
+    The lowest and the highest are among them; of one alone, the highest. Costs below 1 count as 1.
     """
     if len(costs) <= n:
         return sorted(range(len(costs)), key=lambda place: (costs[place], place))
-    logs = list(map(math.log, costs))
+    logs = [math.log(max(cost, 1.0)) for cost in costs]  # a network of identities has no MACs
     low, high = min(logs), max(logs)
     wanted = [high] if n == 1 else [low, high, *(low + (high - low) * step / (n - 1) for step in range(1, n - 1))]
     left, chosen = list(range(len(costs))), []

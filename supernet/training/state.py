@@ -117,7 +117,8 @@ class TrainingState:
 
     def _stale(self) -> int:
         """Returns how many epochs have ended since the first of those with the best watched score."""
-        scores = [row.get(self.watch, -math.inf) for row in self.history]
+        scores = [row.get(self.watch, math.nan) for row in self.history]
+        scores = [score if math.isfinite(score) else -math.inf for score in scores]
         return len(scores) - 1 - scores.index(max(scores)) if max(scores) > -math.inf else 0
 
     def save(self) -> None:

@@ -99,6 +99,8 @@ def test_the_networks_of_a_front_are_spread_over_their_costs() -> None:
     assert evenly_spaced(costs, 6) == evenly_spaced(costs, 9) == list(range(6))
     assert evenly_spaced(costs, 1) == [5]
     assert evenly_spaced(costs[::-1], 2) == [5, 0]
+    assert evenly_spaced((0.0, 5.0, 1e6), 2) == [0, 2]
+    assert evenly_spaced(costs, 0) == []
 
 
 @pytest.mark.parametrize(("minutes", "limit"), [(10, 5e5), (10, 5e6), (10, 3e7)])

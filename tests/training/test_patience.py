@@ -1,5 +1,6 @@
 """A training ends once its held-out score has not improved for a while, and goes on identically after a kill."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def test_a_score_that_never_comes_ends_nothing(digits: Splits) -> None:
     config = Train(epochs=3, batch=256, lr=0.05, patience=1)
     history = train_supernet(toy(), digits, config, held_out=lambda *_: {}, watch="given", verbose=False)
     assert len(history) == 3
+
+
+def test_a_score_that_is_no_number_is_no_improvement(digits: Splits) -> None:
+    """Nor does it count before there was a finite one."""
+    config, scores = Train(epochs=6, batch=256, lr=0.05, patience=2), (math.nan, 0.5, math.nan, math.inf, 0.9, 0.9)
+    given = {"held_out": lambda _, epoch: {"given": scores[epoch - 1]}, "watch": "given", "verbose": False}
+    assert len(train_supernet(toy(), digits, config, **given)) == 4
 
 
 def test_patience_needs_something_to_watch(digits: Splits) -> None:

@@ -122,7 +122,7 @@ def _validation(facts: SourceFacts, budget: Budget) -> tuple[float, str]:
     if facts.images >= 20_000:
         return 0.1, f"a tenth of {facts.images:,} images is enough to tell networks apart"
     if budget.pretrained and budget.minutes < SHORT:
-        return 0.1, f"{budget.duration} is short: scores take time, and no trainings of finalists are compared"
+        return 0.1, f"{budget.duration} is short, and scores on more images take more of it"
     return 0.2, f"{facts.images:,} images are few, and a small share could not tell networks apart"
 
 
