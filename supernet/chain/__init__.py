@@ -1,7 +1,8 @@
 """The weight-sharing contract: what a searchable module offers, and the chain that folds such modules into a supernet.
 
 `Searchable` takes the architecture as an argument of `forward`; `Layout` says what a step hands to the next; `Chain` is
-the supernet. It imports torch, `supernet.space`, `supernet.checked` and `supernet.errors`.
+the supernet. It imports torch, `supernet.space`, and the ground modules
+`supernet.seeding`, `supernet.checked` and `supernet.errors`.
 """
 
 from supernet.chain.chain import Chain, PartsMemo

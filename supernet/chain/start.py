@@ -5,8 +5,9 @@ or a pooling, a layer behind them then sees its input's features in some steps a
 supernet hardly learns. If a supernet has such a choice, all of its convolutions begin as copies of their input (Dirac
 kernels with a little noise; Zagoruyko & Komodakis, 2017), those of the stem and of layers between the stages too: a
 pooling leaves the channels of an image nearly as they are, but not the edges and textures that random filters make of
-it. In other supernets convolutions keep He initialisation, which gives their channels different features, and residual
-branches begin by adding nothing (Goyal et al., 2017, section 5.1).
+it. In other supernets convolutions keep He initialisation, which gives their channels different features, residual
+branches begin by adding nothing (Goyal et al., 2017, section 5.1), and the other options of a choice begin as one and
+the same function where their layers allow it.
 
 All of this is derived from the modules by running each step once per option, so a user's blocks need nothing of their
 own.
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from supernet.chain.alike import begin_alike
 from supernet.chain.initial import initialize
 from supernet.chain.layout import Layout, Layouts
 from supernet.chain.searchable import Searchable
@@ -69,6 +71,8 @@ def initialize_alike(
                     _let_copy(part)
             for name in start.ends:
                 step.get_parameter(name).zero_()
+            for names in () if copies else start.alike:
+                begin_alike([step.get_submodule(name) for name in names])
 
 
 def _let_copy(module: nn.Module, noise: float = NOISE) -> None:
@@ -126,6 +130,8 @@ class Start(NamedTuple):
     """Modules whose convolutions begin as copies of their input."""
     ends: tuple[str, ...] = ()
     """Weights at the end of residual branches, which begin at zero."""
+    alike: tuple[tuple[str, ...], ...] = ()
+    """Modules of which every architecture runs at most one, and which begin as the same function."""
 
 
 def find_start(step: nn.Module, layout: Layouts, size: int = 32) -> Start:
@@ -212,11 +218,21 @@ def _traced(step: nn.Module, x: Tensor) -> Start:
     zero = tuple(name for ends in fixed for end in sorted(ends) for name in end)
     always, ever = set.intersection(*runs), set.union(*runs)
     options = {name: part for name, part in _ordinary(step) if name not in always}
+    own = [name for name in options if any(end.startswith(f"{name}.") for end in zero)]
     # Modules whose weights are sliced never run themselves; where others do, one that has not run yet is an option too.
     if not ever & options.keys() or all(map(_weights, options.values())):
-        return Start((), zero)
-    own = [name for name in options if any(end.startswith(f"{name}.") for end in zero)]
+        return Start((), zero, tuple(_exclusive([name for name in options if name not in own], runs)))
     return Start(tuple(name for name, part in options.items() if _weights(part) and name not in own), zero)
+
+
+def _exclusive(names: list[str], runs: list[set[str]]) -> Iterator[tuple[str, ...]]:
+    """Yields the modules of each container of which no run has used two, if there are several."""
+    containers: dict[str, list[str]] = {}
+    for name in names:
+        containers.setdefault(name.rpartition(".")[0], []).append(name)
+    for group in containers.values():
+        if len(group) > 1 and all(sum(name in run for name in group) <= 1 for run in runs):
+            yield tuple(group)
 
 
 def _covering(step: Searchable) -> Iterator[Arch]:

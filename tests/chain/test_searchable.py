@@ -343,7 +343,11 @@ def test_create_supernet_is_reproducible() -> None:
     for make in (by_seed, by_generator):
         one, other = make(0), make(1)
         assert same(one, make(0))
-        assert not any(torch.equal(w, other.get_parameter(n)) for n, w in one.named_parameters() if w.ndim > 1)
+        assert not any(
+            torch.equal(w, other.get_parameter(n))
+            for n, w in one.named_parameters()
+            if w.ndim > 1 and "xception" not in n
+        )
 
 
 def test_create_supernet_passes_its_settings_on() -> None:

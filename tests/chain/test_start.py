@@ -140,7 +140,7 @@ def block(*, skip: bool) -> ChoiceBlock:
 
 def test_options_beside_one_without_weights_copy_their_input() -> None:
     assert start_of(block(skip=True)).copying == ("options.conv3", "options.conv5")
-    assert start_of(block(skip=False)) == Start()
+    assert start_of(block(skip=False)) == Start(alike=(("options.conv3", "options.conv5"),))
     assert start_of(ConvBNAct(8, 8)) == Start()
 
 
@@ -161,13 +161,41 @@ def test_options_and_the_layers_before_them_begin_alike() -> None:
     assert min(torch.corrcoef(pair)[0, 1].item() for pair in channels) > 0.5  # the stem ends in a ReLU
 
 
-def test_without_a_weightless_option_the_start_is_that_of_he() -> None:
+def test_without_a_weightless_option_all_begin_as_the_smallest_with_he_initialisation() -> None:
     chain = begun(skip=False)
     he = Chain("alike", list(zip(chain.step_names, chain.step_modules, strict=True)), init=initialize)
     weights = {name: value.clone() for name, value in chain.state_dict().items()}
     he.initialize(seeded())
     for name, value in he.state_dict().items():
-        torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+        expected = weights[name]
+        if name.endswith("conv5.conv.weight"):
+            assert expected[:, :, 0].abs().sum() == 0
+            expected, value = expected[:, :, 1:4, 1:4], he.get_submodule("block.options.conv3").conv.weight
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("space", "options"), [("shufflenet-small", slice(0, 3)), ("nasbench-macro", slice(1, 3))])
+def test_paths_of_published_spaces_begin_with_like_features(space: str, options: slice) -> None:
+    chain = create_supernet(space, input_size=16, generator=seeded()).train()
+    rng, x = random.Random(0), torch.rand(32, 3, 16, 16, generator=seeded())
+    choices = {c.name: c.options[options] or c.options for c in chain.space.choices}
+    archs = [chain.space.canonical({name: rng.choice(of) for name, of in choices.items()}) for _ in range(4)]
+
+    def likeness() -> float:
+        with torch.no_grad():
+            features = torch.stack([next(_features(chain, x, arch)) for arch in archs])
+        return torch.corrcoef(features).min().item()
+
+    assert likeness() > 0.9
+    initialize(chain, seeded())
+    assert likeness() < 0.5
+
+
+def _features(chain: Chain, x: Tensor, arch: Arch) -> Iterator[Tensor]:
+    """Yields what the last step reads."""
+    for name, step in chain.steps[:-1]:
+        x = step(x, arch.sub(name)) if isinstance(step, Searchable) else step(x)
+    yield x.flatten()
 
 
 def test_convolutions_copy_channel_for_channel() -> None:

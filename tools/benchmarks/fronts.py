@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from supernet.checked import Count, Seed
 from supernet.space import Arch
@@ -127,7 +127,7 @@ def optuna_points(oracle: Oracle, seed: int, population: int, evaluations: int) 
     points: dict[str, Point] = {}
     for _ in range(20 * evaluations):
         trial = study.ask()
-        arch = Arch({c.name: trial.suggest_categorical(c.name, tuple(c.options)) for c in oracle.space.choices})
+        arch = Arch({c.name: cast(Any, trial.suggest_categorical(c.name, c.options)) for c in oracle.space.choices})
         key = oracle.space.normal_form(arch).key
         points[key] = point(oracle.metrics[key])
         study.tell(trial, list(points[key]))
