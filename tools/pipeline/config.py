@@ -47,6 +47,10 @@ class Sampling(Checked):
     zero_gamma: bool = True
     """Let the last batch norm of every residual branch begin with scale 0, so that the branch adds nothing at first
     (BigNAS, §3.1; Goyal et al., 2017, §5.1). It has no influence on weights of a pre-training."""
+    alike: bool = True
+    """Let supernets begin so that all options hand on like features (docs/train.md, "How the weights begin"); otherwise
+    every layer begins by itself with He initialisation, as published. It has no influence on weights of a
+    pre-training."""
     window: Window = field(default_factory=Window)
     """Range of a cost that sampled architectures must lie in. For detectors the cost may also be "backbone_macs", the
     MACs of the backbone at 224 pixels."""

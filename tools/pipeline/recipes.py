@@ -113,6 +113,7 @@ def _imagenet(space: str, steps: int) -> SupernetRun:
         train=_imagenet_training(round(steps / 1251)),
         retrain=_imagenet_training(240),
         window=Window(low=290e6, high=360e6, bin=10e6),
+        alike=False,
     )
 
 

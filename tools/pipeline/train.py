@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from supernet.chain import Chain, unit_scales
+from supernet.chain import Chain, initialize, unit_scales
 from supernet.cost import CostTable, meta_copy
 from supernet.errors import InputError
 from supernet.files import write_json
@@ -196,6 +196,8 @@ def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
     config = kind.config
     data = _load(kind, cache)
     supernet = kind.supernet(data.summary(), torch_generator(config.train.seed, "supernet"))
+    if not config.alike and supernet.starts_alike:
+        initialize(supernet, torch_generator(config.train.seed, "supernet"))
     if not config.zero_gamma:
         unit_scales(supernet)
     costs = kind.costs(supernet)
