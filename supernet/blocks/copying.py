@@ -11,15 +11,20 @@ __all__ = ["copy_option"]
 
 @copies_of.register
 def _copies_of_unit(target: ShuffleUnit, source: nn.Module) -> Copies | None:
-    """The first depthwise layer and those between the second one and the last layer become identities."""
+    """The layers that the source does not have become identities.
+
+    The depthwise layer of the source is copied into the last one: the layers before that follow a ReLU, so an identity
+    with batch norm and ReLU changes little (the outputs of random units have a correlation of 0.96 with those of the
+    source, and 0.79 with the second one in its place).
+    """
     if not isinstance(source, ShuffleUnit) or target.xception == source.xception:
         return layer_by_layer(target, source)
     if source.xception:
         return None
-    pairs = [(target.main[to], source.main[of]) for to, of in ((1, 0), (2, 1), (5, 2))]
+    pairs = [(target.main[to], source.main[of]) for to, of in ((1, 0), (4, 1), (5, 2))]
     if target.stride == 2:
         pairs.append((target.proj, source.proj))
-    parts = [layer_by_layer(*pair) for pair in pairs] + [_identity(target.main[index]) for index in (0, 3, 4)]
+    parts = [layer_by_layer(*pair) for pair in pairs] + [_identity(target.main[index]) for index in (0, 2, 3)]
     return None if None in parts else [copy for part in parts for copy in part or []]
 
 

@@ -23,8 +23,8 @@ def copy_option(options: Mapping[str, nn.Module], source: str) -> None:
     A kernel is centred in a larger one, or cropped to a smaller one. Inner channels are repeated in a wider option, and
     the weights behind them divided by the number of copies, which leaves its output as it is (Chen et al., 2016,
     "Net2Net", section 2.2) up to noise that lets the copies become different; a narrower option takes the first ones.
-    An Xception unit has more layers than a ShuffleNet unit: the additional ones, the first depthwise layer and those
-    between its depthwise and last layers, become identities. Options without weights, such as an identity, stay.
+    Layers that an Xception unit has and a ShuffleNet unit has not become identities. Options without weights, such as
+    an identity, stay as they are.
 
     Args:
         options: name to module; all but `source` are changed in place.
