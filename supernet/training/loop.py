@@ -28,9 +28,10 @@ from supernet.training.check import check_network, check_training
 from supernet.training.depthwise import FastDepthwise
 from supernet.training.distributed import World, current, reduce_gradients, revert_sync_bn
 from supernet.training.events import EventWriter
+from supernet.training.lead import Lead
 from supernet.training.monitor import Monitor
 from supernet.training.optim import compiled
-from supernet.training.sampling import ArchSampler, Lead, uniform
+from supernet.training.sampling import ArchSampler, uniform
 from supernet.training.sparse_step import step_active
 from supernet.training.state import Penalty, TrainingState, prepare
 from supernet.training.task import Classification, Task, TrainingData

@@ -6,7 +6,6 @@ their normal forms are trained, which are the same networks at the same cost.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from types import MappingProxyType
 from typing import Any
@@ -299,39 +298,6 @@ def create_sampler(
         return sampler
     largest, _ = _largest_and_smallest(space, table, window)
     return lambda step: (largest,) if step < largest_steps else sampler(step)
-
-
-@dataclass(frozen=True)
-class Lead:
-    """An architecture that is trained alone at first, and whose weights all other options then start from.
-
-    If every option starts from its own random weights, each path feeds the next unit different random features, and
-    little is learnt until the options agree.
-
-    Attributes:
-        arch: the architecture trained alone in the first steps.
-        steps: the number of these steps. Before the next one, every option becomes a copy of the one that `arch`
-            chooses (`Searchable.copy_options`); larger kernels are padded with zeros.
-    """
-
-    arch: Arch
-    steps: int
-
-
-@checked_arguments
-def create_lead(space: SearchSpace, option: str, steps: int) -> Lead:
-    """Creates the lead that takes one option in every choice that has it, and the first option in the others.
-
-    Raises:
-        InputError: no choice has the option, or the lead would last less than a step.
-    """
-    if not any(option in choice.options for choice in space.choices):
-        options = [str(value) for choice in space.choices for value in choice.options]
-        raise InputError(f"no choice of {space.name!r} has the option {option!r}; {nearest(option, options)}")
-    if steps < 1:
-        raise InputError(f"the lead {option!r} of {space.name!r} trains for {steps} steps; set lead_epochs above 0")
-    values = {c.name: option if option in c.options else c.options[0] for c in space.choices}
-    return Lead(space.normal_form(space.canonical(values)), steps)
 
 
 # -- windows ----------------------------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ from supernet.files import environment
 from supernet.space import Arch
 from supernet.training.checkpoint import check_release, load_state, read_state, save_state
 from supernet.training.distributed import World, convert_sync_bn
+from supernet.training.lead import Lead
 from supernet.training.monitor import Monitor
 from supernet.training.optim import create_ema, create_optimizer, create_schedule
-from supernet.training.sampling import ArchSampler, Lead
+from supernet.training.sampling import ArchSampler
 from supernet.training.task import Task, TrainingData, memory_format
 
 

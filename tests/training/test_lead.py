@@ -25,8 +25,12 @@ from supernet.data.load import load
 from supernet.errors import InputError
 from supernet.space import Arch
 from supernet.training.checkpoint import load_state
+from supernet.training.lead import Lead, common_lead, create_lead
 from supernet.training.loop import train_supernet
-from supernet.training.sampling import Lead, create_lead, uniform
+from supernet.training.sampling import uniform
+from supernet_tools.pipeline.recipes import RECIPES
+from supernet_tools.pipeline.runs import kind_of
+from supernet_tools.pipeline.train import prepare
 
 CONFIG = Train(epochs=2, batch=32, lr=0.05, save_seconds=0.0)
 LEAD = 3
@@ -164,6 +168,41 @@ def test_options_of_other_form_are_refused() -> None:
         copy_option(units, "y")
     with pytest.raises(InputError, match="'wide' cannot start"):
         copy_option({"narrow": ConvBNAct(4, 4), "wide": ConvBNAct(4, 8)}, "narrow")  # another output
+
+
+@pytest.mark.parametrize(
+    ("space", "option"),
+    [
+        ("shufflenet-small", "shuffle3"),
+        ("nasbench-macro", None),  # an identity among the options
+        ("nasbench201", None),
+        ("nasnet-small", None),
+        ("spos-channels", None),  # widths of shared layers
+        ("resnet-20-widths", None),
+        ("mobile-images", None),
+    ],
+)
+def test_the_common_lead_of_published_spaces(space: str, option: str | None) -> None:
+    chain = create_supernet(space)
+    before = {name: value.clone() for name, value in chain.state_dict().items()}
+    lead = common_lead(chain, 5)
+    assert lead == (None if option is None else Lead(every(chain, option), 5))
+    assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())
+    assert common_lead(chain, 0) is None
+
+
+def test_a_recipe_leads_by_itself_where_all_options_can_be_copies(tmp_path: Path) -> None:
+    def lead_of(**changes: Any) -> Lead | None:
+        recipe = replace(RECIPES["quickstart"](), **changes)
+        return prepare(kind_of(recipe)).lead
+
+    lead = lead_of()
+    assert lead is not None
+    assert lead.steps == 350  # a fifth of 50 epochs of 35 steps
+    assert set(lead.arch.values()) == {"shuffle3"}
+    assert lead_of(lead="") is None
+    assert lead_of(alike=False) is None
+    assert lead_of(largest_epochs=1.0, sampler="balanced") is None
 
 
 def bottleneck(mid: int, kernel: int) -> nn.Sequential:

@@ -103,8 +103,8 @@ def compare(run: "Run", paths: int, bn_batches: int) -> list[Compared]:
     space, rng = run.space, generator(config.train.seed, "paths alone")
     archs = [space.normal_form(space.sample(rng)) for _ in range(paths)]
     total = config.train.epochs * steps_per_epoch(run.data, config.train)
-    sampler = prepare(run.kind).sampler
-    lead = round(config.lead_epochs * steps_per_epoch(run.data, config.train)) if config.lead else 0
+    prepared = prepare(run.kind)
+    sampler, lead = prepared.sampler, prepared.lead.steps if prepared.lead else 0
     drawn = [sampler(step) for step in range(lead, total)]
     # After a lead all weights are copies of those that it trained.
     steps = [lead + used for used in own_steps(run.supernet, drawn, archs)]

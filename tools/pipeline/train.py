@@ -20,12 +20,14 @@ from supernet.space import SearchSpace
 from supernet.train import check_training, plan_training, train_supernet
 from supernet.training.checkpoint import save_weights
 from supernet.training.distributed import check_device, current
+from supernet.training.lead import Lead, common_lead, create_lead
 from supernet.training.monitor import Monitor
 from supernet.training.opening import opened, parse_openings
 from supernet.training.rates import compare_rates
-from supernet.training.sampling import ArchSampler, Lead, create_lead, create_sampler
+from supernet.training.sampling import ArchSampler, create_sampler
 from supernet.training.task import Task
 from supernet_tools.pipeline.changed_data import SETTING, STATE, accept_data, earlier_digests
+from supernet_tools.pipeline.config import AUTO
 from supernet_tools.pipeline.folder import (
     IMAGES,
     check_run,
@@ -235,9 +237,17 @@ def _load(kind: "Kind[Any]", cache: Path | None) -> Any:
     return data
 
 
+LEAD, LONGEST_LEAD = 0.2, 1000
+"""Share of a training that the lead "auto" takes, and its largest number of steps."""
+
+
 def _lead(config: "Recipe", supernet: Chain, steps_per_epoch: int) -> Lead | None:
     if not config.lead or not config.train.epochs:
         return None
+    if config.lead == AUTO:
+        elsewhere = config.pretrained or config.largest_epochs or config.opens or not config.alike
+        steps = min(round(LEAD * config.train.epochs * steps_per_epoch), LONGEST_LEAD)
+        return None if elsewhere else common_lead(supernet, steps)
     lead = create_lead(supernet.space, config.lead, round(config.lead_epochs * steps_per_epoch))
     meta_copy(supernet).copy_options(lead.arch)  # fails here rather than after the first epochs
     return lead
