@@ -211,6 +211,8 @@ def shared_rankings(
 ) -> "tuple[dict[Arch, float], dict[str, Any]]":
     """The scores that the report is about, and further rankers beside them."""
     from supernet.ranking.calibrate import calibrated_ranking
+    from supernet.ranking.growth import extrapolated
+    from supernet_tools.pipeline.growth import bonus_of
     from supernet_tools.pipeline.probes import metric_of, probe_stage
     from supernet_tools.pipeline.search import shared_scores
 
@@ -218,6 +220,9 @@ def shared_rankings(
     score = args.score or opened.kind.metric
     scores, other = ranked_by(metrics, score), next(name for name in opened.kind.metrics if name != score)
     rankers: dict[str, Any] = {f"shared {other}": ranked_by(metrics, other)}
+    if metric_of(opened) == "loss" and (bonus := bonus_of(opened)):
+        macs = {arch: opened.cost(arch)["macs"] for arch in archs}
+        rankers["loss, extrapolated"] = extrapolated(ranked_by(metrics, "loss"), macs, bonus)
     if args.labels:
 
         def label(chosen: "Sequence[Arch]") -> "list[float | None]":  # one training each where single ones are known

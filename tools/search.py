@@ -71,6 +71,9 @@ class Search(Checked):
     """Hyperparameters of the searcher, e.g. population_size=50 tournament_size=10."""
     probes: Natural = 0
     """Fine-tune this many random architectures for a few steps first, and maximise the score that they correct."""
+    extrapolate: bool = False
+    """Maximise the loss extrapolated to a longer training: large networks learn longest, and how fast their advantage
+    grew while the supernet was trained is added to the scores (docs/fidelity.md)."""
     force: bool = False
     """Search although the supernet is no better than guessing."""
     data: MovedData = NOT_MOVED
@@ -91,6 +94,8 @@ def run() -> None:
             f"--race-top {args.race_top} compares the networks of a batch in one process: give a --batch above it (now "
             f"{args.batch}) and --workers 1"
         )
+    if args.extrapolate and args.probes:
+        raise InputError(f"--extrapolate and --probes {args.probes} both correct the scores; drop one")
     with workers(args.workers):
         search(args)
 
@@ -99,6 +104,7 @@ def search(args: Search) -> None:
     """Searches, as one of several processes or alone."""
     from supernet.scoring.racing import Race
     from supernet.training.distributed import process_group
+    from supernet_tools.pipeline.growth import EXTRAPOLATED, extrapolator
     from supernet_tools.pipeline.learned import check_learned
     from supernet_tools.pipeline.probes import CORRECTED, corrector
     from supernet_tools.pipeline.runs import config_of, open_run
@@ -114,7 +120,8 @@ def search(args: Search) -> None:
             opened = opened.with_latency(args.latency_batch)
             limits["latency_ms"] = args.max_latency
         feasible = opened.limits(limits)
-        metric = CORRECTED if args.probes else None
+        extrapolate = extrapolator(opened) if args.extrapolate else None
+        metric = CORRECTED if args.probes else EXTRAPOLATED if args.extrapolate else None
         searcher = create_searcher(
             args.searcher,
             opened,
@@ -127,7 +134,7 @@ def search(args: Search) -> None:
         )
         check_learned(opened, force=args.force)
         bf16 = scored_in_bf16(opened, args.scoring_dtype, recorded_dtype(opened, name), bn_batches=args.bn_batches)
-        adjust = corrector(opened, args.probes, bn_batches=args.bn_batches) if args.probes else None
+        adjust = corrector(opened, args.probes, bn_batches=args.bn_batches) if args.probes else extrapolate
         result = search_stage(
             opened,
             searcher,

@@ -5,6 +5,7 @@ behind, and paths whose losses differ by less than the noise of a batch cannot b
 a step computes anyway, and the device has to wait only once per epoch.
 """
 
+import dataclasses
 import math
 import statistics
 from collections import deque
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from supernet.chain import Chain, Searchable
 from supernet.ranking.depth import layers
+from supernet.ranking.growth import Slope, slope
 from supernet.space import Arch
 
 EVERY = 10  # steps between two measurements of gradients: their norms cost as much as an update
@@ -31,20 +33,30 @@ class Monitor:
     Args:
         chain: the supernet; for one without decisions nothing is recorded.
         depth: the number of layers of an architecture; `supernet.ranking.depth.layers` by default.
+        cost: the costs of an architecture, such as a `CostTable`; with their MACs the growth of the advantage of size
+            is recorded (`supernet.ranking.growth`).
         every: steps between two measurements of gradients.
     """
 
-    def __init__(self, chain: Chain, *, depth: Callable[[Arch], float] = layers, every: int = EVERY) -> None:
-        self.chain, self.depth, self.every = chain, depth, every
+    def __init__(
+        self,
+        chain: Chain,
+        *,
+        depth: Callable[[Arch], float] = layers,
+        cost: Callable[[Arch], Mapping[str, float]] | None = None,
+        every: int = EVERY,
+    ) -> None:
+        self.chain, self.depth, self.cost, self.every = chain, depth, cost, every
         self.steps = 0
         self._visits = {choice.name: [0] * len(choice.options) for choice in chain.space.choices}
         self._gradients: dict[tuple[str, int], Tensor | float] = {}
         self._gaps: list[float] = []  # in this epoch: loss of a path minus the running mean
-        self._paths: deque[tuple[float, float]] = deque(maxlen=MOST_PATHS)  # in this tenth: depth and gap
+        self._paths: deque[tuple[float, float, float]] = deque(maxlen=MOST_PATHS)  # in this tenth: depth, gap, MACs
         self._mean: float | None = None
         self._tenth = 0
         self._epochs: list[dict[str, float]] = []
         self._depths: list[dict[str, Any]] = []
+        self._slopes: list[Slope] = []
 
     def begin(self, steps: int) -> None:
         """Sets the number of steps of the whole training."""
@@ -88,7 +100,8 @@ class Monitor:
                 self._visits[choice.name][choice.index(arch[choice.name])] += 1
             if before is not None:  # one mean for all paths of a step, since they saw the same images
                 self._gaps.append(loss - before)
-                self._paths.append((self.depth(arch), loss - before))
+                macs = self.cost(arch)["macs"] if self.cost is not None else 0.0
+                self._paths.append((self.depth(arch), loss - before, macs))
         mean = statistics.fmean(values)
         self._mean = mean if before is None else MEAN_DECAY * before + (1 - MEAN_DECAY) * mean
 
@@ -138,7 +151,8 @@ class Monitor:
             {name: value if math.isfinite(value) else None for name, value in row.items()} for row in self._epochs
         ]
         depths = [{**row, "tau": row["tau"] if math.isfinite(row["tau"]) else None} for row in self._depths]
-        return {"visits": counts, "gradient": self.gradient_shares(), "epochs": epochs, "depth": depths}
+        sizes = [dataclasses.asdict(one) for one in self._slopes]
+        return {"visits": counts, "gradient": self.gradient_shares(), "epochs": epochs, "depth": depths, "size": sizes}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint needs to resume identically, as plain values."""
@@ -152,6 +166,7 @@ class Monitor:
             "tenth": self._tenth,
             "epochs": [dict(row) for row in self._epochs],
             "depths": [dict(row) for row in self._depths],
+            "slopes": [dataclasses.asdict(one) for one in self._slopes],
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
@@ -161,19 +176,27 @@ class Monitor:
         self._visits = {name: list(counts) for name, counts in state["visits"].items()}
         self._gradients = {(name, index): value for name, index, value in state["gradients"]}
         self._gaps = list(state["gaps"])
-        self._paths = deque(((d, gap) for d, gap in state["paths"]), maxlen=MOST_PATHS)
+        paths = [(*path, 0.0)[:3] for path in state["paths"]]  # earlier releases wrote no MACs
+        self._paths = deque(paths, maxlen=MOST_PATHS)
         self._mean, self._tenth = state["mean"], state["tenth"]
         self._epochs, self._depths = [dict(row) for row in state["epochs"]], [dict(row) for row in state["depths"]]
+        self._slopes = [Slope(**row) for row in state.get("slopes", ())]
 
     def _close_tenth(self) -> None:
-        """Records how well depth ranks the paths of a tenth by their losses: τ is 1 if deeper was always better."""
+        """Records how well depth ranks the paths of a tenth by their losses, where τ is 1 if deeper was always better,
+        and the slope of the losses over the logarithm of the MACs.
+        """
         if not self._paths:
             return
         from supernet.ranking.statistics import kendall  # scipy's statistics take a second to import
 
-        depths, gaps = zip(*self._paths, strict=True)
+        depths, gaps, macs = zip(*self._paths, strict=True)
+        if self.cost is not None:
+            sized = [(math.log(cost), gap) for cost, gap in zip(macs, gaps, strict=True) if cost > 0]
+            one = slope(self._tenth + 1, *zip(*sized, strict=True)) if sized else None
+            self._slopes += [one] if one is not None else []
         by_depth: dict[float, list[float]] = {}
-        for depth, gap in self._paths:
+        for depth, gap, _ in self._paths:
             by_depth.setdefault(depth, []).append(gap)
         self._depths.append(
             {

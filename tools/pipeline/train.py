@@ -137,7 +137,7 @@ def _earlier(out: Path) -> tuple[str, ...]:
 def _train(parts: Prepared, out: Path, task: Task, *, accept: Sequence[str], verbose: bool) -> None:
     kind, supernet = parts.kind, parts.supernet
     if kind.config.train.epochs:
-        monitor = Monitor(supernet)
+        monitor = Monitor(supernet, cost=parts.costs)
         history = train_supernet(
             supernet,
             parts.data,

@@ -1,0 +1,99 @@
+"""What shared losses would be after a longer training, read from how the training went.
+
+Every option of a choice gets only its share of the steps, so the weights of a supernet are trained less than those of
+a network alone, and large networks, which learn longest, look worse than they are. How the advantage of size grows can
+be seen while the supernet trains: the slope of the paths' losses over the logarithm of their MACs, in each tenth of the
+training. It grows about linearly in the logarithm of the steps. Its rate of growth, extrapolated to as many more steps
+as a path alone would have had, is added to the scores.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from supernet.space import Arch, SearchSpace
+
+FIRST = 3
+"""The first tenth that counts: before it, the rate warms up and nothing is learnt."""
+FEWEST_PATHS = 20
+"""Paths of a tenth that a slope needs."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The regression of the losses of a tenth's paths on the logarithm of their MACs.
+
+    Attributes:
+        tenth: of the training, from 1.
+        paths: their number.
+        value: loss per unit of ln(MACs); negative where larger paths are better.
+        error: its standard error.
+    """
+
+    tenth: int
+    paths: int
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How fast the advantage of size grows.
+
+    Attributes:
+        rate: of the score (the loss with its sign turned) per unit of ln(MACs) and of ln(steps).
+        error: its standard error.
+    """
+
+    rate: float
+    error: float
+
+    def bonus(self, space: SearchSpace) -> float:
+        """Returns what a unit of ln(MACs) adds to a score after as many steps as a path alone would have had.
+
+        That is the rate times the mean logarithm of the numbers of options; 0 where no growth is seen by two standard
+        errors.
+        """
+        counts = [len(choice.options) for choice in space.choices if len(choice.options) > 1]
+        if not counts or not self.rate > 2 * self.error:
+            return 0.0
+        return self.rate * float(np.mean(np.log(counts)))
+
+
+def slope(tenth: int, log_macs: Sequence[float], losses: Sequence[float]) -> Slope | None:
+    """Fits the slope of a tenth; None with too few paths, or if all have the same size."""
+    x, y = np.asarray(log_macs, float), np.asarray(losses, float)
+    spread = x.var() * len(x) if len(x) else 0.0
+    if len(x) < FEWEST_PATHS or not spread > 1e-9:
+        return None
+    value = float(((x - x.mean()) * (y - y.mean())).sum() / spread)
+    rest = y - y.mean() - value * (x - x.mean())
+    return Slope(tenth, len(x), value, math.sqrt(float(rest.var()) * len(x) / (len(x) - 2) / spread))
+
+
+def growth(slopes: Sequence[Slope]) -> Growth | None:
+    """Fits how the slopes change with the logarithm of the steps, weighted by their precision.
+
+    Returns:
+        None with fewer than four slopes from tenth `FIRST` on.
+    """
+    kept = [one for one in slopes if one.tenth >= FIRST and one.error > 0]
+    if len(kept) < 4:
+        return None
+    x = np.log([(one.tenth - 0.5) / 10 for one in kept])
+    y = -np.array([one.value for one in kept])
+    weights = np.array([one.error for one in kept]) ** -2.0
+    center = float((weights * x).sum() / weights.sum())
+    spread = float((weights * (x - center) ** 2).sum())
+    return Growth(float((weights * (x - center) * y).sum() / spread), spread**-0.5)
+
+
+def extrapolated(scores: Mapping[Arch, float], macs: Mapping[Arch, float], bonus: float) -> dict[Arch, float]:
+    """Returns the scores, higher is better, with the bonus per unit of ln(MACs).
+
+    Networks without MACs, such as a cell without operations, count as if they had a thousandth of the mean.
+    """
+    least = sum(macs.values()) / max(len(macs), 1) / 1000
+    return {arch: score + bonus * math.log(max(macs[arch], least, 1.0)) for arch, score in scores.items()}
