@@ -94,7 +94,7 @@ SCRIPTS: list[tuple[str, tuple[object, ...], str]] = [
     ("evaluate", ("--exported", "x", "--run-code", "--curves", "/dev/null/a.csv"), "there is no folder '/dev/null'"),
     ("evaluate", ("--exported", "x", "--run-code", "--curves", "a.html"), "curves='a.html' should end with .csv"),
     ("fidelity", ("--score", ""), "score='' should be some text"),
-    ("search", ("--trial", 5), "there is no flag --trial; did you mean --trials?; see"),
+    ("search", ("--trial", 5), "there is no flag --trial; did you mean --trials"),
     ("evaluate", ("more",), "the argument 'more' belongs to no flag"),
     ("evaluate", ("--colour", "red"), "there is no flag --colour; did you mean --curves?; see"),
 ]
