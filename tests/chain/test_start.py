@@ -107,6 +107,15 @@ def test_residual_branches_may_begin_with_scale_one() -> None:
         assert torch.equal(value, torch.ones_like(value) if name in zeros else begun[0][name]), name
 
 
+def test_a_recipe_may_begin_with_he_initialisation_alone() -> None:
+    """As SPOS and DetNAS are published; their ImageNet recipes say so."""
+    recipe = replace(RECIPES["demo"](), alike=False)
+    chain = prepare(kind_of(recipe)).supernet
+    assert all(bool(p.any()) for name, p in chain.named_parameters() if name.endswith(".weight"))  # no residual zeros
+    assert not RECIPES["spos-imagenet"]().alike
+    assert not RECIPES["detnas-imagenet"]().alike
+
+
 class AlwaysAdds(Searchable):
     """A user's searchable block with a residual sum that every architecture makes."""
 
