@@ -3,8 +3,8 @@
 Every option of a choice gets only its share of the steps, so the weights of a supernet are trained less than those of
 a network alone, and large networks, which learn longest, look worse than they are. How the advantage of size grows can
 be seen while the supernet trains: the slope of the paths' losses over the logarithm of their MACs, in each tenth of the
-training. It grows about linearly in the logarithm of the steps. Its rate of growth, extrapolated to as many more steps
-as a path alone would have had, is added to the scores.
+training. It grows about linearly in the logarithm of the steps. Its rate of growth, extrapolated to the steps that the
+final network will be trained for, is added to the scores.
 """
 
 import math
@@ -50,16 +50,21 @@ class Growth:
     rate: float
     error: float
 
-    def bonus(self, space: SearchSpace) -> float:
-        """Returns what a unit of ln(MACs) adds to a score after as many steps as a path alone would have had.
+    def bonus(self, space: SearchSpace, longer: float = 1.0) -> float:
+        """Returns what a unit of ln(MACs) adds to a score if each path were trained on its own.
 
-        That is the rate times the mean logarithm of the numbers of options; 0 where no growth is seen by two standard
-        errors.
+        That is the rate times the logarithm of the number of steps in which its weights are then used, as a multiple of
+        the present one: the mean number of options (geometric) times `longer`. 0 where no growth is seen by two
+        standard errors, or where these are fewer steps.
+
+        Args:
+            space: the search space.
+            longer: the steps of the training of the final network, as a multiple of those of the supernet.
         """
         counts = [len(choice.options) for choice in space.choices if len(choice.options) > 1]
-        if not counts or not self.rate > 2 * self.error:
+        if not counts or longer <= 0 or not self.rate > 2 * self.error:
             return 0.0
-        return self.rate * float(np.mean(np.log(counts)))
+        return self.rate * max(float(np.mean(np.log(counts))) + math.log(longer), 0.0)
 
 
 def slope(tenth: int, log_macs: Sequence[float], losses: Sequence[float]) -> Slope | None:

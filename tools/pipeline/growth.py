@@ -31,9 +31,11 @@ def growth_of(run: Run) -> Growth | None:
 
 
 def bonus_of(run: Run) -> float:
-    """What a unit of ln(MACs) adds to the loss, with its sign turned, of the run's networks."""
-    seen = growth_of(run)
-    return 0.0 if seen is None else seen.bonus(run.space)
+    """What a unit of ln(MACs) adds to the loss, with its sign turned, after a training as the run's recipe retrains."""
+    seen, train, retrain = growth_of(run), run.config.train, run.config.retrain
+    if seen is None or not train.epochs:
+        return 0.0
+    return seen.bonus(run.space, (retrain.epochs / retrain.batch) / (train.epochs / train.batch))
 
 
 class ExtrapolatedScores:
@@ -74,7 +76,7 @@ def extrapolator(run: Run) -> Callable[[Evaluate], ExtrapolatedScores]:
     bonus = bonus_of(run)
     if not bonus:
         raise InputError(
-            f"the training of {run.folder} shows no growing advantage of larger networks, so scores cannot be "
-            "extrapolated: leave out --extrapolate, or train longer with random paths"
+            f"the training of {run.folder} shows no advantage of larger networks that would grow until the end of a "
+            "retraining, so scores cannot be extrapolated: leave out --extrapolate"
         )
     return lambda evaluate: ExtrapolatedScores(evaluate, run, bonus)
