@@ -130,7 +130,9 @@ def test_the_budgets_follow_from_the_timing() -> None:
 
 
 def test_with_trained_weights_and_little_time_no_finalist_is_trained() -> None:
-    timing = Timing(step=1.66, network_step=1.02, score=2.2, steps=82, spent=23)  # of EfficientNet-Lite0 at 96 pixels
+    timing = Timing(
+        step=0.645, network_step=0.405, score=1.09, steps=82, spent=23
+    )  # of EfficientNet-Lite0 at 96 pixels
     budget = Budget(minutes=10, pretrained="lite0.pth", model="tf_efficientnet_lite0", timing=timing)
     short, long, asked = (
         derive(PHOTOS, budget),
@@ -141,7 +143,7 @@ def test_with_trained_weights_and_little_time_no_finalist_is_trained() -> None:
     assert not {row.name for row in short.rows} & {"trainings", "retrain_epochs"}
     assert long["init"] == asked["init"] == "shared"
     assert short["epochs"] > asked["epochs"]  # the time of the trainings goes to the supernet
-    alone, several = 1.02 * 82, 1.66 * 82
+    alone, several = timing.network_step * timing.steps, timing.step * timing.steps
     time_of = {
         name: s["largest_epochs"] * alone + (s["epochs"] - s["largest_epochs"]) * several
         for name, s in (("short", short), ("long", long))

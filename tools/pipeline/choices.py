@@ -19,8 +19,11 @@ FRONT, SHORT_FRONT = 6, 5
 """Networks exported beside the winner when training starts from trained weights, and fewer below `SHORT` minutes."""
 SHORT = 20
 """Minutes."""
-PROBES = 28
-"""Networks that are scored during and after the training of a supernet, for its curves and its check."""
+PROBES = 56
+"""Networks that are scored during and after the training of a supernet: four at ten times for its curves, sixteen for
+its check."""
+REPORT_SECONDS = 15.0
+"""Estimated time of the start of a command and of the report."""
 EXPORT_SECONDS = 20.0
 """Estimated time of an export without scoring its network."""
 
@@ -157,7 +160,7 @@ def seconds_left(budget: Budget) -> float:
     later = 0.0
     if budget.pretrained:
         exports = front_size(budget) + (budget.minutes >= SHORT)  # a winner without a race is in the front
-        later = PROBES * timing.score + exports * (EXPORT_SECONDS + 2 * timing.score)
+        later = REPORT_SECONDS + PROBES * timing.score + exports * (EXPORT_SECONDS + 2 * timing.score)
     return max(whole - timing.spent - later, 0.4 * whole)
 
 
