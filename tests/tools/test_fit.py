@@ -275,6 +275,12 @@ def test_without_a_race_the_best_shared_weights_are_exported(
     assert call("export", *words[words.index(str(out)) :], "--out", tmp_path / "again")[0] == 0
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(tensor, again[name]) for name, tensor in exported.items())
+    assert "This report is partial" not in page
+    alone = out / result["export"]
+    (out / "export" / "front-nsga2").mkdir()
+    alone.rename(out / "export" / "front-nsga2" / alone.name)  # where the networks of a front are
+    assert call("report", out)[0] == 0
+    assert "This report is partial" not in (out / "report.html").read_text()
 
 
 def test_a_run_does_not_continue_with_another_request(fitted: Path, photos: Path, call: Call) -> None:

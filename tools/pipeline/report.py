@@ -121,7 +121,10 @@ def _missing(run: Run) -> list[str]:
         parts.append("there is no search yet")
     if not [*run.folder.glob("select/*.json"), *run.folder.glob("retrain/*/result.json")]:
         parts.append("no network was trained to the end yet")
-    if not [*run.folder.glob("export/*/parity.json")]:
+    if not [
+        *run.folder.glob("export/*/parity.json"),
+        *run.folder.glob("export/*/*/parity.json"),
+    ]:  # alone, or of a front
         parts.append("nothing is exported yet")
     return parts
 
