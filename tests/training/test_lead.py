@@ -191,7 +191,7 @@ def test_the_common_lead_of_published_spaces(space: str, option: str | None) -> 
     assert common_lead(chain, 0) is None
 
 
-def test_a_recipe_leads_by_itself_where_all_options_can_be_copies(tmp_path: Path) -> None:
+def test_a_recipe_leads_by_itself_where_all_options_can_be_copies() -> None:
     def lead_of(**changes: Any) -> Lead | None:
         recipe = replace(RECIPES["quickstart"](), **changes)
         return prepare(kind_of(recipe)).lead
