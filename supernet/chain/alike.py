@@ -131,7 +131,7 @@ def _fitted(source: Tensor, target: Tensor) -> Tensor | None:
     if source.dim() > 1 and any(new > old for new, old in zip(target.shape[:2], source.shape[:2], strict=True)):
         generator = torch.Generator().manual_seed(derive_seed("noise of repeated channels", tuple(target.shape)))
         noise = torch.randn(target.shape, generator=generator).to(value)
-        value = value + NOISE * source.std() * noise
+        value = value + NOISE * source.square().mean().sqrt() * noise  # a single weight has no deviation
     return value
 
 

@@ -96,9 +96,5 @@ def growth(slopes: Sequence[Slope]) -> Growth | None:
 
 
 def extrapolated(scores: Mapping[Arch, float], macs: Mapping[Arch, float], bonus: float) -> dict[Arch, float]:
-    """Returns the scores, higher is better, with the bonus per unit of ln(MACs).
-
-    Networks without MACs, such as a cell without operations, count as if they had a thousandth of the mean.
-    """
-    least = sum(macs.values()) / max(len(macs), 1) / 1000
-    return {arch: score + bonus * math.log(max(macs[arch], least, 1.0)) for arch, score in scores.items()}
+    """Returns the scores, higher is better, with the bonus per unit of ln(MACs); MACs below 1 count as 1."""
+    return {arch: score + bonus * math.log(max(macs[arch], 1.0)) for arch, score in scores.items()}

@@ -62,6 +62,7 @@ def test_larger_networks_gain_by_the_logarithm_of_their_size() -> None:
     values = extrapolated(scores, {small: 1e6, large: 4e6, empty: 0.0}, 0.1)
     assert values[large] - values[small] == pytest.approx(0.1 * math.log(4))
     assert values[empty] < values[small]
+    assert extrapolated({empty: -1.0}, {empty: 0.0}, 0.1)[empty] == values[empty]  # whatever else is scored
     assert extrapolated(scores, {small: 1e6, large: 4e6, empty: 0.0}, 0.0) == scores
 
 
@@ -89,6 +90,11 @@ def test_a_search_maximises_the_extrapolated_score(trained: Path, call: Call) ->
     _, out, _ = call("fidelity", trained, "--truth", "table", "--n", 12, "--bn-batches", 1, "--resamples", 20)
     assert "loss, extrapolated" in out
     one_line(call(*search, "--probes", 8, "--name", "both"), "drop one")
+    for damaged in ("none", [{"tenth": 1}], [{**rows[4], "value": "x"}] * 9):
+        (trained / "history.json").write_text(json.dumps({**history, "health": {"size": damaged}}))
+        one_line(call(*search, "--name", "damaged"), "history.json", "restore the file")
+    (trained / "history.json").write_text(json.dumps({**history, "health": []}))
+    one_line(call(*search, "--name", "damaged"), "history.json", "restore the file")
     history["health"]["size"] = []
     (trained / "history.json").write_text(json.dumps(history))
     one_line(call(*search, "--name", "none"), "no advantage of larger networks", "leave out --extrapolate")

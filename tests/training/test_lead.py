@@ -224,6 +224,12 @@ def test_a_wider_option_computes_the_same_with_noise_that_lets_its_channels_diff
     assert torch.equal(options["narrowest"][0].conv.weight, kept["0.conv.weight"][:6])
 
 
+def test_a_single_channel_is_repeated_into_finite_weights() -> None:
+    options = {name: nn.Sequential(ConvBNAct(1, mid), ConvBNAct(mid, 1)) for name, mid in (("narrow", 1), ("wide", 4))}
+    copy_option(options, "narrow")
+    assert all(torch.isfinite(value).all() for value in options["wide"].state_dict().values())
+
+
 def test_a_refused_copy_changes_nothing() -> None:
     options = {"a": bottleneck(6, 3), "b": bottleneck(12, 3), "c": nn.Sequential(bottleneck(6, 3))}
     kept = {name: value.clone() for name, value in options["b"].state_dict().items()}

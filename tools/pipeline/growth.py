@@ -23,10 +23,10 @@ def growth_of(run: Run) -> Growth | None:
     file = run.folder / "history.json"
     if not file.exists():
         return None
-    rows = read_json(file).get("health", {}).get("size", ())
     try:
+        rows = read_json(file).get("health", {}).get("size", ())
         return growth([Slope(**row) for row in rows])
-    except TypeError as error:
+    except (TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{file} has entries 'size' that this release did not write; restore the file") from error
 
 
