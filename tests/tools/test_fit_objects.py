@@ -152,7 +152,7 @@ def test_a_detector_follows_from_objects_minutes_and_anchors() -> None:
     assert small["size"] * 0.05 >= 12
     config = object_recipe(CELLS, settings, pretrained="", factor=1.0, seed=3, device="cpu")
     assert (config.data.source, config.data.size, config.data.longest) == ("cells/train.json", 120, 160)
-    assert config.lead == "shuffle3"
+    assert config.lead == "auto"  # the plain units of the backbone (tests/training/test_lead.py)
     assert config.train.seed == 3
     overridden = derive(CELLS, Budget(timing=TIMING), {"size": 96, "anchor_scale": 5.0})
     assert isinstance(overridden, Settings)

@@ -149,6 +149,7 @@ def test_a_detectors_backbone_is_spread() -> None:
         generator=torch.Generator().manual_seed(0),
     )
     lead = create_lead(detector.space, "shuffle3", 1)
+    assert common_lead(detector, 1) == lead
     detector.copy_options(lead.arch)
     options = next(m for n, m in detector.steps if n == "backbone.stage1.block0").block.options
     assert torch.equal(options["shuffle7"].main[0].conv.weight, options["shuffle3"].main[0].conv.weight)

@@ -35,8 +35,6 @@ ENOUGH = 0.01
 """If two scales differ by no more than this in the share of matched objects, the smaller one is taken."""
 EXPORT_AND_REPORT = 90.0
 """Estimated seconds of the export of a detector, which is traced, and of the report."""
-LEAD = 0.2
-"""Share of the training in which only the plain units are trained; the other options then start as copies of them."""
 
 
 def object_rules(
@@ -187,15 +185,11 @@ def object_recipe(
             start="classification",
             **common,
         )
-    lead = (
-        {"lead": "shuffle3", "lead_epochs": round(LEAD * epochs, 2)} if settings["space"] == "shufflenet-small" else {}
-    )
     return DetectorRun(
         backbone=settings["space"],
         backbone_settings=tuple(settings["space_settings"]),
         head_width=8 * round(64 * factor / 8),
         head_convs=2,
         settings=("levels=2", anchors),
-        **lead,
         **common,
     )
