@@ -28,6 +28,9 @@ class DetectionAugment(Checked):
     """Draw images with rare classes more often: if only a share f of the images has a class, and f is below this
     threshold t, its images get the weight sqrt(t / f) (repeat factor sampling, Gupta et al., 2019, §B). The number of
     images per epoch stays the same."""
+    aspect_groups: bool = True
+    """Put images in landscape and in portrait format into different batches, as torchvision and MMDetection do: a batch
+    of both is padded to a square. What is left over of both formats shares the last batches."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """A range with its bounds swapped."""

@@ -68,15 +68,22 @@ class _DetectionSteps(StepDataset[Batch | InputError]):
         super().__init__(len(train), batch=batch, seed=seed, rank=rank, world=world)
         self._train, self._augment, self._joint, self._seed = train, augment, batch, seed
         self._weights = image_weights(train.annotations, augment.balance) if augment.balance else None
-        self._drawn = (-1, torch.empty(0))  # an epoch and the images drawn for it
+        landscape = train.annotations.sizes[:, 0] <= train.annotations.sizes[:, 1]
+        self._landscape = landscape if augment.aspect_groups and landscape.unique().numel() > 1 else None
+        self._drawn = (-1, torch.empty(0))  # an epoch and its images in training order
 
     def _images(self, step: Step) -> torch.Tensor:
         """Returns the images of the step's epoch in training order."""
-        if self._weights is None:
+        if self._weights is None and self._landscape is None:
             return step.order
         if self._drawn[0] != step.epoch:
-            generator = torch_generator(self._seed, "balance", step.epoch)
-            images = torch.multinomial(self._weights, len(step.order), replacement=True, generator=generator)
+            images = step.order
+            if self._weights is not None:
+                generator = torch_generator(self._seed, "balance", step.epoch)
+                images = torch.multinomial(self._weights, len(step.order), replacement=True, generator=generator)
+            if self._landscape is not None:
+                generator = torch_generator(self._seed, "aspect", step.epoch)
+                images = grouped_by_format(images, self._landscape, batch=self._joint, generator=generator)
             self._drawn = (step.epoch, images)
         return self._drawn[1]
 
@@ -104,6 +111,30 @@ class _DetectionSteps(StepDataset[Batch | InputError]):
     def _varied(self, index: int, resize: Resize, generator: torch.Generator) -> tuple[torch.Tensor, Target]:
         draws = torch.rand(4, generator=generator)
         return vary(self._train.image(index), self._train.annotations.target(index), self._augment, resize, draws)
+
+
+def grouped_by_format(
+    images: torch.Tensor, landscape: torch.Tensor, *, batch: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Returns the images of an epoch in an order whose batches are in landscape or in portrait format.
+
+    The batches come in random order. Only the fewer than `batch` images that are left over of each format are mixed, in
+    one batch. Images that no batch has room for stay at the end, so that each is left out as often as without groups.
+
+    Args:
+        images: positions of the images in training order, int64, (n,).
+        landscape: whether each image of the set is at least as wide as high, bool, (N,).
+        batch: images of a step.
+        generator: the random stream that orders the batches.
+    """
+    used = images[: len(images) // batch * batch]
+    formats = [used[landscape[used]], used[~landscape[used]]]
+    whole = [len(group) // batch * batch for group in formats]
+    parts = [group[:length] for group, length in zip(formats, whole, strict=True)]
+    rest = [group[length:] for group, length in zip(formats, whole, strict=True)]
+    batches = torch.cat([*parts, *rest]).view(-1, batch)
+    order = torch.randperm(len(batches), generator=generator)
+    return torch.cat([batches[order].flatten(), images[len(used) :]])
 
 
 def image_weights(annotations: Annotations, threshold: float) -> torch.Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from detection.config import DetectionAugment
 from detection.data import DetectionSet, load
 from detection.data.augment import FILL, joined
-from detection.data.batches import image_weights, training_batches
-from helpers.coco import change, make_coco, settings
+from detection.data.batches import grouped_by_format, image_weights, training_batches
+from helpers.coco import change, make_coco, mixed_coco, settings
 from supernet.errors import InputError
 
 
@@ -96,6 +96,33 @@ def test_images_with_rare_classes_are_drawn_more_often(tmp_path: Path) -> None:
     assert sorted(weights.tolist()) == [1.0] * 19 + [pytest.approx(4.0)]  # sqrt(0.8 / 0.05)
     dogs = sum(int((target["labels"] == 2).any()) for _, ts in _batches(train, 50, balance=0.8) for target in ts)
     assert 18 < dogs < 53  # 200 draws at 4 / 23; without weights there would be 10
+
+
+def test_batches_are_in_one_format(tmp_path: Path) -> None:
+    path = mixed_coco(tmp_path, images=10)
+    whole = {"validation_source": str(path), "test_source": str(path)}
+    data = load(settings(path, size=48, longest=64, memory=2**20, **whole)).train
+
+    def formats(count: int, **varied: Any) -> list[set[tuple[int, int]]]:
+        return [{tuple(image.shape[1:]) for image in images} for images, _ in _batches(data, count, **varied)]
+
+    grouped = formats(15)  # three epochs: of 10 images each, two are left over and share a batch
+    assert [sum(len(step) == 2 for step in grouped[epoch : epoch + 5]) for epoch in (0, 5, 10)] == [1, 1, 1]
+    assert {frozenset(step) for step in grouped} >= {frozenset({(48, 64)}), frozenset({(64, 48)})}
+    assert sum(len(step) == 2 for step in formats(15, aspect_groups=False)) > 6
+    resumed = _batches(data, 2, balance=0.5)
+    assert all(_same(a, b) for a, b in zip(_batches(data, 1, start=1, balance=0.5), resumed[1:], strict=True))
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_grouping_keeps_every_image_of_an_epoch(batch: int) -> None:
+    images, landscape = torch.randperm(29, generator=torch.Generator().manual_seed(1)), torch.arange(29) % 4 != 0
+    order = grouped_by_format(images, landscape, batch=batch, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(order.sort().values, torch.arange(29))
+    used = 29 // batch * batch
+    assert torch.equal(order[used:], images[used:])
+    mixed = [len(landscape[step].unique()) == 2 for step in order[:used].view(-1, batch)]
+    assert sum(mixed) <= 1
 
 
 def test_sizes_below_the_smallest_side_are_refused() -> None:
