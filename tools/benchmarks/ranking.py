@@ -67,6 +67,8 @@ VARIANTS: dict[str, tuple[int, Change]] = {
     "weighted": (1, _run(sampler="weighted")),
     "sandwich": (4, _run(sampler="sandwich")),
     "sandwich-unit-gamma": (4, _run(sampler="sandwich", zero_gamma=False)),
+    "slow-average": (1, _train(ema=0.9999)),
+    "slow-average-cold": (1, _train(ema=0.9999, ema_warmup=False)),
     "sandwich-largest": (4, lambda run: _train(regularize_largest=True)(_run(sampler="sandwich")(run))),
 }
 """Name to the paths per training step, by which the epochs are divided, and the change to the recipe."""
