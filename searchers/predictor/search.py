@@ -27,7 +27,7 @@ BASES = 20  # best networks so far to mutate and cross; all neighbours of the fi
 NEIGHBOURS, MUTANTS, CROSSED, RANDOM = 400, 150, 100, 50  # largest number of candidates of each kind
 CLIMBS, CLIMBED = 2, 4  # how often the neighbours of how many best candidates are added
 SHORTLIST = 100  # best candidates that are brought to their normal form, to be chosen one after the other
-PLANNED = 16  # largest number of proposals per model once there are many observations
+PLANNED = 32  # largest number of proposals per model once there are many observations
 REMEMBERED = 100_000  # normal forms that are kept with the verdict of the limits, about 300 bytes each
 
 
@@ -160,7 +160,7 @@ class PredictorSearch:
             pool = np.concatenate([pool, near])
             value = np.concatenate([value, self._value(self._model.predict(near), best)])
         shortlist = self._candidates.legal(pool[_highest(value, len(value))], SHORTLIST)
-        wanted = max(min(n, 2 * PLANNED), min(PLANNED, len(rows) // 50))
+        wanted = min(max(n, len(rows) // 50), PLANNED)
         if len(shortlist):
             self._choose(shortlist, best, wanted)
 
