@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, Natural, Pixels, Positive, Seed, Share, Text
+from supernet.checked import Checked, Count, Natural, Pixels, Positive, Seed, Share, Text, shown
 from supernet.config import Preprocess
 
 
@@ -101,6 +101,23 @@ class DetectionData(Checked):
             yield "longest", f"should be 0 or at least size={self.size}"
         if {len(self.mean), len(self.std)} not in ({0}, {3}):
             yield "mean", f"and std={self.std} should have three values each, or none"
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """What is for files of annotations, or for composed images, and shares of what has its own annotations."""
+        if self.source == "digits":
+            for name in ("images", "validation_source", "validation_images", "test_source", "test_images"):
+                yield name, "with source='digits', whose images are composed"
+            for name in ("validation", "test"):
+                yield name, "with source='digits'; compose has the number of its images"
+            return
+        if self.source.endswith((".yaml", ".yml")) and not (self.validation_source or self.test_source):
+            yield "images", f"with source={shown(self.source)}, which names the folder of its images"
+        yield "compose", f"with source={shown(self.source)}; it is for 'digits'"
+        for part in ("validation", "test"):
+            if getattr(self, f"{part}_source"):
+                yield part, f"beside {part}_source, which names these images"
+            else:
+                yield f"{part}_images", f"without {part}_source"
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,14 @@ class Checked:
         """Yields names of fields whose values contradict others, each with what is wrong with it."""
         return iter(())
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Yields names of fields that have no effect beside the values of others, each with when that is so.
+
+        Such a value is not wrong in itself, since defaults and recipes have it. Commands refuse it where it was typed:
+        who types it expects it to do something.
+        """
+        return iter(())
+
 
 _UNCHECKED: ContextVar[bool] = ContextVar("_UNCHECKED", default=False)
 
@@ -143,6 +151,16 @@ def check(config: Any, *, remedy: Callable[[str], str] = lambda _: "") -> None:
     """
     for name, problem in _problems(config, ""):
         raise InputError(problem + remedy(name))
+
+
+def unused_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the dotted names of the fields without an effect in a dataclass and those in it, as `Checked.unused`."""
+    for name, reason in config.unused():
+        yield prefix + name, reason
+    owner: Any = type(config)
+    for field in fields_of(owner):
+        if isinstance(value := getattr(config, field), Checked):
+            yield from unused_fields(value, f"{prefix}{field}.")
 
 
 def is_whole(value: object, low: int, high: int = 2**63 - 1) -> bool:

@@ -1,6 +1,7 @@
 """Configurations as frozen dataclasses: complete, typed, comparable, and free of torch, so that `--help` is instant."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
@@ -100,6 +101,21 @@ class Data(Checked):
         if self.augment.cutout >= self.size:
             yield "augment.cutout", f"should be less than size={self.size}"
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """What is for other sources; functions, readers of timm and plug-ins may use every field."""
+        files = os.path.isdir(self.source)
+        if self.source not in ("digits", "cifar10", "cifar100") and not files:
+            return
+        beside = f"with source={shown(self.source)}"
+        for name in ("train_split", "validation_split", "test_split"):
+            yield name, f"{beside}; it is for 'timm:NAME'"
+        if self.source == "digits" or files:
+            for name in ("root", "download"):
+                yield name, f"{beside}; it is for 'cifar10' and 'cifar100'"
+        if not files:
+            for name in ("stream", "skip_unreadable"):
+                yield name, f"{beside}; it is for a folder of images"
+
 
 @dataclass(frozen=True)
 class Train(Checked):
@@ -180,6 +196,19 @@ class Train(Checked):
         if 0 < self.epochs < self.warmup_epochs:
             yield "warmup_epochs", f"should be at most epochs={self.epochs}"
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """What is for other schedules, and for an average of the weights."""
+        beside = f"with schedule={shown(self.schedule)}"
+        if self.schedule != "step":
+            yield "drops", f"{beside}; it is for 'step'"
+        if self.schedule != "exponential":
+            yield "decay_rate", f"{beside}; it is for 'exponential'"
+            yield "decay_epochs", f"{beside}; it is for 'exponential'"
+        if self.schedule in ("step", "constant"):
+            yield "lr_floor", f"{beside}; it is for 'cosine', 'linear' and 'exponential'"
+        if not self.ema:
+            yield "ema_warmup", "without an average of the weights, ema"
+
 
 @dataclass(frozen=True)
 class Window(Checked):
@@ -201,6 +230,11 @@ class Window(Checked):
         elif self.low is not None and self.high is not None and self.low > self.high:
             yield "low", f"should be at most high={self.high}; swap them"
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """A cost that nothing bounds."""
+        if self.low is None and self.high is None:
+            yield "cost", "without a bound, low or high"
+
 
 @dataclass(frozen=True)
 class Preprocess(Checked):
@@ -216,6 +250,11 @@ class Preprocess(Checked):
     """Class names in the order of the logits; empty for networks that do not classify whole images."""
     interpolation: str = "bilinear"
     """Interpolation of the resize to `input_size`."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Channels without one of the two."""
+        if not self.mean or len(self.std) != len(self.mean):
+            yield "std", f"and mean={shown(self.mean)} should have one value each per channel"
 
 
 @dataclass(frozen=True)
@@ -244,6 +283,11 @@ class DataSummary(Checked):
     """16 hex digits that identify the images, labels and splits."""
     category_ids: tuple[int, ...] = ()
     """Ids of a detector's classes in the annotations of its training images."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Channels without one of the two."""
+        if not self.mean or len(self.std) != len(self.mean):
+            yield "std", f"and mean={shown(self.mean)} should have one value each per channel"
 
     def preprocess(self) -> Preprocess:
         """Returns what a classifier trained on this data set expects of its input."""

@@ -57,6 +57,8 @@ WRONG: list[tuple[type[Any], dict[str, Any], str]] = [
     (DetectorRun, {"scoring_batch": 0}, "scoring_batch=0 should be greater than or equal to 1"),
     (DetectorRun, {"head_width": 0}, "head_width=0 should be greater than or equal to 1"),
     (Preprocess, {"input_size": 8, "mean": (0.5,), "std": (0.0,), "classes": ()}, "should be greater than 0"),
+    (Preprocess, {"input_size": 8, "mean": (0.5,), "std": (), "classes": ()}, "std=() and mean=(0.5,) should have one"),
+    (Preprocess, {"input_size": 8, "mean": (), "std": (), "classes": ()}, "should have one value each per channel"),
 ]
 
 

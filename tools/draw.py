@@ -1,14 +1,15 @@
 """Draw an architecture: python tools/draw.py nasnet-a-large --out cell.svg, or a space and --arch arch.json"""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from supernet.checked import Checked, FilePath, Name, Text
+from supernet.checked import FilePath, Name, Text
 from supernet.paths import check_new_file
-from supernet_tools.pipeline.command_line import main, parse
+from supernet_tools.pipeline.command_line import Flags, main, parse, search_unused
 from supernet_tools.pipeline.trust import Trust
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Draw(Checked):
+class Draw(Flags):
     """Cells as in the papers' figures, pyramids by level and cell, widths as bars over the seed's, other networks as a
     list of their steps."""
 
@@ -32,6 +33,10 @@ class Draw(Checked):
     """File to write; pictures are .svg. NAME.svg by default."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """A search beside a network that is named."""
+        yield from search_unused(self.arch)
 
 
 def run() -> None:

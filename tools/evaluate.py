@@ -1,6 +1,6 @@
 """Score one architecture: python tools/evaluate.py runs/x --arch arch.json, or --exported runs/x/export/KEY"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Name, Text
+from supernet.checked import Count, FilePath, Name, Text
 from supernet.errors import InputError
 from supernet.paths import check_new_file
-from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse, search_unused
 from supernet_tools.pipeline.config import BatchNorm, DetectorRun
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
@@ -29,7 +29,7 @@ WIDEST = 20
 
 
 @dataclass(frozen=True)
-class Evaluate(Checked):
+class Evaluate(Flags):
     """Accuracy, or mAP, with the shared weights (search-validation split) or of an exported folder (test split).
 
     For an export it also prints figures per class and the confusion matrix; for a classifier the expected calibration
@@ -61,6 +61,16 @@ class Evaluate(Checked):
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """What belongs to the other of the two: the shared weights, or an export."""
+        if self.exported is None:
+            yield from search_unused(self.arch)
+            for name in ("run_code", "batch", "threshold"):
+                yield name, "without --exported"
+            return
+        for name in ("search", "arch", "bn_batches", "bn"):
+            yield name, "beside --exported, which is scored with its own weights"
+
 
 def run() -> None:
     args = parse(Evaluate, __doc__)
@@ -88,6 +98,7 @@ def run() -> None:
         if opened.kind.metric == "map":
             show_detector(args, network, opened)
             return
+        args.refuse("batch", "threshold", reason=f"for a classifier, as {args.exported} is")
         if args.curves is not None:
             raise InputError(f"--curves is for detectors, and {args.exported} is a classifier; leave it out")
         metrics = opened.kind.scores(network, opened.data.test)

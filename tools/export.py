@@ -1,14 +1,15 @@
 """Export a retrained architecture as a folder that needs only torch: python tools/export.py runs/x"""
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
-from supernet.checked import Checked, Count, FilePath, Name, Seed, Text
+from supernet.checked import Count, FilePath, Name, Seed, Text
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse, search_unused
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
@@ -16,7 +17,7 @@ from supernet_tools.pipeline.trust import Trust
 
 
 @dataclass(frozen=True)
-class Export(Checked):
+class Export(Flags):
     """Write model.py, weights, a torch.export program and a parity report."""
 
     run: Annotated[FilePath, tyro.conf.Positional]
@@ -54,6 +55,25 @@ class Export(Checked):
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """What neither the shared weights nor a retraining takes, whichever is exported."""
+        yield from search_unused(self.arch)
+        if self.front or self.limits:
+            yield "seed", "beside --front or --limits, which export the shared weights"
+            yield "init", "beside --front or --limits, which export the shared weights"
+            if self.limits:
+                yield "front", "beside --limits, which choose the networks"
+            return
+        yield "limit_cost", "without --front or --limits"
+        if self.inherit:
+            yield "seed", "beside --inherit, which exports the shared weights"
+            yield "init", "beside --inherit, which exports the shared weights"
+            return
+        for name in ("data.source", "data.images"):
+            yield name, "without --inherit, since a retrained network is exported without images"
+        if self.init != "shared":
+            yield "bn", "without --inherit or --init shared"
 
 
 def run() -> None:

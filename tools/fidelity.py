@@ -1,6 +1,7 @@
 """Can the ranking be trusted? python tools/fidelity.py runs/x --truth table, or --table-only without a run"""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Name, Natural, Seed, Text
+from supernet.checked import Count, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError
 from supernet.seeding import generator
-from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fidelity(Checked):
+class Fidelity(Flags):
     """Compare shared-weight scores with the truth, with rankers that need no training, and with noise between seeds."""
 
     run: Annotated[FilePath | None, tyro.conf.Positional] = None
@@ -69,6 +70,19 @@ class Fidelity(Checked):
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """What the table alone, or another truth, does not take."""
+        if self.table_only:
+            taken = {"run", "table_only", "resamples", "data", "trust"}
+            for name in (*(dataclasses.asdict(self).keys() - taken), "data.source", "data.images"):
+                yield name, "beside --table-only, which has neither weights nor other networks"
+            return
+        if self.truth in ("table", "retrain"):
+            yield "column", f"with --truth {self.truth}; it is for a CSV file"
+        if self.truth != "retrain":
+            yield "seeds", "without --truth retrain"
+            yield "epochs", "without --truth retrain"
+
 
 def run() -> None:
     args = parse(Fidelity, __doc__)
@@ -98,15 +112,15 @@ def table_report(args: Fidelity) -> "Report":
 def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]":
     """The report on a run's shared weights, the file it is saved as, and the batch-norm policy of the scores."""
     from supernet.files import remove_temporaries, write_json
-    from supernet.paths import inside
+    from supernet.paths import check_file, inside
     from supernet.ranking.calibrate import FEWEST
     from supernet.ranking.report import fidelity
     from supernet_tools.pipeline.probes import probe_archs
     from supernet_tools.pipeline.runs import open_run
     from supernet_tools.pipeline.search import shared_scores, supernet_with
 
-    if args.name is not None:
-        inside(folder, "fidelity", args.name, what="the name of the report")
+    place = inside(folder, "fidelity", f"{args.name or 'report'}.json", what="the name of the report")
+    check_file(place, "the report")
     opened = open_run(folder, bn=args.bn, moved=args.data)
     args = dataclasses.replace(args, score=args.score or opened.kind.metric, bn=opened.bn)
     if args.score not in opened.kind.metrics:
@@ -119,6 +133,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
         raise InputError("--n 1 is too few for a ranking; give 0 for all networks, or at least 2")
     for path in args.checkpoints:
         supernet_with(opened, path)  # names weights that do not fit before anything is scored
+    _ = opened.supernet  # weights that are damaged are named before anything is trained
     archs, truth, settings = true_ranking(args, opened)
     known = sum(truth.values[arch] is not None for arch in archs)
     if known < 2 and args.truth != "retrain":

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, Device, FilePath, NonNegative, Pixels, Positive, Seed, Share, Text
+from supernet.checked import Count, Device, FilePath, NonNegative, Pixels, Positive, Seed, Share, Text
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust, trust_recipe
 from supernet_tools.pipeline.units import Limit, TimeLimit, in_units
@@ -37,7 +37,7 @@ All flags: {fit} --help"""
 
 
 @dataclass(frozen=True)
-class Fit(Checked):
+class Fit(Flags):
     """Train a supernet on images, search it, race the best networks, export the winner and write a report.
 
     Everything is derived from the images, the limits and the time, and shown with its reason. Stopped by Ctrl-C or

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from supernet.checked import Checked, Count, FilePath, Name, Positive, Seed
+from supernet.checked import Count, FilePath, Name, Positive, Seed
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import choose, closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, choose, closing, command, main, parse
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Morph(Checked):
+class Morph(Flags):
     """MorphNet (Gordon et al., 2018) on a width space. A search of the same name goes on where it ended."""
 
     run: Annotated[FilePath, tyro.conf.Positional]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Name, Seed, Text
+from supernet.checked import Count, FilePath, Name, Seed, Text
 from supernet.errors import InputError, RunError
-from supernet_tools.pipeline.command_line import closing, main, parse
+from supernet_tools.pipeline.command_line import Flags, closing, main, parse, search_unused
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.trust import Trust
 
@@ -33,7 +33,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 
 
 @dataclass(frozen=True)
-class Predict(Checked):
+class Predict(Flags):
     """Classify image files into a table and a page, or draw the detections of a detector.
 
     A classifier gives predictions.csv, with the probability of every class, and predictions.html with the images. A
@@ -81,6 +81,13 @@ class Predict(Checked):
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """What names another network or other images than those that are given."""
+        yield from search_unused(self.arch)
+        if self.paths or self.images:
+            for name in ("test", "data.source", "data.images"):
+                yield name, "beside images that are named"
+
 
 def run() -> None:
     args = parse(Predict, __doc__)
@@ -91,6 +98,11 @@ def run() -> None:
     check_writable(args.out)
 
     exported = not (args.model / "run.json").exists() and (args.model / "preprocess.json").exists()
+    if exported:
+        own = ("search", "arch", "seed", "init", "data.source", "data.images")
+        args.refuse(*own, reason=f"for {args.model}, which is an export")
+    else:
+        args.refuse("run_code", reason=f"for {args.model}, which is not an exported folder")
     if exported and not args.run_code:
         raise InputError(
             f"{args.model} is an export: to predict, its model.py is executed, which can do everything that you can; "
@@ -104,10 +116,15 @@ def run() -> None:
 
     if isinstance(preprocess, DetectorPreprocess):
         from detection.predictions import set_thresholds
+        from detection.video import is_video
 
+        if not any(map(is_video, images)):
+            args.refuse("every", reason="without a video")
         set_thresholds(network, score=args.score_threshold, overlap=args.overlap, detections=args.detections)
         unreadable = draw(args, network, preprocess, opened, images)
     else:
+        boxes = ("threshold", "score_threshold", "overlap", "detections", "every")
+        args.refuse(*boxes, reason=f"for a classifier, as {args.model} is")
         unreadable = classify(args, network, preprocess, opened, images)
     if unreadable:
         raise SystemExit(2)  # each is named above, and the others are predicted

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from supernet.checked import Checked, FilePath
-from supernet.paths import check_new_file
+from supernet.paths import check_file, check_new_file
 from supernet_tools.pipeline.command_line import closing, main, parse
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.trust import Trust
@@ -34,7 +34,10 @@ def run() -> None:
     if args.out is not None:
         check_new_file(args.out, flag="out", suffix=".html")
 
-    from supernet_tools.pipeline.report import report_stage
+    from supernet_tools.pipeline.report import PAGE, report_stage
+
+    if args.out is None:
+        check_file(args.run / PAGE, "the page")
 
     closing([report_stage(args.run, args.out, moved=args.data)])
 

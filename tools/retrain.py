@@ -1,14 +1,15 @@
 """Retrain an architecture from scratch: python tools/retrain.py runs/x --search aging-evolution"""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed, Text
+from supernet.checked import Count, FilePath, Name, Natural, Positive, Seed, Text
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse, search_unused
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
@@ -17,7 +18,7 @@ from supernet_tools.pipeline.units import cost_in_units
 
 
 @dataclass(frozen=True)
-class Retrain(Checked):
+class Retrain(Flags):
     """Train one architecture as a standalone network by the recipe of the run, and report it on the test split.
 
     With --top and --random: the best networks of a search beside random ones within the same limits, and whether the
@@ -53,6 +54,14 @@ class Retrain(Checked):
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """What only a comparison or a start from the shared weights takes."""
+        yield from search_unused(self.arch)
+        if not (self.top or self.random):
+            yield "seeds", "without a comparison, --top and --random"
+        if self.init != "shared":
+            yield "bn", "without --init shared"
 
 
 def run() -> None:

@@ -1,15 +1,15 @@
 """Search a trained supernet: python tools/search.py runs/x --searcher aging-evolution --trials 200 --max-macs 1.4e6"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
 from annotated_types import Ge, Le
 
-from supernet.checked import Checked, Count, FilePath, Name, Natural, NonNegative, Seed, Text
+from supernet.checked import Count, FilePath, Name, Natural, NonNegative, Seed, Text
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
@@ -19,7 +19,7 @@ from supernet_tools.pipeline.workers import workers
 
 
 @dataclass(frozen=True)
-class Search(Checked):
+class Search(Flags):
     """Search a trained supernet. A search of the same name goes on where it ended."""
 
     run: Annotated[FilePath, tyro.conf.Positional]
@@ -80,6 +80,11 @@ class Search(Checked):
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """How a latency is measured that nothing limits."""
+        if self.max_latency is None:
+            yield "latency_batch", "without --max-latency"
 
 
 def run() -> None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from supernet.checked import Checked, Count, FilePath, Name, Natural, Positive, Seed
-from supernet_tools.pipeline.command_line import closing, command, main, parse
+from supernet.checked import Count, FilePath, Name, Natural, Positive, Seed
+from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
 from supernet_tools.pipeline.trust import Trust
@@ -16,7 +17,7 @@ from supernet_tools.pipeline.units import Amount, Limit, cost_in_units
 
 
 @dataclass(frozen=True)
-class Select(Checked):
+class Select(Flags):
     """Race the best networks of searches against simple and random ones, all trained by the recipe of the run.
 
     A race that was stopped goes on where it ended. Under torchrun each process trains networks of its own.
@@ -57,6 +58,12 @@ class Select(Checked):
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A search or a limit twice."""
+        for name in ("search", "max_macs"):
+            if len(set(values := getattr(self, name))) < len(values):
+                yield name, "names one twice; give each once"
 
 
 def run() -> None:

@@ -13,6 +13,7 @@ from supernet.files import read_json
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
 from supernet.strict_json import parse_json, read_text
+from supernet_tools.pipeline.command_line import FRONT
 
 if TYPE_CHECKING:
     from supernet.cost import Feasible
@@ -64,7 +65,7 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
 
     if text is None:
         return best_arch(run, search)
-    if place := re.fullmatch(r"front:([0-9]{1,9})", text):
+    if place := FRONT.fullmatch(text):
         front, _ = searched_front(run, search)
         number = int(place[1])
         if not 1 <= number <= len(front):

@@ -13,13 +13,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from supernet.checked import Checked, FilePath, check, checked_arguments, fields_of, unchecked
+from supernet.checked import Checked, FilePath, check, checked_arguments, fields_of, shown, unchecked, unused_fields
 from supernet.errors import InputError, RunError, Terminated, nearest
 from supernet.paths import work_saved
 from supernet.plugins import FUNCTION
@@ -31,6 +32,9 @@ T = TypeVar("T")
 
 Action = Literal["train", "plan", "find-lr"]
 """What a recipe is read for."""
+
+FRONT = re.compile(r"front:([0-9]{1,9})")
+"""How `--arch` names a network of the front of a search, by its number."""
 
 COMMANDS = {
     "fit": "fit",
@@ -139,17 +143,55 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
     return table[name]
 
 
+class Flags(Checked):
+    """Base of the settings of a command, which know which of them were typed.
+
+    Attributes:
+        typed: names of the fields whose flags were typed, those of a dataclass in it behind a dot; none for settings
+            that were made in Python.
+    """
+
+    typed: ClassVar[frozenset[str]] = frozenset()
+
+    def refuse(self, *names: str, reason: str) -> None:
+        """Refuses flags that turn out to have no effect once it is known what the command works on.
+
+        Args:
+            names: names of the fields.
+            reason: when they have no effect, such as "for a classifier".
+
+        Raises:
+            InputError: the flag of one of them was typed.
+        """
+        _refuse_unused(self, ((name, reason) for name in names), self.typed)
+
+
+def search_unused(arch: str | None) -> Iterator[tuple[str, str]]:
+    """Yields the field `search` of a command whose `arch` names a network by itself, as `Checked.unused` does."""
+    if arch is not None and not FRONT.fullmatch(arch):
+        yield "search", "beside --arch, which names the network (only front:N is one of a search)"
+
+
 def parse(settings: type[T], description: str | None, args: Sequence[str] | None = None) -> T:
     """A dataclass from typed command-line flags; its field `trust`, if it has one, holds for this command.
 
     Raises:
-        InputError: a flag that is unknown or given twice, or a value of a wrong type or out of range.
+        InputError: a flag that is unknown, given twice, without a value or without an effect, or a value of a wrong
+            type or out of range.
     """
     kind: Any = settings
-    _refuse_empty_paths(sys.argv[1:] if args is None else args, fields_of(kind))
+    words = sys.argv[1:] if args is None else args
+    _refuse_empty_paths(words, fields_of(kind))
     with unchecked():
         values: T = _cli(settings, description=description, args=args, prog=_program(), flags=_flags(settings))
     check(values, remedy=lambda name: "" if _positional(settings, name) else _remedy(name))
+    typed_names = _typed(words, kind)
+    for name in sorted(typed_names):
+        if attrgetter(name)(values) == ():
+            raise InputError(f"{_flag(name)} has no value; give one behind it, or leave the flag out")
+    if isinstance(values, Flags):
+        object.__setattr__(values, "typed", typed_names)
+        _refuse_unused(values, unused_fields(values), typed_names)
     source = getattr(values, "data", NOT_MOVED).source
     typed = [source] if source and FUNCTION.fullmatch(source) else []
     trust([*getattr(values, "trust", ()), *typed])
@@ -248,12 +290,15 @@ def _flags_of(name: str, kind: Any, prefix: str = "--") -> Iterator[str]:
 
 
 def _refuse_empty_paths(args: Sequence[str], kinds: Mapping[str, Any]) -> None:
-    """Raises `InputError` for a flag whose path is empty, as "$UNSET" is in a shell: it would mean this folder."""
+    """Raises `InputError` for an empty path, as "$UNSET" is in a shell: it would mean this folder."""
     paths = {flag for name, kind in kinds.items() if "pathlib.Path" in str(kind) for flag in _flags_of(name, kind)}
+    switches = {flag for name, kind in kinds.items() if kind is bool for flag in _flags_of(name, kind)}
     flag = ""
     for arg in args:
         name, equals, value = arg.partition("=")
         flag = name.replace("_", "-") if arg.startswith("--") else flag
+        if arg == "" and (not flag or flag in switches):
+            raise InputError("an empty argument names nothing; give a file or folder, . for this one")
         if flag in paths and (arg == "" or (equals and name.startswith("--") and not value)):
             raise InputError(f"{flag} '' names nothing; give a file or folder, . for this one")
 
@@ -267,8 +312,34 @@ def once(args: Sequence[str]) -> None:
             raise InputError(f"the flag {name} is given twice; give it once, with all its values behind it")
 
 
+def _flag(name: str) -> str:
+    """The flag of a field by its dotted name."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _remedy(name: str) -> str:
-    return f"; change --{name.replace('_', '-')}"
+    return f"; change {_flag(name)}"
+
+
+def _typed(words: Sequence[str], kind: Any) -> frozenset[str]:
+    """The dotted names of the fields of a dataclass whose flags are among the words of a command line."""
+    names = {word.partition("=")[0].replace("_", "-") for word in words if re.match("--[A-Za-z]", word)}
+    flags = {re.sub(r"(^--|\.)no-", r"\1", name) for name in names} | names
+    return frozenset(flag[2:].replace("-", "_") for flag in _flags(kind) if flag in flags)
+
+
+def _refuse_unused(values: Any, unused: Iterable[tuple[str, str]], typed: Collection[str]) -> None:
+    """Raises `InputError` for the first field without an effect whose flag was typed.
+
+    Args:
+        values: the settings.
+        unused: dotted names of fields without an effect, each with when that is so.
+        typed: dotted names of the fields whose flags were typed.
+    """
+    for name, reason in unused:
+        if name in typed:
+            value = shown(attrgetter(name)(values))
+            raise InputError(f"{name}={value} has no effect {reason}; leave out {_flag(name)}")
 
 
 def _positional(settings: Any, name: str) -> bool:
@@ -324,6 +395,7 @@ def parse_recipe(recipes: Mapping[str, Callable[[], T]], description: str) -> tu
     config, out, action, accept = parsed
     check(Output(out))
     check(config, remedy=_remedy)
+    _refuse_unused(config, unused_fields(config), _typed(args[1:], kind))
     return config, out, action, accept
 
 

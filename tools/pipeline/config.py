@@ -91,6 +91,11 @@ class Sampling(Checked):
         if train.regularize_largest and self.sampler != "sandwich":
             yield "train.regularize_largest", f"needs the largest path of the sampler 'sandwich', not {self.sampler!r}"
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """The size of a sandwich for another sampler."""
+        if self.sampler != "sandwich":
+            yield "random_paths", f"with sampler={self.sampler!r}; it is for 'sandwich'"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetRun(Sampling):
@@ -134,6 +139,12 @@ class SupernetRun(Sampling):
             yield "teacher", "is the largest network with the weights of pretrained; name them"
         if self.teacher == "start" and self.train.distill:
             yield "teacher", "and train.distill are two teachers; drop one"
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """The weight of a teacher that there is not."""
+        yield from super().unused()
+        if self.teacher == "none":
+            yield "teacher_weight", "with teacher='none'"
 
 
 @dataclass(frozen=True, kw_only=True)

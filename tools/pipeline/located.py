@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from supernet.checked import Checked, Text
+from supernet.checked import Checked, Text, shown, unused_fields
+from supernet.errors import InputError
 from supernet.plugins import FUNCTION
 
 C = TypeVar("C")
@@ -43,6 +44,9 @@ def with_located_data(config: C, document: Mapping[str, Any], folder: Path, move
         document: the whole `run.json`.
         folder: the run's folder.
         moved: paths that the user gives, which come first.
+
+    Raises:
+        InputError: the user gives a place that the images of this run do not have.
     """
     data = config.data  # type: ignore[attr-defined]
     known = document.get(FROM_RUN)
@@ -50,13 +54,23 @@ def with_located_data(config: C, document: Mapping[str, Any], folder: Path, move
     changes: dict[str, str] = {}
     for name in PLACES:
         path, typed = getattr(data, name, ""), getattr(moved, name, None)
-        if typed is not None and hasattr(data, name):
+        if typed is not None:
+            if not hasattr(data, name):
+                raise InputError(
+                    f"data.{name}={shown(typed)} is for detectors, and {folder} is a classifier's run; leave it out"
+                )
             changes[name] = typed
         elif isinstance(path, str) and path and not _exists(Path(path)) and not FUNCTION.fullmatch(path):
             candidates = [folder / path, folder / str(relative.get(name, path))]
             if place := next((candidate for candidate in candidates if _exists(candidate)), None):
                 changes[name] = os.path.normpath(place)
-    return dataclasses.replace(config, data=dataclasses.replace(data, **changes)) if changes else config  # type: ignore[type-var]
+    if not changes:
+        return config
+    located = dataclasses.replace(data, **changes)
+    for name, reason in unused_fields(located):
+        if getattr(moved, name, None) is not None:
+            raise InputError(f"data.{name}={shown(changes[name])} has no effect {reason}; leave it out")
+    return dataclasses.replace(config, data=located)  # type: ignore[type-var]
 
 
 def relative_places(folder: Path, config: Any) -> dict[str, str]:
