@@ -18,7 +18,7 @@ from annotated_types import Ge, Le
 
 from searchers.study import Study, Trial, best_of
 from supernet.checked import Rule, checked_arguments, shown
-from supernet.errors import InputError, RunError, nearest
+from supernet.errors import DamagedError, InputError, RunError, nearest
 from supernet.space import Arch, SearchSpace
 
 Evaluate = Callable[[Sequence[Arch]], Sequence[Mapping[str, float] | None]]
@@ -332,7 +332,7 @@ class _Scorer:
         results: Sequence[Mapping[str, float] | None] = [None] * len(archs)
         try:
             results = self._evaluate(archs) if archs else []
-        except RunError:  # the architectures are not at fault: nothing more can be evaluated
+        except (RunError, DamagedError):  # the architectures are not at fault: nothing more can be evaluated
             raise
         except Exception as error:
             raised = error

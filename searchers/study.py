@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from supernet import sqlite
-from supernet.checked import arguments_explained, checked_arguments, is_whole, problem_of, shown
+from supernet.checked import arguments_explained, checked_arguments, is_number, is_whole, problem_of, shown
 from supernet.errors import InputError, nearest
 from supernet.paths import work_saved
 from supernet.space import Arch, ArchReader, SearchSpace
@@ -328,7 +329,7 @@ class Study(sqlite.Closing):
                     f"{space.name!r} ({space.digest()}); use another study file, or the space of the study"
                 )
             self._settings = json.loads(meta["settings"]) if "settings" in meta else None
-            if self._settings is not None and not _is_settings(self._settings):
+            if "settings" in meta and not _is_settings(self._settings):
                 raise ValueError("its settings are not those of a search")
             self._load(self._db)
             if self._read:
@@ -336,6 +337,8 @@ class Study(sqlite.Closing):
 
     def _load(self, db: sqlite3.Connection) -> None:
         self._asked = [row[0] for row in db.execute("SELECT asked FROM batches ORDER BY number")]
+        if wrong := [asked for asked in self._asked if not is_whole(asked, 1)]:
+            raise ValueError(f"a batch has {shown(wrong[0])} for how many were asked for")
         parse = json.JSONDecoder().decode
         read = ArchReader({choice.name: choice.options for choice in self.space.choices})
         with _no_collection():
@@ -343,6 +346,8 @@ class Study(sqlite.Closing):
                 number, batch, key, text, metrics, repeat, seconds, failed = row
                 scores = parse(metrics)
                 _check_row(scores, key, seconds, failed)
+                if repeat not in (0, 1):
+                    raise ValueError(f"the trial of {key!r} has {shown(repeat)} for whether it is a repeat")
                 if number != len(self._trials) or not 0 <= batch < len(self._asked):
                     raise sqlite3.DatabaseError(f"trial {number} of batch {batch} is out of order")
                 try:
@@ -368,11 +373,14 @@ def _is_settings(settings: Any) -> bool:
     return isinstance(settings, dict) and isinstance(settings.get("told_at_start", 0), int)
 
 
+_LARGEST = sys.float_info.max
+
+
 def _check_row(metrics: Any, key: Any, seconds: Any, failed: Any) -> None:
     """Raises `ValueError` if a recorded trial is none that a search writes."""
-    if not isinstance(key, str) or not isinstance(failed, str) or not isinstance(seconds, (int, float)):
+    if not isinstance(key, str) or not isinstance(failed, str) or not is_number(seconds, 0, _LARGEST):
         raise ValueError(f"the trial of {key!r} has values of wrong types")
-    numbers = isinstance(metrics, dict) and all(type(value) in (int, float) for value in metrics.values())
+    numbers = isinstance(metrics, dict) and all(is_number(value, -_LARGEST, _LARGEST) for value in metrics.values())
     if not numbers or bool(metrics) == bool(failed):
         raise ValueError(f"the metrics of {key!r} are {metrics!r:.80}")
 

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """Raised for wrong input. The message names the value and the remedy; tools print it as one line."""
 
 
+class DamagedError(InputError):
+    """Raised when a file that a whole command reads is damaged: no network is at fault, and none can be scored."""
+
+
 class RunError(RuntimeError):
     """Raised when a run cannot continue, e.g. because it diverged or the disk is full; its files are intact."""
 

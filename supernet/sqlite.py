@@ -10,7 +10,7 @@ from typing import Self
 
 import filelock
 
-from supernet.errors import InputError, RunError, UnwritableError
+from supernet.errors import DamagedError, InputError, RunError, UnwritableError
 from supernet.paths import check_file, file_operation, lock_file
 
 _HEADER = b"SQLite format 3\0"
@@ -200,7 +200,7 @@ def reported(path: Path | None, kind: FileKind, *, malformed: tuple[type[Excepti
         malformed: further exceptions that mean damage, `MALFORMED` where rows are decoded.
 
     Raises:
-        InputError: the file is damaged or not a database.
+        DamagedError: the file is damaged or not a database.
         RunError: it cannot be written, or another process does not let go of it.
     """
     try:
@@ -221,7 +221,7 @@ def reported(path: Path | None, kind: FileKind, *, malformed: tuple[type[Excepti
                 f"{kind.noun} {path} cannot be written ({reason}); what was recorded before is intact. Make room or "
                 "check the permissions; the same command then goes on"
             ) from error
-        raise InputError(f"{path} cannot be read as {kind.name} ({reason}); {kind.damaged}") from error
+        raise DamagedError(f"{path} cannot be read as {kind.name} ({reason}); {kind.damaged}") from error
 
 
 def _in_use(path: Path | None, kind: FileKind) -> RunError:

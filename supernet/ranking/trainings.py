@@ -3,11 +3,13 @@
 import json
 import math
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from supernet import sqlite
+from supernet.checked import is_number, is_whole
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
@@ -78,7 +80,17 @@ class Trainings(MutableMapping[Job, Outcome], sqlite.Closing):
                     arch, seed, share, score, seconds = row
                     if score is not None and not math.isfinite(score):
                         raise ValueError(f"the score {score} is not finite")
-                    self._outcomes[Job(space.canonical(Arch.from_json(arch)), seed, share)] = Outcome(score, seconds)
+                    if (
+                        not is_whole(seed, 0)
+                        or not is_number(share, 0, 1)
+                        or not is_number(seconds, 0, sys.float_info.max)
+                    ):
+                        raise ValueError(f"a training has seed {seed!r}, share {share!r} and seconds {seconds!r}")
+                    try:
+                        values = space.canonical(Arch.from_json(arch))
+                    except InputError as error:
+                        raise ValueError(str(error)) from error
+                    self._outcomes[Job(values, seed, share)] = Outcome(score, seconds)
         except BaseException:
             self.close()
             raise

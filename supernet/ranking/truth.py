@@ -71,6 +71,8 @@ def read_truth(path: Path, space: SearchSpace, *, column: str = "accuracy") -> T
         InputError: a column is missing or stands there twice, a row's architecture is not in the space, a cell is not a
             finite number, or an architecture has other accuracies in another row. The line is named.
     """
+    if column == "arch":
+        raise InputError("column='arch' has the architectures; name the column of their accuracies")
     numbered, delimiter = _csv_rows(path)
     names = numbered[0][1] if numbered else []
     for name in ("arch", column):

@@ -41,12 +41,15 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path) -> bytes:
-    """Returns what the file of a checkpoint holds. Raises `InputError` if it cannot be read."""
+    """Returns what the file of a checkpoint holds. Raises `InputError` if it cannot be read or is empty."""
     try:
         check_regular(path)
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"the checkpoint {path} cannot be read ({error.strerror})") from error
+    if not content:
+        raise InputError(f"the checkpoint {path} is empty; delete it to train again")
+    return content
 
 
 def load_state(path: Path, content: bytes | None = None) -> dict[str, Any]:

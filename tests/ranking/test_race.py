@@ -4,6 +4,7 @@ import math
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -423,3 +424,15 @@ def test_a_record_belongs_to_one_recipe_and_one_space(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match="cannot be read as a record of trainings"):
         Trainings(path, SPACE, {"epochs": 3, "lr": 0.1})
+
+
+@pytest.mark.parametrize("change", ["seconds = 'x'", "seconds = -1", "share = 7", "seed = 'x'", "arch = '{}'"])
+def test_rows_that_no_race_writes_are_damage(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "race.db"
+    with Trainings(path, SPACE, {}) as record:
+        record[Job(ARCHS[0], 0, 1.0)] = Outcome(0.5, 1.0)
+    with sqlite3.connect(path) as db:
+        db.execute(f"UPDATE trainings SET {change}")
+    db.close()
+    with pytest.raises(InputError, match=r"race\.db cannot be read as .*(has seed|lacks)"):
+        Trainings(path, SPACE, {})

@@ -9,7 +9,7 @@ import pytest
 from helpers.searcher_cases import MAKERS, OURS, Counter, chain_space, noise
 from searchers import RandomSearch, Study, search
 from searchers.study import score
-from supernet.errors import InputError, RunError
+from supernet.errors import DamagedError, InputError, RunError
 from supernet.space import Arch
 
 SPACE = chain_space()
@@ -166,3 +166,14 @@ def test_failed_trials_of_a_warm_start_need_no_score() -> None:
             best = search(MAKERS[name](SPACE), Fragile(None), study, trials=before + 5, resume="warm")
             assert before < len(study) <= before + 5
             assert not best.failed
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_damaged_file_ends_the_search_and_is_no_failure_of_a_network(batch: int) -> None:
+    def evaluate(archs: Sequence[Arch]) -> list[Mapping[str, float]]:
+        raise DamagedError("scores.db cannot be read")
+
+    with Study(None, SPACE) as study:
+        with pytest.raises(DamagedError, match=r"scores\.db cannot be read"):
+            search(RandomSearch(SPACE), evaluate, study, trials=8, batch=batch)
+        assert len(study) == 0

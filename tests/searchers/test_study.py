@@ -278,3 +278,25 @@ def test_a_trial_made_by_hand_has_the_key_of_its_network() -> None:
     with Study(None, space) as study:
         study.append([searchers.Trial.of(space, arch, {"accuracy": 0.5})])
         assert study.best("accuracy").arch == arch
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE batches SET asked = -1",
+        "UPDATE batches SET asked = 'x'",
+        "UPDATE trials SET seconds = -5",
+        "UPDATE trials SET seconds = 9e999",
+        "UPDATE trials SET repeat = 'x'",
+        """UPDATE trials SET metrics = '{"accuracy": 1e999}'""",
+        "UPDATE meta SET value = 'null' WHERE name = 'settings'",
+    ],
+)
+def test_numbers_that_no_search_writes_are_refused_with_the_name_of_the_file(statement: str, tmp_path: Path) -> None:
+    space = chain_space()
+    with Study(tmp_path / "study.db", space) as study:
+        search(RandomSearch(space), Counter(), study, trials=3)
+    with sqlite3.connect(tmp_path / "study.db") as db:
+        db.execute(statement)
+    db.close()
+    assert "study.db cannot be read as a study" in refusal(tmp_path / "study.db", space)

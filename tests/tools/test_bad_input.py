@@ -6,6 +6,7 @@ Whatever the files of a run hold, a report is written about the rest.
 import json
 import os
 import shutil
+import sqlite3
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from helpers.scripts import Call, one_line
 from helpers.tiny import TINY_SPACE
 from supernet.cost import LatencyTable
 from supernet.errors import InputError
+from supernet.ranking.trainings import Job
+from supernet.space import Arch
 from supernet_tools.pipeline.fit_plan import planned
 from supernet_tools.pipeline.folder import FIT
 from supernet_tools.pipeline.front import _check_free
+from supernet_tools.pipeline.runs import open_run
+from supernet_tools.pipeline.select import _Trainer
 
 
 def test_a_recorded_plan_is_read(tmp_path: Path) -> None:
@@ -159,3 +164,77 @@ def test_a_front_is_not_written_into_another_folder(tmp_path: Path) -> None:
     (front / "holiday.png").touch()
     with pytest.raises(InputError, match=r"holds 'holiday\.png', which is not part of a front"):
         _check_free(front)
+
+
+OPS = ("shuffle3", "shuffle5", "shuffle7")
+ARCHS = [json.dumps({f"stage{stage}.block0.op": op for stage in (1, 2, 3)}) for op in OPS]
+
+
+def statement(path: Path, sql: str) -> None:
+    """Executes a statement on an SQLite file."""
+    with sqlite3.connect(path) as db:
+        db.execute(sql)
+    db.close()
+
+
+def test_a_damaged_cache_ends_a_search_and_fails_no_network(tiny_run: Path, call: Call) -> None:
+    command = ("search", tiny_run, "--trials", 3, "--bn-batches", 1, "--force", "--name")
+    assert call(*command, "first")[0] == 0
+    statement(tiny_run / "scores.db", "UPDATE scores SET metrics = 'x'")
+    code, out, err = call(*command, "second")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: {tiny_run / 'scores.db'} cannot be read as an evaluation cache")
+    assert "evaluating" not in err
+    assert not (tiny_run / "search" / "second").exists()
+
+
+def test_damaged_weights_are_named_before_a_training(tiny_run: Path, call: Call) -> None:
+    (tiny_run / "supernet.safetensors").write_bytes(b"x")
+    one_line(call("retrain", tiny_run, "--arch", ARCHS[0], "--init", "shared"), "supernet.safetensors is truncated")
+    one_line(call("fidelity", tiny_run, "--truth", "retrain", "--n", 2), "supernet.safetensors is truncated")
+    assert not (tiny_run / "retrain").exists() or not list((tiny_run / "retrain").iterdir())
+
+
+def test_places_that_are_taken_are_named_before_anything_is_scored(tiny_run: Path, call: Call, tmp_path: Path) -> None:
+    (tiny_run / "fidelity").write_text("x")
+    one_line(call("fidelity", tiny_run, "--truth", "retrain", "--n", 2), "the report", "lies within a file")
+    (tiny_run / "select").write_text("x")
+    (tiny_run / "search").write_text("x")
+    for command in (("search", tiny_run, "--trials", 1), ("select_network", tiny_run, "--trainings", 2)):
+        one_line(call(*command), "lies within a file")
+    (tiny_run / "select").unlink()
+    (tiny_run / "select").symlink_to(tmp_path)
+    one_line(call("select_network", tiny_run, "--trainings", 2), "select is a link that leads out of")
+    (tmp_path / "link").symlink_to("nowhere")
+    export = ("export", tiny_run, "--arch", ARCHS[0], "--inherit", "--out", tmp_path / "link")
+    one_line(call(*export), "is a link that leads nowhere, not a folder")
+    (tiny_run / "report.html").mkdir()
+    one_line(call("report", tiny_run), "the page", "report.html is a folder, not a file")
+
+
+def test_other_images_are_refused_in_one_line(tiny_run: Path, call: Call, tmp_path: Path) -> None:
+    """The run's 64 calibration images are more than the folder has, which is beside the point."""
+    photos = make_folder(tmp_path / "photos")
+    one_line(call("evaluate", tiny_run, "--arch", ARCHS[0], "--data.source", photos), "another set of images")
+    assert not (tiny_run / "images").exists()
+
+
+def test_a_result_of_another_training_is_not_taken(tiny_run: Path, call: Call) -> None:
+    command = ("retrain", tiny_run, "--arch", ARCHS[0])
+    assert call(*command)[0] == 0
+    (file,) = (tiny_run / "retrain").glob("*/result.json")
+    complete = json.loads(file.read_text())
+    for name, value, fragment in (
+        ("arch", {}, "arch={} is not of its folder"),
+        ("arch", 5, "arch=5 should be a valid dictionary"),
+        ("key", "0", "key='0' is not of its folder"),
+        ("seed", 1, "seed=1 is not of its folder"),
+        ("seed", -1, "seed=-1 should be"),
+        ("macs", None, "macs=None should be a valid number"),
+    ):
+        file.write_text(json.dumps({**complete, name: value}))
+        one_line(call(*command), "result.json is damaged", fragment)
+    file.write_text(json.dumps({**complete, "validation_accuracy": "x"}))
+    run = open_run(tiny_run)
+    with pytest.raises(InputError, match=r"result\.json is damaged: validation_accuracy='x' should be a valid number"):
+        _Trainer(run, run.config.retrain, shared=False)._outcome(Job(Arch(complete["arch"]), 0, 1.0))

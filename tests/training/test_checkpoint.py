@@ -124,3 +124,9 @@ def test_files_with_numbered_steps_are_refused_by_name(tmp_path: Path, prefix: s
     torch.save({"format": 1}, tmp_path / "old.pt")
     with pytest.raises(InputError, match=r"old\.pt was written by an older release .*; train again"):
         load_state(tmp_path / "old.pt")
+
+
+def test_an_empty_checkpoint_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").touch()
+    with pytest.raises(InputError, match=r"state\.pt is empty; delete it to train again"):
+        load_state(tmp_path / "state.pt")

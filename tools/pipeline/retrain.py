@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from supernet.checked import problem_of, shown
+from supernet.checked import Seed, problem_of, shown
 from supernet.config import Train
 from supernet.errors import InputError, RunError, UnwritableError
 from supernet.files import read_json, write_json
@@ -27,6 +27,7 @@ from supernet_tools.pipeline.run import NETWORK, Run, torch_generator
 from supernet_tools.pipeline.validation import BEST, ValidationCurve, best_epoch
 
 STATE = "state.pt"
+_RESTORE = "restore it, or remove its folder and train again"
 
 
 def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, verbose: bool = True) -> dict[str, Any]:
@@ -47,9 +48,11 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
     done = bool(world.from_main(b"done" if result.exists() and (folder / NETWORK).exists() else b""))
     if not done:
         check_training(train, run.data, task=kind.retrain_task)  # a training that cannot start leaves no folder behind
+        if shared:
+            _ = run.supernet  # nor do weights that are damaged
     with claim_run(folder, "retrain", train) if world.main else nullcontext():
         if done:
-            return read_result(result, kind.truth)
+            return _same(read_result(result, kind.truth), result, arch, train.seed)
         began = time.monotonic()
         network = _trained(run, arch, train, folder, shared=shared, verbose=verbose)
         if not world.main:
@@ -160,11 +163,22 @@ def read_result(file: Path, truth: str) -> dict[str, Any]:
         InputError: it lacks what a result says, or its metric is no finite number.
     """
     document = read_json(file)
-    missing = [name for name in ("arch", "key", "seed", truth) if name not in document]
-    problem = f"it lacks {missing[0]!r}" if missing else problem_of(float, document[truth])
-    if problem is not None:
-        what = problem if missing else f"{truth}={shown(document[truth])} {problem}"
-        raise InputError(f"{file} is damaged: {what}; restore it, or remove its folder and train again")
+    for name, kind in {"arch": dict[str, Any], "key": str, "seed": Seed, truth: float}.items():
+        if name not in document:
+            raise InputError(f"{file} is damaged: it lacks {name!r}; {_RESTORE}")
+        if (problem := problem_of(kind, document[name])) is not None:
+            raise InputError(f"{file} is damaged: {name}={shown(document[name])} {problem}; {_RESTORE}")
+    for name in ("macs", "params"):
+        if (problem := problem_of(float, document.get(name, 0))) is not None:
+            raise InputError(f"{file} is damaged: {name}={shown(document[name])} {problem}; {_RESTORE}")
+    return document
+
+
+def _same(document: dict[str, Any], file: Path, arch: Arch, seed: int) -> dict[str, Any]:
+    """The result in a file. Raises `InputError` if it is that of another training than its folder's."""
+    for name, value in {"arch": dict(arch), "key": arch.key, "seed": seed}.items():
+        if document[name] != value:
+            raise InputError(f"{file} is damaged: {name}={shown(document[name])} is not of its folder; {_RESTORE}")
     return document
 
 

@@ -1,6 +1,8 @@
 """A run that opens lazily: reading its settings costs nothing, images and weights come when they are asked for."""
 
+import contextlib
 import os
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -98,12 +100,23 @@ class Run:
         Raises:
             InputError: they are not those that the run was made with, or cannot be read.
         """
-        data = self.kind.load(inside(self.folder, IMAGES)) if self._given_data is None else self._given_data
+        images = inside(self.folder, IMAGES)
+        kept = set(images.glob("*"))
+        with warnings.catch_warnings(record=True) as caught:  # about other images they would be beside the point
+            warnings.simplefilter("always")
+            data = self.kind.load(images) if self._given_data is None else self._given_data
         if data.digest != self.summary.digest:
+            for file in set(images.glob("*")) - kept:  # other images, decoded for nothing
+                file.unlink()
+            if not kept:
+                with contextlib.suppress(OSError):
+                    images.rmdir()
             raise InputError(
                 f"{self.folder} was made with another set of images (digest {self.summary.digest}, now {data.digest}); "
                 f"restore it, repeat the training command with {FLAG}, or train again"
             )
+        for warning in caught:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return data
 
     @cached_property

@@ -18,7 +18,7 @@ from supernet.cost import Feasible, LatencyTable
 from supernet.cost.latency import warn_under_load
 from supernet.errors import InputError, nearest
 from supernet.files import read_json, remove_temporaries, write_json
-from supernet.paths import inside
+from supernet.paths import check_file, inside
 from supernet.progress import progress
 from supernet.ranking.rivals import evenly_spaced, scaled_networks
 from supernet.scoring.cache import tied_with_best
@@ -280,8 +280,10 @@ def _searched(
 
 
 def search_folder(run: Path, name: str) -> Path:
-    """The folder of a search. Raises `InputError` for a name that leads out of the run."""
-    return inside(run, "search", name, what="the name of a search")
+    """The folder of a search. Raises `InputError` for a name that leads out of the run, or one that is no folder's."""
+    folder = inside(run, "search", name, what="the name of a search")
+    check_file(folder / "study.db", "the study")
+    return folder
 
 
 def _claimed_study(run: Run, folder: Path) -> Study | None:

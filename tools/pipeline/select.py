@@ -13,11 +13,12 @@ from typing import Any
 from searchers import Study, Trial
 from searchers.morphnet.resources import equal_widths
 from searchers.study import score
+from supernet.checked import problem_of, shown
 from supernet.config import Train
 from supernet.cost import Feasible
 from supernet.errors import InputError, RunError, UnwritableError
 from supernet.files import read_json, remove_temporaries, write_json
-from supernet.paths import inside
+from supernet.paths import check_file, inside
 from supernet.ranking.race import Arm, Margin, Result, Runner, check_race, race
 from supernet.ranking.rivals import finalists, simple_networks
 from supernet.ranking.statistics import json_safe
@@ -34,7 +35,7 @@ from supernet.spaces.widths import WidthChain
 from supernet.training.distributed import alone, current
 from supernet_tools.pipeline.architectures import random_feasible
 from supernet_tools.pipeline.config import DetectorRun
-from supernet_tools.pipeline.retrain import partial_score, retrain_stage, trained_network
+from supernet_tools.pipeline.retrain import partial_score, retrain_folder, retrain_stage, trained_network
 from supernet_tools.pipeline.run import Run
 from supernet_tools.pipeline.search import search_folder, searched, shared_scores
 
@@ -94,6 +95,7 @@ def select_stage(
     shares = _epoch_shares(shares, train.epochs)
     check_race(trainings=trainings, minutes=minutes, shares=shares, seeds=seeds)
     world, init = current(), "shared" if shared else run.kind.start
+    check_file(inside(run.folder, FOLDER, f"{init}.db"), "the record of trainings")  # before anything is scored
     if world.from_main(b"resumed" if (run.folder / FOLDER / f"{init}.db").exists() else b""):
         with _record(run, init, train):  # refuses another recipe before anything is scored
             pass
@@ -239,7 +241,13 @@ def _epoch_shares(shares: Sequence[float], epochs: int) -> tuple[float, ...]:
     for share in wanted:
         if not 0 < share <= 1:
             raise InputError(f"shares={tuple(shares)} should be above 0 and at most 1")
-    return tuple(sorted({max(1, round(share * epochs)) / epochs for share in wanted} | {1.0}))
+    rounded = tuple(sorted({max(1, round(share * epochs)) / epochs for share in wanted} | {1.0}))
+    if rounded == (1.0,) and any(share < 1 for share in wanted):
+        raise InputError(
+            f"shares={tuple(shares)} end with no epoch before the last one, as there are {epochs}; leave them out, or "
+            "train for more epochs"
+        )
+    return rounded
 
 
 # -- who races --------------------------------------------------------------------------------------------------------
@@ -476,7 +484,11 @@ class _Trainer:
                 value = partial_score(self.run, job.arch, train, epochs=epochs, shared=self.shared)
             else:
                 result = retrain_stage(self.run, job.arch, train, shared=self.shared, verbose=False)
-                value = float(result[f"validation_{self.run.kind.metric}"])
+                name = f"validation_{self.run.kind.metric}"
+                if (problem := problem_of(float, result.get(name))) is not None:
+                    file = retrain_folder(self.run, job.arch, train.seed, self.shared) / "result.json"
+                    raise InputError(f"{file} is damaged: {name}={shown(result.get(name))} {problem}; restore it")
+                value = float(result[name])
         except UnwritableError:  # a full disk says nothing about the network
             raise
         except RunError as error:
