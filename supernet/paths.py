@@ -58,7 +58,12 @@ def inside(folder: Path, *names: str, what: str = "the name", follow: bool = Fal
 
 
 def check_inside(folder: Path, path: Path) -> None:
-    """Raises `InputError` if a link on the way from a folder to a path below it leads out of the folder."""
+    """Raises `InputError` if a link on the way from a folder to a path below it leads out of it, or in a circle."""
+    for place in (folder, path):
+        try:
+            place.resolve()
+        except (OSError, RuntimeError):  # what Python raises for a circle depends on its version
+            raise InputError(f"{place} cannot be followed: a link in it leads in a circle; remove the link") from None
     if path.resolve().is_relative_to(folder.resolve()):
         return
     at = folder
@@ -86,8 +91,10 @@ def check_file(path: Path, what: str) -> None:
         raise InputError(f"{what} {path} is a folder, not a file; give a name within it")
     if path.exists() and not path.is_file():
         raise InputError(f"{what} {path} is a device or a pipe, not a file; give another name")
-    if path.parent.exists() and not path.parent.is_dir():
-        raise InputError(f"{what} {path} lies within a file; give another folder")
+    above = next((parent for parent in path.parents if os.path.lexists(parent)), None)
+    if above is not None and not above.is_dir():
+        where = f"a file, {above}" if above.exists() else f"a link that leads nowhere, {above}"
+        raise InputError(f"{what} {path} lies within {where}; give another folder")
 
 
 def check_regular(path: str | Path) -> None:

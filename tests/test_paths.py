@@ -47,6 +47,15 @@ def test_links_that_lead_out_are_refused_and_others_are_not(tmp_path: Path) -> N
     assert inside(tmp_path / "named", "export") == tmp_path / "named" / "export"
 
 
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "search").symlink_to("search")
+    for folder, name in ((tmp_path / "loop", "images"), (tmp_path / "run", "search")):
+        with pytest.raises(InputError, match="a link in it leads in a circle; remove the link"):
+            inside(folder, name)
+
+
 def test_temporary_names_cannot_be_foreseen_and_links_are_replaced(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")

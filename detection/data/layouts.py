@@ -4,6 +4,7 @@ Everything after that, labels, checks and warnings, is then the same for all thr
 """
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -330,7 +331,7 @@ def _voc_object(file: Path, number: int, item: ElementTree.Element) -> VocObject
         values = tuple(map(float, corners))
     except ValueError:
         values = ()
-    if len(values) != 4:
+    if len(values) != 4 or not all(map(math.isfinite, values)):
         raise InputError(f"object {number} of {file} has no <bndbox> of four numbers, xmin, ymin, xmax and ymax")
     return name, values, difficult == "1"
 

@@ -50,13 +50,17 @@ def cache_folder(setting: str, run: Path | None) -> Path | None:
         run: the run's folder; None outside a run.
 
     Raises:
-        InputError: the setting is empty.
+        InputError: the setting is empty, or names a file.
     """
     if not setting:
         raise InputError("data.cache is empty; set it to 'auto', 'off' or a folder")
     if setting == "off":
         return None
-    return run if setting == "auto" else Path(setting)
+    if setting == "auto":
+        return run
+    if Path(setting).exists() and not Path(setting).is_dir():
+        raise InputError(f"data.cache={setting!r} is a file, not a folder; set it to 'auto', 'off' or a folder")
+    return Path(setting)
 
 
 def cache_file(folder: Path, *source: object) -> Path:

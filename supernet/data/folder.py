@@ -72,13 +72,17 @@ def folder(root: Path, *, fewest: int = 2) -> Files:
 
     Raises:
         InputError: no images, a class without images, fewer than `fewest` classes, a folder that cannot be read, a link
-            into a folder that it lies in, or a name that is not UTF-8.
+            beside the classes that leads nowhere, a link into a folder that it lies in, or a name that is not UTF-8.
     """
     passed = Passed(root)
     classes = []
     for item in sorted(_scan(root), key=lambda item: item.name):
         if item.is_dir() and not item.name.startswith("."):
             classes.append(item.name)
+        elif item.is_symlink() and not item.name.startswith(".") and not os.path.exists(item.path):  # a class is gone
+            raise InputError(
+                f"{shown_name(item.path)} is a link that leads nowhere; restore what it led to, or remove it"
+            )
         else:
             passed.add(item.name, item.name, image=item.name.lower().endswith(EXTENSIONS))
     _check_names(root, classes)
@@ -92,8 +96,9 @@ def folder(root: Path, *, fewest: int = 2) -> Files:
                 else:
                     passed.add(file, os.path.join(*parts, file))
     if not files:
-        passed.warn()
-        raise InputError(f"{root} holds no images: it needs one folder per class with files such as .jpg or .png")
+        raise InputError(
+            f"{root} holds no images: it needs one folder per class with files such as .jpg or .png{passed.said('; ')}"
+        )
     present = {label for _, label in files}
     if len(present) < fewest:
         only = classes[files[0][1]]
@@ -102,8 +107,7 @@ def folder(root: Path, *, fewest: int = 2) -> Files:
         raise InputError(f"{root} holds images of one class only, {only!r}{better}")
     empty = [name for label, name in enumerate(classes) if label not in present]
     if empty:
-        passed.warn()
-        raise InputError(f"the class folder {root / empty[0]} holds no images; fill or remove it")
+        raise InputError(f"the class folder {root / empty[0]} holds no images; fill or remove it{passed.said('; ')}")
     files.sort()
     _check_names(root, (os.path.join(*parts) for parts, _ in files))
     passed.warn()
@@ -123,13 +127,18 @@ class Passed:
         self._names.setdefault("beside the class folders" if image and kind != "hidden" else kind, []).append(path)
 
     def warn(self) -> None:
-        """Warns once with the number of files of each kind and the name of the first."""
+        """Warns once of the files, if there are any."""
+        if text := self.said():
+            warnings.warn(text, stacklevel=4)
+
+    def said(self, before: str = "") -> str:
+        """Returns the number of files of each kind and the name of the first, behind `before`; empty without files."""
         if not self._names:
-            return
+            return ""
         kinds = sorted(self._names.items(), key=lambda item: (-len(item[1]), item[0]))
         shown = ", ".join(f"{len(paths)} {kind} ({shown_name(min(paths))})" for kind, paths in kinds[:6])
         shown += f" and {len(kinds) - 6} more kinds" if len(kinds) > 6 else ""
-        warnings.warn(f"not read as images in {self._root}: {shown}", stacklevel=4)
+        return f"{before}not read as images in {self._root}: {shown}"
 
 
 def shown_name(name: str) -> str:

@@ -339,9 +339,10 @@ def check_replaceable(folder: Path) -> None:
         raise InputError(f"folder={shown(str(folder))} cannot be a folder's name; give a shorter one")
     if Path.cwd().is_relative_to(folder):  # which the export would replace while this process works in it
         raise InputError(f"{folder} is or holds the working folder; give another folder for the export")
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise InputError(f"{there} is a file, not a folder; give another folder for the export")
+        what = "a link that leads nowhere" if there.is_symlink() else "a file"
+        raise InputError(f"{there} is {what}, not a folder; give another folder for the export")
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not free and not (_holds_only_ours(folder) and (folder / "parity.json").exists()):
         raise InputError(f"{folder} holds something other than an export; give a folder that is new or empty")

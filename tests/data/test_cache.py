@@ -106,6 +106,14 @@ def test_settings_that_decide_the_pixels_have_files_of_their_own(tmp_path: Path,
     assert len(set(digests)) == len(list(folder.iterdir())) == 4
 
 
+def test_a_file_is_no_folder_for_decoded_images(tmp_path: Path, decoded: list[str]) -> None:
+    root = make_folder(tmp_path / "photos")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"data\.cache='.*file' is a file, not a folder; set it to 'auto', 'off' or"):
+        load(Data(str(root), size=8, cache=str(tmp_path / "file")))
+    assert not decoded
+
+
 def test_the_cache_can_be_off(tmp_path: Path, decoded: list[str]) -> None:
     root, run = make_folder(tmp_path / "images"), tmp_path / "run"
     for _ in range(2):

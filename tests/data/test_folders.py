@@ -107,6 +107,25 @@ def test_links_are_followed_and_cycles_refused(tmp_path: Path) -> None:
         read(root)
 
 
+def test_a_class_whose_link_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "root")
+    (root / ".hidden").symlink_to("nowhere")
+    read(root)
+    (root / "bird").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"root/bird is a link that leads nowhere; restore what it led to, or remove"):
+        read(root)
+
+
+def test_files_of_other_types_are_named_where_nothing_is_left(tmp_path: Path) -> None:
+    for name in ("cat/a.gif", "cat/b.gif", "dog/c.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=r"holds no images: .*; not read as images in .*: 3 \.gif \(cat/a\.gif\)"):
+            read(tmp_path)
+
+
 def test_what_is_not_read_is_counted_and_named_once(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
     for name in ("cat/a.HEIC", "cat/b.heic", "dog/c.avif", "dog/._0.png", ".DS_Store", "readme.txt", "cat/noext"):

@@ -175,6 +175,11 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
         lambda r: (r / "Annotations/00.xml").write_text("<annotation><object><name>cat</name></object></annotation>"),
         r"object 1 of .*00\.xml has no <bndbox>",
     ),
+    "corner": (
+        "voc",
+        lambda r: _voc(r / "Annotations", "00", (64, 64), [(0, float("nan"), 3, 8, 12)]),  # type: ignore[list-item]
+        r"object 1 of .*00\.xml has no <bndbox> of four numbers",
+    ),
 }
 
 
