@@ -18,6 +18,7 @@ from supernet.paths import inside
 from supernet.seeding import generator
 from supernet.spaces import build
 from supernet.train import plan_training
+from supernet.training.distributed import check_device
 from supernet_tools.pipeline.choices import Budget, Derived, FitSettings, Settings, SourceFacts, Timing
 from supernet_tools.pipeline.config import Recipe, SupernetRun
 from supernet_tools.pipeline.derive import derive, recipe
@@ -30,7 +31,7 @@ from supernet_tools.pipeline.runs import kind_of
 from supernet_tools.pipeline.train import prepare
 from supernet_tools.pipeline.trust import from_file
 from supernet_tools.pipeline.units import cost_in_units
-from supernet_tools.pipeline.unpack import is_archive, unpacked
+from supernet_tools.pipeline.unpack import is_archive, removed_if_refused, unpacked
 
 FORMAT = 4
 """The format of fit.json. 2 added a front, 3 and 4 name the request and the source otherwise."""
@@ -99,34 +100,37 @@ def planned(request: FitRequest, out: Path, say: Say) -> Plan:
         say(f"going on with {out}: settings and timings are those of its start")
         return plan
     _check_used(request)
+    check_device(request.device)
     check_free(out)
-    model = _model_of(request) if request.pretrained else ""
-    facts = inspect_source(_readable_source(request, out))
-    budget = Budget(
-        minutes=request.minutes,
-        max_macs=request.limits.get("macs"),
-        pretrained=request.pretrained,
-        model=model,
-    )
-    if facts.boxed:
-        budget = dataclasses.replace(budget, factor=_width_factor(request, out, facts, budget))
-    first = derive(facts, budget, request.overrides)
-    say("reading the images and timing a few steps")
-    with removed_on_failure(out):  # also the images that were decoded for the timing
-        timing = _timed(_recipe(request, out, facts, first, budget.factor), request, out)
-    settings = derive(facts, dataclasses.replace(budget, timing=timing), request.overrides)
-    limits = {name: float(limit) for name, limit in request.limits.items() if limit is not None}
-    plan = Plan(facts, timing, settings, _recipe(request, out, facts, settings, budget.factor), limits)
-    document = {
-        "format": FORMAT,
-        "request": dataclasses.asdict(request),
-        "source": dataclasses.asdict(facts),
-        "timing": dataclasses.asdict(timing),
-        "model": model,
-        "factor": budget.factor,
-        "settings": [dataclasses.asdict(row) for row in settings.rows],
-    }
-    write_json(file, document)
+    with removed_if_refused(out):
+        model = _model_of(request) if request.pretrained else ""
+        facts = inspect_source(_readable_source(request, out))
+        budget = Budget(
+            minutes=request.minutes,
+            max_macs=request.limits.get("macs"),
+            pretrained=request.pretrained,
+            model=model,
+        )
+        if facts.boxed:
+            budget = dataclasses.replace(budget, factor=_width_factor(request, out, facts, budget))
+        first = derive(facts, budget, request.overrides)
+        _check_unread(request, facts, _recipe(request, out, facts, first, budget.factor))
+        say("reading the images and timing a few steps")
+        with removed_on_failure(out):  # also the images that were decoded for the timing
+            timing = _timed(_recipe(request, out, facts, first, budget.factor), request, out)
+        settings = derive(facts, dataclasses.replace(budget, timing=timing), request.overrides)
+        limits = {name: float(limit) for name, limit in request.limits.items() if limit is not None}
+        plan = Plan(facts, timing, settings, _recipe(request, out, facts, settings, budget.factor), limits)
+        document = {
+            "format": FORMAT,
+            "request": dataclasses.asdict(request),
+            "source": dataclasses.asdict(facts),
+            "timing": dataclasses.asdict(timing),
+            "model": model,
+            "factor": budget.factor,
+            "settings": [dataclasses.asdict(row) for row in settings.rows],
+        }
+        write_json(file, document)
     return plan
 
 
@@ -138,6 +142,33 @@ def _check_used(request: FitRequest) -> None:
         raise InputError(f"init='inherit' trains no finalist; leave {unused[0]} out, or choose init='shared'")
     if overrides.get("largest_epochs") is not None and not request.pretrained:
         raise InputError("largest_epochs is for a start with trained weights; give --pretrained, or leave it out")
+
+
+def _check_unread(request: FitRequest, facts: SourceFacts, config: Recipe) -> None:
+    """Checks a classifier's recipe before its images are read; `_width_factor` has checked that of a detector.
+
+    Raises:
+        InputError: a setting for detectors, a batch of more images than there are, a space that cannot be built at this
+            size of the images, or limits that no network meets.
+    """
+    if config.train.batch > facts.images:
+        raise InputError(f"batch={config.train.batch} is larger than the {facts.images} training images; lower it")
+    if not isinstance(config, SupernetRun):
+        return
+    if request.overrides.get("anchor_scale") is not None:
+        raise InputError("anchor_scale is for images with boxes, which train a detector; leave it out")
+    kind = kind_of(kind_of(config).resolved())
+    costs = kind.costs(kind.skeleton(_unread(facts, config.data.size)))
+    limits = {name: limit for name, limit in request.limits.items() if limit is not None and name != "latency_ms"}
+    if limits:
+        Feasible(costs, limits).sample(generator(request.seed, "limits"))  # raises, and names the range
+
+
+def _unread(facts: SourceFacts, size: int) -> DataSummary:
+    """What the cost of a network depends on, before images are read."""
+    counts: dict[str, Any] = dict.fromkeys(("n_train", "n_calibration", "n_validation", "n_test"), 1)
+    moments = (0.5,) * facts.channels
+    return DataSummary(facts.classes, facts.channels, size, moments, moments, digest="", **counts)
 
 
 def check_free(out: Path) -> None:
@@ -177,8 +208,7 @@ def _width_factor(request: FitRequest, out: Path, facts: SourceFacts, budget: Bu
     from supernet_tools.pipeline.derive_objects import FACTORS
 
     limits = {name: limit for name, limit in request.limits.items() if limit is not None and name != "latency_ms"}
-    counts: dict[str, Any] = dict.fromkeys(("n_train", "n_calibration", "n_validation", "n_test"), 1)
-    summary = DataSummary(facts.classes, 3, 64, (0.5,) * 3, (0.5,) * 3, digest="", **counts)
+    summary = _unread(facts, 64)
     for factor in FACTORS if limits else (1.0,):
         settings = derive(facts, dataclasses.replace(budget, factor=factor), request.overrides)
         kind = kind_of(kind_of(_recipe(request, out, facts, settings, factor)).resolved())

@@ -77,6 +77,22 @@ def unpacked(archive: Path, run: Path) -> Path:
     return entries[0] if len(entries) == 1 and entries[0].is_dir() and not _is_class(entries[0]) else place
 
 
+@contextlib.contextmanager
+def removed_if_refused(run: Path) -> Iterator[None]:
+    """Removes what was unpacked into a run in the block if its images are refused; an interruption leaves it."""
+    existed, place = run.exists(), run / UNPACKED
+    before = place.exists()
+    try:
+        yield
+    except InputError:
+        if not before:
+            shutil.rmtree(place, ignore_errors=True)
+            if not existed:
+                with contextlib.suppress(OSError):
+                    run.rmdir()
+        raise
+
+
 def _is_class(folder: Path) -> bool:
     """Whether a folder holds files only: then it is a class or a part of the data set, and does not hold all of it."""
     return not any(entry.is_dir() for entry in folder.iterdir())
