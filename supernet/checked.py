@@ -155,12 +155,13 @@ def check(config: Any, *, remedy: Callable[[str], str] = lambda _: "") -> None:
 
 def unused_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields the dotted names of the fields without an effect in a dataclass and those in it, as `Checked.unused`."""
+    if not isinstance(config, Checked):
+        return
     for name, reason in config.unused():
         yield prefix + name, reason
     owner: Any = type(config)
     for field in fields_of(owner):
-        if isinstance(value := getattr(config, field), Checked):
-            yield from unused_fields(value, f"{prefix}{field}.")
+        yield from unused_fields(getattr(config, field), f"{prefix}{field}.")
 
 
 def is_whole(value: object, low: int, high: int = 2**63 - 1) -> bool:

@@ -30,6 +30,8 @@ from supernet_tools import (
     select_network,
 )
 from supernet_tools.pipeline.command_line import parse
+from supernet_tools.pipeline.config import SupernetRun
+from supernet_tools.pipeline.folder import check_run, claim_run
 from supernet_tools.pipeline.recipes import RECIPES
 
 KEY = "0123456789abcdef"
@@ -176,6 +178,15 @@ def test_defaults_without_an_effect_are_not_refused(kind: type[Any]) -> None:
     required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
     assert len(required) <= 1
     assert parse(kind, None, ["x"] * len(required))
+
+
+def test_a_run_of_an_earlier_release_goes_on_without_them(tmp_path: Path) -> None:
+    """Its `run.json` may hold typed values without an effect, which the same command would not take any more."""
+    with claim_run(tmp_path / "run", "supernet", SupernetRun(train=Train(decay_rate=0.5), random_paths=7)):
+        pass
+    check_run(tmp_path / "run", "supernet", SupernetRun())
+    with pytest.raises(InputError, match=r"train\.schedule is 'cosine' there and 'exponential' here"):
+        check_run(tmp_path / "run", "supernet", SupernetRun(train=Train(decay_rate=0.5, schedule="exponential")))
 
 
 # -- what is only known once the run or the export is opened -----------------------------------------------------------

@@ -78,7 +78,7 @@ def test_architectures_are_named_by_key_and_place(searched_run: Path, tmp_path: 
     drawn = tmp_path / "drawn.svg"
     assert call("draw", searched_run, "--search", "nsga2", "--out", drawn)[0] == 0
     assert best_arch(run, "nsga2").key in drawn.read_text()
-    assert call("draw", searched_run, "--search", "nsga2", "--arch", arch.key, "--out", drawn)[0] == 0
+    assert call("draw", searched_run, "--arch", arch.key, "--out", drawn)[0] == 0
     assert arch.key in drawn.read_text()
 
 

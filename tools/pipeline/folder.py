@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 
-from supernet.checked import shown
+from supernet.checked import shown, unused_fields
 from supernet.config import from_dict
 from supernet.errors import InputError
 from supernet.files import commit, flatten, is_temporary, lock_file, read_json, remove_temporaries, write_json
@@ -39,7 +39,8 @@ def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
         folder: the run's folder.
         kind: what the folder holds, e.g. "supernet".
         config: a dataclass with every setting. It is the run's identity, except for `save_seconds`, `prefetch`,
-            `data.cache`, and in a supernet's run where its images are and how networks are retrained.
+            `data.cache`, what has no effect (`Checked.unused`), and in a supernet's run where its images are and how
+            networks are retrained.
         free: further settings that may differ from those of the run, such as "data.skip_unreadable".
         facts: what else `run.json` keeps, such as class names, so that later commands need not read images for it.
 
@@ -88,8 +89,11 @@ def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
     # settings that are newer than the run take their defaults
     written = from_dict(type(config), document["config"], owner=str(folder / RUN))
     before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
+    unused = dict(unused_fields(written)).keys() & dict(unused_fields(config))  # nor would their flags be taken
     for name in sorted(before.keys() | now.keys()):
         if name.endswith(("save_seconds", "prefetch", "data.cache")) or name in free or _renewable(kind, name):
+            continue
+        if name in unused:
             continue
         if before.get(name) != now.get(name):
             more = " (--accept-changed-data takes this one)" if name == "data.skip_unreadable" else ""
