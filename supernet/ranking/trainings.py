@@ -76,8 +76,10 @@ class Trainings(MutableMapping[Job, Outcome], sqlite.Closing):
                         f"{space.digest()}); use another file"
                     )
                 _check_recipe(path, json.loads(meta["recipe"]), json.loads(text))
-                for row in self._db.execute("SELECT arch, seed, share, score, seconds FROM trainings ORDER BY rowid"):
-                    arch, seed, share, score, seconds = row
+                for row in self._db.execute(
+                    "SELECT key, arch, seed, share, score, seconds FROM trainings ORDER BY rowid"
+                ):
+                    key, text_of_arch, seed, share, score, seconds = row
                     if score is not None and not math.isfinite(score):
                         raise ValueError(f"the score {score} is not finite")
                     if (
@@ -87,9 +89,12 @@ class Trainings(MutableMapping[Job, Outcome], sqlite.Closing):
                     ):
                         raise ValueError(f"a training has seed {seed!r}, share {share!r} and seconds {seconds!r}")
                     try:
-                        values = space.canonical(Arch.from_json(arch))
+                        arch = Arch.from_json(text_of_arch)
+                        values = space.canonical(arch)
                     except InputError as error:
                         raise ValueError(str(error)) from error
+                    if arch.key != key:
+                        raise ValueError(f"the training of {key!r} is of another architecture")
                     self._outcomes[Job(values, seed, share)] = Outcome(score, seconds)
         except BaseException:
             self.close()

@@ -7,12 +7,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from supernet.errors import RunError
+from supernet.errors import DamagedError, RunError
 from supernet.space import Arch, SearchSpace
 from supernet.training.distributed import World
 
 Metrics = Mapping[str, float]
 Evaluate = Callable[[Sequence[Arch]], Sequence[Metrics | None]]
+
+
+_CAUSES: Mapping[str, type[Exception]] = {"damaged": DamagedError, "run": RunError}
+"""What goes wrong in a process without the fault of an architecture, by its name in the message between processes."""
 
 
 @contextlib.contextmanager
@@ -65,7 +69,8 @@ class ParallelEvaluator:
         Raises:
             RuntimeError: the evaluation raised in some process; the message repeats that of the process. Architectures
                 that were scored before are in the cache, if the evaluator has one.
-            RunError: a process is gone, so that nothing can be scored any more.
+            DamagedError, RunError: nothing can be scored any more, since a file that scoring needs is at fault, or a
+                process is gone.
         """
         assert self.world.main, "only rank 0 asks for scores; the other ranks serve"
         order = sorted(range(len(archs)), key=lambda i: self.space.to_indices(archs[i]))
@@ -97,13 +102,15 @@ class ParallelEvaluator:
             scores = self.evaluate(share) if share else []
             own = {"scores": [m if m is None else {name: float(v) for name, v in m.items()} for m in scores]}
         except Exception as error:  # whatever a user's metric raises, the other ranks wait for an answer
-            own = {"error": f"{type(error).__name__}: {error}"}
+            cause = next((name for name, kind in _CAUSES.items() if isinstance(error, kind)), "")
+            own = {"error": f"{type(error).__name__}: {error}", "cause": cause}
         with _broken_group_reported():
             gathered = self.world.gather(json.dumps(own).encode())
         answers = [json.loads(answer) for answer in gathered]
         for rank, answer in enumerate(answers):
             if "error" in answer and self.world.main:
-                raise RuntimeError(f"scoring failed in rank {rank}: {answer['error']}")
+                kind = _CAUSES.get(answer["cause"], RuntimeError)
+                raise kind(f"scoring failed in rank {rank}: {answer['error']}")
         return [answer.get("scores", []) for answer in answers]
 
     def _shares(self, archs: Sequence[Arch]) -> list[list[Arch]]:

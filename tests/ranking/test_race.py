@@ -426,7 +426,9 @@ def test_a_record_belongs_to_one_recipe_and_one_space(tmp_path: Path) -> None:
         Trainings(path, SPACE, {"epochs": 3, "lr": 0.1})
 
 
-@pytest.mark.parametrize("change", ["seconds = 'x'", "seconds = -1", "share = 7", "seed = 'x'", "arch = '{}'"])
+@pytest.mark.parametrize(
+    "change", ["seconds = 'x'", "seconds = -1", "share = 7", "seed = 'x'", "arch = '{}'", "key = '0'"]
+)
 def test_rows_that_no_race_writes_are_damage(change: str, tmp_path: Path) -> None:
     path = tmp_path / "race.db"
     with Trainings(path, SPACE, {}) as record:
@@ -434,5 +436,5 @@ def test_rows_that_no_race_writes_are_damage(change: str, tmp_path: Path) -> Non
     with sqlite3.connect(path) as db:
         db.execute(f"UPDATE trainings SET {change}")
     db.close()
-    with pytest.raises(InputError, match=r"race\.db cannot be read as .*(has seed|lacks)"):
+    with pytest.raises(InputError, match=r"race\.db cannot be read as .*(has seed|lacks|of another architecture)"):
         Trainings(path, SPACE, {})

@@ -1,5 +1,6 @@
 """Searching under torchrun: the study of two ranks is that of one, also after a rank was killed."""
 
+import itertools
 import os
 import signal
 import sqlite3
@@ -19,7 +20,7 @@ from helpers.toy_spaces import TOY_SPACES, sliced
 from searchers import RandomSearch, Study, search
 from supernet import create_supernet
 from supernet.cost import CostTable
-from supernet.errors import RunError
+from supernet.errors import DamagedError, RunError, UnwritableError
 from supernet.scoring.parallel import ParallelEvaluator
 from supernet.space import Arch, SearchSpace
 from supernet.training.distributed import World
@@ -208,3 +209,19 @@ def test_a_broken_group_ends_the_search_and_fails_no_architecture() -> None:
     with pytest.raises(RunError, match="a process of the group is gone"):
         search(RandomSearch(space), parallel, study, trials=5, batch=2)
     assert len(study) == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [(DamagedError("scores.db"), DamagedError), (UnwritableError("full"), RunError), (ValueError("x"), RuntimeError)],
+)
+def test_what_is_not_the_fault_of_an_architecture_is_told_apart(raised: Exception, kind: type[Exception]) -> None:
+    """The first two end a search; anything else is a failure of the architectures."""
+
+    def evaluate(archs: Sequence[Arch]) -> list[dict[str, float]]:
+        raise raised
+
+    space = TOY_SPACES["chain"]().space
+    with pytest.raises(kind, match="scoring failed in rank 0") as caught:
+        ParallelEvaluator(evaluate, space, World())(list(itertools.islice(space.enumerate(), 2)))
+    assert type(caught.value) is kind

@@ -186,6 +186,9 @@ def test_a_damaged_cache_ends_a_search_and_fails_no_network(tiny_run: Path, call
     assert err.splitlines()[-1].startswith(f"error: {tiny_run / 'scores.db'} cannot be read as an evaluation cache")
     assert "evaluating" not in err
     assert not (tiny_run / "search" / "second").exists()
+    study = tiny_run / "search" / "first" / "study.db"
+    statement(study, "UPDATE trials SET metrics = '{\"accuracy\": 0.5}' WHERE number = 1")
+    one_line(call(*command, "first"), f"trial 1 of the study {study} has no 'macs'", "another --name")
 
 
 def test_damaged_weights_are_named_before_a_training(tiny_run: Path, call: Call) -> None:

@@ -296,6 +296,7 @@ def _claimed_study(run: Run, folder: Path) -> Study | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         study = Study(folder / "study.db", run.space)
+        _check_costs(study)
         remove_temporaries(folder)  # under the study's lock
     except BaseException:
         world.from_main(b"refused")
@@ -304,6 +305,18 @@ def _claimed_study(run: Run, folder: Path) -> Study | None:
         write_json(folder / COSTS, {"format": COSTS_FORMAT, "latency_batch": run.cost.batch, "latency_unit": "ms"})
     world.from_main(b"claimed")
     return study
+
+
+def _check_costs(study: Study) -> None:
+    """Raises `InputError` for a study of other metrics than those of this project's searches, which all have costs."""
+    for trial in study.trials():
+        lacking = [name for name in ("macs", "params") if name not in trial.metrics]
+        if lacking and not trial.failed:
+            study.close()
+            raise InputError(
+                f"trial {trial.number} of the study {study} has no {lacking[0]!r}, so it is of another search; give "
+                "another --name"
+            )
 
 
 class _Shown:
