@@ -94,13 +94,14 @@ def run() -> None:
     opened = open_run(args.run, trained=args.exported is None, bn=args.bn, moved=args.data)
     if args.exported is not None:
         preprocess = fitting(args.exported, opened)
+        if opened.kind.metric != "map":
+            args.refuse("batch", "threshold", reason=f"for a classifier, as {args.exported} is")
+            if args.curves is not None:
+                raise InputError(f"--curves is for detectors, and {args.exported} is a classifier; leave it out")
         network = at_its_size(load_exported(args.exported), preprocess)
         if opened.kind.metric == "map":
             show_detector(args, network, opened)
             return
-        args.refuse("batch", "threshold", reason=f"for a classifier, as {args.exported} is")
-        if args.curves is not None:
-            raise InputError(f"--curves is for detectors, and {args.exported} is a classifier; leave it out")
         metrics = opened.kind.scores(network, opened.data.test)
         check_finite(metrics, f"the network of {args.exported}")
         print_table(f"{args.exported}, test split", ("what", "value"), list(metrics.items()))

@@ -73,8 +73,9 @@ class Fidelity(Flags):
     def unused(self) -> Iterator[tuple[str, str]]:
         """What the table alone, or another truth, does not take."""
         if self.table_only:
-            taken = {"run", "table_only", "resamples", "data", "trust"}
-            for name in (*(dataclasses.asdict(self).keys() - taken), "data.source", "data.images"):
+            taken = ("run", "table_only", "resamples", "data", "trust")
+            fields = [field.name for field in dataclasses.fields(self) if field.name not in taken]
+            for name in (*fields, "data.source", "data.images"):
                 yield name, "beside --table-only, which has neither weights nor other networks"
             return
         if self.truth in ("table", "retrain"):

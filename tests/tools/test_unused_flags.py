@@ -220,6 +220,16 @@ def test_an_export_takes_no_flags_of_a_run(tmp_path: Path, call: Call) -> None:
         one_line(call("predict", folder, photos, "--run-code", *flags), "has no effect for", "which is an export")
 
 
+def test_an_exported_classifier_takes_no_flags_of_detectors(tiny_run: Path, tmp_path: Path, call: Call) -> None:
+    """They are refused before the code of the export runs: this one has none."""
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    document = {"input_size": 8, "mean": [0.5], "std": [1.0], "classes": []}
+    (folder / "preprocess.json").write_text(json.dumps(document))
+    for flags in (("--threshold", 0.3), ("--batch", 4)):
+        one_line(call("evaluate", tiny_run, "--exported", folder, "--run-code", *flags), "for a classifier, as")
+
+
 def test_moved_images_are_those_that_the_run_has(tiny_run: Path, call: Call) -> None:
     before = sorted(tiny_run.rglob("*"))
     one_line(call("evaluate", tiny_run, "--data.images", "x"), "data.images='x' is for detectors")
