@@ -34,9 +34,9 @@ class Quickstart(Checked):
 
     out: FilePath = Path("runs/quickstart")
     """Folder of the run; an interrupted one goes on."""
-    trials: Count = 40
+    trials: Count = 100
     """Trials of each searcher."""
-    max_macs: Amount = 100e3
+    max_macs: Amount = 33e3
     """Limit on multiply-accumulates, for the searches, the simple networks and the random controls."""
     epochs: Count = demo().train.epochs
     """Epochs of the supernet."""
