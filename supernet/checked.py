@@ -14,6 +14,7 @@ import os
 import reprlib
 import sys
 import typing
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -65,18 +66,24 @@ def plain_name(text: str) -> bool:
 
 
 def short_names(path: str | Path) -> bool:
-    """Returns whether a file system can take every part of a path, without looking whether it is there."""
+    """Returns whether a file system can take every part of a path and a message can show it; nothing is opened."""
     text = str(path)
     try:
         parts = [part.encode() for part in text.split(os.sep)]
     except UnicodeEncodeError:
         return False
-    return "\0" not in text and max(map(len, parts)) <= LONGEST_NAME and len(text.encode()) < 3000
+    return one_line(text) and max(map(len, parts)) <= LONGEST_NAME and len(text.encode()) < 3000
+
+
+def one_line(text: str) -> bool:
+    """Returns whether a text holds no control characters, which would break lines of messages and of tables."""
+    return not any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in text)
 
 
 def _device(text: str) -> bool:
     kind, colon, index = text.partition(":")
-    return kind.isascii() and kind.isalpha() and kind != "meta" and (not colon or (index.isascii() and index.isdigit()))
+    numbered = not colon or (kind != "cpu" and index.isascii() and index.isdigit())  # there is one CPU
+    return kind.isascii() and kind.isalpha() and kind != "meta" and numbered
 
 
 Count = Annotated[int, Ge(1), Le(10**9)]
@@ -96,7 +103,7 @@ Rate = Annotated[float, Gt(0), Le(10)]
 """A learning rate of Adam, whose steps are as long as the rate."""
 Pixels = Annotated[int, Ge(1), Le(2**14)]
 
-_PATH = Rule(f"a path in UTF-8 whose names have at most {LONGEST_NAME} bytes", short_names)
+_PATH = Rule(f"a path in UTF-8 without control characters whose names have at most {LONGEST_NAME} bytes", short_names)
 _NAME = Rule(f"a plain name: no slash, no leading dot, at most {LONGEST_NAME} bytes", plain_name)
 _TEXT = Rule("some text", bool)
 
@@ -177,7 +184,7 @@ def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> 
 def shown(value: object) -> str:
     """Returns a value as a message shows it: on one line, and shortened where it is long."""
     try:
-        text = _REPR.repr(value)
+        text = _REPR.repr(str(value) if isinstance(value, Path) else value)
     except ValueError:  # an integer with more digits than Python prints
         return "an integer of thousands of digits"
     return " ".join(text.split()) if "\n" in text else text

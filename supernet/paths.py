@@ -80,12 +80,13 @@ def check_file(path: Path, what: str) -> None:
     """Checks that a file can have this path, whether it is there or not.
 
     Raises:
-        InputError: a name is longer than file systems take, or the path is a folder, a device or a pipe, or lies within
-            a file.
+        InputError: a name is longer than file systems take or holds control characters, or the path is a folder, a
+            device or a pipe, or lies within a file.
     """
     if not path.name or not short_names(path):
         raise InputError(
-            f"{what} {shown(str(path))} cannot be a file's name; give names of at most {LONGEST_NAME} bytes"
+            f"{what} {shown(str(path))} cannot be a file's name; give names of at most {LONGEST_NAME} bytes without "
+            "control characters"
         )
     if path.is_dir():
         raise InputError(f"{what} {path} is a folder, not a file; give a name within it")
