@@ -22,6 +22,7 @@ from supernet.checked import (
     Text,
     check,
     fields_of,
+    one_line,
     shown,
     unchecked,
 )
@@ -285,9 +286,15 @@ class DataSummary(Checked):
     """Ids of a detector's classes in the annotations of its training images."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Channels without one of the two."""
-        if not self.mean or len(self.std) != len(self.mean):
+        """Channels without one of the two, and classes without names that tell them apart."""
+        if len(self.std) != len(self.mean):
             yield "std", f"and mean={shown(self.mean)} should have one value each per channel"
+        if len(self.mean) != self.in_channels:
+            yield "mean", f"should have one value for each of in_channels={self.in_channels}"
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            yield "classes", "should be one or more different names"
+        if unprintable := [name for name in self.classes if not one_line(name)]:
+            yield "classes", f"should be names without control characters, not {shown(unprintable[0])}"
 
     def preprocess(self) -> Preprocess:
         """Returns what a classifier trained on this data set expects of its input."""
@@ -309,6 +316,8 @@ def from_dict(kind: type[T], document: Mapping[str, Any], *, owner: str = "") ->
             of a wrong type or out of range.
     """
     where = f"{owner}: " if owner else ""
+    if not dataclasses.is_dataclass(kind):
+        raise InputError(f"kind={shown(kind)} should be a dataclass")
     try:
         with unchecked():
             config = _built(kind, document, "")

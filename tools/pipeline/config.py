@@ -1,15 +1,20 @@
 """Recipes as frozen dataclasses: everything that a run needs, complete, typed and free of torch."""
 
+import contextlib
+import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
 from detection.config import DetectionData
-from supernet.checked import Checked, Count, NonNegative, Rule, Share, Text
+from supernet.checked import Checked, Count, NonNegative, Rule, Share, Text, shown
 from supernet.config import Data, Train, Window
+from supernet.errors import InputError
 
 
 def are_openings(texts: tuple[str, ...]) -> bool:
@@ -21,8 +26,33 @@ def are_openings(texts: tuple[str, ...]) -> bool:
     return ordered and len(set(names)) == len(texts)
 
 
+def are_settings(texts: tuple[str, ...]) -> bool:
+    """Whether texts are NAME=VALUE, each name once."""
+    names = [text.partition("=")[0] for text in texts if "=" in text]
+    return len(set(names)) == len(texts) and all(names)
+
+
+Settings = Annotated[tuple[str, ...], Rule("NAME=VALUE texts, each name once", are_settings)]
+
 BatchNorm = Literal["plain", "matched", "keep"]
 """The statistics of batch norm when shared weights are scored or exported; see `SupernetRun.bn`."""
+
+
+def own_splits(source: str) -> list[str]:
+    """Which of "validation" and "test" a folder of images or a data.yaml has; none if it cannot be read."""
+    parts = ("validation", "test")
+    with warnings.catch_warnings(), contextlib.suppress(InputError, OSError, ValueError):
+        warnings.simplefilter("ignore")  # they come again when the images are read
+        if source.endswith((".yaml", ".yml")):
+            from detection.data.layouts import has_split
+
+            return [part for part in parts if has_split(Path(source), part)]
+        if os.path.isdir(source):
+            from supernet.data.folder import layout
+
+            found = layout(Path(source))
+            return [part for part in parts if getattr(found, part) is not None]
+    return []
 
 
 AUTO = "auto"
@@ -92,7 +122,10 @@ class Sampling(Checked):
             yield "train.regularize_largest", f"needs the largest path of the sampler 'sandwich', not {self.sampler!r}"
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """The size of a sandwich for another sampler."""
+        """The size of a sandwich for another sampler, and shares of images where the source has splits of its own."""
+        source: str = getattr(self, "data").source  # noqa: B009  every recipe declares it
+        for part in own_splits(source):
+            yield f"data.{part}", f"with data.source={shown(source)}, which has a {part} split of its own"
         if self.sampler != "sandwich":
             yield "random_paths", f"with sampler={self.sampler!r}; it is for 'sandwich'"
 
@@ -103,7 +136,7 @@ class SupernetRun(Sampling):
 
     space: Text = "shufflenet-small"
     """Name in SPACES, or "package.module:builder" for a space of your own."""
-    space_settings: tuple[str, ...] = ()
+    space_settings: Settings = ()
     """Arguments of the space's builder as NAME=VALUE, values in JSON: filters=16 'ops=["identity", "max3"]'."""
     pretrained: str = ""
     """Weights that the training starts with: for the space "elastic" a file with a state dict of its network,
@@ -126,7 +159,7 @@ class SupernetRun(Sampling):
     shares the weights of `pretrained`."""
     retrain: Train = field(default_factory=Train)
     """How a standalone network is trained from scratch."""
-    retrain_settings: tuple[str, ...] = ()
+    retrain_settings: Settings = ()
     """Arguments of the space's builder for standalone networks alone, besides `space_settings`: auxiliary=true."""
     retrain_cutout: Share = 0.0
     """Side of the square that is cut out of images (`data.augment.cutout`) while standalone networks are trained, as a
@@ -162,7 +195,7 @@ class DetectorRun(Sampling):
     """A space in SPACES or "package.module:builder", which is searched; or what is fixed: a published network, or
     "timm:NAME", a ResNet, EfficientNet or MobileNet of timm. With one of timm and the neck "fpn" nothing is searched,
     and the detector itself is trained."""
-    backbone_settings: tuple[str, ...] = ()
+    backbone_settings: Settings = ()
     """Arguments of the backbone's builder as NAME=VALUE, values in JSON; the same as in the pre-training."""
     backbone_arch: str = ""
     """Fixes the backbone to this architecture (JSON or a file with it), so that only the neck is searched."""
@@ -178,7 +211,7 @@ class DetectorRun(Sampling):
     """Convolutions in each tower of RetinaNet, or in the box head of a two-stage detector."""
     norm: Literal["none", "batch", "group"] = "batch"
     """Normalisation after the convolutions of pyramid and heads. DetNAS and NAS-FPN use batch norm everywhere."""
-    settings: tuple[str, ...] = ()
+    settings: Settings = ()
     """Further arguments of the detector's builder as NAME=VALUE, values in JSON: repeats=3 anchor_scale=3. One with
     the name of a detector in front, as retinanet.anchor_scale=3, holds for this detector alone."""
     data: DetectionData = field(default_factory=DetectionData)
