@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from supernet.checked import Count, FilePath, Name, Text
 from supernet.errors import InputError
 from supernet.paths import check_new_file
-from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse, search_unused
+from supernet_tools.pipeline.command_line import Flags, calibration_unused, closing, command, main, parse, search_unused
 from supernet_tools.pipeline.config import BatchNorm, DetectorRun
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
@@ -65,6 +65,7 @@ class Evaluate(Flags):
         """What belongs to the other of the two: the shared weights, or an export."""
         if self.exported is None:
             yield from search_unused(self.arch)
+            yield from calibration_unused(self.bn, "bn_batches")
             for name in ("run_code", "batch", "threshold"):
                 yield name, "without --exported"
             return

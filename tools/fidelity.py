@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from supernet.checked import Count, FilePath, Name, Natural, Seed, Text
 from supernet.errors import InputError
 from supernet.seeding import generator
-from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, calibration_unused, closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
@@ -78,6 +78,7 @@ class Fidelity(Flags):
             for name in (*fields, "data.source", "data.images"):
                 yield name, "beside --table-only, which has neither weights nor other networks"
             return
+        yield from calibration_unused(self.bn, "bn_batches")
         if self.truth in ("table", "retrain"):
             yield "column", f"with --truth {self.truth}; it is for a CSV file"
         if self.truth != "retrain":

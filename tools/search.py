@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 
 from supernet.checked import Count, FilePath, Name, Natural, NonNegative, Seed, Text
 from supernet.errors import InputError
-from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse
+from supernet_tools.pipeline.command_line import Flags, calibration_unused, closing, command, main, parse
 from supernet_tools.pipeline.config import BatchNorm
 from supernet_tools.pipeline.located import NOT_MOVED, MovedData
 from supernet_tools.pipeline.tables import print_table
@@ -82,9 +82,10 @@ class Search(Flags):
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """How a latency is measured that nothing limits."""
+        """How a latency is measured that nothing limits, and batch norm calibrated that is kept."""
         if self.max_latency is None:
             yield "latency_batch", "without --max-latency"
+        yield from calibration_unused(self.bn, "bn_batches", "bn_settle")
 
 
 def run() -> None:

@@ -172,6 +172,13 @@ def search_unused(arch: str | None) -> Iterator[tuple[str, str]]:
         yield "search", "beside --arch, which names the network (only front:N is one of a search)"
 
 
+def calibration_unused(bn: str | None, *names: str) -> Iterator[tuple[str, str]]:
+    """Yields the fields of a command that describe a calibration of batch norm, if its `bn` asks for none."""
+    if bn == "keep":
+        for name in names:
+            yield name, "with --bn keep, which calibrates nothing"
+
+
 def parse(settings: type[T], description: str | None, args: Sequence[str] | None = None) -> T:
     """A dataclass from typed command-line flags; its field `trust`, if it has one, holds for this command.
 
