@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
-from supernet.checked import Count, Device, FilePath, NonNegative, Pixels, Positive, Seed, Share, Text
+from supernet.checked import Count, Device, FilePath, NonNegative, Pixels, Positive, Seed, Text
 from supernet.errors import InputError
 from supernet_tools.pipeline.command_line import Flags, closing, command, main, parse
 from supernet_tools.pipeline.tables import print_table
@@ -64,7 +64,7 @@ class Fit(Flags):
     """Height and width of the images, or for a detector their shorter side."""
     batch: Annotated[int, Ge(2), Le(2**24)] | None = None
     """Images per training step."""
-    validation: Share | None = None
+    validation: Annotated[float, Gt(0), Lt(1)] | None = None
     """Share of the training images that score architectures."""
     space: Text | None = None
     """Search space; that of the backbone of a detector."""

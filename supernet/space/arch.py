@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 
+from supernet.checked import shown
 from supernet.errors import InputError
 from supernet.strict_json import parse_json
 
@@ -90,7 +91,9 @@ class Arch(Mapping[str, Value]):
         try:
             values = parse_json(text)
         except (ValueError, TypeError) as error:
-            raise InputError(f"an architecture is a JSON object of decision names and values: {error}") from error
+            raise InputError(
+                f"an architecture is a JSON object of decision names and values, not {shown(text)}: {error}"
+            ) from error
         if not isinstance(values, dict) or not all(isinstance(v, str | int | float | bool) for v in values.values()):
             raise InputError(f"an architecture is a JSON object of decision names and plain values, not {text[:80]!r}")
         if any(isinstance(v, float) and not math.isfinite(v) for v in values.values()):

@@ -23,6 +23,7 @@ def check_training(
     world: World | None = None,
     *,
     task: Task | None = None,
+    prefix: str = "",
 ) -> None:
     """Checks that a training can start.
 
@@ -32,6 +33,7 @@ def check_training(
         augment: the augmentation of a classification, if no `task` is given.
         world: the process group; the current one by default.
         task: what is learnt; a classification by default.
+        prefix: what messages put before the name of a field, such as "retrain.".
 
     Raises:
         InputError: no epochs, a batch that is larger than the training split or not divisible
@@ -45,7 +47,10 @@ def check_training(
     if not config.epochs:
         raise InputError("epochs=0 trains nothing; it should be at least 1")
     if config.batch > len(data.train):
-        raise InputError(f"the batch of {config.batch} is larger than the training split of {len(data.train)} images")
+        raise InputError(
+            f"the batch of {config.batch} is larger than the training split of {len(data.train)} images; lower "
+            f"{prefix}batch"
+        )
     if config.batch % world.size:
         raise InputError(
             f"the batch of {config.batch} images cannot be divided among {world.size} processes; choose a multiple"

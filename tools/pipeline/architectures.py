@@ -54,8 +54,8 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
     Args:
         run: the run in whose space it is.
         text: JSON, a file with it, `front:3` for the third network of the front of `search` (`front:1` has the best
-            score), `largest` or `smallest`, or the key of a network of this run, of which the first digits are enough
-            if they are unambiguous; None for the best network of `search`.
+            score), `largest` or `smallest`, or the key of a network of this run, of which four digits are enough if
+            they are unambiguous; None for the best network of `search`.
         search: name of a search of the run.
 
     Raises:
@@ -82,6 +82,8 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
             )
         end = -1 if text == "largest" else 0
         return run.space.normal_form(run.space.canonical({c.name: c.options[end] for c in run.space.choices}))
+    if re.fullmatch("[0-9a-f]{1,3}", text) and not Path(text).exists():
+        raise InputError(f"{text!r} is too short for a key; give at least four of its digits")
     if re.fullmatch("[0-9a-f]{4,16}", text) and not Path(text).exists():
         return _of_key(run, text)
     return arch_of(text, run.space)

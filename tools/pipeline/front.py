@@ -71,6 +71,8 @@ def chosen_points(run: Run, search: str, limits: Sequence[str] = (), cost: str =
         InputError: no such search or cost, or a limit that no scored network meets; the range of the costs is named.
     """
     numbers = [parse_limit(text, cost) for text in limits]
+    if again := next((text for at, text in enumerate(limits) if numbers[at] in numbers[:at]), None):
+        raise InputError(f"the limit {again!r} is given twice; give each once")
     trials, _, metric = searched(run, search)
     if not trials:
         raise InputError(f"the search {search!r} of {run.folder} scored no network; search on")

@@ -220,8 +220,9 @@ def prepare(kind: "Kind[Any]", cache: Path | None = None) -> Prepared:
     openings = parse_openings(config.opens, steps_per_epoch)
     sampler = opened(supernet.space, openings, create) if openings else create(supernet.space)
     lead = _lead(config, supernet, steps_per_epoch)
-    for training in (config.train, config.retrain) if config.train.epochs else (config.retrain,):
-        check_training(training, data, task=kind.task)
+    if config.train.epochs:
+        check_training(config.train, data, task=kind.task, prefix="train.")
+    check_training(config.retrain, data, task=kind.task, prefix="retrain.")
     return Prepared(kind, data, supernet, costs, sampler, lead)
 
 
