@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detection.config import DetectionAugment
 from detection.data.batches import Batch, training_batches
+from detection.data.images import DetectionSet
 from detection.data.load import DetectionSplits
 from detection.inputs import Labelled
 from supernet.checked import Checked
@@ -47,7 +48,16 @@ class Detection(Checked):
             raise InputError(f"train.{name}={getattr(config, name)} is for classifiers; leave it out for a detector")
 
     def batches(self, data: DetectionSplits, config: Train, *, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """Yields training batches; see `detection.data.batches.training_batches`."""
+        """Yields training batches; see `detection.data.batches.training_batches`.
+
+        Raises:
+            InputError: images without boxes.
+        """
+        if not isinstance(data.train, DetectionSet):
+            raise InputError(
+                f"data.train is a {type(data.train).__name__}, without boxes; a detector trains on "
+                "detection.data.load(...), a classifier without task=Detection()"
+            )
         return training_batches(
             data.train,
             self.augment,

@@ -371,7 +371,7 @@ def _file_name(name: str, folder: Path, title: str) -> tuple[str, bool]:
             f"{title} has the file_name {_shown(name)}; file names are relative to the folder of the images and stay "
             "inside it"
         )
-    if "\0" in name or not _is_unicode(name):
+    if not name.strip("/. ") or "\0" in name or not _is_unicode(name):
         raise InputError(f"{title} has the file_name {_shown(name)}, which no file can have")
     for candidate in dict.fromkeys((name, slashed)):
         try:

@@ -117,6 +117,8 @@ def _yolo_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
         type(number) is int and number >= 0 and type(name) in (str, int) for number, name in pairs.items()
     ):
         raise InputError(f"`names` of {path} should be a list of names, or a mapping from numbers to names")
+    if not pairs:
+        raise InputError(f"`names` of {path} is empty; name the classes")
     if "nc" in content and content["nc"] != len(pairs):
         raise InputError(f"{path} has nc={content['nc']} and {len(pairs)} names; correct either")
     return {number: str(name) for number, name in pairs.items()}
