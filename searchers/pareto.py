@@ -158,6 +158,6 @@ def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
 
 def _check_names(objectives: Sequence[str]) -> None:
     """Raises `InputError` for a single string, which would be read as a sequence of letters, and for other types."""
-    named = isinstance(objectives, Collection) and not isinstance(objectives, str)
+    named = isinstance(objectives, Collection) and not isinstance(objectives, str) and len(objectives) > 0
     if not named or not all(isinstance(name, str) for name in objectives):
         raise InputError(f"objectives={objectives!r} is not a sequence of names; write ('accuracy', '-macs')")

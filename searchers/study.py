@@ -85,10 +85,12 @@ class Trial:
             failed: why there is no score.
 
         Raises:
-            InputError: metrics that are no mapping, or a number that is no place in a study.
+            InputError: metrics that are no mapping or hold NaN, or a number that is no place in a study.
         """
         if not isinstance(metrics, Mapping):
             raise InputError(f"metrics={shown(metrics)} should be values by name")
+        if missing := [name for name, value in metrics.items() if value != value]:
+            raise InputError(f"metrics={shown(metrics)}: {missing[0]!r} is NaN; give failed=REASON without metrics")
         if not is_whole(number, 0):
             raise InputError(f"number={shown(number)} should be a place in a study, from 0")
         return cls(number, arch, space.normal_form(arch).key, metrics, repeat, 0.0, number, failed)

@@ -38,8 +38,9 @@ class AgingEvolution:
     """
 
     @staticmethod
+    @checked_arguments
     def for_budget(
-        space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
+        space: SearchSpace, evaluations: Count, overrides: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Settings for a small budget: a tenth of it, from 10 to the published 100, and tournaments of a quarter.
 

@@ -12,7 +12,7 @@ from searchers.loop import Asked, Limits, Metric
 from searchers.pareto import check_objectives, crowding_distance, nondominated_sort
 from searchers.proposals import CHILD_TRIES, Visited, up_to
 from searchers.study import Trial
-from supernet.checked import Probability, Seed, arguments_explained, checked_arguments
+from supernet.checked import Count, Probability, Seed, arguments_explained, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace, Value
@@ -66,8 +66,9 @@ class NSGA2:
     """
 
     @staticmethod
+    @checked_arguments
     def for_budget(
-        space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
+        space: SearchSpace, evaluations: Count, overrides: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Settings for a small budget: a population of a fifteenth of it, from 10 to the published 100.
 

@@ -106,8 +106,9 @@ class PNAS:
     """
 
     @staticmethod
+    @checked_arguments
     def for_budget(
-        space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
+        space: SearchSpace, evaluations: Count, overrides: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """The beam with which a small budget reaches the largest cells; nothing if the published one does.
 

@@ -152,8 +152,9 @@ class Reinforce:
         self._fallbacks = 0
 
     @staticmethod
+    @checked_arguments
     def for_budget(
-        space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
+        space: SearchSpace, evaluations: Count, overrides: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Settings for a small budget: ten times the published rate and updates twice as often below `FEW` evaluations.
 

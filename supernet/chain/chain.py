@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from supernet.chain.initial import Init, initialize
 from supernet.chain.layout import Layout, Layouts
@@ -23,6 +23,8 @@ def _check_steps(name: object, steps: object, input_shape: object) -> None:
         raise InputError(f"the name of a chain is a text, not {name!r}")
     if not isinstance(steps, Sequence) or isinstance(steps, str):
         raise InputError(f"the steps of {name!r} are a sequence of (name, module), not {steps!r:.80}")
+    if not steps:
+        raise InputError(f"{name!r} has no steps; give at least one (name, module)")
     for step in steps:
         pair = isinstance(step, tuple | list) and len(step) == 2
         if not pair or not isinstance(step[0], str) or not isinstance(step[1], nn.Module):
@@ -115,9 +117,17 @@ class Chain(Searchable):
         """Returns the state after the last step; for classifiers the logits, (N, classes)."""
         if not isinstance(arch, Arch):
             raise InputError(f"arch={arch!r:.80} should be an Arch; space.canonical(values) makes one of a dictionary")
+        given = state
         try:
             for name, step in zip(self.step_names, self.step_modules, strict=True):
                 state = step(state, arch.sub(name)) if isinstance(step, Searchable) else step(state)
+        except RuntimeError as error:
+            if isinstance(given, Tensor) and (given.dim() != 4 or given.shape[1] != self.input_shape[0]):
+                raise InputError(
+                    f"an input of shape {tuple(given.shape)} does not fit {self.space.name!r}; it takes (N, C, H, W) "
+                    f"with C={self.input_shape[0]}"
+                ) from error
+            raise
         except KeyError:
             self.space.canonical(arch)  # names a decision that is missing or unknown
             raise

@@ -82,7 +82,7 @@ def _shaped(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor 
     if not (isinstance(first, Tensor) and first.is_meta and first.is_floating_point()):
         return None
     if name == "convolution" and not args[6]:
-        return first.new_empty(_convolved(first, *args[1:2], *args[3:6]))
+        return first.new_empty(_convolved(first, args[1], *args[3:6], groups=args[8]))
     if name in BROADCAST:
         second = args[1]
         if not isinstance(second, int | float) and not (isinstance(second, Tensor) and second.dtype == first.dtype):
@@ -99,10 +99,12 @@ def _shaped(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor 
 
 
 def _convolved(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], *, groups: int
 ) -> list[int]:
-    """Returns the shape of a convolution's output."""
+    """Returns the shape of a convolution's output. Raises `RuntimeError`, as torch does, for other channels."""
     dims = weight.ndim - 2
+    if groups * weight.shape[1] != x.shape[-dims - 1]:
+        raise RuntimeError(f"a convolution of {groups * weight.shape[1]} channels got {x.shape[-dims - 1]}")
     steps, pads, gaps = (list(values) * (dims // len(values)) for values in (stride, padding, dilation))
     sides = [
         (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1

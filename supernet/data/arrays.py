@@ -152,6 +152,8 @@ def _pixels(images: Any, what: str = "the images") -> Tensor:
         return array
     if array.dtype == torch.bool:
         return array.to(torch.uint8) * 255
+    if array.dtype.is_complex:
+        raise InputError(f"{what} are {kind}; give real numbers")
     low, high = array.amin().item(), array.amax().item()
     if array.dtype.is_floating_point:
         if not 0 <= low <= high <= 1:

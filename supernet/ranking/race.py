@@ -264,6 +264,9 @@ class _Field:
         cost: Callable[[Arch], float],
     ) -> "_Field":
         """Sorts the networks into arms, each into one."""
+        for name, given in (("simple", simple), ("scores", scores or {})):
+            if not isinstance(given, Mapping):
+                raise InputError(f"{name}={shown(given)} should be a mapping")
         if not finalists:
             raise InputError("there are no finalists: no network of a search is within the limits; raise the limits")
         if not simple:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy  # its parts load when they are used; statistics take a second
 from numpy.typing import ArrayLike, NDArray
 
+from supernet.checked import shown
 from supernet.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -60,12 +61,23 @@ def _spearman(a: Floats, b: Floats) -> Any:
 
 def _defined(statistic: Callable[[Floats, Floats], Any], scores: ArrayLike, truth: ArrayLike) -> float:
     """Returns the statistic, or NaN where a correlation is not defined."""
-    a, b = np.asarray(scores, float), np.asarray(truth, float)
+    a, b = _numbers(scores, "scores"), _numbers(truth, "truth")
     if a.shape != b.shape or a.ndim != 1:
         raise InputError(f"scores and truth must be of the same networks, but have shapes {a.shape} and {b.shape}")
     if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
         return math.nan
     return float(statistic(a, b))
+
+
+def _numbers(values: ArrayLike, name: str) -> Floats:
+    """Returns values as an array. Raises `InputError` for NaN and for what is no number."""
+    try:
+        numbers = np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}={shown(values)} should be numbers ({error})") from error
+    if np.isnan(numbers).any():
+        raise InputError(f"{name}={shown(values)} should be numbers, not NaN; leave out networks without a value")
+    return numbers
 
 
 # -- intervals --------------------------------------------------------------------------------------------------------
@@ -187,7 +199,7 @@ class Difference:
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compares two independent groups of unequal variance (Welch, 1947)."""
-    a, b = np.asarray(first, float), np.asarray(second, float)
+    a, b = _numbers(first, "first"), _numbers(second, "second")
     if not len(a) or not len(b):
         raise InputError(f"groups of {len(a)} and {len(b)} cannot be compared; give at least one value for each")
     mean, sizes = float(a.mean() - b.mean()), (len(a), len(b))
@@ -199,7 +211,9 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compares two groups of values that come in pairs, such as trainings with the same seed (Student, 1908)."""
-    a, b = np.asarray(first, float), np.asarray(second, float)
+    a, b = _numbers(first, "first"), _numbers(second, "second")
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise InputError(f"groups of shapes {a.shape} and {b.shape} are not pairs; give one value each per pair")
     mean, sizes = float((a - b).mean()), (len(a), len(b))
     if len(a) < 2:
         return Difference(Interval(mean), math.nan, sizes, math.nan)

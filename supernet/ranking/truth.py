@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from supernet.checked import checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, SearchSpace
 
@@ -54,6 +55,7 @@ def distinct(space: SearchSpace, rows: Mapping[Arch, Mapping[str, float]], colum
     return truth
 
 
+@checked_arguments
 def read_truth(path: Path, space: SearchSpace, *, column: str = "accuracy") -> Truth:
     """Reads a CSV file with a column `arch` and a column of accuracies.
 

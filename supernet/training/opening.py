@@ -1,11 +1,16 @@
 """Progressive shrinking: decisions that stay at their largest option until a step, and open from the largest down."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from supernet.checked import shown
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, Choice, SearchSpace
 from supernet.training.sampling import ArchSampler
+
+OPENING = re.compile(r"([^=]+)=(\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?")
+"""NAME=EPOCH or NAME=FIRST:LAST."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,17 @@ class Opening:
 
 
 def parse_openings(texts: Sequence[str], steps_per_epoch: int) -> list[Opening]:
-    """Returns the openings that texts such as "kernel=2" or "expand=4:6" describe, in epochs."""
+    """Returns the openings that texts such as "kernel=2" or "expand=4:6" describe, in epochs.
+
+    Raises:
+        InputError: a text of another form.
+    """
     openings = []
     for text in texts:
-        name, _, epochs = text.partition("=")
-        first, _, last = epochs.partition(":")
+        written = OPENING.fullmatch(text)
+        if written is None:
+            raise InputError(f"the opening {shown(text)} should be NAME=EPOCH or NAME=FIRST:LAST, such as 'kernel=2'")
+        name, first, last = written.groups()
         steps = [round(float(epoch) * steps_per_epoch) for epoch in (first, last or first)]
         openings.append(Opening(name, *steps))
     return openings

@@ -10,7 +10,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
-from supernet.checked import checked_arguments, is_whole, plain_scalar, shown
+from supernet.checked import Seed, checked_arguments, is_whole, plain_scalar, shown
 from supernet.config import Window
 from supernet.cost import CostTable, CostWindow
 from supernet.cost.count import COSTS
@@ -30,7 +30,7 @@ PATIENCE = 8  # swaps in a row without progress, per (choice, path), before new 
 
 
 @checked_arguments
-def uniform(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
+def uniform(space: SearchSpace, seed: Seed = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
     """Samples one architecture per step, in normal form, with every decision drawn uniformly (SPOS, §3.3).
 
     In a window every architecture is equally likely. With bins, a non-empty bin is drawn first and then an architecture
@@ -47,7 +47,7 @@ def uniform(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None
 
 
 @checked_arguments
-def fair(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
+def fair(space: SearchSpace, seed: Seed = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
     """Samples m architectures per step in which every option of every choice occurs exactly once (FairNAS).
 
     Each step permutes the options of every choice again, and the k-th architecture takes the k-th option of each. The
@@ -69,7 +69,9 @@ def fair(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, w
 
 
 @checked_arguments
-def balanced(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
+def balanced(
+    space: SearchSpace, seed: Seed = 0, *, table: CostTable | None = None, window: Window = ANY
+) -> ArchSampler:
     """Samples as many architectures per step as the largest choice has options; smaller choices cycle through theirs.
 
     Within a step the counts of the options of one choice differ by at most one; a conditional choice counts in every
@@ -116,7 +118,7 @@ def balanced(space: SearchSpace, seed: int = 0, *, table: CostTable | None = Non
 @checked_arguments
 def sandwich(
     space: SearchSpace,
-    seed: int = 0,
+    seed: Seed = 0,
     *,
     table: CostTable | None = None,
     window: Window = ANY,
@@ -153,7 +155,7 @@ def sandwich(
 @checked_arguments
 def weighted(
     space: SearchSpace,
-    seed: int = 0,
+    seed: Seed = 0,
     *,
     table: CostTable | None = None,
     window: Window = ANY,
@@ -192,7 +194,7 @@ def weighted(
 
 
 @checked_arguments
-def even(space: SearchSpace, seed: int = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
+def even(space: SearchSpace, seed: Seed = 0, *, table: CostTable | None = None, window: Window = ANY) -> ArchSampler:
     """Samples one architecture per step, in which the options of a choice take turns.
 
     The order is drawn again for every round, so that after any number of steps the options of a choice with n of them
@@ -261,7 +263,7 @@ SAMPLERS: dict[str, Callable[..., ArchSampler]] = {
 def create_sampler(
     name: str,
     space: SearchSpace,
-    seed: int = 0,
+    seed: Seed = 0,
     *,
     table: CostTable | None = None,
     window: Window = ANY,
