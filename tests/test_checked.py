@@ -110,8 +110,44 @@ def test_good_settings_stay_as_they_are() -> None:
 def test_names_and_paths() -> None:
     assert all(map(plain_name, ("aging-evolution", "a b", "é", "x" * 200)))
     assert not any(map(plain_name, ("", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "x" * 201, "é" * 101, "\udcff")))
-    assert all(map(short_names, ("runs/x", "/a/" + "x" * 200, "")))
-    assert not any(map(short_names, ("x" * 300, "a\0b", "\udcff", "x/" * 2000)))
+    assert all(map(short_names, ("runs/x", "/a/" + "x" * 200, "", "a [b] \U0001f468\u200d\U0001f467")))
+    assert not any(
+        map(short_names, ("x" * 300, "a\0b", "\udcff", "x/" * 2000, "a\nb", "a\x1b[31mb", "a\tb", "a\u2028b"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        ({"classes": ()}, "classes=() should be one or more different names"),
+        ({"classes": ("a", "a")}, "classes=('a', 'a') should be one or more different names"),
+        ({"classes": ("a\nb",)}, r"should be names without control characters, not 'a\nb'"),
+        ({"in_channels": 1}, "should have one value for each of in_channels=1"),
+    ],
+    ids=str,
+)
+def test_facts_about_data_that_contradict_each_other_name_their_file(change: dict[str, Any], fragment: str) -> None:
+    document = {**dataclasses.asdict(SUMMARY), **change}
+    with pytest.raises(InputError, match=r"run\.json: ") as caught:
+        from_dict(DataSummary, document, owner="run.json")
+    assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [("stem",), ("=4",), ("stem=4", "stem=5")], ids=str)
+def test_settings_of_a_file_are_pairs_and_name_it(settings: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"run\.json: space_settings=.* should be NAME=VALUE texts, each name once"):
+        from_dict(SupernetRun, {"space_settings": settings}, owner="run.json")
+
+
+def test_the_cpu_has_no_number() -> None:
+    assert Train(device="cuda:1").device == "cuda:1"
+    with pytest.raises(InputError, match="device='cpu:5' should be 'cpu', 'cuda', 'cuda:N'"):
+        Train(device="cpu:5")
+
+
+def test_a_document_is_read_as_a_dataclass() -> None:
+    with pytest.raises(InputError, match="should be a dataclass"):
+        from_dict(int, {})
 
 
 # -- anything at all --------------------------------------------------------------------------------------------------
@@ -122,7 +158,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 KINDS = (SupernetRun, DetectorRun, DataSummary, Preprocess)
-SUMMARY = DataSummary(("a", "b"), 3, 8, (0.5,), (0.5,), 1, 1, 1, 1, "0" * 16)
+SUMMARY = DataSummary(("a", "b"), 3, 8, (0.5,) * 3, (0.5,) * 3, 1, 1, 1, 1, "0" * 16)
 
 
 def mutated(document: dict[str, Any], data: st.DataObject) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from torch import nn
 
 from detection import create_detector, pyramid_space
 from detection.detector import backbone_of
-from searchers import NSGA2, RandomSearch, Study, Trial, hypervolume, pareto_front, search
+from detection.task import Detection
+from searchers import NSGA2, RandomSearch, Reinforce, Study, Trial, hypervolume, pareto_front, search
 from searchers.study import best_of
 from searchers.testing import check_searcher
 from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
@@ -27,7 +28,10 @@ from supernet.data.cache import _read
 from supernet.errors import InputError
 from supernet.export import export, load_exported
 from supernet.ranking.calibrate import calibrated_ranking
+from supernet.ranking.race import race
 from supernet.ranking.rivals import finalists
+from supernet.ranking.statistics import kendall, paired, spearman
+from supernet.ranking.truth import read_truth
 from supernet.scoring.batch_norm import Recalibrate, recalibrate_bn
 from supernet.scoring.cache import ScoreCache
 from supernet.scoring.shared_weights import SharedWeights
@@ -37,6 +41,7 @@ from supernet.spaces.pretrained import load_pretrained
 from supernet.train import check_training, compare_rates, plan_training, train_standalone, train_supernet
 from supernet.training.check import check_network
 from supernet.training.checkpoint import load_weights
+from supernet.training.opening import parse_openings
 from supernet.training.sampling import even, uniform, weighted
 
 
@@ -95,7 +100,43 @@ def some_arch() -> Arch:
     return arch
 
 
+def raced(**arguments: Any) -> Any:
+    usual = {"train": lambda jobs: [0.5 for _ in jobs], "simple": {"first": first()}, "cost": lambda _: 1.0}
+    return race(sound().space, [first()], **{**usual, **arguments})
+
+
+def boxes_of_digits() -> Any:
+    return next(Detection().batches(DIGITS, Train(batch=4), start=0, rank=0, world=1))  # type: ignore[arg-type]
+
+
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
+    "no steps": (lambda: Chain("x", []), "'x' has no steps"),
+    "an input of other channels": (
+        lambda: sound()(torch.zeros(1, 5, 8, 8, device="meta"), first()),
+        r"shape \(1, 5, 8, 8\) does not fit 'nasbench-macro'; it takes \(N, C, H, W\) with C=3",
+    ),
+    "an image without batch": (lambda: sound()(torch.zeros(8, 8, device="meta"), first()), r"shape \(8, 8\) does not"),
+    "channels to count": (lambda: count(nn.Conv2d(1, 2, 3), (3, 8, 8)), "a convolution of 1 channels got 3"),
+    "an opening": (lambda: parse_openings(["kernel@2"], 10), "the opening 'kernel@2' should be NAME=EPOCH"),
+    "a negative seed": (lambda: uniform(sound().space, -1), "seed=-1 should be greater than or equal to 0"),
+    "a negative budget": (lambda: Reinforce.for_budget(sound().space, -3), "evaluations=-3 should be greater"),
+    "a score that is not a number": (
+        lambda: Trial.of(sound().space, first(), {"accuracy": math.nan}),
+        "'accuracy' is NaN; give failed=REASON",
+    ),
+    "a front of nothing": (lambda: pareto_front([], []), r"objectives=\[\] is not a sequence of names"),
+    "complex images": (
+        lambda: load((np.zeros((4, 8, 8), complex), [0, 1] * 2)),
+        "complex128, .* give real numbers",
+    ),
+    "scores without value": (lambda: kendall([1, math.nan], [1, 2]), "scores=.* should be numbers, not NaN"),
+    "scores in words": (lambda: spearman([1, 2], ["a", "b"]), "truth=.* should be numbers"),  # type: ignore[list-item]
+    "a value without partner": (lambda: paired([1.0], [1.0, 2.0]), "are not pairs"),
+    "no pairs": (lambda: paired([], []), "are not pairs"),
+    "simple networks without names": (lambda: raced(simple=[first()]), "simple=.* should be a mapping"),
+    "scores in a list": (lambda: raced(scores=[0.5]), r"scores=\[0.5\] should be a mapping"),
+    "a truth of no space": (lambda: read_truth(Path("x.csv"), "x"), "space='x' should be a SearchSpace"),  # type: ignore[arg-type]
+    "digits without boxes": (boxes_of_digits, "data.train is a Images, without boxes"),
     "options": (lambda: Choice("a", [[1]]), "has options that are no plain values"),  # type: ignore[arg-type,list-item]
     "a condition": (lambda: Choice("a", (1, 2), when=5), r"takes when=\(parent, values\), not 5"),  # type: ignore[arg-type]
     "a form": (lambda: SearchSpace("x", (), 5), "a normal form must be a function"),  # type: ignore[arg-type]

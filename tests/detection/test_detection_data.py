@@ -158,6 +158,7 @@ SPOILED: dict[str, tuple[Callable[[Document], Any], str]] = {
         put("images", 3, file_name="train/./0.png"),
         r'images 100 and 103 of .*json have one file, "train/\./0\.png"',
     ),
+    "no file name": (put("images", 3, file_name=""), r'image 103 of .* file_name "", which no file can have'),
     "outside": (put("images", 3, file_name="../x.png"), r'image 103 of .* file_name "\.\./x\.png"; .* inside it'),
     "outside in Windows": (put("images", 3, file_name="a\\..\\..\\x.png"), r"image 103 of .* stay inside it"),
     "absolute": (

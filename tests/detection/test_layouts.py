@@ -166,6 +166,7 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
     ),
     "no-names": ("yolo", lambda r: (r / "data.yaml").write_text("train: images"), "no `names` of classes"),
     "tag": ("yolo", lambda r: (r / "data.yaml").write_text("names: !!python/object/apply:os.getcwd []"), "is not YAML"),
+    "empty": ("yolo", lambda r: (r / "data.yaml").write_text("train: images\nnames: []"), "`names` of .* is empty"),
     "count": ("yolo", lambda r: (r / "data.yaml").write_text("train: images\nnc: 2\nnames: [a]"), "nc=2 and 1 names"),
     "xml": ("voc", lambda r: (r / "Annotations/00.xml").write_text("<annotation>"), r"00\.xml is not XML"),
     "entity": ("voc", lambda r: (r / "Annotations/00.xml").write_text("<!DOCTYPE x><annotation/>"), "defines entities"),

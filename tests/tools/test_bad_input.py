@@ -71,6 +71,11 @@ def test_refusals_have_the_units_of_the_flags(tmp_path: Path, call: Call) -> Non
     [
         (("fit", "digits", "--out", ""), ("--out ''", "names nothing")),
         (("train_supernet", "quickstart", "--out="), ("--out ''", "names nothing")),
+        (("train_supernet", "quickstart", "--out", "a\nb"), (r"out='a\nb'", "without control characters")),
+        (("export", "run", "--out", "a\x1b[31mb"), (r"out='a\x1b[31mb'", "without control characters")),
+        (("draw", "nasnet-a-large", "--out", "a\nb.svg"), ("without control characters",)),
+        (("fit", "digits", "--validation", 0), ("validation=0", "greater than 0")),
+        (("draw", "nasbench-macro", "--arch", "{"), ("an architecture is a JSON object", "not '{'")),
         (("search", "run", "--trials", 10**12), ("trials=1000000000000 should be less than",)),
         (("predict", "run", "--test", 0), ("test=0 should be",)),
         (("benchmarks.search", "regrets"), ("no command 'regrets'", "'regret'")),
@@ -92,6 +97,18 @@ def test_wrong_words_are_one_line(
     monkeypatch.chdir(tmp_path)
     one_line(call(*words), *fragments)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_batch_that_is_too_large_is_named(call: Call, tmp_path: Path) -> None:
+    run = ("train_supernet", "demo", "--train.epochs", 1, "--out", tmp_path / "run")
+    for name in ("train", "retrain"):
+        one_line(call(*run, f"--{name}.batch", 5000), "the batch of 5000", f"lower {name}.batch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_few_digits_of_a_key_and_limits_given_twice_are_refused(tiny_run: Path, call: Call) -> None:
+    one_line(call("evaluate", tiny_run, "--arch", "b5"), "'b5' is too short for a key; give at least four")
+    one_line(call("export", tiny_run, "--limits", "30k", "30000"), "the limit '30000' is given twice")
 
 
 def test_repeats_of_a_classifier_are_refused_before_it_is_opened(tiny_run: Path, call: Call) -> None:

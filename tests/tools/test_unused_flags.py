@@ -58,6 +58,14 @@ UNUSED: list[tuple[str, tuple[object, ...], str]] = [
     ("export", ("run", "--limit-cost", "params"), "limit_cost='params' has no effect without --front or --limits"),
     ("export", ("run", "--bn", "plain"), "bn='plain' has no effect without --inherit or --init shared"),
     ("export", ("run", "--data.source", "x"), "data.source='x' has no effect without --inherit"),
+    (
+        "search",
+        ("run", "--bn", "keep", "--bn-batches", 5),
+        "bn_batches=5 has no effect with --bn keep, which",
+    ),
+    ("search", ("run", "--bn", "keep", "--bn-settle", 0.1), "bn_settle=0.1 has no effect with --bn keep"),
+    ("evaluate", ("run", "--bn", "keep", "--bn-batches", 5), "bn_batches=5 has no effect with --bn keep"),
+    ("fidelity", ("run", "--bn", "keep", "--bn-batches", 5), "bn_batches=5 has no effect with --bn keep"),
     ("search", ("run", "--latency-batch", 4), "latency_batch=4 has no effect without --max-latency"),
     ("search", ("run", "--settings"), "--settings has no value; give one behind it, or leave the flag out"),
     ("select_network", ("run", "--max-macs"), "--max-macs has no value"),
@@ -130,6 +138,18 @@ def test_settings_of_a_recipe_without_an_effect_are_refused(
 ) -> None:
     one_line(call("train_supernet", "quickstart", "--out", tmp_path / "run", *flags), message)
     assert not list(tmp_path.iterdir())
+
+
+def test_shares_of_images_that_have_splits_of_their_own_are_refused(call: Call, tmp_path: Path) -> None:
+    for split in ("train", "Val", "test"):
+        make_folder(tmp_path / "photos" / split, images=1)
+    (tmp_path / "data.yaml").write_text("train: a\nval: b\nnames: [x]\n")
+    photos = ("train_supernet", "spos-images", "--data.source", tmp_path / "photos", "--out", tmp_path / "run")
+    one_line(call(*photos, "--data.test", 0.3), "data.test=0.3 has no effect", "a test split of its own")
+    one_line(call(*photos, "--data.validation", 0.3), "data.validation=0.3 has no effect", "a validation split")
+    boxes = ("train_supernet", "detnas-bccd", "--data.source", tmp_path / "data.yaml", "--out", tmp_path / "run")
+    one_line(call(*boxes, "--data.validation", 0.3), "data.validation=0.3 has no effect", "a validation split")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_detectors_settings_without_an_effect_are_refused(call: Call, tmp_path: Path) -> None:
