@@ -23,7 +23,7 @@ from searchers.testing import check_searcher
 from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
 from supernet.config import Data, Train
 from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable, count
-from supernet.data import load
+from supernet.data import Images, load
 from supernet.data.cache import _read
 from supernet.errors import InputError
 from supernet.export import export, load_exported
@@ -125,6 +125,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "'accuracy' is NaN; give failed=REASON",
     ),
     "a front of nothing": (lambda: pareto_front([], []), r"objectives=\[\] is not a sequence of names"),
+    "pixels without channels": (
+        lambda: Images(torch.zeros(2, 8, 8), torch.zeros(2), torch.zeros(1), torch.ones(1)),
+        r"pixels of shape \(2, 8, 8\) and labels of \(2,\) should be",
+    ),
     "complex images": (
         lambda: load((np.zeros((4, 8, 8), complex), [0, 1] * 2)),
         "complex128, .* give real numbers",

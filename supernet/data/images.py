@@ -9,6 +9,7 @@ from torch import Tensor
 
 from supernet.config import DataSummary, Preprocess
 from supernet.data.stream import Stream
+from supernet.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -21,12 +22,22 @@ class Images:
         pixels: uint8, (N, C, H, W).
         labels: int64, (N,).
         mean, std: float32, (C, 1, 1), on the scale 0..1.
+
+    Raises:
+        InputError: pixels of another shape, or another number of labels.
     """
 
     pixels: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.pixels.shape)
+        if len(shape) != 4 or tuple(self.labels.shape) != shape[:1]:
+            raise InputError(
+                f"pixels of shape {shape} and labels of {tuple(self.labels.shape)} should be (N, C, H, W) and (N,)"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
