@@ -99,6 +99,17 @@ def test_wrong_words_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "value"), [("shared_weights", 5), ("places", [])])
+def test_entries_of_a_run_that_are_no_objects_name_the_file(
+    tiny_run: Path, call: Call, tmp_path: Path, name: str, value: object
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    document = json.loads((tiny_run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**document, name: value}))
+    one_line(call("search", run, "--trials", 2), f"run.json: {name}={value} should be an object")
+
+
 def test_the_batch_that_is_too_large_is_named(call: Call, tmp_path: Path) -> None:
     run = ("train_supernet", "demo", "--train.epochs", 1, "--out", tmp_path / "run")
     for name in ("train", "retrain"):

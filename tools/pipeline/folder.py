@@ -148,6 +148,9 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{folder} was written by another release (format {shown(document.get('format'))}, this one reads "
             f"{_format(document.get('kind'))}); train again in a new folder"
         )
+    for name in ("shared_weights", FROM_RUN):
+        if not isinstance(document.get(name, {}), dict):
+            raise InputError(f"{folder / RUN}: {name}={shown(document[name])} should be an object; restore the file")
     missing = {"kind", "config"} - document.keys()
     if missing or not isinstance(document["config"], Mapping):
         raise InputError(f"{folder / RUN} is damaged: it lacks {min(missing, default='its settings')!r}; restore it")
