@@ -89,18 +89,21 @@ def check_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
     # settings that are newer than the run take their defaults
     written = from_dict(type(config), document["config"], owner=str(folder / RUN))
     before, now = (flatten(json.loads(json.dumps(dataclasses.asdict(each)))) for each in (written, config))
-    unused = dict(unused_fields(written)).keys() & dict(unused_fields(config))  # nor would their flags be taken
     for name in sorted(before.keys() | now.keys()):
         if name.endswith(("save_seconds", "prefetch", "data.cache")) or name in free or _renewable(kind, name):
             continue
-        if name in unused:
+        if before.get(name) == now.get(name) or (name in _unused(written) and name in _unused(config)):
             continue
-        if before.get(name) != now.get(name):
-            more = " (--accept-changed-data takes this one)" if name == "data.skip_unreadable" else ""
-            raise InputError(
-                f"{folder} holds another run: {name} is {before.get(name)!r} there and {now.get(name)!r} here; "
-                f"give another folder, or the same settings to go on with it{more}"
-            )
+        more = " (--accept-changed-data takes this one)" if name == "data.skip_unreadable" else ""
+        raise InputError(
+            f"{folder} holds another run: {name} is {before.get(name)!r} there and {now.get(name)!r} here; "
+            f"give another folder, or the same settings to go on with it{more}"
+        )
+
+
+def _unused(config: Any) -> set[str]:
+    """Names of the settings that have no effect, whose flags would not be taken either; may list a folder of images."""
+    return {name for name, _ in unused_fields(config)}
 
 
 def _renewable(kind: str, name: str) -> bool:
