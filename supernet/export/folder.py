@@ -223,10 +223,7 @@ def _trained(network: nn.Module) -> nn.Module:
 
 
 def _channels(preprocess: Preprocess) -> int:
-    """Returns the number of input channels. Raises `InputError` for settings that contradict each other."""
-    if not preprocess.mean or len(preprocess.mean) != len(preprocess.std):
-        counts = f"{len(preprocess.mean)} means and {len(preprocess.std)} deviations"
-        raise InputError(f"preprocess has {counts}; give one of each per channel")
+    """Returns the number of input channels. Raises `InputError` for an unknown interpolation."""
     modes = ("bilinear", "bicubic", "area", "nearest", "nearest-exact")
     if preprocess.interpolation not in modes:
         raise InputError(f"interpolation is one of {', '.join(modes)}, not {preprocess.interpolation!r}")
