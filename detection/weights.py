@@ -26,8 +26,8 @@ def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] 
             torchvision and timm.
 
     Raises:
-        InputError: there is no such file, it is not a state dict, or a tensor is missing, unexpected or of another
-            shape.
+        InputError: there is no such file, it is not a state dict, `detector` is none, or a tensor is missing,
+            unexpected or of another shape.
     """
     for block, tensors in backbone_weights(detector, source):
         block.load_state_dict(tensors, strict=False)
@@ -63,6 +63,8 @@ def backbone_weights(
                     "for the detector of one architecture give supernet.subnet(arch)"
                 )
         pairs.append((step.block, source_tensors))
+    if not pairs:
+        raise InputError(f"{type(detector).__name__} is no detector: it has no backbone to give weights to")
     return pairs
 
 

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from supernet import sqlite
-from supernet.checked import arguments_explained, checked_arguments, is_number, is_whole, problem_of, shown
+from supernet.checked import (
+    arguments_explained,
+    checked_arguments,
+    is_number,
+    is_whole,
+    plain_scalar,
+    problem_of,
+    shown,
+)
 from supernet.errors import InputError, nearest
 from supernet.paths import work_saved
 from supernet.space import Arch, ArchReader, SearchSpace
@@ -85,10 +93,15 @@ class Trial:
             failed: why there is no score.
 
         Raises:
-            InputError: metrics that are no mapping or hold NaN, or a number that is no place in a study.
+            InputError: metrics that are no mapping of numbers or hold NaN, a reason that is no text, or a number that
+                is no place in a study.
         """
         if not isinstance(metrics, Mapping):
             raise InputError(f"metrics={shown(metrics)} should be values by name")
+        if wrong := [name for name, value in metrics.items() if not isinstance(plain_scalar(value), (int, float))]:
+            raise InputError(f"metrics={shown(metrics)}: {wrong[0]!r} should be a number")
+        if not isinstance(failed, str):
+            raise InputError(f"failed={shown(failed)} should be the reason, or an empty text")
         if missing := [name for name, value in metrics.items() if value != value]:
             raise InputError(f"metrics={shown(metrics)}: {missing[0]!r} is NaN; give failed=REASON without metrics")
         if not is_whole(number, 0):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from detection import create_detector, pyramid_space
+from detection import create_detector, load_backbone, pyramid_space
 from detection.detector import backbone_of
 from detection.task import Detection
 from searchers import NSGA2, RandomSearch, Reinforce, Study, Trial, hypervolume, pareto_front, search
@@ -209,6 +209,15 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a chain that is no detector": (lambda: backbone_of(sound()), "should be a Detector or a network of one"),
     "a trial without names": (lambda: Trial.of(sound().space, first(), 0.5), "metrics=0.5 should be values by name"),  # type: ignore[arg-type]
+    "a trial with a word for a score": (
+        lambda: Trial.of(sound().space, first(), {"accuracy": "x"}),  # type: ignore[dict-item]
+        "metrics=.*'accuracy' should be a number",
+    ),
+    "a trial with a number for a reason": (
+        lambda: Trial.of(sound().space, first(), {}, failed=3),  # type: ignore[arg-type]
+        "failed=3 should be the reason",
+    ),
+    "weights for no detector": (lambda: load_backbone(sound(), sound()), "is no detector"),
     "a trial at no place": (
         lambda: Trial.of(sound().space, first(), {}, number="x"),
         "number='x' should be a place in a study",
@@ -305,6 +314,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "no limit": (lambda: Feasible(table(), {"macs": None}), "limits=.*None.* should be a valid number"),  # type: ignore[dict-item]
     "latency batch": (lambda: LatencyTable(sound(), batch=-1), "batch=-1 should be an integer from 1"),
     "no time": (lambda: LatencyTable(sound(), seconds=0), "seconds=0 should be a number from"),
+    "no networks to time": (lambda: LatencyTable(sound()).error(0), "archs=0 should be"),
     "time NaN": (lambda: LatencyTable(sound(), seconds=math.nan), "seconds=nan should be"),
     "scoring batch": (
         lambda: SharedWeights(sound(), DIGITS.calibration, DIGITS.validation, batch=-1),

@@ -70,6 +70,11 @@ class Fidelity(Flags):
     trust: Trust = ()
     """Code from outside this project that the run's files name and that may run, as package.module:function."""
 
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """All networks, where each is trained."""
+        if self.truth == "retrain" and not self.n:
+            yield "n", "is for all networks of a table; with truth='retrain' give how many are trained, at least 2"
+
     def unused(self) -> Iterator[tuple[str, str]]:
         """What the table alone, or another truth, does not take."""
         if self.table_only:

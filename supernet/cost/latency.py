@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from supernet.chain import Chain, materialize
-from supernet.checked import Device, checked_arguments, is_number, is_whole
+from supernet.checked import Count, Device, Seed, checked_arguments, is_number, is_whole
 from supernet.cost.count import COSTS
 from supernet.cost.table import CostTable, Entry, Shape, shapes
 from supernet.errors import InputError, UnwritableError
@@ -275,12 +275,16 @@ class LatencyTable(CostTable):
         """Times the whole network and returns milliseconds."""
         return self._time(self._chain.subnet(arch).eval(), self.start.state)
 
-    def error(self, archs: int = 20, *, seed: int = 0) -> dict[str, float]:
+    @checked_arguments
+    def error(self, archs: Count = 20, *, seed: Seed = 0) -> dict[str, float]:
         """Compares the table with end-to-end timing of random architectures.
 
         Returns:
             `mean` and `worst` relative error; `bias`, the mean of table / end-to-end time, above 1 where separate
             timing misses overlap; `tau`, Kendall's tau-b between the two; `n`.
+
+        Raises:
+            InputError: fewer architectures than one.
         """
         from scipy.stats import kendalltau
 

@@ -160,6 +160,8 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
                 raise
             named = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if reason.startswith("zip() argument"):  # of builders that read several sequences in step
+                reason = "sequences that belong together have different lengths"
             raise InputError(f"the space {space!r} cannot be built with {named or 'its defaults'}: {reason}") from error
     if not isinstance(chain, Chain):
         raise InputError(f"the builder of the space {space!r} returned {type(chain).__name__}, not a Chain")

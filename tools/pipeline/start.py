@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from supernet.chain import Chain, largest
+from supernet.checked import shown
 from supernet.data import Splits
 from supernet.data.batches import Batches
 from supernet.errors import InputError
@@ -30,7 +31,13 @@ def check_start(config: SupernetRun, chain: Chain) -> None:
     """
     if not config.pretrained:
         return
-    check_full(chain.space)
+    try:
+        check_full(chain.space)
+    except InputError as error:
+        raise InputError(
+            f"pretrained={shown(config.pretrained)} is for spaces in which every decision is ordered, such as "
+            f"'elastic' and those of widths, and {chain.space.name!r} has others; leave it out"
+        ) from error
     source = Path(config.pretrained)
     if source.is_dir():
         _check_run(source, chain, any_channels=True)
