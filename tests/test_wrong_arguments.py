@@ -16,6 +16,7 @@ from torch import nn
 
 from detection import create_detector, load_backbone, pyramid_space
 from detection.detector import backbone_of
+from detection.nasfpn import read_out
 from detection.task import Detection
 from searchers import NSGA2, RandomSearch, Reinforce, Study, Trial, hypervolume, pareto_front, search
 from searchers.study import best_of
@@ -217,6 +218,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Trial.of(sound().space, first(), {}, failed=3),  # type: ignore[arg-type]
         "failed=3 should be the reason",
     ),
+    "an architecture for a published network": (
+        lambda: create_network("nasnet-a-large", arch={"a": 1}),
+        "'nasnet-a-large' is a published network, which has its architecture; leave arch out",
+    ),
+    "a pyramid without repeats": (lambda: read_out(sound(), 1), "which has no repeats"),
     "weights for no detector": (lambda: load_backbone(sound(), sound()), "is no detector"),
     "a trial at no place": (
         lambda: Trial.of(sound().space, first(), {}, number="x"),

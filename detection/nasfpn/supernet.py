@@ -129,11 +129,13 @@ def read_out(detector: D, repeats: int) -> D:
         repeats: how many of the repeats are kept.
 
     Raises:
-        InputError: the detector has fewer repeats.
+        InputError: the detector has fewer repeats, or no pyramid of NAS-FPN.
     """
     if not isinstance(detector, nn.Module):
         raise InputError(f"detector={detector!r:.80} should be a detector with NAS-FPN")
     necks = [name for name, child in detector.named_children() if _is_pyramid(child)]
+    if not necks:
+        raise InputError(f"detector={type(detector).__name__} has an ordinary pyramid or none, which has no repeats")
     if not 1 <= repeats <= len(necks):
         raise InputError(
             f"the detector has {len(necks)} repeats of its pyramid, so it cannot be read after {repeats}; "

@@ -287,6 +287,8 @@ def create_network(
     from supernet.chain import realize
 
     _check_generator(generator)
+    if arch is not None and (space in NETWORKS or space in GENOTYPES):
+        raise InputError(f"{space!r} is a published network, which has its architecture; leave arch out")
     arguments = {"num_classes": num_classes, "input_size": input_size, "in_channels": in_channels, **settings}
     with torch.device("meta"):
         chain, chosen = _published(space, arguments) if arch is None else (build(space, "standalone", arguments), arch)
