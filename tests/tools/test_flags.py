@@ -158,6 +158,19 @@ RECIPE: list[tuple[tuple[object, ...], str]] = [
     (("--space-settings", "stem=-1"), "stem=-1 should be from 1 to 65,536"),
     (("--space-settings", "depths=[1000000000, 1, 1]"), "depths=(1000000000, 1, 1) should be from 1 to 1,000"),
     (("--space-settings", "stem=1000000000000"), "stem=1000000000000"),
+    (
+        ("--random-paths", 3),
+        "random_paths=3 has no effect with sampler='uniform'; it is for 'sandwich'; leave out --ra",
+    ),
+    (("--window.cost", "params"), "window.cost='params' has no effect without a bound, low or high"),
+    (("--teacher-weight", 2), "teacher_weight=2.0 has no effect with teacher='none'"),
+    (("--train.decay-rate", 0.9), "train.decay_rate=0.9 has no effect with schedule='cosine'; it is for 'exponential'"),
+    (("--retrain.drops", 0.5), "retrain.drops=(0.5,) has no effect with schedule='cosine'; it is for 'step'"),
+    (("--train.schedule", "constant", "--train.lr-floor", 0.1), "train.lr_floor=0.1 has no effect"),
+    (("--train.no-ema-warmup",), "train.ema_warmup=False has no effect without an average of the weights, ema"),
+    (("--data.stream",), "data.stream=True has no effect with source='digits'; it is for a folder of images"),
+    (("--data.root", "x"), "data.root='x' has no effect with source='digits'; it is for 'cifar10' and 'cifar100'"),
+    (("--data.test-split", "x"), "data.test_split='x' has no effect with source='digits'; it is for 'timm:NAME'"),
 ]
 
 

@@ -115,31 +115,6 @@ def test_flags_with_an_effect_are_taken(kind: type[Any], words: str) -> None:
     assert parse(kind, None, words.split())
 
 
-RECIPE: list[tuple[tuple[object, ...], str]] = [
-    (
-        ("--random-paths", 3),
-        "random_paths=3 has no effect with sampler='uniform'; it is for 'sandwich'; leave out --ra",
-    ),
-    (("--window.cost", "params"), "window.cost='params' has no effect without a bound, low or high"),
-    (("--teacher-weight", 2), "teacher_weight=2.0 has no effect with teacher='none'"),
-    (("--train.decay-rate", 0.9), "train.decay_rate=0.9 has no effect with schedule='cosine'; it is for 'exponential'"),
-    (("--retrain.drops", 0.5), "retrain.drops=(0.5,) has no effect with schedule='cosine'; it is for 'step'"),
-    (("--train.schedule", "constant", "--train.lr-floor", 0.1), "train.lr_floor=0.1 has no effect"),
-    (("--train.no-ema-warmup",), "train.ema_warmup=False has no effect without an average of the weights, ema"),
-    (("--data.stream",), "data.stream=True has no effect with source='digits'; it is for a folder of images"),
-    (("--data.root", "x"), "data.root='x' has no effect with source='digits'; it is for 'cifar10' and 'cifar100'"),
-    (("--data.test-split", "x"), "data.test_split='x' has no effect with source='digits'; it is for 'timm:NAME'"),
-]
-
-
-@pytest.mark.parametrize(("flags", "message"), RECIPE, ids=lambda value: str(value)[:40])
-def test_settings_of_a_recipe_without_an_effect_are_refused(
-    flags: tuple[object, ...], message: str, call: Call, tmp_path: Path
-) -> None:
-    one_line(call("train_supernet", "quickstart", "--out", tmp_path / "run", *flags), message)
-    assert not list(tmp_path.iterdir())
-
-
 def test_shares_of_images_that_have_splits_of_their_own_are_refused(call: Call, tmp_path: Path) -> None:
     for split in ("train", "Val", "test"):
         make_folder(tmp_path / "photos" / split, images=1)

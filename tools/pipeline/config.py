@@ -122,12 +122,15 @@ class Sampling(Checked):
             yield "train.regularize_largest", f"needs the largest path of the sampler 'sandwich', not {self.sampler!r}"
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """The size of a sandwich for another sampler, and shares of images where the source has splits of its own."""
-        source: str = getattr(self, "data").source  # noqa: B009  every recipe declares it
-        for part in own_splits(source):
-            yield f"data.{part}", f"with data.source={shown(source)}, which has a {part} split of its own"
+        """The size of a sandwich for another sampler."""
         if self.sampler != "sandwich":
             yield "random_paths", f"with sampler={self.sampler!r}; it is for 'sandwich'"
+
+
+def unused_shares(source: str) -> Iterator[tuple[str, str]]:
+    """Yields the fields of a recipe that are shares of the images, where the source has splits of its own."""
+    for part in own_splits(source):
+        yield f"data.{part}", f"with data.source={shown(source)}, which has a {part} split of its own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +177,9 @@ class SupernetRun(Sampling):
             yield "teacher", "and train.distill are two teachers; drop one"
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """The weight of a teacher that there is not."""
+        """The weight of a teacher that there is not, and shares of images that are split already."""
         yield from super().unused()
+        yield from unused_shares(self.data.source)
         if self.teacher == "none":
             yield "teacher_weight", "with teacher='none'"
 
@@ -229,6 +233,11 @@ class DetectorRun(Sampling):
     weights trained on classification alone by the `retrain` recipe of the pre-training (as in the paper)."""
     scoring_batch: Count = 16
     """Images per forward pass when networks are scored, and per calibration batch."""
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Shares of images that are split already."""
+        yield from super().unused()
+        yield from unused_shares(self.data.source)
 
 
 Recipe = SupernetRun | DetectorRun
