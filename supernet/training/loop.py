@@ -25,7 +25,7 @@ from supernet.progress import progress
 from supernet.seeding import derive_seed
 from supernet.space import Arch, SearchSpace
 from supernet.training.check import check_network, check_training
-from supernet.training.depthwise import FastDepthwise
+from supernet.training.convolutions import ConvolutionGradients
 from supernet.training.distributed import World, current, reduce_gradients, revert_sync_bn
 from supernet.training.events import EventWriter
 from supernet.training.lead import Lead
@@ -266,7 +266,9 @@ def train_step(training: TrainingState, batch: Any, interrupted: threading.Event
     for number, arch in enumerate(archs):
         for module in training.dropping:
             module.training = number == 0
-        with FastDepthwise() if training.device.type == "cpu" and not config.compile else contextlib.nullcontext():
+        with (
+            ConvolutionGradients() if training.device.type == "cpu" and not config.compile else contextlib.nullcontext()
+        ):
             loss, metrics = loss_of(arch)
         penalty = training.penalty(arch) if training.penalty is not None else 0.0
         (loss + penalty).backward()  # type: ignore[no-untyped-call]

@@ -65,7 +65,7 @@ def test_size_counts_weights_and_the_threshold_decides_which_channels() -> None:
     assert float(regularization([last], GAMMA, threshold=0.15, resource="size")) == pytest.approx(24 * out + 31 * into)
 
 
-def test_depthwise_and_linear_layers() -> None:
+def test_convolutions_and_linear_layers() -> None:
     gamma = {"a": scales((0.5, 3), (0.01, 2))}
     deep = WidthLayer(name="deep", reads=("a",), makes="a", positions=4, taps=9, depthwise=True)
     linear = WidthLayer(name="linear", reads=("a",), outputs=10, extra=1)

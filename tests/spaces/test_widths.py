@@ -85,7 +85,7 @@ def test_resnet_20_has_a_group_per_sum_and_one_per_branch() -> None:
     assert seed.items() <= dict(chain.seed).items()
 
 
-def test_depthwise_convolutions_tie_their_input_and_output_widths() -> None:
+def test_convolutions_convolutions_tie_their_input_and_output_widths() -> None:
     chain = meta(mobilenetv2_widths)
     groups = {name: (entry.reads, entry.makes) for name, entry, _ in chain.elastic_layers()}
     assert groups["stage1.block0.0"] == ("stem.width", "stem.width")

@@ -257,7 +257,7 @@ def depthwise(
     paths: Count = 10,
     threads: Threads = 1,
 ) -> None:
-    """Processor time of torch's forward and backward pass over that with `FastDepthwise`, the two alternating.
+    """Processor time of torch's forward and backward pass over that with `ConvolutionGradients`, the two alternating.
 
     Args:
         spaces: Names of spaces.
@@ -270,7 +270,7 @@ def depthwise(
 
     from supernet import create_supernet
     from supernet.seeding import generator
-    from supernet.training.depthwise import FastDepthwise
+    from supernet.training.convolutions import ConvolutionGradients
 
     torch.set_num_threads(threads)
     rows = []
@@ -282,7 +282,7 @@ def depthwise(
         for path in range(paths + 1):
             arch = network.space.sample(generator("depthwise", path))
             plain.append(backward_seconds(network, images, arch, contextlib.nullcontext()))
-            ratios.append(plain[-1] / backward_seconds(network, images, arch, FastDepthwise()))
+            ratios.append(plain[-1] / backward_seconds(network, images, arch, ConvolutionGradients()))
         first, last = median_interval(ratios[1:])
         middle = f"{statistics.median(ratios[1:]):.2f}"
         rows.append((space, f"{statistics.median(plain[1:]):.3f} s", middle, f"{first:.2f} to {last:.2f}", paths))

@@ -1,4 +1,4 @@
-"""The weight gradients of depthwise convolutions on small maps."""
+"""Gradients of convolutions for which oneDNN has no good kernel: they are torch's, and none ends the process."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.training.depthwise import FastDepthwise
+from supernet.training.convolutions import ConvolutionGradients
 
 
 def pass_through(conv: nn.Conv2d, x: Tensor, *, fast: bool) -> tuple[Tensor, ...]:
     """Returns the output of a convolution and the gradients of input, weight and, if there is one, bias."""
     x = x.detach().requires_grad_()
     if fast:
-        with FastDepthwise():
+        with ConvolutionGradients():
             y = conv(x)
     else:
         y = conv(x)
@@ -43,9 +43,30 @@ def test_gradients_are_those_of_torch(size: tuple[int, int], settings: dict[str,
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_of_strided_pointwise_convolutions_are_those_of_torch(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(8, 16, 1, stride=(2, 3), bias=bias)
+    x = torch.randn(6, 8, 9, 10, generator=generator)
+    expected, actual = pass_through(conv, x, fast=False), pass_through(conv, x, fast=True)
+    assert torch.equal(expected[0], actual[0])
+    for gradient, reference in zip(actual[1:], expected[1:], strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_narrow_strided_pointwise_convolutions_do_not_end_the_process() -> None:
+    """With torch 2.14.1 on AVX-512 the same backward pass outside of the mode is a segmentation fault."""
+    conv = nn.Conv2d(8, 16, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+    x = torch.randn(16, 8, 48, 48, generator=torch.Generator().manual_seed(0))
+    _, for_x, for_weight = pass_through(conv, x.contiguous(memory_format=torch.channels_last), fast=True)
+    assert for_x[:, :, ::2, ::2].ne(0).all()
+    assert not for_x[:, :, 1::2].any()
+    assert for_weight.isfinite().all()
+
+
 def uses_sums(conv: nn.Conv2d, x: Tensor) -> bool:
     """Says whether the mode replaces the backward pass of a convolution."""
-    with FastDepthwise():
+    with ConvolutionGradients():
         return "Depthwise" in type(conv(x).grad_fn).__name__
 
 
@@ -67,16 +88,16 @@ def test_a_training_step_uses_the_fast_gradient(monkeypatch: pytest.MonkeyPatch)
     from supernet.config import Data, Train
     from supernet.data.load import load
     from supernet.train import train_supernet
-    from supernet.training import depthwise
+    from supernet.training import convolutions
 
     maps: list[torch.Size] = []
-    gradient = depthwise.weight_gradient
+    gradient = convolutions.weight_gradient
 
     def recorded(x: Tensor, *args: Any) -> Tensor:
         maps.append(x.shape)
         return gradient(x, *args)
 
-    monkeypatch.setattr(depthwise, "weight_gradient", recorded)
+    monkeypatch.setattr(convolutions, "weight_gradient", recorded)
     layers = nn.Sequential(
         nn.Conv2d(1, 4, 4, stride=4), nn.Conv2d(4, 4, 5, padding=2, groups=4), nn.Flatten(), nn.Linear(16, 10)
     )
