@@ -1,10 +1,12 @@
 """The description of a step's output: channels, stride and the hidden states concatenated in a tensor."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from supernet.checked import is_whole
 from supernet.errors import InputError
 
 
@@ -22,6 +24,12 @@ class Layout:
     channels: int
     stride: float = 1
     ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.channels, 1):
+            raise InputError(f"a layout has channels={self.channels!r}; a tensor has at least one channel")
+        if isinstance(self.stride, bool) or not isinstance(self.stride, int | float) or not 0 <= self.stride < math.inf:
+            raise InputError(f"a layout has stride={self.stride!r}; give input pixels per pixel, 0 for logits")
 
 
 Layouts = Layout | tuple["Layouts", ...] | None

@@ -16,6 +16,8 @@ from supernet.data.stream import Stream
 from supernet.errors import InputError
 from supernet.memory import check_memory
 
+STRATIFIED_BELOW = 20
+"""A held-out split with fewer images per class is drawn class by class: chance might make one class half of it."""
 HISTOGRAM_FROM = 2**28
 """Above this many values, mean and deviation come from a 256-level histogram, since a float32 copy might not fit."""
 
@@ -213,10 +215,16 @@ def _split_index(
     Raises:
         InputError: an empty split, or a class that `train` lacks and another split has.
     """
-    order = torch.randperm(len(labels), generator=torch_generator(config.seed, "split"))
-    n_test = 0 if test is not None else round(config.test * len(order))
-    n_validation = 0 if validation is not None else round(config.validation * (len(order) - n_test))
-    index = dict(zip(("test", "validation", "train"), order.tensor_split([n_test, n_test + n_validation]), strict=True))
+    rest = torch.randperm(len(labels), generator=torch_generator(config.seed, "split"))
+    n_test = 0 if test is not None else round(config.test * len(rest))
+    n_validation = 0 if validation is not None else round(config.validation * (len(rest) - n_test))
+    index = {}
+    for name, size in (("test", n_test), ("validation", n_validation)):
+        chosen = _in_proportion(labels[rest], size) if size < STRATIFIED_BELOW * len(classes) else torch.arange(size)
+        others = torch.ones(len(rest), dtype=torch.bool)
+        others[chosen] = False
+        index[name], rest = rest[chosen], rest[others]
+    index["train"] = rest
     if len(index["train"]):
         _spread_classes(labels, index)
     held_out = {
@@ -237,6 +245,17 @@ def _split_index(
                 f"more classes in {name} than in train; add images of it, or try another data.seed"
             )
     return index
+
+
+def _in_proportion(labels: Tensor, size: int) -> Tensor:
+    """Returns positions of images, int64, (size,), in order: the first of each class, by its share of all images."""
+    counts = torch.bincount(labels)
+    shares = counts.double() * size / max(1, len(labels))
+    quotas = shares.long()
+    most = (shares - quotas).sort(descending=True, stable=True).indices[: size - int(quotas.sum())]
+    quotas[most] += 1
+    positions = [(labels == label).nonzero().flatten()[:quota] for label, quota in enumerate(quotas.tolist())]
+    return torch.cat(positions).sort().values if positions else torch.arange(0)
 
 
 def _spread_classes(labels: Tensor, index: dict[str, Tensor]) -> None:

@@ -51,6 +51,11 @@ class Choice:
             if not isinstance(self.when[0], str) or not isinstance(self.when[1], Iterable):
                 raise InputError(f"choice {self.name!r} takes when=(parent, values), not {self.when!r}")
             object.__setattr__(self, "when", (self.when[0], tuple(self.when[1])))
+            if not self.when[1]:
+                raise InputError(
+                    f"choice {self.name!r} has when=({self.when[0]!r}, ()), so it is never active; name the values of "
+                    f"{self.when[0]!r} that make it so"
+                )
         if not self.name or self.name.startswith(".") or self.name.endswith("."):
             raise InputError(f"a choice needs a name that neither starts nor ends with a dot, not {self.name!r}")
         if not isinstance(self.options, range) and any(option != option for option in self.options):

@@ -424,6 +424,8 @@ class SearchSpace:
         """
         try:
             document = parse_json(text)
+            if not isinstance(document, dict):
+                raise ValueError("it is no JSON object")
             choices = [_choice_from_json(item) for item in document["choices"]]
             forms = [
                 (form["prefix"], NormalForm.from_file(form["function"], form["version"], trust))
@@ -433,7 +435,10 @@ class SearchSpace:
         except InputError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            raise InputError(f"the text cannot be read as a search space ({error!r})") from error
+            why = {KeyError: "it lacks an entry ", TypeError: "an entry has the wrong type: "}.get(type(error), "")
+            raise InputError(
+                f"{text!r:.60} is not the JSON of a search space as `to_json` writes it: {why}{error}"
+            ) from error
 
     def digest(self) -> str:
         """Returns 16 hex digits of SHA-256 over `to_json`; they agree exactly if two spaces are interchangeable."""

@@ -52,6 +52,27 @@ def test_splits_depend_on_the_seed_alone() -> None:
     assert torch.equal(first.calibration.pixels, first.train.pixels[:640])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_few_held_out_images_have_the_shares_of_the_classes(seed: int) -> None:
+    labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 25)
+    pixels = torch.randint(0, 256, (125, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    splits = split(Data("mine", seed=seed), pixels, labels, ("a", "b", "c"))
+    assert splits.test.labels.bincount().tolist() == [10, 10, 5]
+    assert splits.validation.labels.bincount().tolist() == [8, 8, 4]
+    assert splits.train.labels.bincount().tolist() == [32, 32, 16]
+
+
+def test_many_held_out_images_are_drawn_without_regard_to_their_class() -> None:
+    labels = torch.arange(1000) % 3
+    pixels = torch.zeros(1000, 3, 2, 2, dtype=torch.uint8)
+    pixels[0] = 1
+    counts = {
+        tuple(split(Data("mine", seed=seed), pixels, labels, ("a", "b", "c")).test.labels.bincount().tolist())
+        for seed in range(5)
+    }
+    assert len(counts) > 1
+
+
 def test_a_summary_agrees_with_the_splits_and_survives_json() -> None:
     data = load(Data(size=8, calibration=100))
     summary = data.summary()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest, chisquare
 
+from supernet.chain.layout import Layout
 from supernet.errors import InputError
 from supernet.space import Arch, ArchReader, Choice, SearchSpace, Value, compose
 from supernet.space.normal_form import NormalForm
@@ -135,8 +136,12 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "arch-garbage": (lambda: Arch.from_json("{left: a}"), "JSON object of decision names and values"),
     "arch-list": (lambda: Arch.from_json('["a", "b"]'), r"plain values, not '\[\"a\", \"b\"\]'"),
     "arch-null": (lambda: Arch.from_json('{"left": null}'), "plain values, not"),
-    "space-empty": (lambda: SearchSpace.from_json("{}"), "cannot be read as a search space .*choices"),
-    "space-choices": (lambda: SearchSpace.from_json(PART % "1"), "cannot be read as a search space"),
+    "space-empty": (lambda: SearchSpace.from_json("{}"), "not the JSON of a search space .*lacks an entry 'choices'"),
+    "space-list": (lambda: SearchSpace.from_json("[]"), r"'\[\]' is not the JSON of a search space .* no JSON object"),
+    "space-choices": (lambda: SearchSpace.from_json(PART % "1"), "not the JSON of a search space"),
+    "choice-never-active": (lambda: Choice("b", (1, 2), when=("a", ())), "never active; name the values of 'a'"),
+    "layout-channels": (lambda: Layout(-1), "channels=-1"),
+    "layout-stride": (lambda: Layout(8, math.nan), "stride=nan"),
 }
 
 
@@ -151,7 +156,7 @@ def test_wrong_input_is_named(case: str) -> None:
     "rest", ['"a", "options": {"range": [0, 4, 0]}', '"a", "options": [1], "when": ["b"]', '3, "options": [1]']
 )
 def test_damaged_json_of_a_space_is_an_input_error(rest: str) -> None:
-    with pytest.raises(InputError, match=r"cannot be read as a search space|the name of a choice is a text, not 3"):
+    with pytest.raises(InputError, match=r"not the JSON of a search space|the name of a choice is a text, not 3"):
         SearchSpace.from_json(PART % f'{{"name": {rest}}}')
 
 

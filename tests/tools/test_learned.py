@@ -1,18 +1,24 @@
 """A supernet that is no better than guessing is named after its training and refused by the search."""
 
+import itertools
 import json
+import math
 import os
 import shutil
 import signal
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from helpers.scripts import Call, one_line, run_script
 from supernet.paths import KILL_AT
 from supernet_tools.pipeline.classifier import ClassifierKind
+from supernet_tools.pipeline.learned import Agreement
 
 SPACE = ("--space-settings", "depths=[1, 1, 1]", "widths=[16, 24, 32]", "stem=8")
 SMALL = (*SPACE, "--data.size", 8, "--data.calibration", 64, "--train.epochs", 3)
@@ -61,6 +67,61 @@ def test_the_remedy_works(tmp_path: Path, call: Call) -> None:
     assert "guessing" not in out + err
     assert json.loads((folder / "run.json").read_text())["shared_weights"]["learned"] is True
     assert call("search", folder, "--searcher", "random", "--trials", 3)[0] == 0
+
+
+def test_a_rare_class_that_is_found_is_learnt_although_the_frequent_one_is_named_as_often_rightly(
+    tmp_path: Path, call: Call
+) -> None:
+    """One image in five is bright, and one label in ten is wrong, so no network has an accuracy far above 0.8."""
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        bright, wrong = i % 5 == 0, i % 10 in (5, 6) and i % 20 > 9
+        pixels = rng.integers(0, 128, (8, 8, 3)) + 100 * bright
+        folder = tmp_path / "images" / ("fault" if bright != wrong else "fine")
+        folder.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03}.png")
+    command = ("train_supernet", "quickstart", *SMALL, "--data.source", tmp_path / "images", "--train.batch", 16)
+    code, out, err = call(*command, "--train.lr", 0.05, "--retrain.batch", 16, "--out", tmp_path / "rare")
+    assert code == 0, err
+    record = json.loads((tmp_path / "rare" / "run.json").read_text())["shared_weights"]
+    error = math.sqrt(record["guessing"] * (1 - record["guessing"]) / record["images"])
+    assert record["best"] < record["guessing"] + 3 * error  # the accuracy alone shows nothing
+    assert record["learned"] is True
+    assert "guessing" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "accuracy", "kappa"),
+    [
+        ([0] * 8, [0, 0, 0, 0, 0, 0, 1, 2], 0.75, 0.0),  # the most frequent class
+        ([0, 1, 2, 0], [0, 1, 2, 0], 1.0, 1.0),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 0.0, -1.0),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 1.0, 0.0),
+    ],
+)
+def test_agreement_is_beyond_what_the_classes_named_and_the_classes_there_make_likely(
+    predicted: list[int], labels: list[int], accuracy: float, kappa: float
+) -> None:
+    scored = agreement(predicted, labels)
+    assert (scored["accuracy"], scored["kappa"]) == pytest.approx((accuracy, kappa))
+
+
+def test_deviations_of_an_agreement_are_those_over_all_orders_of_the_labels() -> None:
+    predicted, labels = [0, 0, 1, 2, 2, 1, 0], [0, 0, 0, 1, 2, 2, 1]
+    right = [
+        sum(a == b for a, b in zip(predicted, order, strict=True)) for order in itertools.permutations(labels)
+    ]  # all 5,040
+    expected = (3 - statistics.mean(right)) / statistics.pstdev(right)
+    assert agreement(predicted, labels)["deviations"] == pytest.approx(expected)
+    shown = Agreement().combine([Agreement().of_batch(torch.full((2, 3), math.nan), torch.tensor([0, 1]))])
+    assert all(math.isnan(value) for value in shown.values())
+
+
+def agreement(predicted: list[int], labels: list[int]) -> dict[str, float]:
+    """The metric of these predictions, in two batches."""
+    logits, classes = torch.eye(max(*predicted, *labels) + 1)[predicted], torch.tensor(labels)
+    metric = Agreement()
+    return metric.combine([metric.of_batch(logits[i::2], classes[i::2]) for i in (0, 1)])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
