@@ -44,11 +44,11 @@ class DetectionData(Checked):
 
     source: str = "digits"
     """"digits" (embedded: scikit-learn's digits on its photographs), or the annotations of the training images: a file
-    in COCO's layout, such as "coco/annotations/instances_train2017.json"; the data.yaml of a set in YOLO's layout; or,
-    in Pascal VOC's, a folder or a list such as "VOC2007/ImageSets/Main/train.txt"."""
+    in COCO's layout, such as "coco/annotations/instances_train2017.json"; the data.yaml of a set in YOLO's layout; in
+    Pascal VOC's, a folder or a list such as "VOC2007/ImageSets/Main/train.txt"; a .csv file with a row per object."""
     images: str = ""
     """Folder that the file names in `source` are relative to; not for YOLO's layout, whose data.yaml names it, and for
-    VOC's only where it is neither JPEGImages nor images."""
+    VOC's and a .csv file's only where it is neither JPEGImages nor images, nor beside the annotations."""
     validation_source: str = ""
     """Annotations of the images that score architectures; if empty, the `val` images of a data.yaml do, or else a share
     of the training images."""

@@ -30,9 +30,14 @@ TOLERANCE = 0.01
 
 
 def layout_of(source: str) -> str:
-    """Returns "yolo" for a .yaml file, "voc" for a folder or a .txt list of names, and "coco" for anything else."""
+    """Returns the layout of annotations, by the name of their file.
+
+    "yolo" is a .yaml file, "csv" a .csv or .tsv file, "voc" a folder or a .txt list of names, "coco" anything else.
+    """
     if source.endswith((".yaml", ".yml")):
         return "yolo"
+    if source.endswith((".csv", ".tsv")):
+        return "csv"
     folder = os.path.isdir(source)  # False, unlike Path.is_dir, for a name that no file can have
     return "voc" if folder or source.endswith(".txt") else "coco"
 
@@ -82,7 +87,7 @@ def yolo_document(path: Path, split: str) -> tuple[Document, Path]:
     images: list[Document] = []
     annotations: list[Document] = []
     for number, (file, label) in enumerate(zip(files, labels, strict=True), start=1):
-        width, height = _size(file)
+        width, height = image_size(file)
         name = file.relative_to(folder).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for category, (x, y, w, h) in _yolo_rows(label, names):
@@ -306,7 +311,7 @@ def _voc_image(file: Path, folder: Path) -> tuple[Document, list[VocObject]]:
     if all(re.fullmatch(r"\s*[1-9]\d{0,6}\s*", side) for side in sides):
         width, height = map(int, sides)
     else:
-        width, height = _size(folder / name)
+        width, height = image_size(folder / name)
     objects = [_voc_object(file, number, item) for number, item in enumerate(root.iter("object"), start=1)]
     return {"file_name": name, "width": width, "height": height}, objects
 
@@ -356,8 +361,8 @@ def _text(path: Path) -> str:
         raise InputError(f"the annotation file {path} is not text ({error})") from error
 
 
-def _size(file: Path) -> tuple[int, int]:
-    """Width and height of an image as a viewer shows it."""
+def image_size(file: Path) -> tuple[int, int]:
+    """Returns width and height of an image as a viewer shows it. Raises `InputError` if it cannot be read."""
     try:
         return shown_size(file)
     except (OSError, SyntaxError, ValueError) as error:

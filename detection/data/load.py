@@ -19,6 +19,7 @@ from detection.data.augment import Resize
 from detection.data.coco import Annotations, annotations_of, read_annotations
 from detection.data.images import DetectionSet
 from detection.data.layouts import has_split, layout_of, voc_document, yolo_document
+from detection.data.table import table_document
 from supernet.checked import checked_arguments
 from supernet.config import DataSummary
 from supernet.data.cache import cache_file, cache_folder
@@ -135,7 +136,8 @@ def _annotated(
         document, root = yolo_document(file, split)
     else:
         names = None if like is None else dict(zip(like.categories, like.classes, strict=True))
-        document, root = voc_document(file, folder, names)
+        read = table_document if layout_of(source) == "csv" else voc_document
+        document, root = read(file, folder, names)
     return annotations_of(document, file, root, min_side=config.min_side, like=like), root
 
 

@@ -1,17 +1,14 @@
 """True accuracies of architectures from a table: the shipped benchmark, or a user's CSV file."""
 
-import codecs
-import csv
-import io
 import math
 import re
-import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from supernet.checked import checked_arguments
+from supernet.csv_rows import csv_rows
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, SearchSpace
 
@@ -75,7 +72,7 @@ def read_truth(path: Path, space: SearchSpace, *, column: str = "accuracy") -> T
     """
     if column == "arch":
         raise InputError("column='arch' has the architectures; name the column of their accuracies")
-    numbered, delimiter = _csv_rows(path)
+    numbered, delimiter = csv_rows(path)
     names = numbered[0][1] if numbered else []
     for name in ("arch", column):
         if names.count(name) != 1:
@@ -109,24 +106,6 @@ def read_truth(path: Path, space: SearchSpace, *, column: str = "accuracy") -> T
             stacklevel=2,
         )
     return distinct(space, table, column)
-
-
-def _csv_rows(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
-    """Returns the rows of a CSV file that are not empty, each with the number of its last line, and the delimiter."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path} is not a regular file; give a CSV file")
-        content = path.read_bytes()
-        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if marked else "utf-8-sig")
-        header = text.partition("\n")[0]
-        delimiter = max(",;\t", key=header.count)  # the comma if there is none
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        return [(reader.line_num, row) for row in reader if any(map(str.strip, row))], delimiter
-    except InputError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV ({error}); give a text file with a header line") from error
 
 
 def _number(text: str, name: str, delimiter: str) -> float:

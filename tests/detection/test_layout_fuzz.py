@@ -1,4 +1,4 @@
-"""Whatever a data.yaml, a label file or an XML file holds, it is read or refused in one line that names it."""
+"""Whatever a data.yaml, a label file, an XML file or a table holds, it is read or refused in one line that names it."""
 
 import os
 import warnings
@@ -15,6 +15,7 @@ from detection.config import DetectionData
 from detection.data.coco import annotations_of
 from detection.data.layouts import voc_document, yolo_document
 from detection.data.load import load
+from detection.data.table import table_document
 from supernet.errors import InputError
 
 NUMBERS = st.sampled_from(("0.5", "0", "-0.2", "1.1", "nan", "inf", "1e999", "x", "", "1e-300", "9" * 5000, "٣"))
@@ -32,6 +33,16 @@ YAML = st.lists(
     st.tuples(st.sampled_from(("names", "train", "val", "test", "path", "nc", "x")), SCALARS).map(": ".join), max_size=5
 ).map("\n".join)
 YAML |= st.text(max_size=60) | st.just("names: " + "[" * 500)
+
+HEADERS = st.sampled_from(("image", "file", "class", "xmin", "ymin", "xmax", "ymax", "x", "y", "w", "h", "x1", ""))
+CELLS = st.sampled_from(("0.png", "images/0.png", "1", "../0.png", "/dev/null", "cat", "\0", "a" * 300)) | NUMBERS
+TABLE = st.lists(st.lists(HEADERS, max_size=8) | st.lists(CELLS, max_size=8), max_size=4).map(
+    lambda rows: "\n".join(map(",".join, rows))
+)
+TABLE |= st.lists(st.lists(CELLS, min_size=6, max_size=6), max_size=3).map(
+    lambda rows: "\n".join(map(",".join, [["image", "xmin", "ymin", "xmax", "ymax", "class"], *rows]))
+)
+TABLE |= st.text(max_size=60)
 
 TAGS = ("annotation", "object", "name", "bndbox", "xmin", "ymin", "xmax", "ymax", "filename", "size", "difficult", "b")
 LEAVES = (WORDS | st.text(max_size=10)).map(escape)
@@ -71,6 +82,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sound = ("annotation", [("object", [("name", "cat"), ("bndbox", [(c, "9") for c in TAGS[4:8]])])])
         (root / f"Annotations/{i}.xml").write_text(as_xml(sound))
     (root / "data.yaml").write_text("names: [cat, dog]\ntrain: images\n")
+    (root / "objects.csv").write_text("image,xmin,ymin,xmax,ymax,class\n0.png,3,4,9,9,cat\n1.png,,,,,\n")
     return root
 
 
@@ -120,7 +132,12 @@ def fuzzed(examples: int, root: Path) -> None:
         document, folder = voc_document(root / "Annotations", str(root / "images"))
         return annotations_of(document, root / "Annotations/0.xml", folder)
 
+    def table() -> object:
+        document, folder = table_document(root / "objects.csv", str(root / "images"))
+        return annotations_of(document, root / "objects.csv", folder)
+
     check(YAML, "data.yaml", yolo)
+    check(TABLE, "objects.csv", table)
     check(LABELS, "labels/0.txt", yolo)
     check(XML, "Annotations/0.xml", voc)
 

@@ -1,4 +1,4 @@
-"""One set of images in the layouts of COCO, YOLO and Pascal VOC gives the same training batches and figures."""
+"""One set of images in every layout of annotations gives the same training batches and figures."""
 
 import itertools
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from detection.data.batches import training_batches
 from detection.data.coco import read_annotations
 from detection.data.layouts import layout_of, voc_document, yolo_document
 from detection.data.load import DetectionSplits, load
+from detection.data.table import is_table, table_document
 from detection.metric import DetectionMetric
 from helpers.coco import write
 from supernet.errors import InputError
@@ -42,11 +43,12 @@ def _voc(folder: Path, name: str, size: tuple[int, int], objects: list[Object], 
 
 
 def _write(root: Path, *, images: int = 15) -> dict[str, str]:
-    """Writes the set once with the annotations of all three layouts; returns the source of each."""
+    """Writes the set once with the annotations of all layouts; returns the source of each."""
     for folder in ("images", "labels", "Annotations"):
         (root / folder).mkdir(parents=True)
     listed: list[Any] = []
     annotations: list[Any] = []
+    rows = ["filename,width,height,class,xmin,ymin,xmax,ymax"]  # as TensorFlow's and Roboflow's tables
     for i in range(images):
         name, size = f"{i:02d}", ((64, 64), (64, 32))[i % 2]
         picture, lines = Image.new("RGB", size), []
@@ -56,6 +58,8 @@ def _write(root: Path, *, images: int = 15) -> dict[str, str]:
             lines.append(f"{kind} " + " ".join(map(repr, shares)))
             box = {"id": len(annotations) + 1, "image_id": i + 1, "category_id": kind + 1, "bbox": [x, y, w, h]}
             annotations.append(box)
+            rows.append(f"{name}.png,{size[0]},{size[1]},{NAMES[kind]},{x},{y},{x + w},{y + h}")
+        rows += [] if lines else [f"{name}.png,{size[0]},{size[1]},,,,,"]
         picture.save(root / "images" / f"{name}.png")
         if lines:  # an image without objects needs no file of labels
             (root / "labels" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -64,7 +68,9 @@ def _write(root: Path, *, images: int = 15) -> dict[str, str]:
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
     write(root / "coco.json", {"images": listed, "annotations": annotations, "categories": categories})
     (root / "data.yaml").write_text(f"train: images\nnc: 3\nnames: {list(NAMES)}\n", encoding="utf-8")
-    return {"coco": str(root / "coco.json"), "yolo": str(root / "data.yaml"), "voc": str(root)}
+    (root / "objects.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    names = {"coco": "coco.json", "yolo": "data.yaml", "voc": "", "csv": "objects.csv"}
+    return {layout: str(root / name) for layout, name in names.items()}
 
 
 def _load(root: Path, source: str) -> DetectionSplits:
@@ -72,7 +78,7 @@ def _load(root: Path, source: str) -> DetectionSplits:
     return load(DetectionData(source, folder, size=48, longest=80, calibration=4, seed=3))
 
 
-def test_the_three_layouts_give_the_same_batches_and_figures(tmp_path: Path) -> None:
+def test_all_layouts_give_the_same_batches_and_figures(tmp_path: Path) -> None:
     sources = _write(tmp_path)
     assert {name: layout_of(source) for name, source in sources.items()} == {name: name for name in sources}
     splits = {name: _load(tmp_path, source) for name, source in sources.items()}
@@ -104,9 +110,10 @@ def test_the_three_layouts_give_the_same_batches_and_figures(tmp_path: Path) -> 
         figures[name] = metric.combine(rows)
     assert figures["yolo"] == pytest.approx(figures["coco"])
     assert figures["voc"] == pytest.approx(figures["coco"])
+    assert figures["csv"] == pytest.approx(figures["coco"])
     assert 0 < figures["coco"]["map"] < 1
     ids = {name: part.summary().category_ids for name, part in splits.items()}
-    assert ids == {"coco": (1, 2, 3), "voc": (1, 2, 3), "yolo": (0, 1, 2)}
+    assert ids == {"coco": (1, 2, 3), "voc": (1, 2, 3), "yolo": (0, 1, 2), "csv": (1, 2, 3)}
 
 
 def test_a_data_yaml_names_the_held_out_images_too(tmp_path: Path) -> None:
@@ -142,6 +149,40 @@ def test_difficult_objects_are_ignored_and_names_of_the_training_hold(tmp_path: 
     assert [image["file_name"] for image in document["images"]] == ["07.png", "02.png"]
 
 
+OTHER_TABLES = {
+    "corner and sides": "image_path;x;y;w;h;label\nimages/00.png;2,0;3;8;12,0\n".replace("12,0\n", "12,0;cat\n"),
+    "without a header": "images/00.png,2,3,10,15,cat\n",
+    "without a suffix": "image_id\tclass\tX_min\tY_min\tX_max\tY_max\nimages/00\tcat\t2\t3\t10\t15\n",
+    "a mark and Windows' folders": "\ufeffName,file,x1,y1,x2,y2\r\ncat,images\\00.png,2,3,10,15\r\n",
+}
+
+
+@pytest.mark.parametrize("case", OTHER_TABLES)
+def test_tables_of_other_programs(case: str, tmp_path: Path) -> None:
+    _write(tmp_path, images=1)
+    table = tmp_path / "other.csv"
+    table.write_text(OTHER_TABLES[case], encoding="utf-8", newline="")
+    assert is_table(table)
+    document, folder = table_document(table, "")
+    assert folder == tmp_path
+    assert document["images"] == [{"id": 1, "file_name": "images/00.png", "width": 64, "height": 64}]
+    assert [(item["bbox"], item["category_id"]) for item in document["annotations"]] == [([2, 3, 8, 12], 1)]
+    assert document["categories"] == [{"id": 1, "name": "cat"}]
+
+
+def test_a_table_of_held_out_images_has_the_classes_of_the_training(tmp_path: Path) -> None:
+    sources = _write(tmp_path)
+    held_out = tmp_path / "held.csv"
+    held_out.write_text("image,xmin,ymin,xmax,ymax,class\n00.png,1,2,9,9,tree\n04.png,,,,,\n", encoding="utf-8")
+    config = DetectionData(sources["csv"], size=48, calibration=4, test_source=str(held_out))
+    test = load(config).test.annotations
+    assert [NAMES[label - 1] for label in test.labels.tolist()] == ["tree"]
+    assert len(test) == 2
+    held_out.write_text("image,xmin,ymin,xmax,ymax,class\n00.png,1,2,9,9,bird\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"held\.csv, line 2: the training annotations have no class 'bird'"):
+        load(config)
+
+
 def test_sizes_are_those_that_a_viewer_shows(tmp_path: Path) -> None:
     """The shares of a turned photograph refer to what the annotator saw."""
     _write(tmp_path, images=1)
@@ -151,6 +192,11 @@ def test_sizes_are_those_that_a_viewer_shows(tmp_path: Path) -> None:
     document, folder = yolo_document(tmp_path / "data.yaml", "train")
     assert [(image["width"], image["height"]) for image in document["images"]] == [(64, 64), (64, 40)]
     assert folder == tmp_path / "images"
+
+
+def _table(root: Path, *rows: str) -> None:
+    text = "\n".join(("filename,xmin,ymin,xmax,ymax,class", *rows)) + "\n"
+    (root / "objects.csv").write_text(text, encoding="utf-8")
 
 
 Damage = Callable[[Path], object]
@@ -176,6 +222,29 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
         lambda r: (r / "Annotations/00.xml").write_text("<annotation><object><name>cat</name></object></annotation>"),
         r"object 1 of .*00\.xml has no <bndbox>",
     ),
+    "columns": (
+        "csv",
+        lambda r: (r / "objects.csv").write_text("filename,class\n00.png,cat\n"),
+        r"objects\.csv cannot be .*no columns for the box among 'filename, class'.*xmin, ymin, xmax, ymax, or",
+    ),
+    "number": ("csv", lambda r: _table(r, "00.png,3,x,9,9,cat"), r"line 2: the box '3, x, 9, 9' is not four numbers"),
+    "nan": ("csv", lambda r: _table(r, "00.png,3,nan,9,9,cat"), r"line 2: the box '3, nan, 9, 9' is not four numbers"),
+    "class-less": ("csv", lambda r: _table(r, "00.png,3,3,9,9,"), r"line 2: the object has no class"),
+    "image-less": ("csv", lambda r: _table(r, ",3,3,9,9,cat"), r"line 2: it names no image"),
+    "gone": (
+        "csv",
+        lambda r: _table(r, "7.png,3,3,9,9,cat"),
+        r"image '7\.png' of .*objects\.csv is not in the folder",
+    ),
+    "outside": (
+        "csv",
+        lambda r: _table(r, "../images/00.png,3,3,9,9,cat"),
+        r"\"\.\./images/00\.png\".* stay inside",
+    ),
+    "shares": ("csv", lambda r: _table(r, "00.png,.3,.3,.9,.9,cat"), "between 0 and 1, as shares"),
+    "no-object": ("csv", lambda r: _table(r, "00.png,,,,,"), "has no object in 1 images"),
+    "no-row": ("csv", lambda r: (r / "objects.csv").write_text(""), "it is empty; it needs columns"),
+    "header": ("csv", lambda r: _table(r), "has no object in 0 images"),
     "corner": (
         "voc",
         lambda r: _voc(r / "Annotations", "00", (64, 64), [(0, float("nan"), 3, 8, 12)]),  # type: ignore[list-item]

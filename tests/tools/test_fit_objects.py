@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from helpers.coco import make_coco
 from helpers.scripts import Call, one_line
@@ -88,6 +89,29 @@ def test_a_roboflow_export_has_annotations_beside_its_images(tmp_path: Path) -> 
     assert parts.places["validation_source"] == str(tmp_path / "valid" / "_annotations.coco.json")
 
 
+def test_tables_of_objects_are_found_by_their_columns_and_parts(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (64, 48)).save(tmp_path / name / f"{i}.jpg")
+        rows = [f"{i}.jpg,64,48,{('cell', 'dust')[i % 2]},3,4,20,30" for i in range(3)]
+        header = "filename,width,height,class,xmin,ymin,xmax,ymax"
+        (tmp_path / name / "_annotations.csv").write_text("\n".join([header, *rows]))
+    (tmp_path / "prices.csv").write_text("item,price\ncell,3\n")
+    parts = object_parts(tmp_path)
+    assert parts is not None
+    assert parts.layout == "CSV"
+    assert parts.places == {
+        "source": str(tmp_path / "train" / "_annotations.csv"),
+        "images": str(tmp_path / "train"),
+        "validation_source": str(tmp_path / "valid" / "_annotations.csv"),
+        "validation_images": str(tmp_path / "valid"),
+    }
+    facts = inspect_source(str(tmp_path))
+    assert (facts.classes, facts.counts, facts.images, facts.n_validation) == (("cell", "dust"), (2, 1), 3, 3)
+    assert inspect_source(str(tmp_path / "train" / "_annotations.csv")).boxed
+
+
 def test_yolo_and_voc_are_found_and_folders_of_classes_are_not(tmp_path: Path) -> None:
     (tmp_path / "yolo").mkdir()
     (tmp_path / "yolo" / "my.yaml").write_text("names: [a]\ntrain: images/train\n")
@@ -121,6 +145,10 @@ def test_what_is_ambiguous_or_missing_is_one_line(call: Call, tmp_path: Path) ->
     for image in (tmp_path / "gone" / "train").iterdir():
         image.unlink()
     one_line(call("fit", file, "--out", tmp_path / "run"), "the image 'train/0.png'", "put the images into")
+    (tmp_path / "prices.csv").write_text("item,price\ncell,3\n")
+    one_line(
+        call("fit", tmp_path / "prices.csv", "--out", tmp_path / "run"), "prices.csv", "for the box (xmin, ymin, xmax"
+    )
     (tmp_path / "a.txt").write_text("x")
     one_line(call("fit", tmp_path / "a.txt", "--out", tmp_path / "run"), "a file that fit cannot read", "an archive")
     assert not (tmp_path / "run").exists()

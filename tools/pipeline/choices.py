@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Le
 
 from supernet.checked import Checked, Count, NonNegative, Pixels, Positive, Share, Text
 
-LAYOUTS = ("COCO", "YOLO", "Pascal VOC")
+LAYOUTS = ("COCO", "YOLO", "Pascal VOC", "CSV")
 """Layouts of images with boxes."""
 SUPERNET, SEARCH, RACE = 0.45, 0.12, 0.33
 """Shares of the time; the rest is for reading images, timing, export and report."""

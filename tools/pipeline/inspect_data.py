@@ -31,7 +31,7 @@ def inspect_source(source: str) -> SourceFacts:
     if path.is_file():
         raise InputError(
             f"{source} is a file that fit cannot read; give a folder of images, an archive (.zip, .tar, .tar.xz), "
-            "annotations in COCO's layout (.json), or the data.yaml of a set in YOLO's"
+            "annotations in COCO's layout (.json) or as a table (.csv), or the data.yaml of a set in YOLO's"
         )
     if not path.is_dir():
         return _of_splits(source)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from detection.data.table import NEEDED, TABLES, first_image, is_table, present
 from supernet.errors import InputError
 
 MOST_ENTRIES = 2000
@@ -30,7 +31,7 @@ class Parts:
     """The parts of a data set with boxes.
 
     Attributes:
-        layout: "COCO", "YOLO" or "Pascal VOC".
+        layout: one of `supernet_tools.pipeline.choices.LAYOUTS`.
         places: settings of `detection.config.DetectionData` by name: where annotations and images are.
     """
 
@@ -45,6 +46,7 @@ def object_parts(source: Path) -> Parts | None:
       one such file.
     - YOLO: a data.yaml, or a folder with one.
     - Pascal VOC: a folder with `Annotations`, and the lists in its `ImageSets/Main` if there are any.
+    - CSV: files with a row per object (see `table_document`), where COCO's JSON files would be; or one such file.
 
     Args:
         source: a folder or a file.
@@ -58,12 +60,16 @@ def object_parts(source: Path) -> Parts | None:
     if source.is_file():
         if source.suffix in (".yaml", ".yml"):
             return Parts("YOLO", {"source": str(source)})
-        return _coco(source.parent, [source]) if source.suffix == ".json" else None
+        if source.suffix in TABLES:
+            if not is_table(source):
+                raise InputError(f"{source} cannot be read as a table of objects; it needs {NEEDED}")
+            return _by_part("CSV", source.parent, [source])
+        return _by_part("COCO", source.parent, [source]) if source.suffix == ".json" else None
     if not source.is_dir():
         return None
-    files = [file for file in _json_files(source) if _is_coco(file)]
+    files = [file for file in _annotation_files(source, (".json",)) if _is_coco(file)]
     if files:
-        return _coco(source, files)
+        return _by_part("COCO", source, files)
     if any((source / "Annotations").glob("*.xml")):
         return Parts("Pascal VOC", _voc(source))
     for name in ("data.yaml", "data.yml", "dataset.yaml"):
@@ -72,6 +78,9 @@ def object_parts(source: Path) -> Parts | None:
     named = [file for file in sorted(source.glob("*.y*ml")) if _is_yolo(file)]
     if len(named) == 1:
         return Parts("YOLO", {"source": str(named[0])})
+    files = [file for file in _annotation_files(source, TABLES) if _is_table(file)]
+    if files:
+        return _by_part("CSV", source, files)
     if (source / "labels").is_dir() and (source / "images").is_dir():
         raise InputError(
             f"{source} has images and labels in YOLO's layout, and no data.yaml that names the classes; write one with "
@@ -80,17 +89,17 @@ def object_parts(source: Path) -> Parts | None:
     return None
 
 
-# -- COCO -------------------------------------------------------------------------------------------------------------
+# -- COCO and CSV -----------------------------------------------------------------------------------------------------
 
 
-def _json_files(folder: Path) -> Iterator[Path]:
-    """Yields JSON files in a folder, in its annotations, and in the folders of its parts (as Roboflow writes them)."""
+def _annotation_files(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """Yields files in a folder, in its annotations, and in the folders of its parts (as Roboflow writes them)."""
     entries = sorted(itertools.islice(folder.iterdir(), MOST_ENTRIES))
-    yield from (file for file in entries if file.suffix == ".json" and file.is_file())
+    yield from (file for file in entries if file.suffix in suffixes and file.is_file())
     for inner in (entry for entry in entries if entry.is_dir()):
         if inner.name.lower() == "annotations" or _part(inner.name) or inner.name == "train":
-            files = sorted(itertools.islice(inner.glob("*.json"), MOST_ENTRIES))
-            yield from (file for file in files if file.is_file())
+            files = sorted(itertools.islice(inner.iterdir(), MOST_ENTRIES))
+            yield from (file for file in files if file.suffix in suffixes and file.is_file())
 
 
 def _is_coco(file: Path) -> bool:
@@ -104,13 +113,21 @@ def _is_coco(file: Path) -> bool:
     return b'"annotations"' in head or (named and b'"images"' in head)
 
 
+def _is_table(file: Path) -> bool:
+    """Whether a file is a table of objects; other tables may lie beside images."""
+    try:
+        return is_table(file)
+    except InputError:
+        return False
+
+
 def _part(name: str) -> str:
     """The part of a data set that a name refers to: "validation", "test", or "" for training images or none."""
     words = "".join(letter if letter.isalpha() else " " for letter in name.lower()).split()
     return next((PART_WORDS[word] for word in words if word in PART_WORDS), "")
 
 
-def _coco(root: Path, files: Sequence[Path]) -> Parts:
+def _by_part(layout: str, root: Path, files: Sequence[Path]) -> Parts:
     by_part: dict[str, list[Path]] = {}
     for file in files:
         inside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
@@ -134,12 +151,12 @@ def _coco(root: Path, files: Sequence[Path]) -> Parts:
         prefix = "" if part == "train" else f"{part}_"
         places[f"{prefix}source"] = str(chosen[0])
         places[f"{prefix}images"] = str(_images_of(chosen[0], root, part))
-    return Parts("COCO", places)
+    return Parts(layout, places)
 
 
 def _images_of(file: Path, root: Path, part: str) -> Path:
-    """The folder that the file names of a COCO file are relative to."""
-    name = _first_name(file)
+    """The folder that the file names of a COCO file or a table are relative to."""
+    name = first_image(file) if file.suffix in TABLES else _first_name(file)
     near = [file.parent, root, root.parent] if file.parent == root else [file.parent, root]
     folders = [place / inner for place in near for inner in ("", "images", "JPEGImages", "data")]
     for folder in list(folders):
@@ -147,7 +164,7 @@ def _images_of(file: Path, root: Path, part: str) -> Path:
             inner = [entry for entry in sorted(itertools.islice(folder.iterdir(), MOST_ENTRIES)) if entry.is_dir()]
             folders += [entry for entry in inner if (_part(entry.name) or "train") == part]
     for folder in folders:
-        if (folder / name).is_file() or (folder / name.replace("\\", "/")).is_file():
+        if present(name, folder) or present(name.replace("\\", "/"), folder):
             return folder
     raise InputError(
         f"the image {name!r} of {file} is in none of {', '.join(map(str, dict.fromkeys(folders[:4])))}; put the images "
