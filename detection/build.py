@@ -37,6 +37,8 @@ DETECTORS: dict[str, dict[str, Callable[..., Detector]]] = {
 SEARCHED_NECKS = ("nasfpn",)
 """Necks with choices of their own."""
 
+MOST_RATIOS = 20
+"""Of anchors at one position and size."""
 LEVELS = {"retinanet": 3, "faster-rcnn-fpn": 4}
 """How many of the backbone's coarsest strides a detector reads by default: C3 to C5, C2 to C5."""
 
@@ -51,6 +53,7 @@ class DetectorSettings(TypedDict, total=False):
     head_convs: int
     norm: Norm
     anchor_scale: float
+    anchor_ratios: Sequence[float]
     score_threshold: float
     candidates: int
     overlap: float
@@ -340,6 +343,13 @@ def _check_numbers(image_size: object, settings: Mapping[str, Any]) -> None:
             raise InputError(f"{name}={value!r} should be a number from 0 to {high:g}")
     if settings.get("anchor_scale", 1) == 0:
         raise InputError("anchor_scale=0 makes anchors without area; give a number above 0")
+    ratios = settings.get("anchor_ratios", (1.0,))
+    listed = isinstance(ratios, Sequence) and not isinstance(ratios, str) and 0 < len(ratios) <= MOST_RATIOS
+    if not listed or not all(is_number(ratio, 0.01, 100.0) for ratio in ratios):
+        raise InputError(
+            f"anchor_ratios={ratios!r} should be 1 to {MOST_RATIOS} numbers, heights divided by widths, each from 0.01 "
+            "to 100, such as [0.5, 1, 2]"
+        )
 
 
 def _subnet(detector: Detector, arch: Mapping[str, Any] | None) -> DetectorNetwork:

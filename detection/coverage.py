@@ -1,5 +1,6 @@
 """How well the anchors of a detector fit the objects of a set of images."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +13,8 @@ MOST_OBJECTS = 100_000
 """Only this many objects are looked at, the first ones of a set."""
 MOST_TRIED = 10_000
 """The same where several sizes of anchors are tried."""
+WORTH = 0.01
+"""Share of the objects that other ratios must fit beyond another scale to be proposed."""
 SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Values of the setting `anchor_scale` that are tried."""
 
@@ -53,14 +56,51 @@ def proposed_scale(detector: nn.Module, data: DetectionSet, *, overlap: float = 
     return chosen, shares[chosen][0]
 
 
+def proposed_ratios(
+    detector: nn.Module, data: DetectionSet, *, scale: float, overlap: float = 0.5
+) -> tuple[tuple[float, ...], float]:
+    """Returns the setting `anchor_ratios` that suits the objects' shapes, and the share of objects that it fits, 0..1.
+
+    As many ratios as the detector has are the centres of a k-means clustering of the logarithms of height over width.
+    YOLOv2 clusters widths and heights together (Redmon and Farhadi, 2017, § 2); here the sizes are those of the levels
+    of the pyramid. The first `MOST_TRIED` objects are looked at.
+
+    Args:
+        detector, data, overlap: see `anchor_coverage`.
+        scale: the setting `anchor_scale` that goes with the ratios.
+    """
+    from scipy.cluster.vq import kmeans2  # scipy takes a moment to import
+
+    anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
+    octaves = OCTAVE[: len(anchors.sizes[0])]
+    boxes = data.annotations.boxes[~data.annotations.crowd][:MOST_TRIED]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    shapes = (sides[:, 1] / sides[:, 0]).log().numpy()
+    count = min(len(anchors.ratios), len(np.unique(shapes)))
+    if count == 0:
+        return anchors.ratios, float("nan")
+    # Clusters begin at quantiles, so that the result needs no random numbers.
+    start = np.quantile(shapes, (np.arange(count) + 0.5) / count)
+    centres, _ = kmeans2(shapes, start, iter=50, minit="matrix", missing="warn")
+    ratios = tuple(sorted({round(float(np.exp(centre)), 2) for centre in centres}))
+    sizes = tuple(tuple(int(scale * stride * octave) for octave in octaves) for stride in anchors.strides)
+    best = best_overlaps(detector, data, sizes=sizes, ratios=ratios, most=MOST_TRIED)
+    return ratios, float((best >= overlap).double().mean())
+
+
 def best_overlaps(
-    detector: nn.Module, data: DetectionSet, *, sizes: Sizes | None = None, most: int = MOST_OBJECTS
+    detector: nn.Module,
+    data: DetectionSet,
+    *,
+    sizes: Sizes | None = None,
+    ratios: tuple[float, ...] | None = None,
+    most: int = MOST_OBJECTS,
 ) -> Tensor:
     """Returns for every object the largest IoU with an anchor, float64, (objects,).
 
     Args:
         detector, data: see `anchor_coverage`.
-        sizes: sizes of the anchors instead of the detector's.
+        sizes, ratios: those of the anchors instead of the detector's.
         most: the number of objects that are looked at, the first ones of the set.
     """
     anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
@@ -74,7 +114,7 @@ def best_overlaps(
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     best = boxes.new_zeros(len(boxes))
     for stride, sides in zip(anchors.strides, sizes or anchors.sizes, strict=True):
-        cells = anchors.generator.generate_anchors(sides, anchors.ratios).double()  # (A, 4), around 0
+        cells = anchors.generator.generate_anchors(sides, ratios or anchors.ratios).double()  # (A, 4), around 0
         # IoU falls with the distance of the centres in x and in y, so the nearest position of the grid is the best
         last = (-(-padded // stride) - 1).flip(1)
         nearest = (centers / stride).round().clamp_min(0).minimum(last) * stride

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -282,6 +283,7 @@ def faster_rcnn_fpn(
     head_convs: int = 4,
     norm: Norm = "batch",
     anchor_scale: float = 8.0,
+    anchor_ratios: Sequence[float] = RATIOS,
     region_convs: int = 1,
     hidden: int = 1024,
     proposals: int = 1000,
@@ -304,6 +306,7 @@ def faster_rcnn_fpn(
         head_convs: number of convolutions in the box head.
         norm: normalisation in the pyramid and the box head.
         anchor_scale: side of a level's anchors divided by its stride.
+        anchor_ratios: heights of the anchors divided by their widths.
         region_convs: number of convolutions in the region proposal head.
         hidden: units of the box head's linear layer.
         proposals, train_proposals, candidates, train_candidates, score_threshold, overlap, detections: see
@@ -318,7 +321,7 @@ def faster_rcnn_fpn(
         num_classes,
         strides,
         sizes,
-        RATIOS,
+        tuple(anchor_ratios),
         pooled_levels=levels,
         convs=head_convs,
         hidden=hidden,
@@ -337,7 +340,7 @@ def faster_rcnn_fpn(
         ImageBatch(divisor=max(backbone.out_channels), stride=strides[-1], classes=num_classes),
         [
             ("neck", neck_step(backbone, pyramid)),
-            ("regions", RegionHead(head_width, len(RATIOS), convs=region_convs)),
+            ("regions", RegionHead(head_width, len(anchor_ratios), convs=region_convs)),
             ("boxes", boxes),
         ],
         image_size=image_size,

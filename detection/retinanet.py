@@ -329,6 +329,7 @@ def retinanet(
     head_convs: int = 4,
     norm: Norm = "none",
     anchor_scale: float = 4.0,
+    anchor_ratios: Sequence[float] = RATIOS,
     score_threshold: float = 0.05,
     candidates: int = 1000,
     overlap: float = 0.5,
@@ -351,17 +352,18 @@ def retinanet(
         norm: normalisation in the pyramid and the towers; RetinaNet was published without any, DetNAS has synchronised
             batch norm "everywhere".
         anchor_scale: side of a level's smallest anchor divided by its stride.
+        anchor_ratios: heights of the anchors divided by their widths.
         score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma, box_weight,
             huber: see `RetinaBoxes`.
     """
     pyramid = functools.partial(FeaturePyramid, out_channels=head_width, extra="convs", norm=norm)
     strides = (*backbone.out_channels, *(max(backbone.out_channels) * step for step in (2, 4)))
     sizes = tuple(tuple(int(anchor_scale * stride * octave) for octave in OCTAVE) for stride in strides)
-    anchors = len(RATIOS) * len(OCTAVE)
+    anchors = len(anchor_ratios) * len(OCTAVE)
     boxes = RetinaBoxes(
         strides,
         sizes,
-        RATIOS,
+        tuple(anchor_ratios),
         score_threshold=score_threshold,
         candidates=candidates,
         overlap=overlap,

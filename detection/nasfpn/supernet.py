@@ -194,6 +194,7 @@ def retinanet_nasfpn(
     head_convs: int = 4,
     norm: Norm = "batch",
     anchor_scale: float = 4.0,
+    anchor_ratios: Sequence[float] = RATIOS,
     score_threshold: float = 0.05,
     candidates: int = 1000,
     overlap: float = 0.5,
@@ -228,6 +229,7 @@ def retinanet_nasfpn(
         head_convs: number of convolutions in each tower.
         norm: normalisation in the towers; NAS-FPN was published with batch norm everywhere.
         anchor_scale: side of a level's smallest anchor divided by its stride.
+        anchor_ratios: heights of the anchors divided by their widths.
         score_threshold, candidates, overlap, detections, positive, negative, focal_alpha, focal_gamma, box_weight,
             huber: see `RetinaBoxes`.
 
@@ -267,11 +269,11 @@ def retinanet_nasfpn(
     ]
     read = len(strides) * (repeats if anytime else 1)
     sizes = tuple(tuple(int(anchor_scale * stride * octave) for octave in OCTAVE) for stride in strides)
-    anchors = len(RATIOS) * len(OCTAVE)
+    anchors = len(anchor_ratios) * len(OCTAVE)
     boxes = RetinaBoxes(
         strides,
         sizes,
-        RATIOS,
+        tuple(anchor_ratios),
         score_threshold=score_threshold,
         candidates=candidates,
         overlap=overlap,

@@ -1,19 +1,22 @@
 """Frozen norms in exports, how anchors fit the objects, and the error about a batch norm without a variance."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.ops import box_iou
 
 from detection.backbone import FrozenNorm, MapStep, backbone_steps
-from detection.coverage import SCALES, anchor_coverage, best_overlaps, proposed_scale
+from detection.config import DetectionData
+from detection.coverage import SCALES, anchor_coverage, best_overlaps, proposed_ratios, proposed_scale
 from detection.data import load
 from detection.data.summary import summary_row
 from detection.pyramid import Anchors
 from detection.task import Detection
-from helpers.coco import make_coco, mixed_coco, settings
+from helpers.coco import make_coco, mixed_coco, settings, write
 from helpers.detector_cases import KINDS, images, sampled_arch, targets, tiny, tiny_network
 from supernet.config import Train
 from supernet.data.images import Images
@@ -63,6 +66,54 @@ def test_the_coverage_of_anchors_equals_that_of_all_anchors(kind: str, tmp_path:
     scale, share = proposed_scale(detector, data)
     assert share == anchor_coverage(tiny(kind, anchor_scale=scale), data) >= anchor_coverage(detector, data)
     assert scale in SCALES
+
+
+def test_ratios_are_proposed_for_long_objects(tmp_path: Path) -> None:
+    """Columns and beams of which no anchor of the usual ratios covers a half."""
+    boxes = [[5, 4, 4, 40 + i % 3] if i % 2 else [4, 10, 40 + i % 3, 4] for i in range(12)]
+    names = [f"{i}.png" for i in range(12)]
+    for name in names:
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    document = {
+        "images": [{"id": i, "file_name": name, "width": 64, "height": 64} for i, name in enumerate(names)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "beam"}],
+    }
+    path = tmp_path / "beams.json"
+    write(path, document)
+    data = load(DetectionData(str(path), str(tmp_path), size=64, calibration=2)).train
+    detector = tiny("retinanet")
+    scale, share = proposed_scale(detector, data)
+    ratios, reached = proposed_ratios(detector, data, scale=scale)
+    assert share < 0.5 < reached
+    assert len(ratios) <= 3
+    assert ratios[0] == pytest.approx(0.1, abs=0.02)
+    assert ratios[-1] == pytest.approx(10, abs=1)
+    fitted = tiny("retinanet", anchor_scale=scale, anchor_ratios=ratios)
+    assert anchor_coverage(fitted, data) == reached
+    assert proposed_ratios(detector, data, scale=scale) == (ratios, reached)
+    config = DetectorRun(**{**vars(detnas_bccd()), "data": DetectionData(str(path), str(tmp_path), size=64)})
+    everything = load(config.data)
+    facts = dict(DetectorKind(config).tables(detector, everything)[1][2])
+    said = facts["… and with the ratios of a k-means"]
+    assert re.search(r"%, anchor_ratios=\[0\.[\d.,]+\]$", said)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster-rcnn-fpn"])
+def test_a_detector_has_the_anchor_ratios_that_it_is_given(kind: str) -> None:
+    detector = tiny(kind, anchor_ratios=(0.2, 5.0))
+    anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
+    assert anchors.ratios == (0.2, 5.0)
+    sides = anchors.generator.generate_anchors([32], list(anchors.ratios))
+    heights, widths = sides[:, 3] - sides[:, 1], sides[:, 2] - sides[:, 0]
+    torch.testing.assert_close(heights / widths, torch.tensor([0.2, 5.0]), rtol=0.1, atol=0)
+    network = detector.eval().subnet(sampled_arch(detector)).eval()
+    with torch.no_grad():
+        found = network(images(64, 64, number=1))
+    assert set(found[0]) == {"boxes", "scores", "labels"}
+    for wrong in ((), "1,2", (0.5, -1), (float("nan"),), (True,)):
+        with pytest.raises(InputError, match=r"anchor_ratios=.*heights divided by widths"):
+            tiny(kind, anchor_ratios=wrong)
 
 
 def test_a_summary_counts_images_objects_and_sizes(tmp_path: Path) -> None:

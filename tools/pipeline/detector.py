@@ -12,7 +12,7 @@ from torch import nn
 from detection import DetectorCosts, create_detector, create_detector_network, load_backbone
 from detection.build import DETECTORS, detector_builder
 from detection.config import DetectorPreprocess
-from detection.coverage import anchor_coverage, proposed_scale
+from detection.coverage import WORTH, anchor_coverage, proposed_ratios, proposed_scale
 from detection.data import DetectionSet, DetectionSplits, load
 from detection.data.summary import COLUMNS, summary_row
 from detection.detector import PREFIX, Detector
@@ -221,6 +221,10 @@ class DetectorKind:
             ("training objects with an anchor of IoU 0.5 or more", f"{100 * share:.1f} %"),
             ("the most with another anchor_scale", f"{100 * reached:.1f} %, anchor_scale={scale:g}"),
         ]
+        ratios, with_ratios = proposed_ratios(supernet, data.train, scale=scale)
+        if with_ratios >= reached + WORTH:
+            shown = ",".join(f"{ratio:g}" for ratio in ratios)
+            facts.append(("… and with the ratios of a k-means", f"{100 * with_ratios:.1f} %, anchor_ratios=[{shown}]"))
         rows = [(name, *summary_row(part)) for name, part in parts.items()]
         return [("images", COLUMNS, rows), ("detector", ("what", "value"), facts)]
 
