@@ -95,3 +95,20 @@ def test_a_searched_pyramid_is_compared_with_the_published_one_and_fpn(call: Cal
     assert set(rows["fpn"]["arch"]) == {f"backbone.stage{stage}.block0.op" for stage in (1, 2, 3)}
     one_line(call("benchmarks.detectors", *flags), "P7")
     one_line(call("benchmarks.detectors", *flags[:-2], "--plain", "shuffle3"), "searches the backbone alone")
+
+
+@pytest.mark.slow  # two retrainings
+def test_a_front_of_detectors_is_compared_with_trainings_of_equal_compute(backbones: Path, call: Call) -> None:
+    code, out, err = call("benchmarks.detector_front", backbones, "--search", "few", "--share", 3)
+    assert code == 0, err
+    assert "trainings of 3 times the compute of the one" in out
+    assert "inherited minus alone: " in out
+    results = [json.loads(path.read_text()) for path in sorted((backbones / "retrain").glob("*/result.json"))]
+    assert 1 <= len(results) <= 4
+    front = json.loads((backbones / "search/few/front.json").read_text())["networks"]
+    assert len(front) <= len(results)
+    assert call("benchmarks.detector_front", backbones, "--search", "few", "--share", 3)[:2] == (0, out)
+
+
+def test_a_front_of_classifiers_is_refused(tiny_run: Path, call: Call) -> None:
+    one_line(call("benchmarks.detector_front", tiny_run), "the run of a classifier", "rivals.py")

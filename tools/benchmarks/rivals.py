@@ -123,11 +123,13 @@ def training_compute(run: "Run") -> float:
     """Returns the MACs of a run's training, all images of all steps together."""
     from supernet.chain import largest
     from supernet.training.state import steps_per_epoch
+    from supernet_tools.pipeline.config import SupernetRun
     from supernet_tools.pipeline.train import prepare
 
     train, sampler = run.config.train, prepare(run.kind, run.folder / "images").sampler
     costs: dict[Arch, float] = {}
-    teacher = run.cost(largest(run.space))["macs"] if run.config.teacher != "none" else 0.0
+    taught = isinstance(run.config, SupernetRun) and run.config.teacher != "none"
+    teacher = run.cost(largest(run.space))["macs"] if taught else 0.0
     total = 0.0
     for step in range(train.epochs * steps_per_epoch(run.data, train)):
         for arch in sampler(step):
