@@ -80,9 +80,14 @@ def check_place(path: Path, kind: FileKind) -> None:
 
 
 def check_start(path: Path, kind: FileKind) -> None:
-    """Raises `InputError` for a file that is not a database, before a lock is put beside it."""
-    if path.exists() and (start := _start(path)) and start != _HEADER[: len(start)]:
+    """Raises `InputError` for a file that is no database or another program's, before a lock is put beside it."""
+    start = _start(path) if path.exists() else b""
+    if start != _HEADER[: len(start)]:
         raise InputError(f"{path} cannot be read as {kind.name} (file is not a database); {kind.damaged}")
+    if start and not Path(f"{path}.lock").exists():  # a writer of this project leaves one
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connected_to_read(path, 0.0)) as db:
+            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # none if its creation was cut short
+                _check(db, path, kind, truncated=_truncated(path))
 
 
 def only_writer(path: Path, kind: FileKind) -> filelock.BaseFileLock:
@@ -155,17 +160,21 @@ def opened_to_read(path: Path, kind: FileKind, *, wait: float = 5.0) -> sqlite3.
     check_file(path, f"the {kind.noun}")
     if not path.is_file():
         raise InputError(f"there is no {kind.noun} {path}")
-    uri = path.resolve().as_uri()
     truncated = _truncated(path)
-    # a writer keeps a log; where there is none, SQLite need not create its files beside this one, which would stay
-    still = "" if Path(f"{path}-wal").exists() else "&immutable=1"
-    db = sqlite3.connect(f"{uri}?mode=ro{still}", uri=True, timeout=wait, isolation_level=None)
+    db = _connected_to_read(path, wait)
     try:
         _check(db, path, kind, truncated=truncated)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _connected_to_read(path: Path, wait: float) -> sqlite3.Connection:
+    # a writer keeps a log; where there is none, SQLite need not create its files beside this one, which would stay
+    still = "" if Path(f"{path}-wal").exists() else "&immutable=1"
+    uri = path.resolve().as_uri()
+    return sqlite3.connect(f"{uri}?mode=ro{still}", uri=True, timeout=wait, isolation_level=None)
 
 
 def read_meta(db: sqlite3.Connection) -> dict[str, str]:

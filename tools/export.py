@@ -62,6 +62,7 @@ class Export(Flags):
         if self.front or self.limits:
             yield "seed", "beside --front or --limits, which export the shared weights"
             yield "init", "beside --front or --limits, which export the shared weights"
+            yield "inherit", "beside --front or --limits, which export the shared weights"
             if self.limits:
                 yield "front", "beside --limits, which choose the networks"
             return

@@ -1,6 +1,7 @@
 """Measured latency as a cost: a table of timed steps, and its error against the timing of whole networks."""
 
 import json
+import logging
 import math
 import os
 import platform
@@ -302,8 +303,7 @@ class LatencyTable(CostTable):
 
     def _time(self, module: nn.Module, state: Any) -> float:
         """Returns the median milliseconds of a module from the meta device, filled with ones."""
-        from torch.utils.benchmark import Timer  # its import warns where there is no CUDA
-
+        Timer = _timer()
         real = module.to_empty(device=self.device).to(memory_format=self.memory_format)
         with torch.no_grad():
             for tensor in (*real.parameters(), *real.buffers()):
@@ -314,7 +314,8 @@ class LatencyTable(CostTable):
                 "module(state)", globals={"module": real, "state": inputs}, num_threads=torch.get_num_threads()
             )
             measured = timer.blocked_autorange(min_run_time=self.seconds)
-        return max(round(measured.median * 1e3 / TICK), 1) * TICK
+        median = float(measured.median)
+        return max(round(median * 1e3 / TICK), 1) * TICK
 
     def _filled(self, leaf: Any) -> Any:
         """Returns a real tensor for one of a state's meta tensors, for the whole batch."""
@@ -324,6 +325,18 @@ class LatencyTable(CostTable):
             return leaf.repeat(self.batch, *[1] * (leaf.ndim - 1))
         full = torch.rand(leaf.shape[0] * self.batch, *leaf.shape[1:], device=self.device)
         return full.to(memory_format=self.memory_format) if full.ndim == 4 else full
+
+
+def _timer() -> Any:
+    """Returns torch's timer, whose module warns on import where CUDA's compiler is installed and there is no GPU."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        logger.setLevel(level)
+    return Timer
 
 
 def warn_under_load() -> None:

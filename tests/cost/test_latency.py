@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -157,3 +159,15 @@ def test_a_table_is_corrected_once_and_a_resumed_search_sees_the_same(tmp_path: 
     again = LatencyTable(TOY_SPACES["chain"](), seconds=0.001, file=file)
     assert again.correction == correction
     assert {arch: again(arch)["latency_ms"] for arch in archs} == after
+
+
+def test_torchs_timer_is_imported_without_a_word() -> None:
+    """Its module looks for CUDA's compiler and says where it found one, although nothing is compiled."""
+    code = (
+        "import logging, os; os.environ['CUDA_HOME'] = os.getcwd()\n"
+        "from supernet.cost import latency\n"
+        "assert latency._timer().__name__ == 'Timer'\n"
+        "assert logging.getLogger('torch.utils.cpp_extension').level == logging.NOTSET\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "CUDA" not in done.stderr

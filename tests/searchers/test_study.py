@@ -134,6 +134,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
     before = path.read_bytes()
     assert "is not a study, or was only partly written" in refusal(path, chain_space())
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["bookmarks.db"]  # no lock beside it
 
 
 def test_a_truncated_study_is_refused_wherever_it_ends(tmp_path: Path) -> None:

@@ -199,6 +199,10 @@ def test_wrong_requests_are_refused_in_one_line(call: Call, photos: Path, tmp_pa
     one_line(call("fit", photos, "--largest-epochs", 1), "largest_epochs is for a start with trained weights")
     one_line(call("fit", photos, "--max-macs", "5ms"), "'5ms' should be a number")
     one_line(call("fit", photos, "--pretrained", tmp_path / "no.pth", "--out", tmp_path / "x"), "no.pth is not a file")
+    few = ("--validation", 0.999, "--batch", 2, "--out", tmp_path / "x" / "y")
+    one_line(call("fit", photos, *few), "too few for validation=0.999", "0 would be trained on")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    one_line(call("train_supernet", "quickstart", "--out", tmp_path / "gone"), "gone is a link to nothing")
     assert not (tmp_path / "x").exists()
 
 

@@ -157,6 +157,13 @@ def test_what_is_ambiguous_or_missing_is_one_line(call: Call, tmp_path: Path) ->
 # -- what is derived --------------------------------------------------------------------------------------------------
 
 
+def test_another_space_of_backbones_keeps_its_own_settings() -> None:
+    rows = {row.name: row for row in derive(CELLS, Budget(), {"space": "autoformer-tiny"}).rows}
+    assert rows["space_settings"].value == ()
+    rows = {row.name: row for row in derive(CELLS, Budget(), {}).rows}
+    assert rows["space_settings"].value[0].startswith("widths=")
+
+
 def test_every_choice_for_a_detector_has_a_reason_and_a_flag() -> None:
     flags = {f"--{field.name.replace('_', '-')}" for field in fields(Fit)}
     for budget in (Budget(), Budget(timing=TIMING), Budget(pretrained="w.pth", model="resnet18", timing=TIMING)):
@@ -249,6 +256,17 @@ def test_nothing_of_an_archive_leaves_its_folder(
     file = tar_of(tmp_path / "photos.tar", *FILES, member)
     one_line(call("fit", file, "--out", tmp_path / "run"), words)
     assert {entry.name for entry in tmp_path.iterdir()} == {"photos.tar"}
+
+
+def test_a_refused_archive_leaves_no_folder(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("out.zip", "w") as archive:
+        archive.writestr("../x.png", b"x")
+    one_line(call("fit", "out.zip"), "leads out of its folder")
+    one_line(call("fit", "out.zip", "--out", "o/p"), "leads out of its folder")
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "out.zip").read_bytes()[:40])
+    one_line(call("fit", "cut.zip"), "cannot be unpacked")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"out.zip", "cut.zip"}
 
 
 def test_links_and_damage_in_other_archives_are_refused(tmp_path: Path) -> None:

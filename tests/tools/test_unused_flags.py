@@ -54,6 +54,7 @@ UNUSED: list[tuple[str, tuple[object, ...], str]] = [
     ("export", ("run", "--inherit", "--seed", 0), "seed=0 has no effect beside --inherit"),
     ("export", ("run", "--inherit", "--init", "shared"), "init='shared' has no effect beside --inherit"),
     ("export", ("run", "--front", "--seed", 1), "seed=1 has no effect beside --front or --limits"),
+    ("export", ("run", "--front", "--inherit"), "inherit=True has no effect beside --front or --limits"),
     ("export", ("run", "--front", "--limits", "5M"), "front=True has no effect beside --limits"),
     ("export", ("run", "--limit-cost", "params"), "limit_cost='params' has no effect without --front or --limits"),
     ("export", ("run", "--bn", "plain"), "bn='plain' has no effect without --inherit or --init shared"),

@@ -13,14 +13,13 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-from supernet_tools.pipeline.command_line import main
+from supernet.checked import Count, FilePath, Threads
+from supernet_tools.pipeline.command_line import Flags, main, parse
 from supernet_tools.pipeline.tables import print_table
 
 if TYPE_CHECKING:
@@ -59,35 +58,44 @@ class Measured:
         return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
-def growth(
-    axes: tuple[Axis, ...] = ("choices", "blocks", "trials", "images", "candidates"),
-    most: int | None = None,
-    rounds: int = 3,
-    out: Path | None = None,
-    threads: int = 1,
-) -> None:
-    """Processor time of what a search or a training does again and again, while one number grows.
+@dataclass(frozen=True)
+class Growth(Flags):
+    """Processor time of what a search or a training does again and again, while one number grows."""
 
-    Args:
-        axes: What grows; see the values in the table.
-        most: Leave out larger values.
-        rounds: Rounds, of which the fastest counts.
-        out: Write the plot to OUT.svg and the numbers to OUT.json.
-        threads: Threads of torch.
-    """
+    axes: tuple[Axis, ...] = ("choices", "blocks", "trials", "images", "candidates")
+    """What grows; see the values in the table."""
+    most: Count | None = None
+    """Leave out larger values."""
+    rounds: Count = 3
+    """Rounds, of which the fastest counts."""
+    out: FilePath | None = None
+    """Write the plot to OUT.svg and the numbers to OUT.json."""
+    threads: Threads = 1
+    """Threads of torch."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A limit below every value of an axis."""
+        for axis in self.axes:
+            if self.most is not None and self.most < min(VALUES[axis]):
+                yield "most", f"leaves nothing of the axis {axis}, which begins with {min(VALUES[axis]):,}"
+
+
+def run() -> None:
+    """Runs the measurements, prints a table for each axis and one of the exponents."""
+    args = parse(Growth, __doc__)
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(args.threads)
     measured: list[Measured] = []
-    for axis in axes:
-        values = [value for value in VALUES[axis] if most is None or value <= most]
+    for axis in args.axes:
+        values = [value for value in VALUES[axis] if args.most is None or value <= args.most]
         lines: dict[str, dict[int, float]] = {}
         for value in values:
             for what, once in MAKERS[axis](value).items():
                 known = lines.setdefault(what, {})
                 if known and known[max(known)] * per_call(axis, what, max(known)) > SLOW:
                     continue
-                known[value] = min(once() for _ in range(rounds))
+                known[value] = min(once() for _ in range(args.rounds))
         rows = [Measured(axis, what, seconds) for what, seconds in lines.items()]
         measured += rows
         columns = (axis, *(f"{value:,}" for value in values), "exponent")
@@ -95,13 +103,13 @@ def growth(
             (row.what, *(format_time(row.seconds.get(value)) for value in values), f"{row.exponent:.2f}")
             for row in rows
         ]
-        print_table(f"processor time by {axis}, fastest of {rounds}", columns, table)
-    if out is not None:
+        print_table(f"processor time by {axis}, fastest of {args.rounds}", columns, table)
+    if args.out is not None:
         from supernet.files import write_json
 
-        out.with_suffix(".svg").write_text(plot(measured), encoding="utf-8")
+        args.out.with_suffix(".svg").write_text(plot(measured), encoding="utf-8")
         document = [{"axis": m.axis, "what": m.what, "seconds": m.seconds, "exponent": m.exponent} for m in measured]
-        write_json(out.with_suffix(".json"), {"format": 1, "measured": document})
+        write_json(args.out.with_suffix(".json"), {"format": 1, "measured": document})
     print_table("exponents", ("by", "of", "exponent"), [(m.axis, m.what, f"{m.exponent:.2f}") for m in measured])
 
 
@@ -378,11 +386,6 @@ def _panel(axis: str, rows: Sequence[Measured]) -> str:
         parts.append(f'<path d="M{LEFT},{y - 4}h16" stroke="{colour}" stroke-width="3"/>')
         parts.append(f'<text x="{LEFT + 22}" y="{y}">{row.what} (exponent {row.exponent:.2f})</text>')
     return "".join(parts)
-
-
-def run() -> None:
-    """Runs the measurements."""
-    tyro.cli(growth, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -120,12 +120,14 @@ def variants(
 
     if recipe != "macro-cifar10" and truth is None:
         raise InputError(f"no table of {recipe!r} is shipped; give --truth FILE.csv")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise InputError(f"there is no variant {unknown[0]!r}; {nearest(unknown[0], VARIANTS)}")
+    if n < 2:
+        raise InputError(f"--n {n}: a ranking needs at least two networks")
     torch.set_num_threads(threads)
     rows: list[Row] = []
     taus: dict[str, list[float]] = {}
     for name in names:
-        if name not in VARIANTS:
-            raise InputError(f"there is no variant {name!r}; {nearest(name, VARIANTS)}")
         paths, change = VARIANTS[name]
         for seed in seeds:
             base = RECIPES[recipe]()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from supernet.checked import Count, Pixels, Threads
+from supernet.checked import Count, Natural, Pixels, Threads
 from supernet_tools.benchmarks.curves import PATIENCE, format_mean
 from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.tables import print_table
@@ -58,7 +58,7 @@ def memory_order(space: str = "shufflenet-small", size: Pixels = 16, steps: Coun
     print_table(f"{space}, {size}×{size}, forward and backward", ("batch", "median ratio", "quartiles", "n"), rows)
 
 
-def oracle(seeds: Count = 500, optuna_seeds: Count = 20, batches: tuple[Count, ...] = (1, 50)) -> None:
+def oracle(seeds: Count = 500, optuna_seeds: Natural = 20, batches: tuple[Count, ...] = (1, 50)) -> None:
     """Distinct networks that a searcher evaluates until it finds the best of NAS-Bench-Macro, and one of the top ten.
 
     Scores are read from the table, without a study. Architectures with the same normal form count once; within a batch

@@ -200,9 +200,13 @@ def throughput(
     print_table(title, ("side", "images/s, median", "range", "rounds"), rows)
 
 
+ONE_PATH = ("uniform", "weighted", "even")
+"""Samplers with one architecture per step."""
+
+
 def uses(
     spaces: tuple[str, ...] = ("nasbench201", "nasnet-small", "pnasnet-small"),
-    samplers: tuple[str, ...] = ("uniform", "weighted", "even"),
+    samplers: tuple[str, ...] = ONE_PATH,
     steps: Count = 4000,
     seeds: Count = 5,
     first_seed: Seed = 0,
@@ -220,8 +224,10 @@ def uses(
         seeds: Trainings.
         first_seed: Seed of the first; the others count up from it.
     """
-    if steps < 1 or seeds < 1:
-        raise InputError(f"steps={steps}, seeds={seeds}: give at least 1 of each")
+    if several := [sampler for sampler in samplers if sampler not in ONE_PATH]:
+        raise InputError(
+            f"--samplers {several[0]} is no sampler with one architecture per step: {', '.join(ONE_PATH)} are"
+        )
     import torch
 
     from supernet import create_supernet

@@ -235,9 +235,11 @@ def run_one_of(commands: Mapping[str, Callable[..., None]], description: str | N
             prog=_program(),
             description=description,
         )
-    for value in call.keywords.values():
+    for name, value in call.keywords.items():
         if dataclasses.is_dataclass(value):
             check(value)
+        if value == () and _flag(name) in sys.argv:
+            raise InputError(f"{_flag(name)} has no value; give one behind it, or leave the flag out")
     checked_arguments(call.func)(*call.args, **call.keywords)
 
 

@@ -25,8 +25,10 @@ OBJECT_PIXELS_PER_MINUTE = 4.5e5
 """Pixels of training images that one core can process often enough; detectors take more time per pixel."""
 LEAST_OBJECT = 12
 """Images are not shrunk so far that the median object has a side of fewer pixels."""
+SPACE = "shufflenet-small"
+"""The space of backbones without trained weights."""
 WIDTHS, STEM = (32, 64, 128), 8
-"""Channels of the backbone before scaling."""
+"""Channels of its backbones before scaling."""
 FACTORS = (1.0, 0.75, 0.5, 0.25)
 """Factors on the channels of backbone, pyramid and heads, tried until networks within the limits exist."""
 ANCHORS = (2.0, 3.0, 4.0, 6.0, 8.0)
@@ -61,13 +63,16 @@ def object_rules(
         yield choice("space", f"timm:{budget.model}", f"{budget.pretrained} holds its weights; the pyramid is searched")
         yield choice("space_settings", (), "a fixed backbone has none")
     else:
-        yield choice("space", "shufflenet-small", "a backbone of four operations in eight blocks, as in DetNAS")
+        yield choice("space", SPACE, "a backbone of four operations in eight blocks, as in DetNAS")
         widths = [8 * max(1, round(budget.factor * width / 8)) for width in WIDTHS]
         reason = (
             "the default widths for small sets" if budget.factor == 1 else f"{budget.factor:g} times the default widths"
         )
         within = f" have networks within {in_units(budget.max_macs)} MACs" if budget.max_macs else ""
-        yield choice("space_settings", (f"widths={widths}", f"stem={STEM}"), reason + within)
+        if chosen("space") == SPACE:
+            yield choice("space_settings", (f"widths={widths}", f"stem={STEM}"), reason + within)
+        else:
+            yield choice("space_settings", (), "the space's own")
     yield choice("anchor_scale", *_anchors(budget.timing.anchors if budget.timing else ()))
     short = budget.minutes < 120
     yield choice(

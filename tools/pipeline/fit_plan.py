@@ -148,11 +148,19 @@ def _check_unread(request: FitRequest, facts: SourceFacts, config: Recipe) -> No
     """Checks a classifier's recipe before its images are read; `_width_factor` has checked that of a detector.
 
     Raises:
-        InputError: a setting for detectors, a batch of more images than there are, a space that cannot be built at this
-            size of the images, or limits that no network meets.
+        InputError: a setting for detectors, a batch of more images than there are, shares that leave a split without
+            images, a space that cannot be built at this size of the images, or limits that no network meets.
     """
     if config.train.batch > facts.images:
         raise InputError(f"batch={config.train.batch} is larger than the {facts.images} training images; lower it")
+    test = 0 if facts.n_test else round(config.data.test * facts.images)
+    validation = 0 if facts.n_validation else round(config.data.validation * (facts.images - test))
+    if min(facts.n_test or test, facts.n_validation or validation, facts.images - test - validation) < 1:
+        raise InputError(
+            f"{facts.images} images are too few for validation={config.data.validation:g} and "
+            f"test={config.data.test:g}: {facts.images - test - validation} would be trained on, {validation} would "
+            f"score networks and {test} would test the winner; every split needs at least one"
+        )
     if not isinstance(config, SupernetRun):
         return
     if request.overrides.get("anchor_scale") is not None:

@@ -49,6 +49,8 @@ def claim_run(folder: Path, kind: str, config: Any, *, free: Collection[str] = (
             process is writing to it.
     """
     check_run(folder, kind, config, free=free)
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"{folder} is a link to nothing; remove it, or give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -169,8 +171,8 @@ def _format(kind: object) -> int:
 
 @contextlib.contextmanager
 def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Removes what a run that cannot start has left: decoded images, latencies, and the folder itself if it is new."""
-    existed = folder.exists()
+    """Removes what a run that cannot start has left: decoded images, latencies, and the folders that are new."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         yield
     except BaseException:
@@ -178,7 +180,7 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder / IMAGES, ignore_errors=True)
             for entry in folder.glob("latency-*.jsonl"):
                 entry.unlink(missing_ok=True)
-            if not existed:
+            for place in made:
                 with contextlib.suppress(OSError):
-                    folder.rmdir()
+                    place.rmdir()
         raise

@@ -79,17 +79,20 @@ def unpacked(archive: Path, run: Path) -> Path:
 
 @contextlib.contextmanager
 def removed_if_refused(run: Path) -> Iterator[None]:
-    """Removes what was unpacked into a run in the block if its images are refused; an interruption leaves it."""
-    existed, place = run.exists(), run / UNPACKED
-    before = place.exists()
+    """Removes what was unpacked into a run in the block if its images are refused; an interruption leaves it.
+
+    The folders above it go too, if the block made them and nothing else is in them.
+    """
+    place = run / UNPACKED
+    before, made = place.exists(), [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         yield
     except InputError:
         if not before:
             shutil.rmtree(place, ignore_errors=True)
-            if not existed:
+            for folder in made:
                 with contextlib.suppress(OSError):
-                    run.rmdir()
+                    folder.rmdir()
         raise
 
 
