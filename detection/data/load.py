@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,7 @@ def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits
 
     Raises:
         InputError: an annotation file or an image that is missing or invalid, or a split without images. Splits
-            without boxes are accepted with a warning that counts their images.
+            without boxes, and splits that have images in common, are accepted with a warning that counts their images.
     """
     if config.source == "digits":
         parts = digits.compose(config.size, config.compose, seed=config.seed)
@@ -101,7 +103,22 @@ def load(config: DetectionData, *, cache: Path | None = None) -> DetectionSplits
         if source:
             held_out[name] = _read(config, source, folder, name, room=room, cache=where, like=train)
             room -= held_out[name].held_bytes
+    _warn_if_shared({"training": train} | held_out)
     return split(config, train, held_out.get("validation"), held_out.get("test"))
+
+
+def _warn_if_shared(parts: Mapping[str, DetectionSet]) -> None:
+    """Warns if parts with files of their own have images in common: scores on them would say nothing about others."""
+    for (first, one), (second, other) in itertools.combinations(parts.items(), 2):
+        if one.root is None or other.root is None or os.path.realpath(one.root) != os.path.realpath(other.root):
+            continue
+        common = int(np.isin(other.annotations.names, one.annotations.names).sum())
+        if common:
+            warnings.warn(
+                f"{common:,} of the {len(other):,} {second} images are {first} images too, so scores on them are too "
+                "high for other images; give annotations of different images",
+                stacklevel=4,
+            )
 
 
 def _set(config: DetectionData, annotations: Annotations, **where: Any) -> DetectionSet:

@@ -262,6 +262,13 @@ def test_what_cannot_be_read_is_named(case: str, tmp_path: Path) -> None:
         _load(tmp_path, source)
 
 
+def test_images_in_two_splits_are_counted(tmp_path: Path) -> None:
+    source = _write(tmp_path)["coco"]
+    config = DetectionData(source, str(tmp_path / "images"), size=48, calibration=4, validation_source=source)
+    with pytest.warns(UserWarning, match="15 of the 15 validation images are training images too"):
+        load(config)
+
+
 def test_a_json_file_is_still_read_as_coco(tmp_path: Path) -> None:
     sources = _write(tmp_path, images=3)
     assert len(read_annotations(Path(sources["coco"]), tmp_path / "images")) == 3
