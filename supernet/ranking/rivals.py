@@ -15,6 +15,7 @@ Feasible = Callable[[Arch], bool]
 
 STARTS = 64  # random architectures from the best of which the climb to the largest begins
 STEPS = 20  # of a uniform scaling
+NAMED = 3  # distinct options that a name lists: pyramids take other inputs in every cell
 UNIFORM = 8  # options that are tried everywhere: choices between hundreds of inputs would give hundreds of networks
 LISTED = 20_000  # architectures that are all looked at
 GRID = 5  # scales of a kind of decision
@@ -222,9 +223,12 @@ def _uniform_networks(space: SearchSpace, feasible: Feasible) -> Iterator[tuple[
             kept = _spread(optional, math.ceil(scale * len(optional)))
             arch = space.normal_form(space.canonical({c.name: _value(c, number, scale, kept) for c in space.choices}))
             if feasible(arch):
-                what = "/".join(sorted(map(str, options)))[:60] or "every decision"
                 scaled = "" if step == STEPS or not (wide or optional) else f" at scale {scale:.2f}"
-                yield f"{what} everywhere{scaled}", arch
+                if len(options) > NAMED:
+                    yield f"option {number + 1} of every decision{scaled}", arch
+                else:
+                    what = "/".join(sorted(map(str, options)))[:60] or "every decision"
+                    yield f"{what} everywhere{scaled}", arch
                 break
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import time
@@ -40,6 +41,7 @@ from supernet_tools.pipeline.run import Run
 from supernet_tools.pipeline.search import search_folder, searched, shared_scores
 
 FOLDER = "select"
+SHIFTS = (0, -1, 1, -2, 2)  # of the levels of a published pyramid
 FINALISTS = 50  # of all searches; corrected scores decide which of them are trained
 
 OnTraining = Callable[[Job, Outcome], None]
@@ -414,7 +416,10 @@ def scaled_widths(run: Run, limits: Mapping[str, float]) -> dict[str, Arch]:
 
 
 def published_networks(run: Run) -> dict[str, Arch]:
-    """The published networks of the run's space, by name; a space with other settings may have none."""
+    """The published networks of the run's space, by name; a space with other settings may have none.
+
+    A published pyramid is moved to the levels that the run has, as P3 to P7 to P2 to P6.
+    """
     config, space = run.config, run.space
     detector = isinstance(config, DetectorRun)
     own = config.backbone if detector else config.space
@@ -427,6 +432,15 @@ def published_networks(run: Run) -> dict[str, Arch]:
         if network.space == own and not detector:
             with contextlib.suppress(InputError):
                 networks[name] = arch_of_cells(CELLS[network.cells], space)
+    if isinstance(config, DetectorRun) and config.neck == "nasfpn":
+        from detection.nasfpn.space import WIRINGS, wiring_arch
+        from detection.nasfpn.supernet import NECK
+
+        for (name, wiring), shift in itertools.product(WIRINGS.items(), SHIFTS):
+            with contextlib.suppress(InputError):
+                moved = f" on P{wiring.finest + shift} to P{wiring.finest + shift + wiring.levels - 1}"
+                arch = space.canonical(wiring_arch(name, space, prefix=NECK, shift=shift))  # of the pyramid alone
+                networks[name + (moved if shift else "")] = arch
     return networks
 
 
