@@ -67,8 +67,11 @@ class RetinaHead(nn.Module):
             "bbox_regression": regression.bbox_reg(regression.conv(x, level)),
         }
         n, _, height, width = x.shape
+        # `contiguous()` would be traced with an assertion that the map has more than one position
         return {
-            name: out.view(n, self.anchors, -1, height, width).permute(0, 3, 4, 1, 2).contiguous()
+            name: out.view(n, self.anchors, -1, height, width)
+            .permute(0, 3, 4, 1, 2)
+            .clone(memory_format=torch.contiguous_format)
             for name, out in raw.items()
         }
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detection import DetectorNetwork, DetectorPreprocess
+from detection.retinanet import RetinaHead
 from helpers.detector_cases import images, same, sampled_arch, tiny
 from supernet.errors import InputError
 from supernet.export import check_parity, export, load_exported
-from supernet.export.folder import _shapes
+from supernet.export.folder import _save_graph, _shapes
 from supernet.export.parity import _detection_difference
 
 SIZES = ((1, 64, 64), (3, 50, 97), (2, 33, 20), (2, 128, 40))
@@ -138,3 +139,26 @@ def test_raw_graphs_of_other_detectors_take_any_size(kind: str, settings: dict[s
         actual = program(x)
         assert list(actual) == list(named)
         assert all(torch.equal(actual[name], named[name]) for name in named)
+
+
+class _OnOneMap(nn.Module):
+    """A head on a single map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = RetinaHead(8, 3, 2, levels=1, convs=1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head([x])
+
+
+@torch.no_grad()
+def test_the_graph_of_a_head_takes_a_map_of_one_position(tmp_path: Path) -> None:
+    """As the coarsest map of images of 128 pixels is, whatever the size of those that were traced."""
+    network = _OnOneMap().eval()
+    _save_graph(network, tmp_path / "head", (2, 8, 3, 4), onnx=False, sizes=True)
+    program = torch.export.load(tmp_path / "head.pt2").module()
+    for shape in ((1, 8, 1, 1), (3, 8, 5, 1)):
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        actual, expected = program(x), network(x)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)

@@ -164,7 +164,6 @@ def test_a_searched_pyramid_is_retrained_at_another_size(call: Call, tmp_path: P
     pretrained = ("--pretrained", file, "--start", "classification", "--out", run)
     code, out, err = call("train_supernet", *SMALL, *FINAL, *pretrained)
     assert code == 0, err
-    assert err == ""
     assert "none, train.epochs is 0" in out
     assert not (run / "supernet.safetensors").exists()
     space = create_detector(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -107,6 +108,7 @@ def supernet(
     Each network is scored once: RUN/scores.db serves all searchers, seeds and later calls, so the same command resumes
     an interrupted benchmark. A searcher that does not fit a space is left out, with its reason. Values are means with
     95 % intervals over seeds. Beside `random`, a second table has the differences to random search with the same seed.
+    The last table tells whether a searcher has learnt to propose better networks, which the best one need not show.
 
     Args:
         runs: Folders of trained supernets.
@@ -132,7 +134,7 @@ def supernet(
     for folder in runs:
         opened = Supernet(folder, score, images=images, bn_batches=bn_batches)
         title = f"{folder.resolve().name} ({opened.space.name})"
-        curves = _curves(opened, makers, range(first_seed, first_seed + seeds), evaluations, batch)
+        curves, proposed = _curves(opened, makers, range(first_seed, first_seed + seeds), evaluations, batch)
         reached = [n for n in points if n <= evaluations]
         rows = [
             (name, *(format_mean([best_after(best, n) for best in runs_of], 4) for n in reached))
@@ -152,6 +154,11 @@ def supernet(
                 ("searcher", *map(str, reached)),
                 [row for row in gains if row[0] != "random"],
             )
+        means = [
+            (name, *(format_mean(list(part), 4) for part in zip(*ends, strict=True))) for name, ends in proposed.items()
+        ]
+        heading = f"{title}: mean {minus}{score} of what a search proposed first and last"
+        print_table(heading, ("searcher", "first fifth", "last fifth"), means)
         if out is not None:
             settings = {"score": minus + score, "batch": batch, "images": opened.images, "bn_batches": bn_batches}
             document = {"run": str(folder), "space": opened.space.name, **settings, "curves": curves}
@@ -185,21 +192,44 @@ def _searching_for(name: str, score: str, evaluations: int) -> SearcherOf:
     return create
 
 
+class _Proposals:
+    """A supernet that remembers the score of every proposal of one search, repeats too."""
+
+    def __init__(self, opened: Supernet, metric: str) -> None:
+        self.space, self.best = opened.space, opened.best
+        self._opened, self._name, self._sign = opened, metric.removeprefix("-"), -1.0 if metric[0] == "-" else 1.0
+        self._scores: list[float] = []
+
+    def score(self, archs: Sequence[Arch]) -> list[Mapping[str, float]]:
+        """Returns the metrics of architectures in normal form."""
+        rows = self._opened.score(archs)
+        self._scores += [self._sign * row[self._name] for row in rows]
+        return rows
+
+    def ends(self) -> tuple[float, float]:
+        """Returns the mean score of the first and of the last fifth of the proposals."""
+        fifth = max(1, len(self._scores) // 5)
+        return statistics.fmean(self._scores[:fifth]), statistics.fmean(self._scores[-fifth:])
+
+
 def _curves(
     opened: Supernet, makers: Mapping[str, SearcherOf], seeds: Sequence[int], evaluations: int, batch: int
-) -> dict[str, list[Curve]]:
-    """Returns one curve per seed for every searcher that fits the space."""
+) -> tuple[dict[str, list[Curve]], dict[str, list[tuple[float, float]]]]:
+    """Returns a curve per seed of every searcher that fits the space, and mean scores of its first and last proposals."""
     from supernet.progress import progress
 
     curves: dict[str, list[Curve]] = {name: [] for name in makers}
+    proposed: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
     with progress(f"searching {opened.space.name}", len(makers) * len(seeds)) as update:
         for done, seed in enumerate(seeds):  # seeds outside: an interrupted benchmark has some of every searcher
             for number, name in enumerate(list(curves), start=1):
                 try:
                     searcher = makers[name](opened, seed)
-                    curves[name].append(curve(opened, searcher, evaluations=evaluations, batch=batch))
+                    proposals = _Proposals(opened, searcher.metric)
+                    curves[name].append(curve(proposals, searcher, evaluations=evaluations, batch=batch))
+                    proposed[name].append(proposals.ends())
                 except InputError as error:
-                    del curves[name]
+                    del curves[name], proposed[name]
                     print(f"{name} is left out of {opened.space.name}: {error}")
                 update(done * len(makers) + number, f"{name}, {len(opened.scored):,} networks")
-    return curves
+    return curves, proposed
