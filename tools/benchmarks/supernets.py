@@ -215,7 +215,7 @@ class _Proposals:
 def _curves(
     opened: Supernet, makers: Mapping[str, SearcherOf], seeds: Sequence[int], evaluations: int, batch: int
 ) -> tuple[dict[str, list[Curve]], dict[str, list[tuple[float, float]]]]:
-    """Returns a curve per seed of every searcher that fits the space, and mean scores of its first and last proposals."""
+    """Returns a curve per seed of every searcher that fits, and the mean scores of its first and last proposals."""
     from supernet.progress import progress
 
     curves: dict[str, list[Curve]] = {name: [] for name in makers}
