@@ -332,11 +332,19 @@ def check_of(kind: Any) -> Callable[[Any], str | None]:
         try:
             adapter.validate_python(value)
         except ValidationError as error:
-            problems = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
+            problems = dict.fromkeys(_expectation(item) for item in error.errors())
             return f"should be {' or '.join(problems)}"
         return None
 
     return problem
+
+
+def _expectation(item: Mapping[str, Any]) -> str:
+    """Returns what a value should be, from one error of pydantic."""
+    if item["type"] == "sequence_str":  # pydantic says what it does not allow
+        return "a sequence of values, not one text"
+    message: str = item["msg"]
+    return message.removeprefix("Input should be ")
 
 
 def _classes(kind: Any) -> tuple[Any, ...] | None:

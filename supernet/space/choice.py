@@ -75,6 +75,17 @@ class Choice:
         """Returns whether the condition fails, given the values of earlier choices and the names of inactive ones."""
         return self.when is not None and (self.when[0] in inactive or values[self.when[0]] not in self.when[1])
 
+    def option(self, value: object) -> Value | None:
+        """Returns the option that a value stands for, or None if it is none of them.
+
+        A float stands for the integer that it equals, since spreadsheets and pandas write 1.0 for 1. A truth value
+        equals 0 or 1 as well, but nobody who writes one means a number, nor the other way round.
+        """
+        if value not in self.options:
+            return None
+        option = self.options[self.options.index(value)]  # type: ignore[arg-type]
+        return option if isinstance(option, bool) is isinstance(value, bool) else None
+
     def index(self, value: Value) -> int:
         """Returns the number of `value` among the options."""
         return self.options.index(value)  # type: ignore[arg-type]

@@ -70,7 +70,7 @@ class SearchSpace:
     _by_name: dict[str, Choice] = field(repr=False, compare=False)
     _resolved: list[tuple[str, Form]] | None = field(repr=False, compare=False)
     _normal_forms: dict[str, Arch] = field(repr=False, compare=False)
-    _canonical: dict[Arch, Arch] = field(repr=False, compare=False)
+    _canonical: dict[str, Arch] = field(repr=False, compare=False)
 
     def __init__(self, name: str, choices: Sequence[Choice] = (), normal_form: Form | None = None) -> None:
         if not isinstance(choices, Iterable) or not all(isinstance(choice, Choice) for choice in choices):
@@ -163,12 +163,12 @@ class SearchSpace:
         """
         if type(values) is not Arch:
             return self._find_canonical(values)
-        canonical = self._canonical.get(values)
+        canonical = self._canonical.get(values.key)  # by its text: an `Arch` with True equals one with 1
         if canonical is None:
             canonical = self._find_canonical(values)
             if len(self._canonical) >= MOST_NORMAL_FORMS:
                 self._canonical.clear()
-            self._canonical[values] = canonical
+            self._canonical[values.key] = canonical
         return canonical
 
     def _find_canonical(self, values: Mapping[str, Value]) -> Arch:
@@ -181,10 +181,11 @@ class SearchSpace:
             if choice.name not in values:
                 raise InputError(f"the architecture lacks {choice.name!r}, a decision of space {self.name!r}")
             value = values[choice.name]
-            if value not in choice.options:
+            option = choice.option(value)
+            if option is None:
                 hint = nearest(value, choice.options)
                 raise InputError(f"{value!r} is not an option of {choice.name!r} in space {self.name!r}; {hint}")
-            return choice.options[choice.index(value)]
+            return option
 
         return self._complete(checked)
 
@@ -373,7 +374,7 @@ class SearchSpace:
     def fix(self, values: Mapping[str, Value]) -> "SearchSpace":
         """Returns the same space with the named choices fixed to one value each."""
         for name, value in values.items():
-            if value not in self[name].options:
+            if self[name].option(value) is None:
                 raise InputError(f"{value!r} is not an option of {name!r}; {nearest(value, self[name].options)}")
         choices = []
         for choice in self.choices:
@@ -390,7 +391,7 @@ class SearchSpace:
         """
         kept: dict[str, tuple[Value, ...]] = {}
         for name, values in options.items():
-            unknown = [value for value in values if value not in self[name].options]
+            unknown = [value for value in values if self[name].option(value) is None]
             if unknown:
                 raise InputError(
                     f"{unknown[0]!r} is not an option of {name!r}; {nearest(unknown[0], self[name].options)}"

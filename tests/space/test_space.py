@@ -192,10 +192,25 @@ def test_json_and_pickle_keep_an_arch() -> None:
 
 
 def test_canonical_gives_the_option_itself() -> None:
-    """1.0, True and 1 are equal in Python but not in JSON, so the key must be of the option."""
+    """1.0 and 1 are equal in Python but not in JSON, so the key must be of the option."""
     space = SearchSpace("s", [Choice("n", (1, 2))])
     canonical = space.canonical({"n": 1.0})
-    assert canonical.key == space.canonical({"n": True}).key == Arch({"n": 1}).key
+    assert canonical.key == space.canonical(Arch({"n": 1.0})).key == Arch({"n": 1}).key
+
+
+@pytest.mark.parametrize("options", [(1, 2), (0.5, 1.0), range(3), (True, False)])
+def test_a_truth_value_is_no_number(options: tuple[Value, ...] | range) -> None:
+    """Although they are equal in Python; whoever writes one does not mean the other."""
+    space = SearchSpace("s", [Choice("n", options)])
+    right, wrong = (True, 1) if options[0] is True else (1, True)
+    assert space.canonical(Arch({"n": right})) == space.canonical({"n": right})
+    for values in ({"n": wrong}, Arch({"n": wrong}), Arch.from_json(json.dumps({"n": wrong}))):
+        with pytest.raises(InputError, match=f"{wrong} is not an option of 'n'"):
+            space.canonical(values)
+    with pytest.raises(InputError, match=f"{wrong} is not an option of 'n'"):
+        space.fix({"n": wrong})
+    with pytest.raises(InputError, match=f"{wrong} is not an option of 'n'"):
+        space.restrict({"n": (wrong,)})
 
 
 KEYS = """
