@@ -93,8 +93,8 @@ class Trial:
             failed: why there is no score.
 
         Raises:
-            InputError: metrics that are no mapping of numbers or hold NaN, a reason that is no text, or a number that
-                is no place in a study.
+            InputError: metrics that are no mapping of numbers or hold NaN, a reason that is no text, a number that is
+                no place in a study, or an architecture of another space.
         """
         if not isinstance(metrics, Mapping):
             raise InputError(f"metrics={shown(metrics)} should be values by name")
@@ -106,6 +106,7 @@ class Trial:
             raise InputError(f"metrics={shown(metrics)}: {missing[0]!r} is NaN; give failed=REASON without metrics")
         if not is_whole(number, 0):
             raise InputError(f"number={shown(number)} should be a place in a study, from 0")
+        space.canonical(arch)  # for its check: the trial has the architecture as it was proposed
         return cls(number, arch, space.normal_form(arch).key, metrics, repeat, 0.0, number, failed)
 
 
@@ -274,12 +275,21 @@ class Study(sqlite.Closing):
         Args:
             batch: at least one trial; their numbers continue the study's, and all have the next batch number.
             asked: how many architectures the searcher was asked for, if it returned fewer.
+
+        Raises:
+            InputError: no trial, or one that does not continue the study.
         """
         if not batch:
             raise InputError(f"batch={batch!r} should be a sequence of at least one Trial")
         for number, trial in enumerate(batch, start=len(self._trials)):
-            assert (trial.number, trial.batch) == (number, len(self._asked)), f"{trial} does not continue the study"
+            if (trial.number, trial.batch) != (number, len(self._asked)):
+                raise InputError(
+                    f"a trial with number={shown(trial.number)} and batch={shown(trial.batch)} does not continue the "
+                    f"study, whose next trial has number={number} and batch={len(self._asked)}"
+                )
         asked = len(batch) if asked is None else asked
+        if not is_whole(asked, 1):
+            raise InputError(f"asked={shown(asked)} should be how many architectures the searcher was asked for")
         with self._transaction() as db:
             db.execute("INSERT INTO batches VALUES (?, ?)", (batch[0].batch, asked))
             db.executemany("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, batch))
@@ -290,15 +300,30 @@ class Study(sqlite.Closing):
             self._note(trial)
 
     def set_settings(self, settings: Mapping[str, Any]) -> None:
-        """Replaces the settings of the search, a mapping that JSON can hold, and drops the snapshot."""
-        text = json.dumps(settings)
+        """Replaces the settings of the search, a mapping that JSON can hold, and drops the snapshot.
+
+        Raises:
+            InputError: they are something else.
+        """
+        try:
+            text = json.dumps(settings)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"settings={shown(settings)} cannot be written as JSON: {error}") from error
+        if not _is_settings(json.loads(text)):
+            raise InputError(f"settings={shown(settings)} should be a mapping of the settings of a search")
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('settings', ?)", (text,))
             db.execute("DELETE FROM snapshots")
         self._settings = json.loads(text)
 
     def set_snapshot(self, state: bytes) -> None:
-        """Replaces the recorded state of the searcher, which must know all trials of the study."""
+        """Replaces the recorded state of the searcher, which must know all trials of the study.
+
+        Raises:
+            InputError: it is not the bytes that the searcher's `snapshot` returned.
+        """
+        if not isinstance(state, bytes):
+            raise InputError(f"state={shown(state)} should be bytes, as the searcher's snapshot() returns them")
         with self._transaction() as db:
             db.execute("DELETE FROM snapshots")
             db.execute("INSERT INTO snapshots VALUES (?, ?)", (len(self), state))
