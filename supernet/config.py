@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -33,6 +34,32 @@ T = TypeVar("T")
 
 def _ascending(shares: tuple[float, ...]) -> bool:
     return list(shares) == sorted(share for share in shares if 0 < share < 1)
+
+
+OPENING = re.compile(r"([^=]+)=(\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?")
+"""NAME=EPOCH or NAME=FIRST:LAST."""
+
+
+def read_openings(texts: Sequence[str]) -> list[tuple[str, float, float]]:
+    """Returns the name, the first and the last epoch of openings such as "kernel=2" or "expand=4:6".
+
+    Raises:
+        InputError: a text of another form, epochs in descending order, or a name twice.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise InputError(f"openings={shown(texts)} should be a sequence of texts, such as ['kernel=2']")
+    openings: dict[str, tuple[str, float, float]] = {}
+    for text in texts:
+        written = OPENING.fullmatch(text) if isinstance(text, str) else None
+        if written is None:
+            raise InputError(f"the opening {shown(text)} should be NAME=EPOCH or NAME=FIRST:LAST, such as 'kernel=2'")
+        name, first, last = written[1], float(written[2]), float(written[3] or written[2])
+        if last < first:
+            raise InputError(f"the opening {text!r} ends before it begins; write the smaller epoch first")
+        if name in openings:
+            raise InputError(f"the opening {text!r} is the second one of {name!r}; give each name once")
+        openings[name] = (name, first, last)
+    return list(openings.values())
 
 
 @dataclass(frozen=True)

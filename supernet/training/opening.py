@@ -1,16 +1,13 @@
 """Progressive shrinking: decisions that stay at their largest option until a step, and open from the largest down."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from supernet.checked import shown
+from supernet.checked import is_whole, shown
+from supernet.config import read_openings
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, Choice, SearchSpace
 from supernet.training.sampling import ArchSampler
-
-OPENING = re.compile(r"([^=]+)=(\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?")
-"""NAME=EPOCH or NAME=FIRST:LAST."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +18,18 @@ class Opening:
         name: the end of the decisions' names, such as "kernel".
         first: the step from which the second largest option is open; before, only the largest is.
         last: the step from which all are; in between they open one by one.
+
+    Raises:
+        InputError: steps below 0, or in descending order.
     """
 
     name: str
     first: int
     last: int
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.first, 0) or not is_whole(self.last, self.first):
+            raise InputError(f"{self}: first and last should be steps from 0, and last no earlier than first")
 
     def covers(self, choice: Choice) -> bool:
         """Returns whether a decision is one of these."""
@@ -44,17 +48,14 @@ def parse_openings(texts: Sequence[str], steps_per_epoch: int) -> list[Opening]:
     """Returns the openings that texts such as "kernel=2" or "expand=4:6" describe, in epochs.
 
     Raises:
-        InputError: a text of another form.
+        InputError: a text of another form, a name twice, or no steps.
     """
-    openings = []
-    for text in texts:
-        written = OPENING.fullmatch(text)
-        if written is None:
-            raise InputError(f"the opening {shown(text)} should be NAME=EPOCH or NAME=FIRST:LAST, such as 'kernel=2'")
-        name, first, last = written.groups()
-        steps = [round(float(epoch) * steps_per_epoch) for epoch in (first, last or first)]
-        openings.append(Opening(name, *steps))
-    return openings
+    if not is_whole(steps_per_epoch, 1):
+        raise InputError(f"steps_per_epoch={shown(steps_per_epoch)} should be a number of steps, from 1")
+    return [
+        Opening(name, round(first * steps_per_epoch), round(last * steps_per_epoch))
+        for name, first, last in read_openings(texts)
+    ]
 
 
 def opened(

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,17 +12,17 @@ from annotated_types import Ge, Le
 
 from detection.config import DetectionData
 from supernet.checked import Checked, Count, NonNegative, Rule, Share, Text, shown
-from supernet.config import Data, Train, Window
+from supernet.config import Data, Train, Window, read_openings
 from supernet.errors import InputError
 
 
 def are_openings(texts: tuple[str, ...]) -> bool:
     """Whether texts are NAME=EPOCH or NAME=FIRST:LAST, each name once."""
-    number = r"\d+(?:\.\d+)?"
-    matches = [re.fullmatch(rf"([\w.]+)=({number})(?::({number}))?", text) for text in texts]
-    names = [match[1] for match in matches if match]
-    ordered = all(match and float(match[2]) <= float(match[3] or match[2]) for match in matches)
-    return ordered and len(set(names)) == len(texts)
+    try:
+        read_openings(texts)
+    except InputError:
+        return False
+    return True
 
 
 def are_settings(texts: tuple[str, ...]) -> bool:
