@@ -26,6 +26,8 @@ CHUNK = 1024
 def splits_from(source: Any, config: Data | None = None, classes: Sequence[str] = ()) -> Splits | None:
     """Returns the splits of a pair of images and labels or of a data set; None for anything else.
 
+    A tuple of two is the pair. A list, or a longer tuple, is a data set if its first item may be an image and a label.
+
     Args:
         source, config, classes: see `splits_of` and `splits_of_dataset`.
 
@@ -34,7 +36,9 @@ def splits_from(source: Any, config: Data | None = None, classes: Sequence[str] 
     """
     if isinstance(source, tuple) and len(source) == 2:
         return splits_of(*source, config, classes)
-    if isinstance(source, tuple | list | str | Tensor | np.ndarray):
+    if isinstance(source, str | Tensor | np.ndarray):
+        return None
+    if isinstance(source, tuple | list) and not (source and isinstance(source[0], tuple | list)):
         return None
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         return splits_of_dataset(source, config, classes)

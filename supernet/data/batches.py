@@ -7,7 +7,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from supernet.checked import is_whole, shown
 from supernet.data.images import Images
+from supernet.errors import InputError
 
 Self = TypeVar("Self", bound="ImageSet")
 
@@ -48,9 +50,17 @@ class Batches:
         count: how many batches; all by default.
         alike: whether a batch holds images of one height and width, where the set has a method `groups(size)` that says
             which; the order is then that of the groups.
+
+    Raises:
+        InputError: a size below 1, or a negative number of batches.
     """
 
     def __init__(self, images: ImageSet, size: int, count: int | None = None, *, alike: bool = False) -> None:
+        if not is_whole(size, 1) or not (count is None or is_whole(count, 0)):
+            raise InputError(
+                f"size={shown(size)} and count={shown(count)} should be images per batch, from 1, and a number of "
+                "batches or None for all"
+            )
         groups = getattr(images, "groups", None) if alike else None
         positions = torch.arange(len(images)).split(size) if groups is None else groups(size)
         self._images, self._positions = images, positions[:count]

@@ -1,12 +1,14 @@
 """Labelled images in memory and the splits of a data set."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from supernet.checked import is_number, is_whole, shown
 from supernet.config import DataSummary, Preprocess
 from supernet.data.stream import Stream
 from supernet.errors import InputError
@@ -24,7 +26,7 @@ class Images:
         mean, std: float32, (C, 1, 1), on the scale 0..1.
 
     Raises:
-        InputError: pixels of another shape, or another number of labels.
+        InputError: pixels or labels of another shape or type.
     """
 
     pixels: Tensor
@@ -38,6 +40,11 @@ class Images:
             raise InputError(
                 f"pixels of shape {shape} and labels of {tuple(self.labels.shape)} should be (N, C, H, W) and (N,)"
             )
+        if self.pixels.dtype is not torch.uint8 or self.labels.dtype is not torch.int64:
+            raise InputError(
+                f"pixels of {self.pixels.dtype} and labels of {self.labels.dtype} should be torch.uint8, 0 to 255, and "
+                "torch.int64; supernet.data.load((images, labels)) converts others"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,8 +55,16 @@ class Images:
         return True
 
     def subset(self, index: Tensor) -> "Images":
-        """Returns the images at these positions, in this order."""
-        return Images(self.pixels[index], self.labels[index], self.mean, self.std)
+        """Returns the images at these positions, in this order.
+
+        Raises:
+            InputError: a position without an image, or something else than positions.
+        """
+        try:
+            pixels, labels = self.pixels[index], self.labels[index]
+        except (IndexError, TypeError) as error:
+            raise InputError(f"index={shown(index)} should be positions of {len(self)} images, from 0") from error
+        return Images(pixels, labels, self.mean, self.std)
 
     def to(self, device: torch.device | str) -> "Images":
         """Returns the same set in the memory of a device."""
@@ -60,7 +75,13 @@ class Images:
         return (pixels.float() / 255 - self.mean) / self.std
 
     def batches(self, size: int, *, drop_last: bool = False) -> Iterator[Batch]:
-        """Yields normalised `(images, labels)` in order; with `drop_last`, batches of `size` images only."""
+        """Yields normalised `(images, labels)` in order; with `drop_last`, batches of `size` images only.
+
+        Raises:
+            InputError: a size below 1.
+        """
+        if not is_whole(size, 1):
+            raise InputError(f"size={shown(size)} should be a number of images per batch, from 1")
         stop = len(self) - len(self) % size if drop_last and len(self) >= size else len(self)
         for start in range(0, stop, size):
             end = min(start + size, stop)
@@ -118,7 +139,16 @@ class Splits:
 
         Args:
             mean, std: per channel, on the scale 0..1.
+
+        Raises:
+            InputError: another number of values than channels, or a deviation that is not above 0.
         """
+        for name, given in (("mean", mean), ("std", std)):
+            low = 0.0 if name == "std" else -math.inf
+            sound = isinstance(given, Sequence) and len(given) == self.in_channels
+            if not sound or not all(is_number(value) and low < value < math.inf for value in given):
+                kind = "positive numbers" if name == "std" else "finite numbers"
+                raise InputError(f"{name}={shown(given)} should be {kind}, one per channel of {self.in_channels}")
         values = {name: torch.tensor(list(value)).view(-1, 1, 1) for name, value in (("mean", mean), ("std", std))}
         parts = ("train", "calibration", "validation", "test")
         return dataclasses.replace(self, **{part: dataclasses.replace(getattr(self, part), **values) for part in parts})

@@ -45,7 +45,7 @@ def load(
 
     Args:
         source: a config; the value of its `source`; images and labels; or a map-style data set of (image, label), such
-            as those of torch and torchvision.
+            as those of torch and torchvision, or a list of such pairs.
         config: for everything but a config, how images are prepared and split; by default `Data()`, and for images in
             memory their own size if they are square.
         classes: names of the labels, for images and data sets from Python.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.checked import checked_arguments
+from supernet.checked import Count, checked_arguments
 from supernet.data.batches import ImageSet
 from supernet.errors import RunError
 from supernet.ranking.paired import Bits
@@ -119,7 +119,7 @@ def check_finite(metrics: Mapping[str, float], network: str) -> None:
 
 
 @checked_arguments
-def accuracy(network: nn.Module, images: ImageSet, batch: int = 256) -> float:
+def accuracy(network: nn.Module, images: ImageSet, batch: Count = 256) -> float:
     """Returns the share of images that a classifier in eval mode gets right, 0..1; NaN if an output is not finite."""
     network.eval()
     return classification(network, images, batch)["accuracy"]
