@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from supernet.chain import Chain, materialize
-from supernet.checked import Count, Device, Seed, checked_arguments, is_number, is_whole
+from supernet.checked import Count, Device, Seed, checked_arguments, is_number, is_whole, shown
 from supernet.cost.count import COSTS
 from supernet.cost.table import CostTable, Entry, Shape, shapes
 from supernet.errors import InputError, UnwritableError
@@ -30,6 +31,8 @@ FORMAT = 2
 """The format of files of measurements. 2 has milliseconds where earlier releases had microseconds."""
 TICK = 2.0**-10
 """Milliseconds of which all latencies are multiples, so that sums of them are exact."""
+FEWEST = 3
+"""Networks that a correction needs: two lie on a line, whatever their times."""
 NETWORKS = 8
 """Networks that are timed as a whole to correct a table."""
 
@@ -61,7 +64,17 @@ class Correction:
 
         Args:
             sums, times: milliseconds of the same networks, at least three, by the table and timed as a whole.
+
+        Raises:
+            InputError: fewer networks than three, or a time that is not positive.
         """
+        if not len(sums) == len(times) >= FEWEST or not all(
+            is_number(ms) and 0 < ms < math.inf for ms in (*sums, *times)
+        ):
+            raise InputError(
+                f"sums={shown(sums)} and times={shown(times)} should be positive milliseconds of the same networks, at "
+                f"least {FEWEST}"
+            )
         errors = []
         for left, (x, t) in enumerate(zip(sums, times, strict=True)):
             others = [[*values[:left], *values[left + 1 :]] for values in (sums, times)]
@@ -170,22 +183,26 @@ class LatencyTable(CostTable):
         added = self.correction.factor * milliseconds + (self.correction.offset if first else 0.0)
         return max(round(added / TICK), 1) * TICK
 
-    def correct(self, networks: int = NETWORKS, *, seed: int = 0) -> Correction | None:
+    @checked_arguments
+    def correct(self, networks: Annotated[int, Ge(FEWEST)] = NETWORKS, *, seed: Seed = 0) -> Correction | None:
         """Times random networks as a whole, and corrects all latencies of the table from here on.
 
         A table is corrected once, before the first search that uses it: afterwards its latencies stay as they are.
 
         Args:
-            networks: the number of distinct networks.
+            networks: the number of distinct networks, at least three.
             seed: the seed of the draws.
 
         Returns:
             the correction with its error, or None in a space of fewer than three networks.
+
+        Raises:
+            InputError: fewer networks than three, or a negative seed.
         """
         if self.correction is None:
             rng = Random(seed)
             archs = list(dict.fromkeys(self.space.normal_form(self.space.sample(rng)) for _ in range(4 * networks)))
-            if min(len(archs), networks) < 3:
+            if len(archs) < FEWEST:
                 return None
             pairs = [(self(arch)["latency_ms"], self.end_to_end(arch)) for arch in archs[:networks]]
             self.correction = Correction.fitted(*zip(*pairs, strict=True))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.checked import arguments_explained, is_whole, shown
+from supernet.checked import arguments_explained, is_number, is_whole, shown
 from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
@@ -26,8 +26,13 @@ FLOOR = 0.1  # least slope of truth on score, as a ratio of their deviations: fe
 FEWEST = 3  # labels: a slope, an intercept and one degree of freedom
 
 
+@arguments_explained
 def one_hot(space: SearchSpace, archs: Sequence[Arch]) -> Floats:
-    """Returns the decisions of the normal forms, one-hot, (architectures, options of all choices); 0 where inactive."""
+    """Returns the decisions of the normal forms, one-hot, (architectures, options of all choices); 0 where inactive.
+
+    Raises:
+        InputError: an architecture of another space.
+    """
     starts = np.cumsum([0, *(len(choice.options) for choice in space.choices)])
     place = {choice.name: int(start) for choice, start in zip(space.choices, starts, strict=False)}
     features = np.zeros((len(archs), int(starts[-1])))
@@ -72,8 +77,14 @@ def fit_ridge(features: Floats, truth: Floats, *, prior: Floats | None = None, p
         features: (n, features).
         truth: (n,).
         prior: a score that the weights correct, (n,); without it, the features alone predict.
-        penalty: on the weights; None chooses the one of `PENALTIES` with the least leave-one-out error.
+        penalty: on the weights, above 0; None chooses the one of `PENALTIES` with the least leave-one-out error.
+
+    Raises:
+        InputError: arrays of different lengths or without rows, or a penalty that is not positive.
     """
+    _check_fit(features, truth, prior)
+    if penalty is not None and not (is_number(penalty) and penalty > 0):
+        raise InputError(f"penalty={shown(penalty)} should be above 0, or None to choose one")
     if penalty is None:
         errors = [_leave_one_out(features, truth, prior, value) for value in PENALTIES]
         penalty = PENALTIES[int(np.argmin(errors))]
@@ -94,6 +105,16 @@ def fit_ridge(features: Floats, truth: Floats, *, prior: Floats | None = None, p
     return Ridge(slope, float(free[0]), weights, center, penalty)
 
 
+def _check_fit(features: Floats, truth: Floats, prior: Floats | None) -> None:
+    """Raises `InputError` for arrays that do not describe the same networks."""
+    shapes = [np.shape(values) for values in (features, truth, truth if prior is None else prior)]
+    if len(shapes[0]) != 2 or not shapes[0][0] or any(shape != shapes[0][:1] for shape in shapes[1:]):
+        described = f"features of shape {shapes[0]}, truth of {shapes[1]}" + (
+            "" if prior is None else f" and prior of {shapes[2]}"
+        )
+        raise InputError(f"{described} do not fit; give (n, features), and (n,) for the others, with n of at least 1")
+
+
 def _parts(features: Floats, prior: Floats | None, penalty: float) -> tuple[Floats, Floats]:
     """Returns the inverse covariance of the labels up to a factor, and the columns that are not penalised."""
     centered = features - features.mean(0)
@@ -107,7 +128,16 @@ def leave_one_out(features: Floats, truth: Floats, prior: Floats | None, penalty
     """Returns what the others predict for each, in closed form (Craven & Wahba, 1979), (n,).
 
     NaN where one label alone determines a coefficient that is not penalised.
+
+    Args:
+        features, truth, prior, penalty: see `fit_ridge`.
+
+    Raises:
+        InputError: see `fit_ridge`.
     """
+    _check_fit(features, truth, prior)
+    if not (is_number(penalty) and penalty > 0):
+        raise InputError(f"penalty={shown(penalty)} should be above 0")
     inverse, fixed = _parts(features, prior, penalty)
     project = inverse - inverse @ fixed @ np.linalg.pinv(fixed.T @ inverse @ fixed) @ fixed.T @ inverse
     diagonal = np.diag(project)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from supernet.checked import is_number, shown
 from supernet.errors import InputError
 from supernet.space import Arch
 
@@ -22,14 +23,18 @@ def tied(correct: Mapping[Arch, Bits], level: float = 0.05) -> list[Arch]:
 
     Args:
         correct: the correct images of each architecture, all on the same images.
-        level: probability of separating any architecture from the best although none differs.
+        level: probability of separating any architecture from the best although none differs, above 0 and below 1.
 
     Returns:
         the architectures by decreasing number of correct images; ties keep the order given.
 
     Raises:
-        InputError: there is no architecture, or they were not scored on the same images.
+        InputError: there is no architecture, they were not scored on the same images, or the level is no probability.
     """
+    if not is_number(level) or not 0 < level < 1:
+        raise InputError(f"level={shown(level)} should be a probability above 0 and below 1")
+    if not isinstance(correct, Mapping) or not all(isinstance(bits, np.ndarray) for bits in correct.values()):
+        raise InputError(f"correct={shown(correct)} should map architectures to arrays of truth values")
     from scipy.special import bdtr  # scipy.stats takes a second to import
 
     if not correct or len({len(bits) for bits in correct.values()}) > 1:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from random import Random
 
-from supernet.checked import arguments_explained, checked_arguments, is_whole, shown
+from supernet.checked import arguments_explained, checked_arguments, is_number, is_whole, shown
 from supernet.errors import InputError
 from supernet.ranking.depth import NO_LAYER, layers
 from supernet.space import Arch, Choice, SearchSpace, Value
@@ -41,6 +41,9 @@ def finalists(
         n: how many are returned, fewer if there are no more.
         cost: that equal scores are ordered by.
         tied: the architectures that are statistically tied with the best, see `supernet.ranking.paired.tied`.
+
+    Raises:
+        InputError: a negative number of networks, or an architecture of another space.
     """
     if not is_whole(n, 0):
         raise InputError(f"n={shown(n)} should be a number of networks, from 0")
@@ -166,7 +169,14 @@ def evenly_spaced(costs: Sequence[float], n: int) -> list[int]:
     """Returns the places of at most `n` costs that are as even as possible on a log scale, the cheapest first.
 
     The lowest and the highest are among them; of one alone, the highest. Costs below 1 count as 1.
+
+    Raises:
+        InputError: a negative number, or costs that are not finite.
     """
+    if not is_whole(n, 0):
+        raise InputError(f"n={shown(n)} should be how many costs are wanted, from 0")
+    if wrong := [cost for cost in costs if not is_number(cost) or not math.isfinite(cost)]:
+        raise InputError(f"costs={shown(costs)} should be finite numbers, not {shown(wrong[0])}")
     if len(costs) <= n:
         return sorted(range(len(costs)), key=lambda place: (costs[place], place))
     logs = [math.log(max(cost, 1.0)) for cost in costs]  # a network of identities has no MACs

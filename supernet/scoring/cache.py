@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from supernet import sqlite
-from supernet.checked import checked_arguments
+from supernet.checked import checked_arguments, is_number, shown
 from supernet.errors import InputError
 from supernet.paths import file_operation, lock_file, work_saved
 from supernet.ranking.paired import Bits, tied
@@ -93,7 +93,11 @@ class ScoreCache(sqlite.Closing):
             return None if row is None else Score(_metrics(row[0]), _unpacked(*row[1:]))
 
     def put(self, context: Mapping[str, str], arch: Arch, score: Score) -> None:
-        """Saves the score of a network, given by its normal form; afterwards it survives a kill."""
+        """Saves the score of a network, given by its normal form; afterwards it survives a kill.
+
+        Raises:
+            InputError: there are no metrics, or one is NaN or no number: every later command would take it for a score.
+        """
         row = self._row(context, arch, score)
         with self._reported() as db:
             file_operation()
@@ -102,13 +106,21 @@ class ScoreCache(sqlite.Closing):
             file_operation()
 
     def put_all(self, context: Mapping[str, str], scores: Mapping[Arch, Score]) -> None:
-        """Saves the scores of several networks, given by their normal forms; a kill leaves either all or none."""
+        """Saves the scores of several networks, given by their normal forms; a kill leaves either all or none.
+
+        Raises:
+            InputError: see `put`; nothing is saved.
+        """
         rows = [self._row(context, arch, score) for arch, score in scores.items()]
         with self._reported() as db, sqlite.transaction(db):
             db.executemany(_PUT, rows)
         work_saved.set()
 
     def _row(self, context: Mapping[str, str], arch: Arch, score: Score) -> tuple[object, ...]:
+        if not score.metrics or not all(map(is_number, score.metrics.values())):
+            raise InputError(
+                f"the metrics of {arch.key} are {shown(score.metrics)}; give one or more numbers, none of them NaN"
+            )
         bits = (None, None) if score.correct is None else (len(score.correct), np.packbits(score.correct).tobytes())
         return (self._id(context), arch.key, arch.to_json(), json.dumps(dict(score.metrics)), *bits)
 
