@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from detection.detector import Detector, backbone_of
 from supernet.chain import Layouts
-from supernet.checked import checked_arguments
+from supernet.checked import Pixels, checked_arguments
 from supernet.cost import CostTable
 from supernet.cost.count import COSTS
 from supernet.cost.table import Entry
@@ -22,13 +22,16 @@ class DetectorCosts(CostTable):
         input_shape: (C, H, W) of an image; the detector's own by default.
         backbone_size: height and width in pixels at which `backbone_macs` are counted. Neck, heads and the classifier
             head of the pre-training are not counted.
+
+    Raises:
+        InputError: an image that is too small, or no detector.
     """
 
     costs = (*COSTS, "backbone_macs")
 
     @checked_arguments
     def __init__(
-        self, detector: Detector, input_shape: Sequence[int] | None = None, *, backbone_size: int = 224
+        self, detector: Detector, input_shape: Sequence[int] | None = None, *, backbone_size: Pixels = 224
     ) -> None:
         super().__init__(detector, input_shape)
         self.start.cost["backbone_macs"] = 0

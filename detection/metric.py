@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detection.data.images import DetectionSet
 from detection.inputs import Target
-from supernet.checked import checked_arguments
+from supernet.checked import checked_arguments, shown
 from supernet.data.batches import Batches
 from supernet.errors import InputError
 from supernet.scoring.metrics import BatchMetric, Metrics
@@ -43,14 +43,42 @@ def coco_figures(targets: Sequence[Mapping[str, Tensor]], detections: Sequence[M
         detections: for each image `boxes`, (m, 4), `labels` and `scores`, (m,).
 
     Raises:
-        InputError: the lists have different lengths, or faster-coco-eval is not installed.
+        InputError: the lists have different lengths, a mapping lacks a tensor or has one of another shape, or
+            faster-coco-eval is not installed.
     """
     if len(targets) != len(detections):
         raise InputError(
             f"there are {len(targets)} targets and {len(detections)} detections; give both for every image"
         )
+    check_boxes("detections", detections, ("labels", "scores"))
     rows = [_rows(boxes, torch.full((len(boxes["labels"]),), image)) for image, boxes in enumerate(detections)]
     return GroundTruth(targets).figures(torch.cat([*rows, torch.empty(0, 7)]), every=True)
+
+
+def check_boxes(what: str, images: Sequence[Mapping[str, Tensor]], needed: Sequence[str] = ("labels",)) -> None:
+    """Checks the boxes of images and what is said about each box.
+
+    Args:
+        what: the name of the argument, for the message.
+        images: a mapping for each image.
+        needed: what each has beside `boxes`; `crowd` and `areas` are checked where they are.
+
+    Raises:
+        InputError: a mapping lacks a tensor, or has one of another shape.
+    """
+    for number, image in enumerate(images):
+        if not isinstance(image, Mapping):
+            raise InputError(f"{what}[{number}] is {shown(image)}; give a mapping with boxes, {', '.join(needed)}")
+        for name in ("boxes", *needed, *(name for name in ("crowd", "areas") if name in image)):
+            if not isinstance(image.get(name), Tensor):
+                found = f"has {shown(image[name])} for" if name in image else "lacks"
+                raise InputError(f"{what}[{number}] {found} {name!r}; give a tensor")
+            boxes = image["boxes"].shape[0] if image["boxes"].dim() else 0
+            shape = (boxes, 4) if name == "boxes" else (boxes,)
+            if tuple(image[name].shape) != shape:
+                raise InputError(
+                    f"{what}[{number}] has {name!r} of shape {tuple(image[name].shape)}, which should be {shape}"
+                )
 
 
 class GroundTruth:
@@ -60,10 +88,11 @@ class GroundTruth:
         targets: see `coco_figures`.
 
     Raises:
-        InputError: faster-coco-eval is not installed.
+        InputError: a target that `coco_figures` refuses, or faster-coco-eval is not installed.
     """
 
     def __init__(self, targets: Sequence[Mapping[str, Tensor]]) -> None:
+        check_boxes("targets", targets)
         annotations = []
         for image, target in enumerate(targets):
             corners = target["boxes"].double()

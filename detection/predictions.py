@@ -14,6 +14,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from detection.config import DetectorPreprocess
 from detection.data.augment import Resize
 from detection.inputs import Target
+from detection.metric import check_boxes
+from supernet.checked import Count, Probability, checked_arguments, is_whole
 from supernet.data.decode import UNREADABLE
 from supernet.data.opening import open_image
 from supernet.errors import InputError
@@ -54,19 +56,24 @@ def detect(network: nn.Module, pixels: Tensor, preprocess: DetectorPreprocess) -
     return {"boxes": boxes, "scores": detections["scores"].cpu(), "labels": detections["labels"].cpu()}
 
 
+@checked_arguments
 def set_thresholds(
-    network: nn.Module, *, score: float | None = None, overlap: float | None = None, detections: int | None = None
+    network: nn.Module,
+    *,
+    score: Probability | None = None,
+    overlap: Probability | None = None,
+    detections: Count | None = None,
 ) -> None:
     """Changes the thresholds of a detector in place, which may be a network of this project or of an export.
 
     Args:
         network: a detector, whose last step has the thresholds.
-        score: lowest score of a detection.
-        overlap: IoU above which the weaker of two boxes of a class is suppressed.
-        detections: most detections per image.
+        score: lowest score of a detection, 0 to 1.
+        overlap: IoU above which the weaker of two boxes of a class is suppressed, 0 to 1.
+        detections: most detections per image, at least 1.
 
     Raises:
-        InputError: the network has no such thresholds.
+        InputError: the network has no such thresholds, or a value is out of range.
     """
     last = [network, *network.children()][-1]
     names = {"score_threshold": score, "overlap": overlap, "detections": detections}
@@ -82,12 +89,23 @@ def set_thresholds(
             setattr(two_stage, own[name], value)
 
 
+def _check_detections(detections: Mapping[str, Tensor], classes: Sequence[str]) -> None:
+    """Raises `InputError` for detections without a tensor or of another shape, and for a label without a class."""
+    check_boxes("detections", [detections], ("labels", "scores"))
+    labels = detections["labels"].tolist()
+    if wrong := [label for label in labels if not is_whole(label, 1, len(classes))]:
+        raise InputError(
+            f"the label {wrong[0]} has no name: {len(classes)} classes have the labels 1 to {len(classes)}"
+        )
+
+
+@checked_arguments
 def draw_detections(
     pixels: Tensor,
     detections: Mapping[str, Tensor],
     classes: Sequence[str],
     *,
-    threshold: float = 0.5,
+    threshold: Probability = 0.5,
     truth: Mapping[str, Tensor] | None = None,
 ) -> tuple[Image.Image, int]:
     """Returns a picture of an image with its detections, enlarged if it is small, and the number of drawn detections.
@@ -98,7 +116,15 @@ def draw_detections(
         classes: names of labels 1, 2 and so on.
         threshold: lowest score of a detection that is drawn.
         truth: true `boxes`, which are outlined in white below the detections.
+
+    Raises:
+        InputError: other pixels, detections without a tensor or of another shape, or a label without a class.
     """
+    if pixels.dtype is not torch.uint8 or pixels.dim() != 3 or len(pixels) != 3:
+        raise InputError(f"pixels of {pixels.dtype}, {tuple(pixels.shape)} should be torch.uint8, (3, H, W)")
+    _check_detections(detections, classes)
+    if truth is not None:
+        check_boxes("truth", [truth], ())
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     factor = max(1, MIN_SIDE // max(picture.size))
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
@@ -134,7 +160,11 @@ def coco_results(
     Returns:
         dicts of `image_id`, `file_name`, `category_id`, `category`, `bbox` (x, y, width and height in pixels of the
         image as a viewer shows it) and `score`.
+
+    Raises:
+        InputError: detections without a tensor or of another shape, or a label without a class.
     """
+    _check_detections(detections, preprocess.classes)
     results = []
     for label, score, (x1, y1, x2, y2) in zip(
         detections["labels"].tolist(), detections["scores"].tolist(), detections["boxes"].tolist(), strict=True

@@ -7,12 +7,16 @@ from torch import nn
 
 from supernet.blocks.plain import Whole
 from supernet.chain import Chain, Layout, largest, step_layout
+from supernet.checked import checked_arguments
 from supernet.errors import InputError
 from supernet.spaces.elastic import ElasticChain, elastic_timm
 from supernet.spaces.pretrained import load_pretrained
 
 PREFIX = "timm:"
 """What the name of a backbone begins with that is a network of timm."""
+MAPS = ("stem", "stage")
+"""What the names of steps begin with that have maps: others are a last 1×1 convolution and the classifier."""
+REMEDY = "take a ResNet, an EfficientNet or a MobileNet, such as timm:resnet18 or timm:tf_efficientnet_lite0"
 
 
 def is_timm(backbone: object) -> bool:
@@ -20,6 +24,7 @@ def is_timm(backbone: object) -> bool:
     return isinstance(backbone, str) and backbone.startswith(PREFIX)
 
 
+@checked_arguments
 def timm_backbone(name: str, weights: str | Path | None = None) -> Chain:
     """Returns a network of timm as a chain without choices, for `create_detector` and `create_detector_network`.
 
@@ -40,8 +45,11 @@ def timm_backbone(name: str, weights: str | Path | None = None) -> Chain:
     if supernet.whole:
         raise InputError(
             f"{PREFIX}{bare} cannot be a backbone: {len(supernet.whole)} of its blocks cannot be written with torch "
-            f"alone, the first is {supernet.whole[0]}; take a ResNet, an EfficientNet or a MobileNet, such as "
-            "timm:resnet18 or timm:tf_efficientnet_lite0"
+            f"alone, the first is {supernet.whole[0]}; {REMEDY}"
+        )
+    if not supernet.step_names[0].startswith(MAPS):
+        raise InputError(
+            f"{PREFIX}{bare} cannot be a backbone: it has no feature maps, as a vision transformer; {REMEDY}"
         )
     if weights is not None:
         load_pretrained(supernet, weights, sort=False)
@@ -51,7 +59,7 @@ def timm_backbone(name: str, weights: str | Path | None = None) -> Chain:
     for name_of_step, module, (step, sub, before) in zip(
         supernet.step_names, modules, supernet.walk(arch), strict=True
     ):
-        if not name_of_step.startswith(("stem", "stage")):  # a last 1×1 convolution, and the classifier
+        if not name_of_step.startswith(MAPS):
             break
         after = step_layout(step, sub, before)
         assert isinstance(before, Layout)
@@ -70,7 +78,7 @@ def feature_steps(supernet: ElasticChain) -> Chain:
     Raises:
         InputError: it resizes images, which would move the boxes; or it has no maps, as a vision transformer.
     """
-    steps = [(name, step) for name, step in supernet.steps if name.startswith(("stem", "stage"))]
+    steps = [(name, step) for name, step in supernet.steps if name.startswith(MAPS)]
     if steps[0][0] != supernet.step_names[0]:
         raise InputError(
             "the backbone of a detector cannot resize images, since boxes are in their pixels; leave resolutions out"

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from supernet.checked import is_whole, shown
 from supernet.errors import InputError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
@@ -46,13 +47,20 @@ def frames(path: Path) -> Iterator[Tensor]:
         try:
             for frame in container.decode(video=0):
                 pixels = torch.from_numpy(np.ascontiguousarray(frame.to_ndarray(format="rgb24")))
-                yield turned(pixels.permute(2, 0, 1), round(frame.rotation))
+                quarters = round(frame.rotation) // 90  # players turn by quarters only
+                yield turned(pixels.permute(2, 0, 1), 90 * quarters)
         except av.error.FFmpegError as error:
             raise InputError(f"the video {path} cannot be read ({error}); repair it or leave it out") from error
 
 
 def turned(pixels: Tensor, degrees: int) -> Tensor:
-    """Returns an image, (3, H, W), turned counterclockwise by a multiple of 90 degrees."""
+    """Returns an image, (3, H, W), turned counterclockwise by a multiple of 90 degrees.
+
+    Raises:
+        InputError: other degrees, whose picture would need other pixels.
+    """
+    if not is_whole(degrees, -(10**6), 10**6) or degrees % 90:
+        raise InputError(f"degrees={shown(degrees)} should be a multiple of 90")
     return torch.rot90(pixels, degrees // 90 % 4, (1, 2)).contiguous()
 
 

@@ -13,8 +13,9 @@ from html import escape
 from pathlib import Path
 
 from supernet.blocks.cells.graph import ADD, CellGraph
+from supernet.checked import Count, Natural, checked_arguments, shown
 from supernet.errors import InputError
-from supernet.space import Arch
+from supernet.space import Value
 
 Point = tuple[float, float]
 
@@ -255,7 +256,9 @@ def _draw_node(
 
 
 def draw_cells(cells: Mapping[str, CellGraph], *, title: str = "") -> Picture:
-    """Draws all cells of a network side by side."""
+    """Draws all cells of a network side by side. Raises `InputError` if there are none."""
+    if not cells:
+        raise InputError(f"cells={shown(cells)} should be at least one cell by its name")
     pictures = [draw_cell(graph, title=f"{title} · {name}" if title else name) for name, graph in cells.items()]
     picture = pictures[0]
     for other in pictures[1:]:
@@ -266,8 +269,13 @@ def draw_cells(cells: Mapping[str, CellGraph], *, title: str = "") -> Picture:
 # -- chains -----------------------------------------------------------------------------------------------------------
 
 
-def draw_chain(arch: Arch, *, title: str = "", rows: int = 12) -> Picture:
-    """Draws the steps that have decisions from top to bottom, in columns of `rows`."""
+@checked_arguments
+def draw_chain(arch: Mapping[str, Value], *, title: str = "", rows: Count = 12) -> Picture:
+    """Draws the steps that have decisions from top to bottom, in columns of `rows`.
+
+    Raises:
+        InputError: an architecture without decisions, or no rows.
+    """
     steps: dict[str, list[str]] = {}
     for name, value in arch.items():
         step, _, decision = name.rpartition(".")
@@ -291,7 +299,10 @@ def draw_chain(arch: Arch, *, title: str = "", rows: int = 12) -> Picture:
 # -- widths -----------------------------------------------------------------------------------------------------------
 
 
-def draw_widths(widths: Mapping[str, int], seed: Mapping[str, int], *, title: str = "", rows: int = 30) -> Picture:
+@checked_arguments
+def draw_widths(
+    widths: Mapping[str, Natural], seed: Mapping[str, Natural], *, title: str = "", rows: Count = 30
+) -> Picture:
     """Draws the width profile: a bar per group over a grey bar for the seed network, all to one scale.
 
     Args:
@@ -299,7 +310,14 @@ def draw_widths(widths: Mapping[str, int], seed: Mapping[str, int], *, title: st
         seed: channels per group of the seed network.
         title: the text above the bars.
         rows: groups per column.
+
+    Raises:
+        InputError: no groups, a group that the seed lacks, or only widths of 0.
     """
+    if lacking := [name for name in widths if name not in seed]:
+        raise InputError(f"seed={shown(dict(seed))} lacks the group {lacking[0]!r} of widths; give all of its channels")
+    if not widths or not any((*widths.values(), *seed.values())):
+        raise InputError(f"widths={shown(dict(widths))} and seed={shown(dict(seed))} have no channels to draw")
     label, length, pitch = 190.0, 240.0, OP_HEIGHT + 6
     unit, columns = length / max(*widths.values(), *seed.values()), -(-len(widths) // rows)
     picture = Picture(
