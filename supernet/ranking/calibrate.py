@@ -223,6 +223,8 @@ def calibrated_ranking(
         chosen = [int(i) for i in np.argsort(-current, kind="stable") if i not in seen][:size]
         requested += chosen
         values = label([archs[i] for i in chosen])
+        if not isinstance(values, Sequence | np.ndarray):
+            raise InputError(f"label returned {shown(values)}; return one accuracy or None for each candidate")
         if len(values) != len(chosen):
             raise InputError(
                 f"label returned {len(values)} values for {len(chosen)} candidates; use None for a failure"

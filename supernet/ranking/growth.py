@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from supernet.checked import checked_arguments, is_number, plain_scalar, shown
+from supernet.errors import InputError
 from supernet.space import Arch, SearchSpace
 
 FIRST = 3
@@ -60,7 +62,12 @@ class Growth:
         Args:
             space: the search space.
             longer: the steps of the training of the final network, as a multiple of those of the supernet.
+
+        Raises:
+            InputError: a multiple that is negative or not finite.
         """
+        if not is_number(longer, 0) or not math.isfinite(longer):
+            raise InputError(f"longer={shown(longer)} should be a multiple of the supernet's steps, from 0")
         counts = [len(choice.options) for choice in space.choices if len(choice.options) > 1]
         if not counts or longer <= 0 or not self.rate > 2 * self.error:
             return 0.0
@@ -68,7 +75,13 @@ class Growth:
 
 
 def slope(tenth: int, log_macs: Sequence[float], losses: Sequence[float]) -> Slope | None:
-    """Fits the slope of a tenth; None with too few paths, or if all have the same size."""
+    """Fits the slope of a tenth; None with too few paths, or if all have the same size.
+
+    Raises:
+        InputError: another number of losses than of paths.
+    """
+    if len(log_macs) != len(losses):
+        raise InputError(f"there are {len(log_macs)} sizes and {len(losses)} losses; give both for every path")
     x, y = np.asarray(log_macs, float), np.asarray(losses, float)
     spread = x.var() * len(x) if len(x) else 0.0
     if len(x) < FEWEST_PATHS or not spread > 1e-9:
@@ -78,11 +91,15 @@ def slope(tenth: int, log_macs: Sequence[float], losses: Sequence[float]) -> Slo
     return Slope(tenth, len(x), value, math.sqrt(float(rest.var()) * len(x) / (len(x) - 2) / spread))
 
 
+@checked_arguments
 def growth(slopes: Sequence[Slope]) -> Growth | None:
     """Fits how the slopes change with the logarithm of the steps, weighted by their precision.
 
     Returns:
         None with fewer than four slopes from tenth `FIRST` on.
+
+    Raises:
+        InputError: something else than slopes.
     """
     kept = [one for one in slopes if one.tenth >= FIRST and one.error > 0]
     if len(kept) < 4:
@@ -96,5 +113,13 @@ def growth(slopes: Sequence[Slope]) -> Growth | None:
 
 
 def extrapolated(scores: Mapping[Arch, float], macs: Mapping[Arch, float], bonus: float) -> dict[Arch, float]:
-    """Returns the scores, higher is better, with the bonus per unit of ln(MACs); MACs below 1 count as 1."""
+    """Returns the scores, higher is better, with the bonus per unit of ln(MACs); MACs below 1 count as 1.
+
+    Raises:
+        InputError: a network without MACs, or a bonus that is not finite.
+    """
+    if not is_number(bonus) or not math.isfinite(bonus):
+        raise InputError(f"bonus={shown(bonus)} should be a finite number")
+    if lacking := [arch for arch in scores if not is_number(plain_scalar(macs.get(arch)))]:
+        raise InputError(f"macs has no number for {lacking[0]}; give those of every network with a score")
     return {arch: score + bonus * math.log(max(macs[arch], 1.0)) for arch, score in scores.items()}

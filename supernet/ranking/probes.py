@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from supernet.checked import arguments_explained
 from supernet.errors import InputError
 from supernet.ranking.calibrate import Floats, Ridge, fit_ridge, one_hot
 from supernet.space import Arch, SearchSpace, Value
@@ -74,6 +75,7 @@ class Correction:
         return dict(zip(archs, predicted.tolist(), strict=True))
 
 
+@arguments_explained
 def fit_correction(space: SearchSpace, probes: Mapping[Arch, float], shared: Mapping[Arch, float]) -> Correction:
     """Learns how shared scores differ from scores after fine-tuning.
 
@@ -83,9 +85,11 @@ def fit_correction(space: SearchSpace, probes: Mapping[Arch, float], shared: Map
         shared: shared score of each probe, higher is better; others may be among them.
 
     Raises:
-        InputError: fewer than `FEWEST` probes, or a score that is not finite.
+        InputError: fewer than `FEWEST` probes, one without a shared score, or a score that is not finite.
     """
     archs = list(probes)
+    if lacking := [arch for arch in archs if arch not in shared]:
+        raise InputError(f"the probe {lacking[0].key} has no shared score; give one for each of them")
     truth, prior = np.array([probes[a] for a in archs]), np.array([shared[a] for a in archs])
     if len(archs) < FEWEST:
         raise InputError(f"{len(archs)} probes are too few to correct a ranking; fine-tune at least {FEWEST}")

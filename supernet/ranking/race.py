@@ -18,7 +18,7 @@ import numpy as np
 import scipy  # its parts load when they are used; statistics take a second
 from numpy.typing import NDArray
 
-from supernet.checked import is_number, shown
+from supernet.checked import is_number, is_whole, shown
 from supernet.errors import InputError, RunError
 from supernet.ranking.calibrate import FEWEST, Floats, Ridge, fit_ridge, leave_one_out, one_hot
 from supernet.ranking.statistics import LEVEL, Interval
@@ -218,14 +218,22 @@ def check_race(
     parallel: int = 1,
 ) -> None:
     """Checks the settings of `race` before any work. Raises `InputError` that names the value and the remedy."""
+    for name, value in (
+        ("trainings", trainings),
+        ("minutes", minutes),
+        *(() if noise is None else (("noise", noise),)),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{name}={shown(value)} should be a number")
     if not trainings >= 2:
         raise InputError(f"trainings={trainings} is below two: a race needs one network of the search and a simple one")
     if not minutes > 0:
         raise InputError(f"minutes={minutes} should be above 0")
-    if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
-        raise InputError(f"shares={tuple(shares)} should ascend from above 0 to 1, such as (0.25, 1.0)")
-    if seeds < 1 or parallel < 1:
-        raise InputError(f"seeds={seeds} and parallel={parallel} should be at least 1")
+    numbers = isinstance(shares, Sequence) and all(map(is_number, shares))
+    if not numbers or not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
+        raise InputError(f"shares={shown(shares)} should ascend from above 0 to 1, such as (0.25, 1.0)")
+    if not is_whole(seeds, 1) or not is_whole(parallel, 1):
+        raise InputError(f"seeds={shown(seeds)} and parallel={shown(parallel)} should be whole numbers, at least 1")
     if noise is not None and not (math.isfinite(noise) and noise > 0):
         raise InputError(f"noise={noise} should be a standard deviation above 0, or None if it is not known")
 
@@ -629,7 +637,12 @@ def additive(scores: Sequence[Sequence[float]]) -> tuple[Floats, Floats, float, 
     Returns:
         the level of each network at the average seed of those that all networks share, (networks,); its covariance in
         units of the noise variance; the residual sum of squares; and its degrees of freedom.
+
+    Raises:
+        InputError: no networks, or one without a score.
     """
+    if not scores or not all(len(own) for own in scores):
+        raise InputError(f"scores={shown(scores)} should have at least one score of each of one or more networks")
     networks, seeds = len(scores), max(map(len, scores))
     rows = [(network, seed) for network, own in enumerate(scores) for seed in range(len(own))]
     design = np.zeros((len(rows), networks + seeds - 1))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from supernet.checked import is_number, is_whole, shown
 from supernet.errors import InputError
 from supernet.ranking.calibrate import fit_ridge, one_hot
 from supernet.ranking.depth import layers
@@ -214,14 +215,18 @@ def fidelity(
         seed: the seed of all draws.
 
     Raises:
-        InputError: two architectures are the same network, or fewer than two networks have a score and a truth.
+        InputError: two architectures are the same network, fewer than two networks have a score and a truth, one has no
+            costs, or a number is out of range.
     """
+    _check_arguments(scores, truth, ks=ks, largest=largest, times=times, draws=draws, seed=seed)
     requested = list(truth if scores is None else scores)
     _check_distinct(requested, space)
     failed = _failures(requested, scores, truth)
     archs = [arch for arch in requested if arch.key not in failed]
     if len(archs) < 2:
         raise InputError(f"{len(archs)} of {len(requested)} networks have a score and a truth; a ranking needs two")
+    if lacking := [arch for arch in archs if not {"macs", "params"} <= set(costs.get(arch, ()))]:
+        raise InputError(f"costs has no macs and params of {lacking[0]}; give those of every network")
     macs = _array(archs, {arch: cost["macs"] for arch, cost in costs.items()})
     sample = _Sample(
         space, archs, _array(archs, truth), macs / (largest or float(macs.max())), _repeated(archs, repeats or {})
@@ -244,6 +249,20 @@ def fidelity(
         stability,
         _verdict(len(archs), len(failed), agreements, set(trivial), ceiling, equal),
     )
+
+
+def _check_arguments(scores: Any, truth: Any, *, ks: Any, largest: Any, times: Any, draws: Any, seed: Any) -> None:
+    """Raises `InputError` for an argument of `fidelity` that is of another type or out of range."""
+    for name, values in (("scores", scores), ("truth", truth)):
+        if not isinstance(values, Mapping) and (values is not None or name == "truth"):
+            raise InputError(f"{name}={shown(values)} should be a mapping from architectures to numbers")
+    if not isinstance(ks, Sequence) or not all(is_whole(k, 1) for k in ks):
+        raise InputError(f"ks={shown(ks)} should be a sequence of whole numbers from 1")
+    if largest is not None and not (is_number(largest) and 0 < largest < math.inf):
+        raise InputError(f"largest={shown(largest)} should be MACs above 0, or None for those of the largest network")
+    for name, value in (("times", times), ("draws", draws), ("seed", seed)):
+        if not is_whole(value, 0):
+            raise InputError(f"{name}={shown(value)} should be a whole number from 0")
 
 
 def _check_distinct(archs: Sequence[Arch], space: SearchSpace) -> None:

@@ -2,10 +2,11 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from random import Random
 
-from supernet.checked import arguments_explained, checked_arguments, is_number, is_whole, shown
+from supernet.checked import arguments_explained, checked_arguments, is_number, is_whole, plain_scalar, shown
 from supernet.errors import InputError
 from supernet.ranking.depth import NO_LAYER, layers
 from supernet.space import Arch, Choice, SearchSpace, Value
@@ -175,7 +176,7 @@ def evenly_spaced(costs: Sequence[float], n: int) -> list[int]:
     """
     if not is_whole(n, 0):
         raise InputError(f"n={shown(n)} should be how many costs are wanted, from 0")
-    if wrong := [cost for cost in costs if not is_number(cost) or not math.isfinite(cost)]:
+    if wrong := [cost for cost in costs if not is_number(plain_scalar(cost), -sys.float_info.max, sys.float_info.max)]:
         raise InputError(f"costs={shown(costs)} should be finite numbers, not {shown(wrong[0])}")
     if len(costs) <= n:
         return sorted(range(len(costs)), key=lambda place: (costs[place], place))

@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # its parts load when they are used; statistics take a second
 from numpy.typing import ArrayLike, NDArray
 
-from supernet.checked import shown
+from supernet.checked import Natural, Seed, Size, checked_arguments, is_whole, shown
 from supernet.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -69,6 +69,14 @@ def _defined(statistic: Callable[[Floats, Floats], Any], scores: ArrayLike, trut
     return float(statistic(a, b))
 
 
+def _list_of_numbers(values: ArrayLike, name: str) -> Floats:
+    """Returns a sequence of values as an array, (n,). Raises `InputError` as `_numbers`, and for other dimensions."""
+    numbers = _numbers(values, name)
+    if numbers.ndim != 1:
+        raise InputError(f"{name}={shown(values)} should be a sequence of numbers, not of shape {numbers.shape}")
+    return numbers
+
+
 def _numbers(values: ArrayLike, name: str) -> Floats:
     """Returns values as an array. Raises `InputError` for NaN and for what is no number."""
     try:
@@ -83,21 +91,41 @@ def _numbers(values: ArrayLike, name: str) -> Floats:
 # -- intervals --------------------------------------------------------------------------------------------------------
 
 
-def resamples(size: int, times: int, seed: int) -> NDArray[np.int64]:
-    """Returns bootstrap indices, (times, size); rankers evaluated on the same indices are compared in pairs."""
+@checked_arguments
+def resamples(size: Size, times: Natural, seed: Seed) -> NDArray[np.int64]:
+    """Returns bootstrap indices, (times, size); rankers evaluated on the same indices are compared in pairs.
+
+    Raises:
+        InputError: no networks, or a negative number of resamples.
+    """
     return np.random.default_rng(seed).integers(size, size=(times, size))
 
 
 def replicate(
     statistic: Statistic, scores: Floats, truth: Floats, *, draws: NDArray[np.int64], within: NDArray[np.bool_]
 ) -> Floats:
-    """Returns the statistic in every resample, over the networks for which `within` is true."""
+    """Returns the statistic in every resample, over the networks for which `within` is true.
+
+    Raises:
+        InputError: arrays of different networks.
+    """
+    if not len(scores) == len(truth) == len(within):
+        raise InputError(
+            f"scores, truth and within must be of the same networks, but there are {len(scores)}, {len(truth)} and "
+            f"{len(within)}"
+        )
     kept = (draw[within[draw]] for draw in draws)
     return np.array([statistic(scores[index], truth[index]) for index in kept], float)
 
 
 def bootstrap_interval(value: float, replicates: Floats) -> Interval:
-    """Returns the percentile interval (Efron & Tibshirani, 1993, §13.3) over the resamples with a value."""
+    """Returns the percentile interval (Efron & Tibshirani, 1993, §13.3) over the resamples with a value.
+
+    Raises:
+        InputError: a value that is no number, or replicates that are no array.
+    """
+    if not isinstance(replicates, np.ndarray) or not isinstance(value, float | int):
+        raise InputError(f"value={shown(value)} and replicates={shown(replicates)} should be a number and an array")
     finite = replicates[np.isfinite(replicates)]
     if not math.isfinite(value) or not len(finite) or len(finite) < DEFINED * len(replicates):
         return Interval(value)
@@ -106,8 +134,12 @@ def bootstrap_interval(value: float, replicates: Floats) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Returns the mean of a sample with its interval by Student's t; without one for fewer than two values."""
-    sample = np.asarray(values, float)
+    """Returns the mean of a sample with its interval by Student's t; without one for fewer than two values.
+
+    Raises:
+        InputError: something else than a sequence of numbers.
+    """
+    sample = _list_of_numbers(values, "values")
     if len(sample) < 2:
         return Interval(float(sample[0]) if len(sample) else math.nan)
     mean, error = float(sample.mean()), float(scipy.stats.sem(sample))
@@ -138,10 +170,18 @@ class Top:
 
 
 def top(scores: ArrayLike, truth: ArrayLike, k: int) -> Top:
-    """Judges the `k` networks with the highest scores by the truth."""
-    s, t = np.asarray(scores, float), np.asarray(truth, float)
-    if k < 1 or not len(s):
-        raise InputError(f"the top {k} of {len(s)} networks is empty; give at least one network and k of at least 1")
+    """Judges the `k` networks with the highest scores by the truth.
+
+    Raises:
+        InputError: no networks, scores and truth of different ones, or a k below 1.
+    """
+    s, t = _list_of_numbers(scores, "scores"), _list_of_numbers(truth, "truth")
+    if not is_whole(k, 1) or not len(s):
+        raise InputError(
+            f"the top {shown(k)} of {len(s)} networks is empty; give at least one network and k of at least 1"
+        )
+    if len(s) != len(t):
+        raise InputError(f"scores and truth must be of the same networks, but there are {len(s)} and {len(t)}")
     k = min(k, len(s))
     hits = float(membership(s, k) @ membership(t, k))
     wilson = scipy.stats.binomtest(round(hits), k).proportion_ci(LEVEL, "wilson")
@@ -155,7 +195,13 @@ def top(scores: ArrayLike, truth: ArrayLike, k: int) -> Top:
 
 
 def membership(values: Floats, k: int) -> Floats:
-    """Returns each value's probability of being among the `k` highest when ties are broken at random."""
+    """Returns each value's probability of being among the `k` highest when ties are broken at random.
+
+    Raises:
+        InputError: a k below 1 or above the number of values.
+    """
+    if not is_whole(k, 1, len(values)):
+        raise InputError(f"k={shown(k)} should be from 1 to the number of values, {len(values)}")
     edge = np.sort(values)[-k]
     above, tied = values > edge, values == edge
     return np.asarray(above + tied * (k - above.sum()) / tied.sum(), float)
@@ -198,8 +244,12 @@ class Difference:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compares two independent groups of unequal variance (Welch, 1947)."""
-    a, b = _numbers(first, "first"), _numbers(second, "second")
+    """Compares two independent groups of unequal variance (Welch, 1947).
+
+    Raises:
+        InputError: an empty group, or one with something else than numbers.
+    """
+    a, b = _list_of_numbers(first, "first"), _list_of_numbers(second, "second")
     if not len(a) or not len(b):
         raise InputError(f"groups of {len(a)} and {len(b)} cannot be compared; give at least one value for each")
     mean, sizes = float(a.mean() - b.mean()), (len(a), len(b))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supernet.checked import checked_arguments
+from supernet.checked import arguments_explained, checked_arguments
 from supernet.csv_rows import csv_rows
 from supernet.errors import InputError, nearest
 from supernet.space import Arch, SearchSpace
@@ -31,10 +31,14 @@ class Truth:
     repeats: dict[Arch, tuple[float, ...]]
 
 
+@arguments_explained  # a table of millions of cells, some of them NaN
 def distinct(space: SearchSpace, rows: Mapping[Arch, Mapping[str, float]], column: str = "accuracy") -> Truth:
     """Returns the true accuracies in a table, one per network.
 
     Where several rows describe one network, the row in normal form wins, otherwise the first.
+
+    Raises:
+        InputError: something else than rows of numbers by architecture, or one of another space.
     """
     chosen: dict[Arch, Mapping[str, float]] = {}
     for arch, row in rows.items():

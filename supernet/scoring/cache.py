@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from supernet import sqlite
-from supernet.checked import checked_arguments, is_number, shown
+from supernet.checked import arguments_explained, checked_arguments, shown
 from supernet.errors import InputError
 from supernet.paths import file_operation, lock_file, work_saved
 from supernet.ranking.paired import Bits, tied
@@ -79,6 +79,7 @@ class ScoreCache(sqlite.Closing):
             self._db.close()
             self._db = None
 
+    @arguments_explained
     def get(self, context: Mapping[str, str], key: str) -> Score | None:
         """Returns the score of a network under these settings, or None if there is none.
 
@@ -92,11 +93,12 @@ class ScoreCache(sqlite.Closing):
             ).fetchone()
             return None if row is None else Score(_metrics(row[0]), _unpacked(*row[1:]))
 
+    @arguments_explained
     def put(self, context: Mapping[str, str], arch: Arch, score: Score) -> None:
         """Saves the score of a network, given by its normal form; afterwards it survives a kill.
 
         Raises:
-            InputError: there are no metrics, or one is NaN or no number: every later command would take it for a score.
+            InputError: there are no metrics, or one is no number: every later command would call the file damaged.
         """
         row = self._row(context, arch, score)
         with self._reported() as db:
@@ -105,6 +107,7 @@ class ScoreCache(sqlite.Closing):
             work_saved.set()
             file_operation()
 
+    @arguments_explained
     def put_all(self, context: Mapping[str, str], scores: Mapping[Arch, Score]) -> None:
         """Saves the scores of several networks, given by their normal forms; a kill leaves either all or none.
 
@@ -117,13 +120,13 @@ class ScoreCache(sqlite.Closing):
         work_saved.set()
 
     def _row(self, context: Mapping[str, str], arch: Arch, score: Score) -> tuple[object, ...]:
-        if not score.metrics or not all(map(is_number, score.metrics.values())):
-            raise InputError(
-                f"the metrics of {arch.key} are {shown(score.metrics)}; give one or more numbers, none of them NaN"
-            )
+        metrics = score.metrics.values()  # NaN among them is that of a network whose outputs are not finite
+        if not metrics or any(isinstance(value, bool) or not isinstance(value, int | float) for value in metrics):
+            raise InputError(f"the metrics of {arch.key} are {shown(score.metrics)}; give one or more numbers by name")
         bits = (None, None) if score.correct is None else (len(score.correct), np.packbits(score.correct).tobytes())
         return (self._id(context), arch.key, arch.to_json(), json.dumps(dict(score.metrics)), *bits)
 
+    @arguments_explained
     def correct(self, context: Mapping[str, str], archs: Iterable[Arch] | None = None) -> dict[Arch, Bits]:
         """Returns for each architecture which validation images are classified correctly.
 
@@ -181,6 +184,7 @@ def _unpacked(images: int | None, bits: bytes | None) -> Bits | None:
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=images).astype(bool)
 
 
+@arguments_explained
 def tied_with_best(
     cache: ScoreCache,
     context: Mapping[str, str],
@@ -199,7 +203,7 @@ def tied_with_best(
         level: see `tied`.
 
     Raises:
-        InputError: the cache has none of them with the correctness of single images.
+        InputError: the cache has none of them with the correctness of single images, or the level is no probability.
     """
     correct = cache.correct(context, archs)
     if not correct:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.checked import Count, checked_arguments
+from supernet.checked import Count, arguments_explained, checked_arguments
 from supernet.data.batches import ImageSet
 from supernet.errors import RunError
 from supernet.ranking.paired import Bits
@@ -103,6 +103,7 @@ classification = ClassificationMetric()
 Metric = Callable[[nn.Module, Any, int], Mapping[str, float]]
 
 
+@arguments_explained
 def check_finite(metrics: Mapping[str, float], network: str) -> None:
     """Checks that metrics are numbers that mean something.
 
@@ -112,6 +113,7 @@ def check_finite(metrics: Mapping[str, float], network: str) -> None:
 
     Raises:
         RunError: a metric is NaN or infinite, as those of a network with such outputs are.
+        InputError: something else than numbers by name.
     """
     bad = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
     if bad:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from supernet.checked import is_number, is_whole
 from supernet.errors import InputError
 from supernet.seeding import derive_seed
 
@@ -33,7 +34,8 @@ class Race:
     level: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.top < 1 or not 0 < self.part < 1 or not 0 < self.level < 1:
+        shares = all(is_number(share) and 0 < share < 1 for share in (self.part, self.level))
+        if not is_whole(self.top, 1) or not shares:
             raise InputError(f"{self}: top must be at least 1, and part and level between 0 and 1")
 
 
