@@ -141,6 +141,7 @@ def label_of(op: str) -> str:
     return " ".join([kind.strip(), *kernels])
 
 
+@checked_arguments
 def draw_cell(graph: CellGraph, *, title: str = "", inputs: Sequence[str] = ("h[i]", "h[i-1]")) -> Picture:
     """Draws a cell from its inputs at the bottom to the concatenation of its outputs at the top.
 
@@ -148,7 +149,12 @@ def draw_cell(graph: CellGraph, *, title: str = "", inputs: Sequence[str] = ("h[
         graph: the cell's blocks and outputs.
         title: the text above the cell.
         inputs: the names of states 0 and 1.
+
+    Raises:
+        InputError: no cell, or another number of names.
     """
+    if len(inputs) != 2:
+        raise InputError(f"inputs={shown(inputs)} should be two names, of states 0 and 1")
     levels = [0, 0]
     for block in graph.blocks:
         levels.append(1 + max(levels[block.left], levels[block.right]))

@@ -4,15 +4,16 @@ import pickle
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from supernet.chain import Chain, Hidden, Layout, Layouts, Searchable, step_layout
 from supernet.chain.copying import copy_module
-from supernet.checked import checked_arguments
+from supernet.checked import Count, Seed, checked_arguments
 from supernet.cost import CostTable, count
 from supernet.cost.table import standalone_chain
 from supernet.errors import InputError
@@ -22,7 +23,9 @@ from supernet.training.sparse_step import step_active
 
 
 @checked_arguments
-def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 2, inputs: Any = None) -> None:
+def check_space(
+    supernet: Chain, *, archs: Count = 8, seed: Seed = 0, batch: Annotated[int, Ge(2)] = 2, inputs: Any = None
+) -> None:
     """Asserts every property that training, scoring, costs and export rely on in a supernet.
 
     Weights, batch-norm statistics, scale and shift are randomised first, since their defaults hide mistakes. This
@@ -37,6 +40,7 @@ def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 
 
     Raises:
         AssertionError: a property does not hold; the message names the property and the architecture.
+        InputError: no supernet, no architectures, or fewer than two images.
     """
     supernet.cpu()
     randomize(supernet, seed)
@@ -64,8 +68,13 @@ def check_space(supernet: Chain, *, archs: int = 8, seed: int = 0, batch: int = 
     check_memory(supernet, sampled, x)
 
 
-def randomize(module: nn.Module, seed: int) -> None:
-    """Draws random weights, and batch-norm statistics and affine parameters far from their defaults."""
+@checked_arguments
+def randomize(module: nn.Module, seed: Seed) -> None:
+    """Draws random weights, and batch-norm statistics and affine parameters far from their defaults.
+
+    Raises:
+        InputError: no module, or a negative seed.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():

@@ -9,7 +9,8 @@ from detection.data.augment import Resize, joined, vary
 from detection.data.coco import Annotations
 from detection.data.images import DetectionSet, Pixels, gathered
 from detection.inputs import Target
-from supernet.data.steps import Step, StepDataset, torch_generator
+from supernet.checked import Positive, checked_arguments
+from supernet.data.steps import Step, StepDataset, check_share, torch_generator
 from supernet.errors import InputError
 
 Batch = tuple[Pixels, list[Target]]
@@ -46,10 +47,10 @@ def training_batches(
         are left out; an image may have no boxes.
 
     Raises:
-        InputError: while iterating, see `DetectionSet.image`.
+        InputError: while iterating, a batch that is too large or that the processes cannot share; and see
+            `DetectionSet.image`.
     """
-    assert batch <= len(train)
-    assert batch % world == 0
+    check_share(batch, rank, world, len(train))
     steps = _DetectionSteps(train, augment, batch=batch, seed=seed, rank=rank, world=world)
     for item in steps.loader(start, workers=workers):
         if isinstance(item, InputError):
@@ -137,7 +138,8 @@ def grouped_by_format(
     return torch.cat([batches[order].flatten(), images[len(used) :]])
 
 
-def image_weights(annotations: Annotations, threshold: float) -> torch.Tensor:
+@checked_arguments
+def image_weights(annotations: Annotations, threshold: Positive) -> torch.Tensor:
     """Returns how often each image should be drawn, at least 1, float64, (N,).
 
     It is the largest of sqrt(threshold / f) over the classes in the image, where f is the share of images with the
@@ -145,7 +147,10 @@ def image_weights(annotations: Annotations, threshold: float) -> torch.Tensor:
 
     Args:
         annotations: the annotations of the images.
-        threshold: share of images below which a class is rare.
+        threshold: share of images below which a class is rare, above 0.
+
+    Raises:
+        InputError: something else than annotations, or a share that is not above 0.
     """
     image = torch.arange(len(annotations)).repeat_interleave(annotations.starts.diff())
     present = torch.zeros(len(annotations), len(annotations.classes), dtype=torch.bool)

@@ -1,6 +1,7 @@
 """A classification set to pre-train backbones for composed digits: crops of the boxes in the same images."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,15 +9,18 @@ from torchvision.transforms.v2 import functional as transforms
 
 from detection.config import DetectionData
 from detection.data.digits import CLASSES, Composed, compose
+from supernet.checked import checked_arguments, shown
 from supernet.config import Data
 from supernet.data.images import Images, Splits
 from supernet.data.split import warn_if_fewer
+from supernet.errors import InputError
 
 MARGIN = 1.3
 """Side of a crop over the longer side of its box."""
 
 
-def digit_crops(config: Data, counts: tuple[int, int, int] = DetectionData().compose) -> Splits:
+@checked_arguments
+def digit_crops(config: Data, counts: Sequence[int] = DetectionData().compose) -> Splits:
     """Returns square crops around the boxes of `DetectionData("digits")` at 96 pixels; a `Data.source`.
 
         Data("detection.data.crops:digit_crops", size=32)
@@ -27,7 +31,12 @@ def digit_crops(config: Data, counts: tuple[int, int, int] = DetectionData().com
     Args:
         config: `size` of the crops in pixels, `calibration` and `seed`; shares of splits do not apply.
         counts: images for training, search validation and test.
+
+    Raises:
+        InputError: other than three counts, or one below 1.
     """
+    if len(counts) != 3:
+        raise InputError(f"counts={shown(counts)} should be three, for training, search validation and test")
     sets = [_crops(part, config.size) for part in compose(DetectionData().size, counts, seed=config.seed)]
     pixels, _ = sets[0]
     flat = pixels.float().div(255).transpose(0, 1).flatten(1)

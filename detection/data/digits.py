@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from supernet.checked import checked_arguments
 from supernet.errors import InputError
 from supernet.seeding import generator
 
@@ -47,7 +49,8 @@ class Composed:
     scans: tuple[Tensor, ...]
 
 
-def compose(size: int, counts: tuple[int, ...], *, seed: int) -> tuple[Composed, ...]:
+@checked_arguments
+def compose(size: int, counts: Sequence[int], *, seed: int) -> tuple[Composed, ...]:
     """Composes sets of images, each from its own scans, so that no scan appears in both training and test.
 
     Args:

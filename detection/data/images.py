@@ -14,10 +14,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from detection.data.augment import Resize
 from detection.data.coco import Annotations
+from supernet.checked import shown
 from supernet.data.batches import digest
 from supernet.data.cache import Entry, cache_key, cached
 from supernet.data.decode import UNREADABLE, report_animated
 from supernet.data.opening import FRAMES, open_image
+from supernet.data.steps import check_size
 from supernet.errors import InputError
 from supernet.memory import free_memory
 
@@ -76,14 +78,25 @@ class DetectionSet:
         """Returns the positions of all images in groups of at most `size` that detectors see at one height and width.
 
         An image of such a batch is padded as it would be alone, so its detections do not depend on the other images.
+
+        Raises:
+            InputError: a size below 1.
         """
+        check_size(size)
         by_shape: dict[tuple[int, int], list[int]] = {}
         for position, shape in enumerate(self._seen_sizes()):
             by_shape.setdefault(shape, []).append(position)
         return [group for positions in by_shape.values() for group in torch.tensor(positions).split(size)]
 
     def subset(self, index: Tensor) -> "DetectionSet":
-        """Returns the images at these positions, in this order."""
+        """Returns the images at these positions, in this order.
+
+        Raises:
+            InputError: a position without an image, or something else than positions.
+        """
+        whole = isinstance(index, Tensor) and index.dim() == 1 and index.dtype in (torch.int64, torch.int32)
+        if not whole or (len(index) and not -len(self) <= int(index.min()) <= int(index.max()) < len(self)):
+            raise InputError(f"index={shown(index)} should be positions of {len(self)} images, from 0")
         rows = index.tolist()
         pixels = None if self.pixels is None else tuple(self.pixels[i] for i in rows)
         resized = None if self.resized is None else tuple(self.resized[i] for i in rows)
@@ -105,8 +118,11 @@ class DetectionSet:
         """Returns one image as a viewer shows it, which is what its boxes refer to, uint8, (3, H, W).
 
         Raises:
-            InputError: the file cannot be read, or its size differs from the one in the annotation file.
+            InputError: the file cannot be read, its size differs from the one in the annotation file, or there is no
+                such image.
         """
+        if not hasattr(index, "__index__") or not -len(self) <= index < len(self):
+            raise InputError(f"index={shown(index)} should be the position of one of {len(self)} images, from 0")
         if self.pixels is not None:
             return self.pixels[index]
         return self._read(index)[0]
@@ -139,7 +155,11 @@ class DetectionSet:
         """Yields normalised images and their positions in this set, int64, (n,), in order.
 
         Images of several sizes come as a list, which a detector pads to one size; scores are computed on `groups`.
+
+        Raises:
+            InputError: a size below 1.
         """
+        check_size(size)
         for positions in torch.arange(len(self)).split(size):
             yield self.normalize(gathered([self.seen(i) for i in positions.tolist()])), positions
 

@@ -26,7 +26,8 @@ from supernet.chain.alike import begin_alike
 from supernet.chain.initial import initialize
 from supernet.chain.layout import Layout, Layouts
 from supernet.chain.searchable import Searchable
-from supernet.checked import checked_arguments
+from supernet.checked import NonNegative, checked_arguments, is_whole, shown
+from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value
 
 NOISE = 0.1
@@ -49,7 +50,12 @@ def initialize_alike(
         steps: its steps with the layout of their input.
         generator: for the draws; torch's global generator if None.
         size: height and width of the supernet's input in pixels.
+
+    Raises:
+        InputError: no module, or no pixels.
     """
+    if not isinstance(module, nn.Module) or not is_whole(size, 1):
+        raise InputError(f"module={shown(module)} and size={shown(size)} should be a Module, and pixels from 1")
     initialize(module, generator)
     if any(parameter.is_meta for parameter in module.parameters()):
         return  # there are no values to set
@@ -82,13 +88,19 @@ def _let_copy(module: nn.Module, noise: float = NOISE) -> None:
 
 
 @torch.no_grad()
-def initialize_copying(module: nn.Module, generator: torch.Generator | None = None, *, noise: float = NOISE) -> None:
+@checked_arguments
+def initialize_copying(
+    module: nn.Module, generator: torch.Generator | None = None, *, noise: NonNegative = NOISE
+) -> None:
     """Applies He initialisation times `noise` and lets every convolution start as a copy of its input.
 
     Args:
         module: changed in place.
         generator: for the draws; torch's global generator if None.
         noise: the share of He initialisation.
+
+    Raises:
+        InputError: no module, no generator, or a negative share.
     """
     initialize(module, generator)
     _let_copy(module, noise)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from supernet.checked import is_whole, shown
 from supernet.data.images import Images
+from supernet.data.steps import check_size
 from supernet.errors import InputError
 
 Self = TypeVar("Self", bound="ImageSet")
@@ -56,11 +57,9 @@ class Batches:
     """
 
     def __init__(self, images: ImageSet, size: int, count: int | None = None, *, alike: bool = False) -> None:
-        if not is_whole(size, 1) or not (count is None or is_whole(count, 0)):
-            raise InputError(
-                f"size={shown(size)} and count={shown(count)} should be images per batch, from 1, and a number of "
-                "batches or None for all"
-            )
+        check_size(size)
+        if count is not None and not is_whole(count, 0):
+            raise InputError(f"count={shown(count)} should be a number of batches, from 0, or None for all")
         groups = getattr(images, "groups", None) if alike else None
         positions = torch.arange(len(images)).split(size) if groups is None else groups(size)
         self._images, self._positions = images, positions[:count]

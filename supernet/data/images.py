@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supernet.checked import is_number, is_whole, shown
+from supernet.checked import shown
 from supernet.config import DataSummary, Preprocess
+from supernet.data.steps import check_size
 from supernet.data.stream import Stream
 from supernet.errors import InputError
 
@@ -80,8 +81,7 @@ class Images:
         Raises:
             InputError: a size below 1.
         """
-        if not is_whole(size, 1):
-            raise InputError(f"size={shown(size)} should be a number of images per batch, from 1")
+        check_size(size)
         stop = len(self) - len(self) % size if drop_last and len(self) >= size else len(self)
         for start in range(0, stop, size):
             end = min(start + size, stop)
@@ -144,9 +144,12 @@ class Splits:
             InputError: another number of values than channels, or a deviation that is not above 0.
         """
         for name, given in (("mean", mean), ("std", std)):
+            try:
+                numbers = torch.as_tensor(given, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError):
+                numbers = torch.full((self.in_channels,), math.nan)
             low = 0.0 if name == "std" else -math.inf
-            sound = isinstance(given, Sequence) and len(given) == self.in_channels
-            if not sound or not all(is_number(value) and low < value < math.inf for value in given):
+            if numbers.shape != (self.in_channels,) or not ((low < numbers) & (numbers < math.inf)).all():
                 kind = "positive numbers" if name == "std" else "finite numbers"
                 raise InputError(f"{name}={shown(given)} should be {kind}, one per channel of {self.in_channels}")
         values = {name: torch.tensor(list(value)).view(-1, 1, 1) for name, value in (("mean", mean), ("std", std))}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from supernet.checked import is_whole, shown
+from supernet.errors import InputError
 from supernet.seeding import derive_seed
 
 T = TypeVar("T")
@@ -24,6 +26,30 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 def torch_generator(*parts: object) -> torch.Generator:
     """Returns a CPU generator for the random stream that `parts` name."""
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def check_size(size: int) -> None:
+    """Raises `InputError` unless a size can be that of batches."""
+    if not is_whole(size, 1):
+        raise InputError(f"size={shown(size)} should be a number of images per batch, from 1")
+
+
+def check_share(batch: int, rank: int, world: int, images: int) -> None:
+    """Checks the share of a process in the batches of a training.
+
+    Args:
+        batch: images of a step over all processes.
+        rank, world: the process and their number.
+        images: training images.
+
+    Raises:
+        InputError: a batch that is too large or that the processes cannot share, or no such process.
+    """
+    if not is_whole(batch, 1, images) or not is_whole(world, 1) or batch % world or not is_whole(rank, 0, world - 1):
+        raise InputError(
+            f"batch={shown(batch)}, rank={shown(rank)} and world={shown(world)} do not fit: a batch has at most the "
+            f"{images:,} training images and the same number for each process"
+        )
 
 
 def epoch_order(length: int, *, seed: int, epoch: int) -> Tensor:

@@ -14,7 +14,7 @@ from supernet.data.augment import augment as vary
 from supernet.data.augment import crop_boxes
 from supernet.data.decode import UNREADABLE, Problem, Source, fit, problem, report_unreadable
 from supernet.data.opening import as_rgb
-from supernet.data.steps import Step, StepDataset, torch_generator, worker_loader
+from supernet.data.steps import Step, StepDataset, check_share, torch_generator, worker_loader
 from supernet.errors import InputError
 from supernet.seeding import derive_seed
 
@@ -77,12 +77,12 @@ class Stream:
         """Returns batches like `supernet.data.training.training_batches`, but uint8 and not normalised.
 
         Raises:
-            InputError: a start within an epoch of a source without random access, an image that cannot be read, a label
-                without a class, or a reader that ends before its epoch.
+            InputError: a batch that is too large or that the processes cannot share, a start within an epoch of a
+                source without random access, an image that cannot be read, a label without a class, or a reader that
+                ends before its epoch.
         """
+        check_share(batch, rank, world, self.length)
         steps = self.length // batch
-        assert steps > 0
-        assert batch % world == 0
         if not self.exact and start % steps:
             raise InputError(
                 f"this data set can only be read from the start of an epoch, a multiple of {steps} steps, and the "

@@ -8,9 +8,8 @@ from supernet.checked import Count, Natural, checked_arguments
 from supernet.config import Augment
 from supernet.data.augment import augment as vary
 from supernet.data.images import Batch, Images
-from supernet.data.steps import epoch_order, torch_generator
+from supernet.data.steps import check_share, epoch_order, torch_generator
 from supernet.data.stream import Stream
-from supernet.errors import InputError
 
 
 @checked_arguments
@@ -42,11 +41,7 @@ def training_batches(
         InputError: a batch that is too large or that the processes cannot share, or a start within an epoch of a stream
             that can only be read from an epoch's start; further errors come while iterating, see `Stream.batches`.
     """
-    if batch > len(train) or batch % world or rank >= world:
-        raise InputError(
-            f"batch={batch}, rank={rank} and world={world} do not fit: a batch has at most the {len(train):,} training "
-            "images and the same number for each process"
-        )
+    check_share(batch, rank, world, len(train))
     read = train.batches if isinstance(train, Stream) else functools.partial(_batches, train)
     batches = read(augment, batch=batch, seed=seed, start=start, rank=rank, world=world)
     return ((train.normalize(pixels), labels) for pixels, labels in batches)

@@ -6,14 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from supernet.checked import Positive, Threads, checked_arguments
 from supernet.errors import InputError
 from supernet.export.runtime import timer
 
 ROUNDS = 5
 
 
+@checked_arguments
 def artefact_latencies(
-    folders: Sequence[Path], *, seconds: float = 0.5, threads: int = 1
+    folders: Sequence[Path], *, seconds: Positive = 0.5, threads: Threads = 1
 ) -> dict[Path, dict[str, float]]:
     """Times one forward pass of one image for each of several exports, in turn, in a process of its own.
 
@@ -28,7 +30,7 @@ def artefact_latencies(
         the median in milliseconds per folder, by "torch" (model.py) and, where there is a model.onnx, "onnxruntime".
 
     Raises:
-        InputError: an export does not load or run.
+        InputError: an export does not load or run, or an argument is out of range.
     """
     names = [str(folder.absolute()) for folder in folders]
     command = [sys.executable, "-I", "-B", timer.__file__, str(ROUNDS), str(seconds), str(threads), *names]

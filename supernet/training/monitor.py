@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from supernet.chain import Chain, Searchable
+from supernet.checked import Count, Natural, checked_arguments
 from supernet.ranking.depth import layers
 from supernet.ranking.growth import Slope, slope
 from supernet.space import Arch
@@ -35,16 +36,20 @@ class Monitor:
         depth: the number of layers of an architecture; `supernet.ranking.depth.layers` by default.
         cost: the costs of an architecture, such as a `CostTable`; with their MACs the growth of the advantage of size
             is recorded (`supernet.ranking.growth`).
-        every: steps between two measurements of gradients.
+        every: steps between two measurements of gradients, at least 1.
+
+    Raises:
+        InputError: no chain, or no steps between two measurements.
     """
 
+    @checked_arguments
     def __init__(
         self,
         chain: Chain,
         *,
         depth: Callable[[Arch], float] = layers,
         cost: Callable[[Arch], Mapping[str, float]] | None = None,
-        every: int = EVERY,
+        every: Count = EVERY,
     ) -> None:
         self.chain, self.depth, self.cost, self.every = chain, depth, cost, every
         self.steps = 0
@@ -58,8 +63,9 @@ class Monitor:
         self._depths: list[dict[str, Any]] = []
         self._slopes: list[Slope] = []
 
-    def begin(self, steps: int) -> None:
-        """Sets the number of steps of the whole training."""
+    @checked_arguments
+    def begin(self, steps: Natural) -> None:
+        """Sets the number of steps of the whole training. Raises `InputError` for a negative one."""
         self.steps = steps
 
     def gradients(self, step: int, archs: Sequence[Arch]) -> None:
