@@ -1,5 +1,7 @@
 """How well the anchors of a detector fit the objects of a set of images."""
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,10 @@ from detection.data.images import DetectionSet
 from detection.inputs import ImageBatch
 from detection.pyramid import Anchors, Sizes
 from detection.retinanet import OCTAVE
+from supernet.checked import Positive, Probability, checked_arguments, shown
+from supernet.errors import InputError
+
+Part = TypeVar("Part", bound=nn.Module)
 
 MOST_OBJECTS = 100_000
 """Only this many objects are looked at, the first ones of a set."""
@@ -19,7 +25,8 @@ SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Values of the setting `anchor_scale` that are tried."""
 
 
-def anchor_coverage(detector: nn.Module, data: DetectionSet, *, overlap: float = 0.5) -> float:
+@checked_arguments
+def anchor_coverage(detector: nn.Module, data: DetectionSet, *, overlap: Probability = 0.5) -> float:
     """Returns the share of objects that have an anchor of at least this IoU, 0..1; NaN without objects.
 
     Objects without one are learnt from poor matches only: a share far below 0.9 asks for another `anchor_scale`, or for
@@ -29,20 +36,27 @@ def anchor_coverage(detector: nn.Module, data: DetectionSet, *, overlap: float =
         detector: a searchable detector or the network of one architecture.
         data: its objects, apart from crowds, are resized as a detector sees them, without augmentation.
         overlap: 0.5 is RetinaNet's threshold of a positive anchor.
+
+    Raises:
+        InputError: a network without anchors, no images with boxes, or an overlap beyond 0 to 1.
     """
     best = best_overlaps(detector, data)
     return float((best >= overlap).double().mean()) if len(best) else float("nan")
 
 
-def proposed_scale(detector: nn.Module, data: DetectionSet, *, overlap: float = 0.5) -> tuple[float, float]:
+@checked_arguments
+def proposed_scale(detector: nn.Module, data: DetectionSet, *, overlap: Probability = 0.5) -> tuple[float, float]:
     """Returns the setting `anchor_scale` of `SCALES` whose anchors fit most objects, and their share, 0..1.
 
     Of several with equal shares it is the one with the largest mean IoU. The first `MOST_TRIED` objects are looked at.
 
     Args:
         detector, data, overlap: see `anchor_coverage`.
+
+    Raises:
+        InputError: see `anchor_coverage`.
     """
-    anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
+    anchors = _part(detector, Anchors)
     octaves = OCTAVE[: len(anchors.sizes[0])]
     shares = {}
     for scale in SCALES:
@@ -56,8 +70,9 @@ def proposed_scale(detector: nn.Module, data: DetectionSet, *, overlap: float = 
     return chosen, shares[chosen][0]
 
 
+@checked_arguments
 def proposed_ratios(
-    detector: nn.Module, data: DetectionSet, *, scale: float, overlap: float = 0.5
+    detector: nn.Module, data: DetectionSet, *, scale: Positive, overlap: Probability = 0.5
 ) -> tuple[tuple[float, ...], float]:
     """Returns the setting `anchor_ratios` that suits the objects' shapes, and the share of objects that it fits, 0..1.
 
@@ -67,11 +82,14 @@ def proposed_ratios(
 
     Args:
         detector, data, overlap: see `anchor_coverage`.
-        scale: the setting `anchor_scale` that goes with the ratios.
+        scale: the setting `anchor_scale` that goes with the ratios, above 0.
+
+    Raises:
+        InputError: a scale that is not positive, and see `anchor_coverage`.
     """
     from scipy.cluster.vq import kmeans2  # scipy takes a moment to import
 
-    anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
+    anchors = _part(detector, Anchors)
     octaves = OCTAVE[: len(anchors.sizes[0])]
     boxes = data.annotations.boxes[~data.annotations.crowd][:MOST_TRIED]
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -102,9 +120,13 @@ def best_overlaps(
         detector, data: see `anchor_coverage`.
         sizes, ratios: those of the anchors instead of the detector's.
         most: the number of objects that are looked at, the first ones of the set.
+
+    Raises:
+        InputError: a network without anchors, or sizes for another number of levels.
     """
-    anchors = next(part for part in detector.modules() if isinstance(part, Anchors))
-    divisor = next(part for part in detector.modules() if isinstance(part, ImageBatch)).divisor
+    anchors, divisor = _part(detector, Anchors), _part(detector, ImageBatch).divisor
+    if sizes is not None and len(sizes) != len(anchors.strides):
+        raise InputError(f"sizes={shown(sizes)} should be those of {len(anchors.strides)} levels")
     annotations = data.annotations
     objects = (~annotations.crowd).nonzero().flatten()[:most]
     image = torch.arange(len(data)).repeat_interleave(annotations.starts.diff())[objects]
@@ -122,6 +144,14 @@ def best_overlaps(
             placed = cell + nearest.repeat(1, 2)
             best = best.maximum(_paired_iou(boxes, placed))
     return best
+
+
+def _part(detector: nn.Module, kind: type[Part]) -> Part:
+    """Returns the first part of a detector of a class. Raises `InputError` if there is none."""
+    part = next((part for part in detector.modules() if isinstance(part, kind)), None)
+    if part is None:
+        raise InputError(f"detector={shown(detector)} has no {kind.__name__}; give a detector of this project")
+    return part
 
 
 def _paired_iou(first: Tensor, second: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from detection.data.images import DetectionSet
-from detection.metric import DetectionMetric
+from detection.metric import DetectionMetric, check_boxes
+from supernet.checked import Count, Probability, checked_arguments
+from supernet.errors import InputError
 from supernet.scoring.metrics import Metrics
 
 OVERLAPS = (0.5, 0.75)
@@ -44,8 +46,9 @@ class DetectorFigures:
     confusion: Tensor
 
 
+@checked_arguments
 def detector_figures(
-    network: nn.Module, images: DetectionSet, *, batch: int = 1, threshold: float = 0.5
+    network: nn.Module, images: DetectionSet, *, batch: Count = 1, threshold: Probability = 0.5
 ) -> DetectorFigures:
     """Runs a detector on a set of images.
 
@@ -53,14 +56,18 @@ def detector_figures(
         network: a detector in eval mode, on the device of the images.
         images: images with boxes.
         batch: images per forward pass, which does not change the figures beyond rounding.
-        threshold: lowest score of the detections that the confusion matrix counts.
+        threshold: lowest score of the detections that the confusion matrix counts, 0 to 1.
+
+    Raises:
+        InputError: an argument of another type or out of range, or faster-coco-eval is not installed.
     """
     metric = DetectionMetric(images, every=True)
     return figures_of(metric, metric.detections(network, images, batch), images, threshold=threshold)
 
 
+@checked_arguments
 def figures_of(
-    metric: DetectionMetric, rows: Tensor, images: DetectionSet, *, threshold: float = 0.5
+    metric: DetectionMetric, rows: Tensor, images: DetectionSet, *, threshold: Probability = 0.5
 ) -> DetectorFigures:
     """Returns the figures of detections.
 
@@ -68,6 +75,9 @@ def figures_of(
         metric: the metric of the images.
         rows: what `metric.detections` returned.
         images, threshold: see `detector_figures`.
+
+    Raises:
+        InputError: an argument of another type, shape or range.
     """
     classes = len(images.classes)
     metrics, evaluation = metric.truth.summarized(rows)
@@ -101,8 +111,14 @@ def _mean(values: Tensor) -> Tensor:
     return defined.mean() if len(defined) else values.new_tensor(-1.0)
 
 
+@checked_arguments
 def confusion(
-    targets: Sequence[Mapping[str, Tensor]], rows: Tensor, *, classes: int, threshold: float, overlap: float = 0.5
+    targets: Sequence[Mapping[str, Tensor]],
+    rows: Tensor,
+    *,
+    classes: Count,
+    threshold: Probability,
+    overlap: Probability = 0.5,
 ) -> Tensor:
     """Returns the confusion matrix of detections, int64, (classes + 1, classes + 1); see `DetectorFigures`.
 
@@ -116,7 +132,18 @@ def confusion(
         classes: number of classes; labels are 1 to this.
         threshold: lowest score of the detections that are counted.
         overlap: lowest IoU of a pair.
+
+    Raises:
+        InputError: an argument of another type or out of range, rows of another shape, or a label without a class.
     """
+    check_boxes("targets", targets, ("labels", "crowd"))
+    if rows.dim() != 2 or rows.shape[1] != 7:
+        raise InputError(f"rows of shape {tuple(rows.shape)} should be (m, 7): image, label, score and four corners")
+    labels = torch.cat([rows[:, 1].double(), *(target["labels"].double() for target in targets)])
+    if len(labels) and not 1 <= float(labels.min()) <= float(labels.max()) <= classes:
+        raise InputError(
+            f"labels are from {labels.min():g} to {labels.max():g}, and classes={classes} has the labels 1 to {classes}"
+        )
     matrix = torch.zeros(classes + 1, classes + 1, dtype=torch.int64)
     rows = rows[rows[:, 2] >= threshold].double()
     for image, target in enumerate(targets):

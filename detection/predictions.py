@@ -15,7 +15,7 @@ from detection.config import DetectorPreprocess
 from detection.data.augment import Resize
 from detection.inputs import Target
 from detection.metric import check_boxes
-from supernet.checked import Count, Probability, checked_arguments, is_whole
+from supernet.checked import Count, Probability, checked_arguments, is_whole, shown
 from supernet.data.decode import UNREADABLE
 from supernet.data.opening import open_image
 from supernet.errors import InputError
@@ -46,7 +46,11 @@ def detect(network: nn.Module, pixels: Tensor, preprocess: DetectorPreprocess) -
         network: a detector in eval mode.
         pixels: uint8, (3, H, W), of any size.
         preprocess: image size and normalisation that the network was trained with.
+
+    Raises:
+        InputError: pixels of another type or shape.
     """
+    _check_pixels(pixels)
     resized = Resize(preprocess.input_size, preprocess.longest)(pixels)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
     device = next(network.parameters()).device
@@ -89,6 +93,12 @@ def set_thresholds(
             setattr(two_stage, own[name], value)
 
 
+def _check_pixels(pixels: Tensor) -> None:
+    """Raises `InputError` for anything but an image."""
+    if not isinstance(pixels, Tensor) or pixels.dtype is not torch.uint8 or pixels.dim() != 3 or len(pixels) != 3:
+        raise InputError(f"pixels={shown(pixels)} should be torch.uint8, (3, H, W)")
+
+
 def _check_detections(detections: Mapping[str, Tensor], classes: Sequence[str]) -> None:
     """Raises `InputError` for detections without a tensor or of another shape, and for a label without a class."""
     check_boxes("detections", [detections], ("labels", "scores"))
@@ -120,8 +130,7 @@ def draw_detections(
     Raises:
         InputError: other pixels, detections without a tensor or of another shape, or a label without a class.
     """
-    if pixels.dtype is not torch.uint8 or pixels.dim() != 3 or len(pixels) != 3:
-        raise InputError(f"pixels of {pixels.dtype}, {tuple(pixels.shape)} should be torch.uint8, (3, H, W)")
+    _check_pixels(pixels)
     _check_detections(detections, classes)
     if truth is not None:
         check_boxes("truth", [truth], ())

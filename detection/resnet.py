@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from supernet.blocks.plain import PooledClassifier
 from supernet.chain import Chain
+from supernet.checked import Pixels, Size, checked_arguments
 
 
 class ResNetStem(nn.Sequential):
@@ -82,7 +83,8 @@ def resnet_50(*, num_classes: int = 1000, input_size: int = 224) -> Chain:
     return _chain("resnet-50", (3, 4, 6, 3), num_classes, input_size, bottleneck=True)
 
 
-def _chain(name: str, depths: tuple[int, ...], num_classes: int, input_size: int, *, bottleneck: bool) -> Chain:
+@checked_arguments
+def _chain(name: str, depths: tuple[int, ...], num_classes: Size, input_size: Pixels, *, bottleneck: bool) -> Chain:
     steps: list[tuple[str, nn.Module]] = [("stem", ResNetStem())]
     channels = 64
     for stage, (width, blocks) in enumerate(zip((64, 128, 256, 512), depths, strict=True), start=1):

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from supernet.checked import checked_arguments
+from supernet.checked import Natural, checked_arguments, shown
 from supernet.errors import InputError, nearest
 from supernet.space import SearchSpace
 
@@ -86,8 +86,9 @@ def searcher_settings(name: str) -> dict[str, inspect.Parameter]:
     return {key: value for key, value in parameters.items() if key not in ("space", "seed", "feasible")}
 
 
+@checked_arguments
 def budget_settings(
-    name: str, space: SearchSpace, evaluations: int, overrides: Mapping[str, Any] = MappingProxyType({})
+    name: str, space: SearchSpace, evaluations: Natural, overrides: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """The settings in which a searcher departs from its paper because the budget is small.
 
@@ -103,7 +104,7 @@ def budget_settings(
         constructor arguments; empty if the published settings, which are the defaults of the classes, suit the budget.
 
     Raises:
-        InputError: there is no searcher of that name, or it does not fit the space.
+        InputError: there is no searcher of that name, it does not fit the space, or the number is negative.
     """
     kind, preset = _resolve(name)
     if preset or name.endswith(PUBLISHED) or not hasattr(kind, "for_budget"):
@@ -114,6 +115,8 @@ def budget_settings(
 
 def _resolve(name: str) -> tuple[type[Any], str]:
     """The class of a searcher, and the name of the preset or nothing."""
+    if not isinstance(name, str):
+        raise InputError(f"name={shown(name)} should be that of a searcher, such as 'random'")
     plain = name.removesuffix(PUBLISHED)
     if plain not in SEARCHERS:
         raise InputError(f"there is no searcher {plain!r}; {nearest(plain, SEARCHERS)}")

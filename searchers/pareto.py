@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from searchers.study import Trial, score
-from supernet.checked import shown
+from supernet.checked import is_number, plain_scalar, shown
 from supernet.errors import InputError
 
 MINIMISED = ("macs", "params", "activations", "matmul_macs", "latency_ms", "loss")
@@ -98,7 +98,13 @@ def nondominated_sort(points: Sequence[Point], violations: Sequence[float] | Non
 
     Returns:
         the positions of the points by front, in ascending order within each front.
+
+    Raises:
+        InputError: points of different numbers of values or with NaN, or another number of violations.
     """
+    _check_points(points)
+    if violations is not None and (len(violations) != len(points) or not all(map(_is_value, violations))):
+        raise InputError(f"violations={shown(violations)} should be a number for each of {len(points)} points, not NaN")
     excess = [0.0] * len(points) if violations is None else violations
 
     def dominates(a: int, b: int) -> bool:
@@ -131,7 +137,11 @@ def crowding_distance(points: Sequence[Point]) -> list[float]:
     """The perimeter of the box between a point's neighbours on its front, infinite at the ends (§ III-B).
 
     Each objective counts relative to its range over the points; one in which all are equal does not count.
+
+    Raises:
+        InputError: points of different numbers of values or with NaN.
     """
+    _check_points(points)
     distance = [0.0] * len(points)
     for objective in range(len(points[0]) if points else 0):
         order = sorted(range(len(points)), key=lambda i: points[i][objective])
@@ -142,6 +152,20 @@ def crowding_distance(points: Sequence[Point]) -> list[float]:
         for place in range(1, len(order) - 1):
             distance[order[place]] += (values[place + 1] - values[place - 1]) / (values[-1] - values[0])
     return distance
+
+
+def _check_points(points: Sequence[Point]) -> None:
+    """Raises `InputError` for points that cannot be compared."""
+    try:
+        sound = all(len(point) == len(points[0]) and all(map(_is_value, point)) for point in points)
+    except TypeError:
+        sound = False
+    if not sound:
+        raise InputError(f"points={shown(points)} should be sequences of equally many numbers, none of them NaN")
+
+
+def _is_value(value: object) -> bool:
+    return is_number(plain_scalar(value))
 
 
 def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:

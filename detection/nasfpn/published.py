@@ -9,7 +9,7 @@ from detection.nasfpn.space import wiring_arch
 from detection.nasfpn.supernet import NECK, retinanet_nasfpn
 from detection.resnet import resnet_50
 from supernet.chain import realize
-from supernet.checked import checked_arguments
+from supernet.checked import Count, Pixels, Size, checked_arguments
 from supernet.errors import InputError, nearest
 from supernet.space import Arch
 
@@ -19,8 +19,9 @@ COCO_IDS = 91
 """Logits per anchor in the released TensorFlow code, one per COCO id; the published costs count as many classes."""
 
 
+@checked_arguments
 def published_nasfpn(
-    name: str, *, num_classes: int = COCO_IDS, image_size: int | None = None, repeats: int = 7
+    name: str, *, num_classes: Size = COCO_IDS, image_size: Pixels | None = None, repeats: Count = 7
 ) -> tuple[Detector, Arch]:
     """Returns a published network as a searchable detector without initial weights and the published architecture.
 
@@ -28,7 +29,7 @@ def published_nasfpn(
         name, num_classes, image_size, repeats: see `create_nasfpn`.
 
     Raises:
-        InputError: there is no such network.
+        InputError: there is no such network, or a number is out of range.
     """
     if name not in NASFPN_NETWORKS:
         raise InputError(f"there is no NAS-FPN network {name!r}; {nearest(name, NASFPN_NETWORKS)}")

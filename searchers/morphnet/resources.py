@@ -19,6 +19,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+from supernet.checked import is_number, is_whole, shown
 from supernet.errors import InputError
 from supernet.space import Arch
 
@@ -123,7 +124,13 @@ def histogram_gap(scales: Iterable[float]) -> float:
 
     Returns:
         the threshold; 0 if no two neighbours are a factor `GAP` apart, which means one mode with all channels alive.
+
+    Raises:
+        InputError: a scale that is no number.
     """
+    scales = list(scales)
+    if wrong := [scale for scale in scales if not is_number(scale)]:
+        raise InputError(f"the scale {shown(wrong[0])} should be a number, |γ| of a channel")
     known = sorted({max(scale, FLOOR) for scale in scales})
     ratio, low = max(((high / low, low) for low, high in pairwise(known)), default=(0.0, 0.0))
     return low * math.sqrt(ratio) if ratio >= GAP else 0.0
@@ -148,9 +155,16 @@ def largest_multiplier(alive: Mapping[str, int], largest: Mapping[str, int], cos
     """The largest of `multipliers` whose network costs at most `limit`; the next one's network costs more.
 
     Raises:
-        InputError: one channel per remaining group costs more already.
+        InputError: one channel per remaining group costs more already, no group remains, one has no largest width, or
+            the limit is no number.
     """
+    if not is_number(limit, 0):
+        raise InputError(f"limit={shown(limit)} should be a cost, from 0")
+    if lacking := [name for name in alive if not is_whole(largest.get(name), 1)]:
+        raise InputError(f"largest={shown(dict(largest))} has no width of the group {lacking[0]!r}, from 1")
     steps = multipliers(alive, largest)
+    if not steps:
+        raise InputError(f"alive={shown(dict(alive))} has no group with a channel, so there is nothing to widen")
     index = bisect_right(steps, limit, key=lambda step: cost(widened(alive, step, largest)))
     if index == 0:
         least = cost(widened(alive, steps[0], largest))
@@ -188,7 +202,13 @@ def filled(
 def equal_widths(
     alive: Mapping[str, int], largest: Mapping[str, int], cost: Cost, *, limit: float, share: float
 ) -> dict[str, int]:
-    """The widest multiple of `alive` within the limit, filled to within `share` below it; see `largest_multiplier`."""
+    """The widest multiple of `alive` within the limit, filled to within `share` below it; see `largest_multiplier`.
+
+    Raises:
+        InputError: see `largest_multiplier`, or a share that is not from 0 and below 1.
+    """
+    if not is_number(share, 0) or share >= 1:
+        raise InputError(f"share={shown(share)} should be from 0 and below 1")
     widths = widened(alive, largest_multiplier(alive, largest, cost, limit), largest)
     return filled(widths, alive, largest, cost, limit=limit, share=share) if share else widths
 
@@ -210,8 +230,11 @@ def random_widths(
     common factor as in MorphNet. No group has width 0.
 
     Raises:
-        InputError: `tries` draws stay more than `share` below the limit, since all groups reach their largest width.
+        InputError: `tries` draws stay more than `share` below the limit, since all groups reach their largest width; no
+            tries, or a spread below 1; and see `equal_widths`.
     """
+    if not is_whole(tries, 1) or not is_number(spread, 1) or not math.isfinite(spread):
+        raise InputError(f"tries={shown(tries)} and spread={shown(spread)} should be numbers from 1")
     for _ in range(tries):
         drawn = {name: max(1, round(n * spread ** rng.uniform(-1, 1))) for name, n in seed.items()}
         widths = equal_widths(drawn, largest, cost, limit=limit, share=share)
