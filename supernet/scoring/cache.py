@@ -86,10 +86,14 @@ class ScoreCache(sqlite.Closing):
         Args:
             context: everything that the score depends on except the architecture, see `SharedWeights.context`.
             key: the key of the normal form.
+
+        Raises:
+            InputError: settings that are no mapping of texts.
         """
+        settings = self._id(context)
         with self._reported() as db:
             row = db.execute(
-                "SELECT metrics, images, bits FROM scores WHERE context = ? AND key = ?", (self._id(context), key)
+                "SELECT metrics, images, bits FROM scores WHERE context = ? AND key = ?", (settings, key)
             ).fetchone()
             return None if row is None else Score(_metrics(row[0]), _unpacked(*row[1:]))
 
@@ -140,9 +144,10 @@ class ScoreCache(sqlite.Closing):
             return {
                 arch: score.correct for arch, score in scores.items() if score is not None and score.correct is not None
             }
+        settings = self._id(context)
         with self._reported() as db:
             query = "SELECT arch, images, bits FROM scores WHERE context = ? AND bits IS NOT NULL ORDER BY key"
-            rows = db.execute(query, (self._id(context),)).fetchall()
+            rows = db.execute(query, (settings,)).fetchall()
             correct = {Arch.from_json(arch): _unpacked(images, bits) for arch, images, bits in rows}
         return {arch: bits for arch, bits in correct.items() if bits is not None}
 
