@@ -19,7 +19,7 @@ PACKAGES = {"supernet": "supernet", "searchers": "searchers", "detection": "dete
 ROOMS = [
     {"supernet.errors", "supernet.seeding", "supernet.generators", "supernet.progress"},
     {"supernet.checked"},
-    {"supernet.paths", "supernet.plugins", "supernet.user_code", "supernet.strict_json"},
+    {"supernet.csv_rows", "supernet.paths", "supernet.plugins", "supernet.user_code", "supernet.strict_json"},
     {"supernet.sqlite"},
     {"supernet.space", "supernet.config", "supernet.memory"},
     {"supernet.files"},
