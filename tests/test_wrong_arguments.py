@@ -15,34 +15,61 @@ import torch
 from torch import nn
 
 from detection import create_detector, load_backbone, pyramid_space
+from detection.cost import DetectorCosts
+from detection.coverage import best_overlaps
+from detection.data.crops import digit_crops
+from detection.data.digits import compose as compose_digits
 from detection.detector import backbone_of
+from detection.figures import confusion, detector_figures
+from detection.metric import coco_figures
 from detection.nasfpn import read_out
+from detection.nasfpn.published import published_nasfpn
+from detection.predictions import draw_detections, set_thresholds
+from detection.resnet import resnet_18
 from detection.task import Detection
+from detection.timm_backbone import timm_backbone
+from detection.video import turned
 from searchers import NSGA2, RandomSearch, Reinforce, Study, Trial, hypervolume, pareto_front, search
+from searchers.catalog import budget_settings, searcher_class
+from searchers.morphnet.resources import equal_widths, largest_multiplier, random_widths
+from searchers.pareto import crowding_distance, nondominated_sort
 from searchers.study import best_of
 from searchers.testing import check_searcher
 from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
-from supernet.config import Data, Train
+from supernet.chain.start import initialize_alike, initialize_copying
+from supernet.config import Augment, Data, Train
 from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable, count
-from supernet.data import Images, load
+from supernet.cost.latency import Correction
+from supernet.data import Images, load, training_batches
+from supernet.data.batches import Batches
 from supernet.data.cache import _read
+from supernet.drawing import draw_cell, draw_cells, draw_chain, draw_widths
 from supernet.errors import InputError
 from supernet.export import export, load_exported
-from supernet.ranking.calibrate import calibrated_ranking
+from supernet.export.latency import artefact_latencies
+from supernet.ranking.calibrate import calibrated_ranking, fit_ridge
+from supernet.ranking.growth import Growth, extrapolated, growth, slope
+from supernet.ranking.paired import tied
+from supernet.ranking.probes import fit_correction
 from supernet.ranking.race import race
-from supernet.ranking.rivals import finalists
-from supernet.ranking.statistics import kendall, paired, spearman
-from supernet.ranking.truth import read_truth
+from supernet.ranking.report import fidelity
+from supernet.ranking.rivals import evenly_spaced, finalists
+from supernet.ranking.statistics import kendall, mean_interval, paired, resamples, spearman, top, welch
+from supernet.ranking.truth import distinct, read_truth
 from supernet.scoring.batch_norm import Recalibrate, recalibrate_bn
-from supernet.scoring.cache import ScoreCache
+from supernet.scoring.cache import Score, ScoreCache
+from supernet.scoring.metrics import accuracy, check_finite
+from supernet.scoring.racing import Race
 from supernet.scoring.shared_weights import SharedWeights
 from supernet.spaces import SPACES
 from supernet.spaces.elastic import elastic
 from supernet.spaces.pretrained import load_pretrained
+from supernet.testing import check_space
 from supernet.train import check_training, compare_rates, plan_training, train_standalone, train_supernet
 from supernet.training.check import check_network
 from supernet.training.checkpoint import load_weights
-from supernet.training.opening import parse_openings
+from supernet.training.monitor import Monitor
+from supernet.training.opening import Opening, parse_openings
 from supernet.training.sampling import even, uniform, weighted
 
 
@@ -109,6 +136,20 @@ def raced(**arguments: Any) -> Any:
 def boxes_of_digits() -> Any:
     return next(Detection().batches(DIGITS, Train(batch=4), start=0, rank=0, world=1))  # type: ignore[arg-type]
 
+
+def pixels_of(**parts: Any) -> Any:
+    usual = {"pixels": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "labels": torch.zeros(2, dtype=torch.int64)}
+    return Images(**{**usual, **parts}, mean=torch.zeros(1, 1, 1), std=torch.ones(1, 1, 1))
+
+
+def found(**parts: Any) -> Any:
+    """A target or detection in one image."""
+    usual = {"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    return {**usual, **parts}
+
+
+TOY = SearchSpace("toy", [Choice("a", (1, 2))])
+TRUTH = {arch: 0.5 for arch in TOY.enumerate()}
 
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "no steps": (lambda: Chain("x", []), "'x' has no steps"),
@@ -372,6 +413,190 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "latencies in no folder": (lambda: LatencyTable(sound(), file=Path("none/x")), "there is no folder none"),
     "a text as cache": (lambda: ScoreCache(Path(__file__)), "cannot be read as an evaluation cache"),
     "a generator": (lambda: searched(lambda archs: ({} for _ in archs)), "evaluate returned a generator"),
+    # spaces and studies
+    "a truth value for a number": (
+        lambda: SearchSpace("n", [Choice("n", (1, 2))]).canonical({"n": True}),
+        "True is not an option of 'n'",
+    ),
+    "a number for a truth value": (
+        lambda: SearchSpace("n", [Choice("n", (False, True))]).canonical({"n": 1}),
+        "1 is not an option of 'n'",
+    ),
+    "a truth value in a file": (
+        lambda: SearchSpace("n", [Choice("n", (1, 2))]).canonical(Arch.from_json('{"n": true}')),
+        "True is not an option of 'n'",
+    ),
+    "one text for several options": (
+        lambda: SearchSpace("n", [Choice("op", ("a", "b"))]).restrict({"op": "ab"}),
+        r"options=\{'op': 'ab'\} should be a sequence of values, not one text",
+    ),
+    "a trial of another space": (lambda: Trial.of(sound().space, Arch({"x": 1}), {"accuracy": 1}), "has no choice 'x'"),
+    "a trial with a gap": (
+        lambda: Study(None, sound().space).append([Trial.of(sound().space, first(), {"accuracy": 1}, number=5)]),
+        "number=5 and batch=5 does not continue the study, whose next trial has number=0",
+    ),
+    "fewer asked for than none": (
+        lambda: Study(None, sound().space).append([Trial.of(sound().space, first(), {"accuracy": 1})], asked=0),
+        "asked=0 should be how many",
+    ),
+    "settings that are no JSON": (lambda: Study(None, sound().space).set_settings({"a": {1}}), "cannot be written as"),
+    "a state that is no snapshot": (lambda: Study(None, sound().space).set_snapshot("x"), "state='x' should be bytes"),  # type: ignore[arg-type]
+    "points of two lengths": (lambda: nondominated_sort([(1.0, 2.0), (1.0,)]), "points=.* equally many numbers"),
+    "violations of other points": (lambda: nondominated_sort([(1.0, 2.0)], [0.0, 1.0]), "violations=.* each of 1"),
+    "a distance of NaN": (lambda: crowding_distance([(1.0, math.nan)]), "points=.* none of them NaN"),
+    "a searcher by number": (lambda: searcher_class(5), "name=5 should be that of a searcher"),  # type: ignore[arg-type]
+    "evaluations below none": (lambda: budget_settings("random", sound().space, -5), "evaluations=-5 should be"),
+    "a limit of NaN": (
+        lambda: largest_multiplier({"a": 3}, {"a": 6}, lambda widths: 1, math.nan),
+        "limit=nan should be a cost",
+    ),
+    "a width without bound": (
+        lambda: largest_multiplier({"a": 3}, {}, lambda widths: 1, 9),
+        "no width of the group 'a'",
+    ),
+    "all of the limit to spare": (
+        lambda: equal_widths({"a": 3}, {"a": 6}, lambda widths: 1, limit=9, share=1.0),
+        "share=1.0 should be",
+    ),
+    "no random draws": (
+        lambda: random_widths(Random(0), {"a": 3}, {"a": 6}, lambda widths: 1, limit=9, share=0.5, tries=0),
+        "tries=0 and spread=4.0 should be",
+    ),
+    # costs
+    "too few networks for a correction": (lambda: LatencyTable(sound()).correct(2), "networks=2 should be greater"),
+    "a negative number of networks": (lambda: LatencyTable(sound()).correct(-1), "networks=-1 should be greater"),
+    "a fit to two networks": (lambda: Correction.fitted([1.0, 2.0], [1.0, 2.0]), "same networks, at least 3"),
+    "a fit to no time": (lambda: Correction.fitted([1.0, 2.0, 3.0], [1.0, 0.0, 2.0]), "positive milliseconds"),
+    # data
+    "an image that is not there": (lambda: DIGITS.train.subset(torch.tensor([10**6])), "index=.* positions of 1150"),
+    "labels in floats": (lambda: pixels_of(labels=torch.zeros(2)), "labels of torch.float32 should be"),
+    "pixels in floats": (lambda: pixels_of(pixels=torch.zeros(2, 1, 8, 8)), "pixels of torch.float32 and"),
+    "batches of nothing": (lambda: next(DIGITS.test.batches(0)), "size=0 should be a number of images"),
+    "fewer batches than none": (lambda: Batches(DIGITS.test, 8, -1), "count=-1 should be a number of batches"),
+    "a deviation of 0": (lambda: DIGITS.normalized_by((0.5,), (0.0,)), r"std=\(0.0,\) should be positive numbers"),
+    "a negative deviation": (lambda: DIGITS.normalized_by((0.5,), (-1.0,)), r"std=\(-1.0,\) should be positive"),
+    "a mean that is NaN": (lambda: DIGITS.normalized_by((math.nan,), (1.0,)), r"mean=\(nan,\) should be finite"),
+    "three channels of one": (lambda: DIGITS.normalized_by((0.5,) * 3, (0.2,) * 3), "one per channel of 1"),
+    "a list of images and labels": (lambda: load([torch.zeros(4, 1, 8, 8), [0, 1] * 2]), "should be a Data, a folder"),
+    "a list with one label missing": (
+        lambda: load([(torch.zeros(1, 8, 8), 0), (torch.zeros(1, 8, 8),)]),
+        "item 1 of the data set list is tuple, not a pair",
+    ),
+    "a share of another process": (
+        lambda: next(training_batches(DIGITS.train, Augment(), batch=6, seed=0, rank=2, world=2)),
+        "batch=6, rank=2 and world=2 do not fit",
+    ),
+    # training
+    "an opening that ends before it begins": (lambda: parse_openings(["kernel=6:4"], 10), "'kernel=6:4' ends before"),
+    "an opening twice": (lambda: parse_openings(["a=1", "a=2"], 10), "'a=2' is the second one of 'a'"),
+    "openings in one text": (lambda: parse_openings("a=1", 10), "openings='a=1' should be a sequence"),
+    "openings of no steps": (lambda: parse_openings(["a=1"], 0), "steps_per_epoch=0 should be"),
+    "an opening of its own": (lambda: Opening("a", 6, 4), "last no earlier than first"),
+    "gradients every 0 steps": (lambda: Monitor(sound(), every=0), "every=0 should be greater"),
+    "a negative noise": (lambda: initialize_copying(nn.Identity(), noise=-1.0), "noise=-1.0 should be greater"),
+    "a start without pixels": (lambda: initialize_alike(nn.Identity(), [], size=0), "size=0 should be"),
+    "one image to check a space with": (lambda: check_space(sound(), batch=1), "batch=1 should be greater"),
+    # scoring
+    "batches below none": (lambda: accuracy(nn.Flatten(), DIGITS.test, -1), "batch=-1 should be greater"),
+    "metrics in words": (lambda: check_finite({"accuracy": "x"}, "it"), "metrics=.* should be a valid number"),  # type: ignore[dict-item]
+    "a race to half an architecture": (lambda: Race(top=0.5), "top must be at least 1"),  # type: ignore[arg-type]
+    "a race to everything": (lambda: Race(part=True), "part and level between 0 and 1"),
+    # rankings
+    "a level of 0": (lambda: tied({first(): np.array([True])}, 0), "level=0 should be a probability"),
+    "a level that is NaN": (lambda: tied({first(): np.array([True])}, math.nan), "level=nan should be"),
+    "fewer costs than none": (lambda: evenly_spaced([1.0, 2.0], -1), "n=-1 should be how many"),
+    "costs in words": (lambda: evenly_spaced(["a", "b"], 1), "costs=.* should be finite numbers, not 'a'"),  # type: ignore[list-item]
+    "a ridge of other networks": (
+        lambda: fit_ridge(np.zeros((4, 2)), np.zeros(3)),
+        r"features of shape \(4, 2\), truth of \(3,\) do not fit",
+    ),
+    "a ridge without penalty": (lambda: fit_ridge(np.zeros((4, 2)), np.zeros(4), penalty=0), "penalty=0 should be"),
+    "labels that are none": (
+        lambda: calibrated_ranking({first(): 0.5}, lambda archs: None, space=sound().space),  # type: ignore[arg-type,return-value]
+        "label returned None",
+    ),
+    "the top of other networks": (lambda: top([1, 2], [1, 2, 3], 1), "there are 2 and 3"),
+    "half a network at the top": (lambda: top([1, 2], [1, 2], 0.5), "the top 0.5 of 2"),  # type: ignore[arg-type]
+    "resamples of nothing": (lambda: resamples(0, 5, 0), "size=0 should be greater"),
+    "a mean of a table": (lambda: mean_interval(np.zeros((2, 2))), r"not of shape \(2, 2\)"),  # type: ignore[arg-type]
+    "groups in tables": (lambda: welch(np.zeros((2, 2)), [1.0]), "first=.* should be a sequence"),  # type: ignore[arg-type]
+    "slopes in numbers": (lambda: growth([1.0]), r"slopes=\[1.0\] should be a Slope"),  # type: ignore[list-item]
+    "sizes without losses": (lambda: slope(1, [1.0, 2.0], [1.0]), "there are 2 sizes and 1 losses"),
+    "a network without MACs": (lambda: extrapolated({first(): 0.5}, {}, 0.1), "macs has no number for"),
+    "a shorter training than none": (lambda: Growth(1.0, 0.1).bonus(sound().space, -1.0), "longer=-1.0 should be"),
+    "a probe without a score": (
+        lambda: fit_correction(sound().space, {first(): 0.5}, {}),
+        "has no shared score",
+    ),
+    "rows of another space": (
+        lambda: distinct(sound().space, {Arch({"x": 1}): {"accuracy": 0.5}}),
+        "has no choice 'x'",
+    ),
+    "trainings in words": (lambda: raced(trainings="20"), "trainings='20' should be a number"),
+    "half a seed": (lambda: raced(seeds=1.5), "seeds=1.5 and parallel=1 should be whole"),
+    "a report without costs": (
+        lambda: fidelity(None, TRUTH, space=TOY, costs={}),
+        "costs has no macs and params of Arch",
+    ),
+    "a report without resamples": (lambda: fidelity(None, TRUTH, space=TOY, costs={}, times=-1), "times=-1 should be"),
+    "scores that are no mapping": (lambda: fidelity([0.5], TRUTH, space=TOY, costs={}), r"scores=\[0.5\] should be"),  # type: ignore[arg-type]
+    # exports and pictures
+    "no time for an export": (lambda: artefact_latencies([Path("x")], seconds=0), "seconds=0 should be greater"),
+    "no rows of steps": (lambda: draw_chain(first(), rows=0), "rows=0 should be greater"),
+    "no rows of groups": (lambda: draw_widths({"a": 3}, {"a": 4}, rows=0), "rows=0 should be greater"),
+    "groups of two networks": (lambda: draw_widths({"a": 3}, {"b": 3}), "lacks the group 'a' of widths"),
+    "no channels to draw": (lambda: draw_widths({"a": 0}, {"a": 0}), "have no channels to draw"),
+    "no cells to draw": (lambda: draw_cells({}), "cells={} should be at least one cell"),
+    "no cell to draw": (lambda: draw_cell(5), "graph=5 should be"),  # type: ignore[arg-type]
+    # detection
+    "a target without labels": (
+        lambda: coco_figures([{"boxes": torch.zeros(0, 4)}], [found()]),
+        r"targets\[0\] lacks 'labels'; give a tensor",
+    ),
+    "labels that are missing from a target": (
+        lambda: coco_figures([{"boxes": torch.zeros(0, 4), "labels": None}], [found()]),  # type: ignore[dict-item]
+        r"targets\[0\] has None for 'labels'",
+    ),
+    "boxes of five numbers": (
+        lambda: coco_figures([found(boxes=torch.zeros(1, 5))], [found()]),
+        r"'boxes' of shape \(1, 5\), which should be \(1, 4\)",
+    ),
+    "detections without scores": (
+        lambda: coco_figures([found()], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}]),
+        r"detections\[0\] lacks 'scores'",
+    ),
+    "a label beyond the classes": (
+        lambda: draw_detections(torch.zeros(3, 8, 8, dtype=torch.uint8), found(labels=torch.tensor([5])), ["a"]),
+        "the label 5 has no name",
+    ),
+    "pixels of a picture": (
+        lambda: draw_detections(torch.zeros(3, 8, 8), found(), ["a"]),
+        r"should be torch.uint8, \(3, H, W\)",
+    ),
+    "an overlap of 2": (lambda: set_thresholds(nn.Identity(), overlap=2), "overlap=2 should be less"),
+    "a score that is NaN to be set": (lambda: set_thresholds(nn.Identity(), score=math.nan), "score=nan should be"),
+    "detections below none": (lambda: set_thresholds(nn.Identity(), detections=-5), "detections=-5 should be greater"),
+    "detections in words": (lambda: set_thresholds(nn.Identity(), detections="x"), "detections='x' should be"),  # type: ignore[arg-type]
+    "an eighth of a turn": (lambda: turned(torch.zeros(3, 4, 5), 45), "degrees=45 should be a multiple of 90"),
+    "a backbone without pixels": (lambda: DetectorCosts(detector(), backbone_size=0), "backbone_size=0 should be"),
+    "a backbone of another family": (
+        lambda: timm_backbone("vit_tiny_patch16_224"),
+        "timm:vit_tiny_patch16_224 cannot be a backbone: .* take a ResNet, an EfficientNet or a MobileNet",
+    ),
+    "anchors of nothing": (lambda: best_overlaps(nn.Identity(), None), "has no Anchors"),  # type: ignore[arg-type]
+    "figures without images": (lambda: detector_figures(nn.Identity(), None), "images=None should be a DetectionSet"),  # type: ignore[arg-type]
+    "a detection beyond the classes": (
+        lambda: confusion([], torch.tensor([[0, 3, 0.9, 1, 1, 9, 9]]), classes=2, threshold=0.5),
+        "labels are from 3 to 3, and classes=2",
+    ),
+    "rows of five numbers": (
+        lambda: confusion([], torch.zeros(1, 5), classes=2, threshold=0.5),
+        r"rows of shape \(1, 5\) should be",
+    ),
+    "no classes of a ResNet": (lambda: resnet_18(num_classes=0), "num_classes=0 should be greater"),
+    "no pyramid": (lambda: published_nasfpn("nasfpn-r50-7at256", repeats=0), "repeats=0 should be greater"),
+    "two sets of crops": (lambda: digit_crops(Data("digits"), (5, 5)), r"counts=\(5, 5\) should be three"),
+    "a composed picture in words": (lambda: compose_digits("x", (5, 5), seed=0), "size='x' should be"),  # type: ignore[arg-type]
 }
 
 
@@ -433,3 +658,17 @@ def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="pipe is a device or a pipe, not a file"):
             use()
     assert _read(tmp_path / "pipe", "key") is None
+
+
+def test_a_cache_keeps_numbers_only(tmp_path: Path) -> None:
+    with ScoreCache(tmp_path / "scores.db") as cache:
+        for metrics in ({}, {"accuracy": True}, {"accuracy": "0.5"}):
+            with pytest.raises(InputError, match=f"the metrics of {first().key} are .*; give one or more numbers"):
+                cache.put({}, first(), Score(metrics))  # type: ignore[arg-type]
+        assert cache.get({}, first().key) is None
+        cache.put({}, first(), Score({"accuracy": math.nan}))  # of a network whose outputs are not finite
+        known = cache.get({}, first().key)
+        assert known is not None
+        assert math.isnan(known.metrics["accuracy"])
+        with pytest.raises(InputError, match="context=5 should be"):
+            cache.get(5, first().key)  # type: ignore[arg-type]
