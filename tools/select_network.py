@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -110,6 +111,12 @@ def run() -> None:
         show(document)
     if len(documents) > 1:
         show_front(documents)
+    if all(choice.name.startswith("neck.") for choice in opened.space.choices) and opened.space.choices:
+        compare = f"python tools/benchmarks/detectors.py {args.run} --search {args.search[0]} --fpn"
+        print(
+            f"an ordinary pyramid is no network of this space and did not race; try it on small sets: {compare}",
+            file=sys.stderr,
+        )
     winners = dict.fromkeys(document["winner"]["key"] for document in documents)
     finals = ("--init", args.init, "--seed", args.seed)
     exports = [command("export", args.run, "--arch", key, *finals) for key in winners]
