@@ -128,10 +128,10 @@ def create_detector(
         generator: source of the initial weights; torch's global generator if None.
         searched: whether something must be left to search; False also returns a detector without choices.
         settings: settings of the detector's builder. All detectors take head_convs, norm, anchor_scale,
-            score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative, focal_alpha,
-            focal_gamma, box_weight and huber, with the neck "nasfpn" also repeats, cells, pooled_levels, anytime, ops,
-            ordered, gate, bias, drop_block and drop_block_size. Faster R-CNN takes region_convs, hidden, proposals,
-            train_proposals and train_candidates.
+            anchor_ratios, score_threshold, candidates, overlap and detections. RetinaNet takes positive, negative,
+            focal_alpha, focal_gamma, box_weight and huber, with the neck "nasfpn" also repeats, cells, pooled_levels,
+            anytime, ops, ordered, gate, bias, drop_block and drop_block_size. Faster R-CNN takes region_convs, hidden,
+            proposals, train_proposals and train_candidates.
             They are explained in `detection.retinanet.retinanet`, `detection.nasfpn.supernet.retinanet_nasfpn` and
             `detection.faster_rcnn.faster_rcnn_fpn`.
 

@@ -490,7 +490,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "an opening that ends before it begins": (lambda: parse_openings(["kernel=6:4"], 10), "'kernel=6:4' ends before"),
     "an opening twice": (lambda: parse_openings(["a=1", "a=2"], 10), "'a=2' is the second one of 'a'"),
     "openings in one text": (lambda: parse_openings("a=1", 10), "openings='a=1' should be a sequence"),
-    "openings of no steps": (lambda: parse_openings(["a=1"], 0), "steps_per_epoch=0 should be"),
+    "openings of no steps": (lambda: parse_openings(["a=1"], -1), "steps_per_epoch=-1 should be"),
     "an opening of its own": (lambda: Opening("a", 6, 4), "last no earlier than first"),
     "gradients every 0 steps": (lambda: Monitor(sound(), every=0), "every=0 should be greater"),
     "a negative noise": (lambda: initialize_copying(nn.Identity(), noise=-1.0), "noise=-1.0 should be greater"),

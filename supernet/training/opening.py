@@ -50,8 +50,8 @@ def parse_openings(texts: Sequence[str], steps_per_epoch: int) -> list[Opening]:
     Raises:
         InputError: a text of another form, a name twice, or no steps.
     """
-    if not is_whole(steps_per_epoch, 1):
-        raise InputError(f"steps_per_epoch={shown(steps_per_epoch)} should be a number of steps, from 1")
+    if not is_whole(steps_per_epoch, 0):  # none where a batch is larger than the training split
+        raise InputError(f"steps_per_epoch={shown(steps_per_epoch)} should be a number of steps")
     return [
         Opening(name, round(first * steps_per_epoch), round(last * steps_per_epoch))
         for name, first, last in read_openings(texts)
