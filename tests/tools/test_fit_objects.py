@@ -16,6 +16,7 @@ from supernet.errors import InputError
 from supernet.files import read_json
 from supernet_tools.fit import Fit
 from supernet_tools.pipeline.choices import Budget, Settings, SourceFacts, Timing
+from supernet_tools.pipeline.config import DetectorRun
 from supernet_tools.pipeline.derive import derive
 from supernet_tools.pipeline.derive_objects import ANCHORS, object_recipe
 from supernet_tools.pipeline.inspect_data import inspect_source
@@ -194,10 +195,13 @@ def test_a_detector_follows_from_objects_minutes_and_anchors() -> None:
     assert (overridden["size"], overridden["anchor_scale"]) == (96, 5.0)
 
 
-def test_weights_of_a_network_become_a_fixed_backbone_under_a_searched_pyramid() -> None:
+def test_weights_of_a_network_become_an_elastic_backbone_under_an_ordinary_pyramid() -> None:
     settings = derive(CELLS, Budget(pretrained="lite0.pth", model="tf_efficientnet_lite0", timing=TIMING))
     config = object_recipe(CELLS, settings, pretrained="lite0.pth", factor=1.0, seed=0, device="cpu")
-    assert (config.backbone, config.neck, config.start) == ("timm:tf_efficientnet_lite0", "nasfpn", "classification")
+    assert (config.backbone, config.neck, config.start) == ("elastic", "fpn", "classification")
+    assert (config.backbone_settings, config.sampler) == (("model=tf_efficientnet_lite0",), "sandwich")
+    assert config.train.lr < DetectorRun().train.lr  # trained weights
+    assert not list(config.conflicts())
 
 
 # -- archives ---------------------------------------------------------------------------------------------------------

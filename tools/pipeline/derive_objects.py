@@ -25,6 +25,8 @@ OBJECT_PIXELS_PER_MINUTE = 4.5e5
 """Pixels of training images that one core can process often enough; detectors take more time per pixel."""
 LEAST_OBJECT = 12
 """Images are not shrunk so far that the median object has a side of fewer pixels."""
+TRAINED_LR = 1e-3
+"""Learning rate of detectors whose backbone begins with trained weights."""
 SPACE = "shufflenet-small"
 """The space of backbones without trained weights."""
 WIDTHS, STEM = (32, 64, 128), 8
@@ -60,8 +62,8 @@ def object_rules(
     why = f"not used: the source has {facts.n_validation:,} validation images of its own" if own else f"{n:,} images"
     yield choice("validation", 0.2 if n < 20_000 else 0.1, why)
     if budget.pretrained:
-        yield choice("space", f"timm:{budget.model}", f"{budget.pretrained} holds its weights; the pyramid is searched")
-        yield choice("space_settings", (), "a fixed backbone has none")
+        yield choice("space", "elastic", f"kernels, widths and depth of {budget.model}, with its weights")
+        yield choice("space_settings", (f"model={budget.model}",), f"{budget.pretrained} holds its weights")
     else:
         yield choice("space", SPACE, "a backbone of four operations in eight blocks, as in DetNAS")
         widths = [8 * max(1, round(budget.factor * width / 8)) for width in WIDTHS]
@@ -170,10 +172,11 @@ def object_recipe(
         return replace(steps, epochs=count, lr=lr, warmup_epochs=min(1.0, count / 4))
 
     shared = settings["init"] == "shared"
+    rate = TRAINED_LR if pretrained else SMALL_STEPS.lr
     common = {
         "data": data,
-        "train": train(epochs, SMALL_STEPS.lr),
-        "retrain": train(settings["retrain_epochs"], SMALL_STEPS.lr / 2 if shared else SMALL_STEPS.lr),
+        "train": train(epochs, rate),
+        "retrain": train(settings["retrain_epochs"], rate / 2 if shared else rate),
         "scoring_batch": 8,
     }
     anchors = f"anchor_scale={settings['anchor_scale']:g}"
@@ -181,13 +184,15 @@ def object_recipe(
         return DetectorRun(
             backbone=settings["space"],
             backbone_settings=tuple(settings["space_settings"]),
-            neck="nasfpn",
-            head_width=8 * round(48 * factor / 8),
-            head_convs=1,
-            settings=("levels=3", anchors, "repeats=2", "cells=6"),
+            head_width=8 * round(64 * factor / 8),
+            head_convs=2,
+            settings=("levels=3", anchors),
             pretrained=pretrained,
-            frozen_stages=1,
             start="classification",
+            sampler="sandwich",
+            random_paths=1,
+            lead="",
+            lead_epochs=0.0,
             **common,
         )
     return DetectorRun(
