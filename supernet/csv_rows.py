@@ -24,6 +24,8 @@ def csv_rows(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
         InputError: the file cannot be read, is no regular file, or no text.
     """
     try:
+        if not path.exists():
+            raise InputError(f"there is no file {path}; give a CSV file")
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path} is not a regular file; give a CSV file")
         content = path.read_bytes()

@@ -36,6 +36,8 @@ from searchers.pareto import crowding_distance, nondominated_sort
 from searchers.study import best_of
 from searchers.testing import check_searcher
 from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
+from supernet.blocks.choice import ChoiceBlock
+from supernet.blocks.resolution import ElasticResolution
 from supernet.chain.start import initialize_alike, initialize_copying
 from supernet.config import Augment, Data, Train
 from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable, count
@@ -490,6 +492,13 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "an opening that ends before it begins": (lambda: parse_openings(["kernel=6:4"], 10), "'kernel=6:4' ends before"),
     "an opening twice": (lambda: parse_openings(["a=1", "a=2"], 10), "'a=2' is the second one of 'a'"),
     "openings in one text": (lambda: parse_openings("a=1", 10), "openings='a=1' should be a sequence"),
+    "weightless elsewhere": (
+        lambda: weighted(SearchSpace("n", [Choice("op", ("a", "b"))]), weightless={"nope.op": ["a"]}),
+        "'nope.op'",
+    ),
+    "a class as an option": (lambda: ChoiceBlock({"c": nn.Identity}), "option 'c' is"),  # type: ignore[dict-item]
+    "descending sizes": (lambda: ElasticResolution(3, [64, 32]), r"sizes=\[64, 32\] should be"),
+    "patches of no pixels": (lambda: create_supernet("autoformer-tiny", input_size=32, patch=0), "patch=0 should be"),
     "openings of no steps": (lambda: parse_openings(["a=1"], -1), "steps_per_epoch=-1 should be"),
     "an opening of its own": (lambda: Opening("a", 6, 4), "last no earlier than first"),
     "gradients every 0 steps": (lambda: Monitor(sound(), every=0), "every=0 should be greater"),

@@ -138,6 +138,8 @@ def search(args: Search) -> None:
             evaluations=min(args.trials, args.evaluations or args.trials),
             study=name if args.resume == "exact" else None,
         )
+        if opened.kind.metric != "accuracy":
+            args.refuse("scoring_dtype", "race_top", "bn_settle", reason="for a detector, which is scored exactly")
         check_learned(opened, force=args.force)
         bf16 = scored_in_bf16(opened, args.scoring_dtype, recorded_dtype(opened, name), bn_batches=args.bn_batches)
         adjust = corrector(opened, args.probes, bn_batches=args.bn_batches) if args.probes else extrapolate

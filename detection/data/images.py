@@ -95,7 +95,7 @@ class DetectionSet:
             InputError: a position without an image, or something else than positions.
         """
         whole = isinstance(index, Tensor) and index.dim() == 1 and index.dtype in (torch.int64, torch.int32)
-        if not whole or (len(index) and not -len(self) <= int(index.min()) <= int(index.max()) < len(self)):
+        if not whole or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self)):
             raise InputError(f"index={shown(index)} should be positions of {len(self)} images, from 0")
         rows = index.tolist()
         pixels = None if self.pixels is None else tuple(self.pixels[i] for i in rows)
@@ -121,7 +121,7 @@ class DetectionSet:
             InputError: the file cannot be read, its size differs from the one in the annotation file, or there is no
                 such image.
         """
-        if not hasattr(index, "__index__") or not -len(self) <= index < len(self):
+        if not hasattr(index, "__index__") or not 0 <= index < len(self):
             raise InputError(f"index={shown(index)} should be the position of one of {len(self)} images, from 0")
         if self.pixels is not None:
             return self.pixels[index]

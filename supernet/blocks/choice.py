@@ -8,6 +8,8 @@ from torch import nn
 from supernet.blocks.copying import copy_option
 from supernet.chain import Layouts, Part, Searchable, parameters_of, plain_layout, weightless_among
 from supernet.chain.copying import copy_module
+from supernet.checked import shown
+from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace, Value
 
 
@@ -17,10 +19,16 @@ class ChoiceBlock(Searchable):
     Args:
         options: name to ordinary module, in the order of index vectors. Each must declare its output (see
             `plain_layout`); the outputs may differ.
+
+    Raises:
+        InputError: an option that is no module.
     """
 
     def __init__(self, options: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        for name, option in options.items():
+            if not isinstance(option, nn.Module):
+                raise InputError(f"option {name!r} is {shown(option)}; give a module, such as nn.Identity()")
         self.options = nn.ModuleDict(options)
         self.space = SearchSpace("choice", [Choice("op", tuple(options))])
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from supernet.chain import Layout, Layouts, Part, Searchable
+from supernet.checked import is_whole, shown
 from supernet.errors import InputError
 from supernet.space import Arch, Choice, SearchSpace
 
@@ -40,12 +41,19 @@ class ElasticResolution(Searchable):
     Args:
         channels: the number of image channels.
         sizes: options, ascending; the last is the size of the images.
+
+    Raises:
+        InputError: no sizes, or some that do not ascend.
     """
 
     timed = False
 
     def __init__(self, channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
+        if not sizes or list(sizes) != sorted(set(sizes)) or not all(is_whole(size, 1) for size in sizes):
+            raise InputError(
+                f"sizes={shown(sizes)} should be pixels of a side, ascending; the last is that of the images"
+            )
         self.channels, self.largest = channels, max(sizes)
         self.space = SearchSpace("elastic-resolution", [Choice("resolution", tuple(sizes), ordered=True)])
 

@@ -61,6 +61,8 @@ class Images:
         Raises:
             InputError: a position without an image, or something else than positions.
         """
+        if isinstance(index, Tensor) and index.numel() and int(index.min()) < 0:
+            raise InputError(f"index={shown(index)} should be positions of {len(self)} images, from 0")
         try:
             pixels, labels = self.pixels[index], self.labels[index]
         except (IndexError, TypeError) as error:

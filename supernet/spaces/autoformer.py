@@ -15,6 +15,7 @@ from supernet.blocks.transformer import (
 )
 from supernet.blocks.vit import FusedAttention, ViTBlock
 from supernet.chain import Chain
+from supernet.checked import is_whole, shown
 from supernet.errors import InputError
 
 REACH = 14
@@ -65,6 +66,8 @@ def _chain(
     patch: int,
 ) -> Chain:
     """Patches, the first blocks, mean of the patches."""
+    if not is_whole(patch, 1):
+        raise InputError(f"patch={shown(patch)} should be pixels of a side of a patch, from 1")
     if input_size % patch:
         raise InputError(f"input_size={input_size} is not a multiple of the patches' {patch} pixels")
     if not dims or not depths or min(depths) < 1:

@@ -175,10 +175,15 @@ def weighted(
         weightless: the options without weights by choice (see `Chain.weightless_options`).
 
     Raises:
-        InputError: a window.
+        InputError: a window, or weightless options of a decision that the space does not have.
     """
     if _limits(space, table, window) is not None or window.bin is not None:
         raise InputError("a window works with the samplers 'uniform', 'sandwich', 'fair' and 'balanced'; leave it out")
+    names = [choice.name for choice in space.choices]
+    if unknown := [name for name in weightless if name not in names]:
+        raise InputError(
+            f"weightless names the decision {unknown[0]!r} of {space.name!r}; {nearest(unknown[0], names)}"
+        )
     shares = {
         choice.name: [
             WEIGHTLESS_SHARE if option in weightless.get(choice.name, ()) else 1.0 for option in choice.options

@@ -5,6 +5,7 @@ Whatever the files of a run hold, a report is written about the rest.
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 from functools import partial
@@ -145,6 +146,15 @@ def test_the_batch_that_is_too_large_is_named(call: Call, tmp_path: Path) -> Non
 def test_a_few_digits_of_a_key_and_limits_given_twice_are_refused(tiny_run: Path, call: Call) -> None:
     one_line(call("evaluate", tiny_run, "--arch", "b5"), "'b5' is too short for a key; give at least four")
     one_line(call("export", tiny_run, "--limits", "30k", "30000"), "the limit '30000' is given twice")
+
+
+def test_both_ends_of_a_space_without_order_are_those_by_macs(tiny_run: Path, call: Call) -> None:
+    macs = []
+    for end in ("largest", "smallest"):
+        code, out, err = call("evaluate", tiny_run, "--arch", end, "--bn-batches", 1)
+        assert code == 0, err
+        macs.append(int(re.search(r"macs\W+([\d,]+)", out)[1].replace(",", "")))  # type: ignore[index]
+    assert macs == [25_980, 17_000]
 
 
 def test_repeats_of_a_classifier_are_refused_before_it_is_opened(tiny_run: Path, call: Call) -> None:

@@ -1,5 +1,6 @@
 """The installed command `supernet` runs the scripts."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from supernet_tools.pipeline.command_line import COMMANDS, console
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_command_is_listed_and_runs_its_script(
@@ -39,3 +42,13 @@ def test_the_command_is_installed() -> None:
     done = subprocess.run([command, "train", "quickstart", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: supernet train quickstart" in done.stdout
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word() -> None:
+    """As `python tools/search.py --help | head` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, ROOT / "tools/evaluate.py", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -75,13 +75,10 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
             )
         return run.space.normal_form(front[number - 1].arch)
     if text in ("largest", "smallest") and not Path(text).exists():
-        if unordered := [choice.name for choice in run.space.choices if not choice.ordered]:
-            raise InputError(
-                f"{run.space.name!r} has no {text} network: the options of {unordered[0]!r} are not ordered; give the "
-                "architecture as JSON"
-            )
-        end = -1 if text == "largest" else 0
-        return run.space.normal_form(run.space.canonical({c.name: c.options[end] for c in run.space.choices}))
+        from supernet.training.sampling import sandwich
+
+        largest, smallest = sandwich(run.space, table=run.cost, random_paths=0)(0)
+        return run.space.normal_form(largest if text == "largest" else smallest)
     if re.fullmatch("[0-9a-f]{1,3}", text) and not Path(text).exists():
         raise InputError(f"{text!r} is too short for a key; give at least four of its digits")
     if re.fullmatch("[0-9a-f]{4,16}", text) and not Path(text).exists():

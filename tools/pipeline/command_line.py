@@ -92,6 +92,9 @@ def main(run: Callable[[], None]) -> None:
     except (InputError, RunError) as error:
         print(f"error: {rank()}{' '.join(str(error).splitlines())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    except BrokenPipeError:  # the reader of a pipe, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        raise SystemExit(141) from None  # as a shell says of a process that SIGPIPE ended
     except (OSError, MemoryError) as error:  # what no stage expected, e.g. a folder without permission
         print(f"error: {rank()}{' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         raise SystemExit(1) from None
