@@ -264,7 +264,7 @@ def test_a_searcher_that_does_not_fit_is_left_out_with_its_reason(call: Callable
         (("--searchers", "random:seeds"), "NAME=VALUE"),
         (("--searchers", "random:metrik=1"), "did you mean 'metric'"),
         (("--batch", 0), "batch=0 should be greater than or equal to 1"),
-        (("--csv", "nowhere.csv"), "cannot be read"),
+        (("--csv", "nowhere.csv"), "there is no file nowhere.csv"),
     ],
 )
 def test_wrong_input_ends_in_one_line(call: Callable[..., Any], flags: tuple[object, ...], words: str) -> None:

@@ -113,7 +113,6 @@ def test_a_run_with_fresh_weights_has_no_full_network_to_match(tiny_run: Path, c
     )
     with pytest.raises(InputError, match="take bn='plain'"):
         open_run(tiny_run, bn="matched")
-    one_line(call("evaluate", tiny_run, "--arch", "largest"), "has no largest network: the options of")
 
 
 def test_both_ends_of_a_space_have_names(untrained: Path) -> None:
