@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detection.data.layouts import SUFFIXES, image_size
@@ -89,6 +89,8 @@ def table_document(path: Path, images: str, names: Mapping[int, str] | None = No
             raise InputError(f"{path}, line {line}: the box {', '.join(box)!r} is not four numbers, in pixels")
         x, y, third, fourth = (value for value in values if value is not None)
         listed.append((name, [x, y, third - x, fourth - y] if as_corners else [x, y, third, fourth], line))
+    if not objects:
+        raise InputError(f"{path} names no image below its header; give a row for each object")
     class_names = sorted({name for listed in objects.values() for name, _, _ in listed})
     if not class_names and names is None:
         raise InputError(f"{path} has no object in {len(objects)} images; give a table with boxes")
@@ -166,6 +168,9 @@ def present(image: str, folder: Path) -> str | None:
 
 
 def _file_name(image: str, folder: Path, path: Path) -> str:
+    """Returns the name of an image's file. Raises `InputError` if it leaves the folder, before anything is opened."""
+    if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
+        raise InputError(f"{path} names the image {image[:200]!r}; names are relative to {folder} and stay inside it")
     name = present(image, folder)
     if name is None:
         raise InputError(f"the image {image[:200]!r} of {path} is not in the folder {folder}; give data.images")

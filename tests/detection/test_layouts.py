@@ -178,6 +178,9 @@ def test_a_table_of_held_out_images_has_the_classes_of_the_training(tmp_path: Pa
     test = load(config).test.annotations
     assert [NAMES[label - 1] for label in test.labels.tolist()] == ["tree"]
     assert len(test) == 2
+    held_out.write_text("image,xmin,ymin,xmax,ymax,class\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"held\.csv names no image below its header"):
+        load(config)
     held_out.write_text("image,xmin,ymin,xmax,ymax,class\n00.png,1,2,9,9,bird\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"held\.csv, line 2: the training annotations have no class 'bird'"):
         load(config)
@@ -239,12 +242,12 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
     "outside": (
         "csv",
         lambda r: _table(r, "../images/00.png,3,3,9,9,cat"),
-        r"\"\.\./images/00\.png\".* stay inside",
+        r"'\.\./images/00\.png'; .* stay inside",
     ),
     "shares": ("csv", lambda r: _table(r, "00.png,.3,.3,.9,.9,cat"), "between 0 and 1, as shares"),
     "no-object": ("csv", lambda r: _table(r, "00.png,,,,,"), "has no object in 1 images"),
     "no-row": ("csv", lambda r: (r / "objects.csv").write_text(""), "it is empty; it needs columns"),
-    "header": ("csv", lambda r: _table(r), "has no object in 0 images"),
+    "header": ("csv", lambda r: _table(r), "names no image below its header"),
     "corner": (
         "voc",
         lambda r: _voc(r / "Annotations", "00", (64, 64), [(0, float("nan"), 3, 8, 12)]),  # type: ignore[list-item]
