@@ -147,9 +147,11 @@ class OptunaSearcher:
     def _create_study(self) -> "optuna.study.Study":
         make = self.sampler
         if isinstance(make, str):
-            names = [name for name in dir(self._optuna.samplers) if name.endswith("Sampler")]
+            bases = ("BaseSampler", "BaseGASampler")
+            names = [name for name in dir(self._optuna.samplers) if name.endswith("Sampler") and name not in bases]
             if make not in names:
-                raise InputError(f"Optuna has no sampler {make!r}; {nearest(make, names)}")
+                meant = nearest(f"{make}Sampler" if f"{make}Sampler" in names else make, names)
+                raise InputError(f"Optuna has no sampler {make!r}; {meant}")
             make = getattr(self._optuna.samplers, make)
         seed = derive_seed("optuna sampler", self.seed) % 2**32  # numpy's limit
         try:

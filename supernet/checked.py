@@ -343,8 +343,11 @@ def _expectation(item: Mapping[str, Any]) -> str:
     """Returns what a value should be, from one error of pydantic."""
     if item["type"] == "sequence_str":  # pydantic says what it does not allow
         return "a sequence of values, not one text"
-    message: str = item["msg"]
-    return message.removeprefix("Input should be ")
+    message: str = item["msg"].removeprefix("Input should be ")
+    where = [step for step in item["loc"] if isinstance(step, int)]
+    if where and not isinstance(item["input"], Mapping | list | tuple):
+        return f"{message}, unlike {shown(item['input'])} in place {where[-1]}"
+    return message
 
 
 def _classes(kind: Any) -> tuple[Any, ...] | None:

@@ -160,6 +160,12 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         r"shape \(1, 5, 8, 8\) does not fit 'nasbench-macro'; it takes \(N, C, H, W\) with C=3",
     ),
     "an image without batch": (lambda: sound()(torch.zeros(8, 8, device="meta"), first()), r"shape \(8, 8\) does not"),
+    "an index among others": (lambda: sound().space.from_indices([0, 0.5, *[0] * 6]), "integer, unlike 0.5 in place 1"),
+    "a supernet to count": (lambda: count(sound(), (3, 16, 16)), "'nasbench-macro' is a supernet; .* CostTable"),
+    "the first choice depends": (
+        lambda: SearchSpace("s", [Choice("a", (1, 2), when=("b", (1,)))]),
+        "'b', which is not listed before it; .* it is the first",
+    ),
     "channels to count": (lambda: count(nn.Conv2d(1, 2, 3), (3, 8, 8)), "a convolution of 1 channels got 3"),
     "an opening": (lambda: parse_openings(["kernel@2"], 10), "the opening 'kernel@2' should be NAME=EPOCH"),
     "a negative seed": (lambda: uniform(sound().space, -1), "seed=-1 should be greater than or equal to 0"),

@@ -22,7 +22,7 @@ class Report(Checked):
     run: Annotated[FilePath, tyro.conf.Positional]
     """Folder of the run."""
     out: FilePath | None = None
-    """File to write; report.html in the run by default."""
+    """File to write, whose name ends in .html; report.html in the run by default."""
     data: MovedData = NOT_MOVED
     """Where the images of the run are now, if they were moved."""
     trust: Trust = ()

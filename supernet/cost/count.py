@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from supernet.chain.copying import copy_module
+from supernet.chain.searchable import Searchable
 from supernet.checked import Count, checked_arguments
 from supernet.errors import InputError
 
@@ -145,7 +146,7 @@ def count(module: nn.Module, input_shape: Sequence[Count]) -> dict[str, int]:
         input_shape: (C, H, W) of one input.
 
     Raises:
-        InputError: the module cannot take such an input.
+        InputError: the module is a supernet, or cannot take such an input.
 
     Returns:
         `macs`: multiply-accumulates of convolutions and linear layers, as papers count them. Bias, batch norm, pooling
@@ -155,6 +156,11 @@ def count(module: nn.Module, input_shape: Sequence[Count]) -> dict[str, int]:
         `matmul_macs`: multiply-accumulates of batched matrix products, that is of attention, matmul and einsum; they
             are not part of `macs`, and 0 for a network of convolutions.
     """
+    if isinstance(module, Searchable) and module.space.choices:
+        raise InputError(
+            f"count takes an ordinary network, and {module.space.name!r} is a supernet; the costs of its architectures "
+            "are those of CostTable"
+        )
     try:
         return trace(meta_copy(module).eval(), torch.empty(1, *input_shape, device="meta"))[0]
     except (RuntimeError, ValueError, TypeError) as error:

@@ -475,9 +475,9 @@ def _check_condition(space: str, choice: Choice, earlier: Mapping[str, Choice]) 
             f"choice {choice.name!r} of space {space!r} depends on no value of {parent!r}; give at least one"
         )
     if parent not in earlier:
+        remedy = nearest(parent, earlier) if earlier else "a choice depends on earlier ones only, and it is the first"
         raise InputError(
-            f"choice {choice.name!r} of space {space!r} depends on {parent!r}, which is not listed before it; "
-            f"{nearest(parent, earlier)}"
+            f"choice {choice.name!r} of space {space!r} depends on {parent!r}, which is not listed before it; {remedy}"
         )
     wrong = [value for value in values if value not in earlier[parent].options]
     if wrong and len(earlier[parent].options) > 1:

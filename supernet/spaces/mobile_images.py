@@ -23,14 +23,14 @@ def mobile_images(
     stem_stride: int = 2,
     head: int = 256,
 ) -> Chain:
-    """Four stages of inverted residuals or identities on images of 24 to 224 pixels: 3**10 = 59,049 architectures.
+    """Four stages of inverted residuals or identities for images of 16 to 224 pixels: 3**10 = 59,049 architectures.
 
     The layers are those of NAS-Bench-Macro (Su et al., 2021), options in index order: `identity` (1×1 convolution and
     batch norm where the shape changes), `mb3_k3` and `mb6_k5`. The first layer of the last three stages has stride 2.
 
     Args:
         num_classes: size of the logits.
-        input_size: pixels.
+        input_size: pixels; at least 8 times `stem_stride`, so that the last feature maps have a pixel.
         in_channels: the number of image channels.
         widths: channels of the four stages.
         depths: layers of the four stages.
@@ -39,7 +39,7 @@ def mobile_images(
         head: channels before the classifier.
 
     Raises:
-        InputError: other than four stages.
+        InputError: other than four stages, or images too small.
     """
     if len(widths) != len(STRIDES) or len(depths) != len(STRIDES):
         raise InputError(f"widths={tuple(widths)} and depths={tuple(depths)} should be four numbers each")
