@@ -83,8 +83,6 @@ def one_statistic(network: "nn.Module") -> "nn.Module":
     Raises:
         InputError: the network has no norms per level.
     """
-    import torch
-
     from detection.pyramid import LevelNorms
 
     changed = copy.deepcopy(network)
@@ -92,11 +90,12 @@ def one_statistic(network: "nn.Module") -> "nn.Module":
     if not found:
         raise InputError("the detector has no batch norm per level; take a RetinaNet with norm=batch")
     for norms in found:
-        shares = torch.tensor([(1 - norm.momentum) ** (len(norms) - 1 - level) for level, norm in enumerate(norms)])
-        shares /= shares.sum()
+        momentum = norms[0].momentum
+        assert isinstance(momentum, float)
+        kept = [(1 - momentum) ** later for later in reversed(range(len(norms)))]
         for name in ("running_mean", "running_var"):
             statistics = [getattr(norm, name) for norm in norms]
-            pooled = sum(float(share) * values for share, values in zip(shares, statistics, strict=True))
+            pooled = sum(share / sum(kept) * values for share, values in zip(kept, statistics, strict=True))
             for values in statistics:
                 values.copy_(pooled)
     return changed
