@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -81,6 +81,18 @@ class Augment(Checked):
     """Alpha of mixup; 0 for none."""
     cutmix: NonNegative = 0.0
     """Alpha of cutmix; 0 for none. With both, each batch uses one of them at random."""
+
+    def weakened(self, share: float) -> "Augment":
+        """Returns augmentation of which everything but flips has this share of its strength, from 0 to 1."""
+        return replace(
+            self,
+            shift=round(self.shift * share),
+            scale=1 - (1 - self.scale) * share,
+            color_jitter=self.color_jitter * share,
+            cutout=round(self.cutout * share),
+            mixup=self.mixup * share,
+            cutmix=self.cutmix * share,
+        )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from helpers.scripts import Call, one_line
-from supernet.config import Data
+from helpers.tiny import TINY, TINY_SPACE
+from supernet.config import Augment, Data
 from supernet.errors import InputError
 from supernet_tools.pipeline.settings import pairs, parse_settings
 
@@ -146,3 +149,31 @@ def test_settings_for_networks_trained_from_scratch_are_checked_first(settings: 
 
     with pytest.raises(InputError, match=re.escape(message)):
         ClassifierKind(dataclasses.replace(nasnet_cifar10(), **settings)).resolved()
+
+
+def test_shared_weights_learn_from_less_varied_images_than_networks_alone(call: Call, tmp_path: Path) -> None:
+    from supernet_tools.pipeline.runs import open_run
+
+    varied = ("--data.augment.shift", 2, "--data.augment.cutout", 4)
+    parts = {"plain": ("--data.augment.shift", 0), "none": (*varied, "--shared-augment", 0), "all": varied}
+    weights = {}
+    for name, flags in parts.items():
+        code, _, err = call("train_supernet", "quickstart", *TINY, *TINY_SPACE, *flags, "--out", tmp_path / name)
+        assert code == 0, err
+        weights[name] = load_file(tmp_path / name / "supernet.safetensors")
+    assert all(torch.equal(weights["plain"][key], weights["none"][key]) for key in weights["none"])
+    assert any(not torch.equal(weights["all"][key], weights["none"][key]) for key in weights["none"])
+    assert open_run(tmp_path / "none").kind.retrain_task.augment == Augment(shift=2, cutout=4)
+
+
+def test_a_share_of_no_variation_is_refused(call: Call, tmp_path: Path) -> None:
+    flags = ("--data.augment.shift", 0, "--shared-augment", 0.5, "--out", tmp_path / "run")
+    one_line(call("train_supernet", "quickstart", *TINY_SPACE, *flags), "shared-augment", "at most flipped")
+    one_line(call("train_supernet", "quickstart", "--shared-augment", 2, "--out", tmp_path / "run"), "shared_augment=2")
+
+
+def test_weakened_augmentation_keeps_flips() -> None:
+    strong = Augment(shift=4, flip=True, scale=0.5, color_jitter=0.4, cutout=16, mixup=0.2, cutmix=1.0)
+    assert strong.weakened(0) == Augment(flip=True)
+    assert strong.weakened(1) == strong
+    assert strong.weakened(0.5) == Augment(2, True, 0.75, 0.2, 8, 0.1, 0.5)

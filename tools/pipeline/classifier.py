@@ -62,8 +62,8 @@ class ClassifierKind:
 
     @property
     def task(self) -> Classification:
-        """Cross-entropy on images varied as the recipe says."""
-        return Classification(self.config.data.augment)
+        """Cross-entropy on images varied as the recipe says for shared weights."""
+        return Classification(self.config.data.augment.weakened(self.config.shared_augment))
 
     @property
     def retrain_task(self) -> Classification:

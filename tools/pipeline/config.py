@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from detection.config import DetectionData
-from supernet.checked import Checked, Count, NonNegative, Rule, Share, Text, shown
+from supernet.checked import Checked, Count, NonNegative, Probability, Rule, Share, Text, shown
 from supernet.config import Data, Train, Window, read_openings
 from supernet.errors import InputError
 
@@ -156,6 +156,10 @@ class SupernetRun(Sampling):
     teacher_weight: NonNegative = 1.0
     """Weight of the teacher's predictions in the loss; that of the labels is 1."""
     data: Data = field(default_factory=Data)
+    shared_augment: Probability = 1.0
+    """Share of the strength of `data.augment` while the supernet is trained; 0 leaves flips alone. Shared weights learn
+    far less than those of a network alone and gain from easier images (docs/recipes.md). Standalone networks are
+    trained with all of it."""
     train: Train = field(default_factory=Train)
     """How the supernet is trained. With 0 epochs it is not, and the run serves to retrain given architectures, or
     shares the weights of `pretrained`."""
@@ -176,11 +180,13 @@ class SupernetRun(Sampling):
             yield "teacher", "and train.distill are two teachers; drop one"
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """The weight of a teacher that there is not, and shares of images that are split already."""
+        """The weight of a teacher that there is not, a share of no variation, and shares of images that are split."""
         yield from super().unused()
         yield from unused_shares(self.data.source)
         if self.teacher == "none":
             yield "teacher_weight", "with teacher='none'"
+        if self.data.augment == self.data.augment.weakened(0):
+            yield "shared_augment", "with images that are at most flipped (data.augment)"
 
 
 @dataclass(frozen=True, kw_only=True)

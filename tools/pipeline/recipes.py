@@ -65,10 +65,12 @@ def _cifar10(space: str, train: Train, retrain: Train) -> SupernetRun:
 def macro_cifar10() -> SupernetRun:
     """The NAS-Bench-Macro space on CIFAR-10, single path; its own supernet recipe was not published.
 
-    AdamW, since SGD's first steps leap on uniform paths and the ranking suffers to the end (BENCHMARKS.md).
+    AdamW, since SGD's first steps leap on uniform paths and the ranking suffers to the end (BENCHMARKS.md). Images are
+    only flipped while weights are shared (docs/recipes.md).
     """
     train = Train(epochs=120, batch=256, optimizer="adamw", lr=3e-3, weight_decay=0.05)
-    return _cifar10("nasbench-macro", train, Train(epochs=50, batch=256, lr=0.1))
+    recipe = _cifar10("nasbench-macro", train, Train(epochs=50, batch=256, lr=0.1))
+    return replace(recipe, shared_augment=0.0)
 
 
 def spos_cifar10() -> SupernetRun:
@@ -80,12 +82,12 @@ def spos_cifar10() -> SupernetRun:
 def nasbench201_cifar10() -> SupernetRun:
     """NAS-Bench-201 on CIFAR-10; winners are retrained by the benchmark's recipe (Dong & Yang, 2020, Table 1).
 
-    The supernet is trained with Muon and weighted paths; the released searches use SGD and uniform paths, with which a
-    short training hardly ranks (docs/recipes.md).
+    The supernet is trained with Muon, weighted paths and images that are only flipped; the released searches use SGD,
+    uniform paths and shifted images, with which a short training hardly ranks (docs/recipes.md).
     """
     train = Train(epochs=250, batch=256, optimizer="nmuon", lr=0.01)
     recipe = _cifar10("nasbench201", train, Train(epochs=200, batch=256, lr=0.1, warmup_epochs=0.0))
-    return replace(recipe, sampler="weighted")
+    return replace(recipe, sampler="weighted", shared_augment=0.0)
 
 
 def _imagenet_training(epochs: int) -> Train:
