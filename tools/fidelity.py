@@ -42,8 +42,8 @@ class Fidelity(Flags):
     n: Natural = 1000
     """Distinct networks, drawn at random; 0 for all of a table. With "retrain" each of them is trained."""
     score: Text | None = None
-    """What the shared weights rank by: accuracy or loss, for a detector map or map50; accuracy or map by default. A
-    second metric is reported beside it."""
+    """What the shared weights rank by: accuracy, loss, or extrapolated, as `search --extrapolate`; for a detector map
+    or map50. By default accuracy or map. Other metrics are reported beside it."""
     labels: Natural = 0
     """Also report a ranking calibrated with this many true accuracies from the top of the shared ranking."""
     probes: Natural = 0
@@ -122,7 +122,8 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
     from supernet.paths import check_file, inside
     from supernet.ranking.calibrate import FEWEST
     from supernet.ranking.report import fidelity
-    from supernet_tools.pipeline.probes import probe_archs
+    from supernet_tools.pipeline.growth import EXTRAPOLATED, bonus_of
+    from supernet_tools.pipeline.probes import metric_of, probe_archs
     from supernet_tools.pipeline.runs import open_run
     from supernet_tools.pipeline.search import shared_scores, supernet_with
 
@@ -130,8 +131,14 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
     check_file(place, "the report")
     opened = open_run(folder, bn=args.bn, moved=args.data)
     args = dataclasses.replace(args, score=args.score or opened.kind.metric, bn=opened.bn)
-    if args.score not in opened.kind.metrics:
-        raise InputError(f"this run is not scored by {args.score!r}, but by {' and '.join(opened.kind.metrics)}")
+    metrics = (*opened.kind.metrics, EXTRAPOLATED) if metric_of(opened) == "loss" else opened.kind.metrics
+    if args.score not in metrics:
+        raise InputError(f"this run is not scored by {args.score!r}, but by {' or '.join(metrics)}")
+    if args.score == EXTRAPOLATED and not bonus_of(opened):
+        raise InputError(
+            "--score extrapolated: the training shows no advantage of larger networks that would grow until the end of "
+            "a retraining; take --score loss"
+        )
     if 0 < args.labels < FEWEST:
         raise InputError(f"--labels {args.labels} are too few to calibrate a ranking; give 0, or at least {FEWEST}")
     if args.probes > 0:
@@ -147,7 +154,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
         raise InputError(f"{known} of {len(archs)} networks have a truth in {args.truth}; a ranking needs two")
     scores, others = shared_rankings(args, opened, archs, truth)
     checkpoints = {
-        str(path): ranked_by(shared_scores(opened, archs, bn_batches=args.bn_batches, weights=path), args.score)
+        str(path): ranking(opened, shared_scores(opened, archs, bn_batches=args.bn_batches, weights=path), args.score)
         for path in args.checkpoints
     }
     report = fidelity(
@@ -228,23 +235,33 @@ def ranked_by(scores: "dict[Arch, dict[str, float]]", name: str) -> "dict[Arch, 
     return {arch: -metrics[name] if name == "loss" else metrics[name] for arch, metrics in scores.items()}
 
 
+def ranking(opened: "Run", scores: "dict[Arch, dict[str, float]]", name: str) -> "dict[Arch, float]":
+    """What networks of a run are ranked by: one of their metrics, or the loss extrapolated to a retraining."""
+    from supernet.ranking.growth import extrapolated
+    from supernet_tools.pipeline.growth import EXTRAPOLATED, bonus_of
+
+    if name != EXTRAPOLATED:
+        return ranked_by(scores, name)
+    macs = {arch: opened.cost(arch)["macs"] for arch in scores}
+    return extrapolated(ranked_by(scores, "loss"), macs, bonus_of(opened))
+
+
 def shared_rankings(
     args: Fidelity, opened: "Run", archs: "list[Arch]", truth: "Truth"
 ) -> "tuple[dict[Arch, float], dict[str, Any]]":
     """The scores that the report is about, and further rankers beside them."""
     from supernet.ranking.calibrate import calibrated_ranking
-    from supernet.ranking.growth import extrapolated
-    from supernet_tools.pipeline.growth import bonus_of
+    from supernet_tools.pipeline.growth import EXTRAPOLATED, bonus_of
     from supernet_tools.pipeline.probes import metric_of, probe_stage
     from supernet_tools.pipeline.search import shared_scores
 
     metrics = shared_scores(opened, archs, bn_batches=args.bn_batches)
     score = args.score or opened.kind.metric
-    scores, other = ranked_by(metrics, score), next(name for name in opened.kind.metrics if name != score)
-    rankers: dict[str, Any] = {f"shared {other}": ranked_by(metrics, other)}
-    if metric_of(opened) == "loss" and (bonus := bonus_of(opened)):
-        macs = {arch: opened.cost(arch)["macs"] for arch in archs}
-        rankers["loss, extrapolated"] = extrapolated(ranked_by(metrics, "loss"), macs, bonus)
+    scores = ranking(opened, metrics, score)
+    others = [name for name in opened.kind.metrics if name != score][: 2 if score == EXTRAPOLATED else 1]
+    rankers: dict[str, Any] = {f"shared {name}": ranked_by(metrics, name) for name in others}
+    if score != EXTRAPOLATED and metric_of(opened) == "loss" and bonus_of(opened):
+        rankers["loss, extrapolated"] = ranking(opened, metrics, EXTRAPOLATED)
     if args.labels:
 
         def label(chosen: "Sequence[Arch]") -> "list[float | None]":  # one training each where single ones are known

@@ -88,7 +88,11 @@ def test_a_search_maximises_the_extrapolated_score(trained: Path, call: Call) ->
     bonus = 0.2 * math.log(3 * 6 / 8)  # three options; the recipe retrains for 6 epochs
     assert best["extrapolated"] == pytest.approx(-best["loss"] + bonus * math.log(best["macs"]), rel=0.05)
     _, out, _ = call("fidelity", trained, "--truth", "table", "--n", 12, "--bn-batches", 1, "--resamples", 20)
-    assert "loss, extrapolated" in out
+    row = next(line for line in out.splitlines() if "loss, extrapolated" in line)
+    report = ("fidelity", trained, "--n", 12, "--bn-batches", 1, "--resamples", 20, "--score", "extrapolated")
+    _, out, _ = call(*report)
+    assert next(line for line in out.splitlines() if "shared weights" in line).split("│")[2] == row.split("│")[2]
+    assert all(name in out for name in ("shared loss", "shared accuracy"))
     one_line(call(*search, "--probes", 8, "--name", "both"), "drop one")
     for damaged in ("none", [{"tenth": 1}], [{**rows[4], "value": "x"}] * 9):
         (trained / "history.json").write_text(json.dumps({**history, "health": {"size": damaged}}))
@@ -98,3 +102,4 @@ def test_a_search_maximises_the_extrapolated_score(trained: Path, call: Call) ->
     history["health"]["size"] = []
     (trained / "history.json").write_text(json.dumps(history))
     one_line(call(*search, "--name", "none"), "no advantage of larger networks", "leave out --extrapolate")
+    one_line(call(*report, "--name", "none"), "no advantage of larger networks", "--score loss")
