@@ -13,6 +13,7 @@ def run() -> None:
     config, out, action, accept = parse_recipe(RECIPES, "Train a supernet. Every field of the recipe is a flag.")
 
     from supernet.training.distributed import process_group
+    from supernet_tools.pipeline.growth import bonus_of
     from supernet_tools.pipeline.learned import not_learned
     from supernet_tools.pipeline.run import WEIGHTS
     from supernet_tools.pipeline.train import plan_stage, rates_stage, supernet_accuracy, train_stage
@@ -48,6 +49,12 @@ def run() -> None:
     if problem := not_learned(trained):
         warnings.warn(problem, stacklevel=1)
     following = command("search", out) if config.train.epochs else command("retrain", out, "--arch", "FILE")
+    if "loss" in trained.kind.metrics and bonus_of(trained) > 0:
+        print(
+            "larger networks were still gaining on smaller ones when the training ended, so shared scores underrate "
+            "them; search --extrapolate adds what a retraining would give"
+        )
+        following = command("search", out, "--extrapolate")
     closing([out], following, command("report", out))
 
 

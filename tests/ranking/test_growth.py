@@ -93,6 +93,8 @@ def test_a_search_maximises_the_extrapolated_score(trained: Path, call: Call) ->
     _, out, _ = call(*report)
     assert next(line for line in out.splitlines() if "shared weights" in line).split("│")[2] == row.split("│")[2]
     assert all(name in out for name in ("shared loss", "shared accuracy"))
+    again = ("train_supernet", *RUN, "--data.size", 8, "--train.epochs", 8, "--out", trained)
+    assert f"search.py {trained} --extrapolate" in " ".join(call(*again)[2].split())
     one_line(call(*search, "--probes", 8, "--name", "both"), "drop one")
     for damaged in ("none", [{"tenth": 1}], [{**rows[4], "value": "x"}] * 9):
         (trained / "history.json").write_text(json.dumps({**history, "health": {"size": damaged}}))
@@ -102,4 +104,5 @@ def test_a_search_maximises_the_extrapolated_score(trained: Path, call: Call) ->
     history["health"]["size"] = []
     (trained / "history.json").write_text(json.dumps(history))
     one_line(call(*search, "--name", "none"), "no advantage of larger networks", "leave out --extrapolate")
+    assert "--extrapolate" not in call(*again)[2]
     one_line(call(*report, "--name", "none"), "no advantage of larger networks", "--score loss")
