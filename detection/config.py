@@ -129,3 +129,9 @@ class DetectorPreprocess(Preprocess):
     to a square of `input_size`, which is what model.pt2 takes in either case."""
     category_ids: tuple[int, ...] = ()
     """Ids of the labels 1, 2 and so on in the annotations of the training images."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Besides those of every network, names and ids of different numbers."""
+        yield from super().conflicts()
+        if self.classes and self.category_ids and len(self.category_ids) != len(self.classes):
+            yield "category_ids", f"and classes={shown(self.classes)} should have one value each per class"

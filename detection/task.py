@@ -12,7 +12,7 @@ from detection.config import DetectionAugment
 from detection.data.batches import Batch, training_batches
 from detection.data.images import DetectionSet
 from detection.data.load import DetectionSplits
-from detection.inputs import Labelled
+from detection.inputs import ImageBatch, Labelled
 from supernet.checked import Checked
 from supernet.config import Train
 from supernet.errors import InputError
@@ -46,6 +46,19 @@ class Detection(Checked):
         if config.distill or config.label_smoothing:
             name = "distill" if config.distill else "label_smoothing"
             raise InputError(f"train.{name}={getattr(config, name)} is for classifiers; leave it out for a detector")
+
+    def check_network(self, network: nn.Module, data: DetectionSplits) -> None:
+        """Checks that a detector has as many classes as the data.
+
+        Raises:
+            InputError: it has another number.
+        """
+        classes = next((module.classes for module in network.modules() if isinstance(module, ImageBatch)), None)
+        if classes is not None and classes != len(data.classes):
+            raise InputError(
+                f"the detector has {classes:,} classes, and the data have {len(data.classes):,}; build it with "
+                f"num_classes={len(data.classes)}"
+            )
 
     def batches(self, data: DetectionSplits, config: Train, *, start: int, rank: int, world: int) -> Iterator[Batch]:
         """Yields training batches; see `detection.data.batches.training_batches`.

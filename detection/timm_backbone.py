@@ -1,13 +1,11 @@
 """Networks of timm as backbones of detectors, written with torch alone so that a detector can be exported."""
 
-from pathlib import Path
-
 import timm
 from torch import nn
 
 from supernet.blocks.plain import Whole
 from supernet.chain import Chain, Layout, largest, step_layout
-from supernet.checked import checked_arguments
+from supernet.checked import File, checked_arguments
 from supernet.errors import InputError
 from supernet.spaces.elastic import ElasticChain, elastic_timm
 from supernet.spaces.pretrained import load_pretrained
@@ -25,7 +23,7 @@ def is_timm(backbone: object) -> bool:
 
 
 @checked_arguments
-def timm_backbone(name: str, weights: str | Path | None = None) -> Chain:
+def timm_backbone(name: str, weights: File | None = None) -> Chain:
     """Returns a network of timm as a chain without choices, for `create_detector` and `create_detector_network`.
 
     It has no classifier, and its maps are those of `timm.create_model(name, features_only=True)`. The layers are this

@@ -3,20 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detection.backbone import named_backbone_steps
 from detection.resnet import from_torchvision
 from supernet.chain import has_numbered_steps
-from supernet.checked import checked_arguments
+from supernet.checked import File, checked_arguments
 from supernet.errors import InputError
+from supernet.spaces.pretrained import read_saved, state_dict_of
 
 
 @checked_arguments
-def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] | str | Path) -> None:
+def load_backbone(detector: nn.Module, source: nn.Module | Mapping[str, Tensor] | File) -> None:
     """Copies the weights of a classification network into the backbone of a detector; the classifier head is ignored.
 
     Args:
@@ -71,24 +69,7 @@ def backbone_weights(
 def _tensors(source: nn.Module | Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
     if isinstance(source, nn.Module | Mapping):
         return from_torchvision(source.state_dict() if isinstance(source, nn.Module) else source)
-    try:
-        saved = torch.load(source, weights_only=True, map_location="cpu") if _pickled(source) else load_file(source)
-    except FileNotFoundError:
-        raise InputError(f"{source} does not exist; has the training of the backbone finished?") from None
-    except SafetensorError as error:
-        raise InputError(f"{source} is truncated or not a safetensors file ({error})") from error
-    except OSError as error:
-        raise InputError(f"{source} cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # torch raises many types for damaged files
-        raise InputError(f"{source} is truncated or holds more than weights ({_first_line(error)})") from error
-    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
-        raise InputError(f"{source} does not hold a state dict; save `model.state_dict()` alone")
-    return from_torchvision(saved)
-
-
-def _pickled(source: str | Path) -> bool:
-    return Path(source).suffix in (".pth", ".pt", ".bin")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; has the training of the backbone finished?")
+    return from_torchvision(state_dict_of(read_saved(path), path))

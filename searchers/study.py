@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from supernet import sqlite
 from supernet.checked import (
+    File,
     arguments_explained,
     checked_arguments,
     is_number,
@@ -179,7 +180,7 @@ class Study(sqlite.Closing):
     """
 
     @checked_arguments
-    def __init__(self, path: str | Path | None, space: SearchSpace, *, read: bool = False) -> None:
+    def __init__(self, path: File | None, space: SearchSpace, *, read: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.space = space
         self.ended = ""

@@ -108,6 +108,8 @@ _NAME = Rule(f"a plain name: no slash, no leading dot, at most {LONGEST_NAME} by
 _TEXT = Rule("some text", bool)
 
 FilePath = Annotated[Path, _PATH]
+File = Annotated[str | Path, Rule("the name of a file; an empty one names nothing", lambda path: path != "")]
+"""A file of a Python call. `Path("")` is the working folder, which nobody means who gives an empty text."""
 Name = Annotated[str, _NAME]
 Text = Annotated[str, _TEXT]
 Device = Annotated[str, Rule("'cpu', 'cuda', 'cuda:N' or another device of torch that computes", _device)]

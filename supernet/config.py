@@ -325,7 +325,7 @@ class DataSummary(Checked):
     """Ids of a detector's classes in the annotations of its training images."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Channels without one of the two, and classes without names that tell them apart."""
+        """Channels without one of the two, and classes without an id, or names that tell them apart."""
         if len(self.std) != len(self.mean):
             yield "std", f"and mean={shown(self.mean)} should have one value each per channel"
         if len(self.mean) != self.in_channels:
@@ -334,6 +334,8 @@ class DataSummary(Checked):
             yield "classes", "should be one or more different names"
         if unprintable := [name for name in self.classes if not one_line(name)]:
             yield "classes", f"should be names without control characters, not {shown(unprintable[0])}"
+        if self.category_ids and len(self.category_ids) != len(self.classes):
+            yield "category_ids", f"and classes={shown(self.classes)} should have one value each per class"
 
     def preprocess(self) -> Preprocess:
         """Returns what a classifier trained on this data set expects of its input."""

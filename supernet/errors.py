@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+SHORTEST = 3
+"""Letters from which on the beginning of a name stands for it: fewer begin many names."""
+
 
 class InputError(ValueError):
     """Raised for wrong input. The message names the value and the remedy; tools print it as one line."""
@@ -25,9 +28,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def nearest(name: object, valid: Iterable[object]) -> str:
-    """Returns "did you mean X?" for a near miss, and the list of valid names otherwise."""
-    names = [str(item) for item in valid]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    """Returns "did you mean X?" for the beginning of a name or a near miss, and the list of valid names otherwise."""
+    text, names = str(name), list(dict.fromkeys(map(str, valid)))
+    begun = [each for each in names if each.startswith(text)] if len(text) >= SHORTEST else []
+    close = difflib.get_close_matches(text, begun or names, n=1, cutoff=0.0 if begun else 0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     if not names:

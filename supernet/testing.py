@@ -65,6 +65,9 @@ def check_space(
             assert table(arch) == count(network, supernet.input_shape), "CostTable differs from a trace of the network"
         except AssertionError as error:
             raise AssertionError(f"{space.name}: {error} (architecture {arch.to_json()})") from error
+        except RuntimeError as error:
+            problem = f"the supernet or its subnet cannot be run: {_reason(error)}"
+            raise AssertionError(f"{space.name}: {problem} (architecture {arch.to_json()})") from error
     check_memory(supernet, sampled, x)
 
 
@@ -138,7 +141,10 @@ def check_states(supernet: Chain, arch: Arch, x: Any) -> None:
     with torch.no_grad():
         for name, (step, sub, layout) in zip(supernet.step_names, supernet.walk(arch), strict=True):
             _check_state(state, layout, x, f"before step {name!r}")
-            state = step(state, sub) if isinstance(step, Searchable) else step(state)
+            try:
+                state = step(state, sub) if isinstance(step, Searchable) else step(state)
+            except RuntimeError as error:  # of torch, for shapes that do not fit together
+                raise AssertionError(f"step {name!r} cannot read the state before it: {_reason(error)}") from error
 
 
 def check_elements(supernet: Chain, arch: Arch, x: Any) -> None:
@@ -275,6 +281,11 @@ def check_memory(supernet: Chain, archs: Sequence[Arch], x: Any) -> None:
         assert _equal(earlier, later), f"{supernet.space.name}: a result depends on what was evaluated before"
     for name, tensor in supernet.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{supernet.space.name}: evaluation changed {name}"
+
+
+def _reason(error: Exception) -> str:
+    """Returns the message of an error on one line."""
+    return " ".join(str(error).split())[:200]
 
 
 def _objective(output: Any) -> Tensor:

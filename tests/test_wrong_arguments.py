@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from detection import create_detector, load_backbone, pyramid_space
+from detection.config import DetectionData, DetectorPreprocess
 from detection.cost import DetectorCosts
 from detection.coverage import best_overlaps
+from detection.data import load as load_boxes
 from detection.data.crops import digit_crops
 from detection.data.digits import compose as compose_digits
 from detection.detector import backbone_of
@@ -46,7 +48,7 @@ from supernet.data import Images, load, training_batches
 from supernet.data.batches import Batches
 from supernet.data.cache import _read
 from supernet.drawing import draw_cell, draw_cells, draw_chain, draw_widths
-from supernet.errors import InputError
+from supernet.errors import InputError, nearest
 from supernet.export import export, load_exported
 from supernet.export.latency import artefact_latencies
 from supernet.ranking.calibrate import calibrated_ranking, fit_ridge
@@ -55,7 +57,7 @@ from supernet.ranking.paired import tied
 from supernet.ranking.probes import fit_correction
 from supernet.ranking.race import race
 from supernet.ranking.report import fidelity
-from supernet.ranking.rivals import evenly_spaced, finalists
+from supernet.ranking.rivals import differing, evenly_spaced, finalists
 from supernet.ranking.statistics import kendall, mean_interval, paired, resamples, spearman, top, welch
 from supernet.ranking.truth import distinct, read_truth
 from supernet.scoring.batch_norm import Recalibrate, recalibrate_bn
@@ -119,8 +121,27 @@ def trained(**arguments: Any) -> Any:
     return train_supernet(network, DIGITS, Train(epochs=1, batch=512), verbose=False, **arguments)
 
 
-def scored(archs: Any) -> Any:
-    supernet = create_supernet("nasbench-macro", num_classes=10, input_size=8, in_channels=1)
+SMALL = load(Data("digits", size=4, calibration=64))
+
+
+def small_strided() -> Any:
+    return create_supernet("shufflenet-small", num_classes=10, input_size=16, in_channels=1)
+
+
+def trained_on_small(*, alone: bool) -> Any:
+    network, config = small_strided(), Train(epochs=1, batch=512)
+    if not alone:
+        return train_supernet(network, SMALL, config, verbose=False)
+    return train_standalone(network.subnet(network.space.sample(Random(0))), SMALL, config, verbose=False)
+
+
+def sound_on_cpu(**arguments: Any) -> Any:
+    sizes = {"num_classes": 10, "input_size": 8, "in_channels": 1, **arguments}
+    return create_network("nasbench-macro", arch=first(), **sizes)
+
+
+def scored(archs: Any, num_classes: int = 10) -> Any:
+    supernet = create_supernet("nasbench-macro", num_classes=num_classes, input_size=8, in_channels=1)
     return SharedWeights(supernet, DIGITS.calibration, DIGITS.validation)(archs)
 
 
@@ -135,8 +156,18 @@ def raced(**arguments: Any) -> Any:
     return race(sound().space, [first()], **{**usual, **arguments})
 
 
+def elastic_network() -> Any:
+    with torch.device("meta"):
+        return create_supernet("elastic", model="lcnet_035")
+
+
 def boxes_of_digits() -> Any:
     return next(Detection().batches(DIGITS, Train(batch=4), start=0, rank=0, world=1))  # type: ignore[arg-type]
+
+
+def detection_trained(classes: int) -> Any:
+    data = load_boxes(DetectionData(size=64, compose=(4, 2, 2), calibration=4))
+    return train_supernet(detector(num_classes=classes), data, Train(epochs=1, batch=2), task=Detection())
 
 
 def pixels_of(**parts: Any) -> Any:
@@ -421,7 +452,34 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "latencies in no folder": (lambda: LatencyTable(sound(), file=Path("none/x")), "there is no folder none"),
     "a text as cache": (lambda: ScoreCache(Path(__file__)), "cannot be read as an evaluation cache"),
     "a generator": (lambda: searched(lambda archs: ({} for _ in archs)), "evaluate returned a generator"),
+    "images smaller than a stride": (lambda: trained_on_small(alone=False), "images have 4 pixels, .* one pixel per 8"),
+    "images smaller than the stride of a subnet": (
+        lambda: trained_on_small(alone=True),
+        "images have 4 pixels, .* one pixel per 8 pixels of an image: .* at least 8",
+    ),
+    "a plan for images smaller than a stride": (
+        lambda: plan_training(small_strided(), SMALL, Train(epochs=1, batch=512)),
+        "images have 4 pixels",
+    ),
+    "a width in quotes": (
+        lambda: macro(widths=(32, "64", 128)),
+        r"widths=\(32, '64', 128\) should be a sequence of numbers, unlike '64'",
+    ),
+    "one width for several": (lambda: macro(widths=5), "widths=5 should be a sequence of numbers, such as"),
+    "widths in one text": (lambda: macro(widths="64"), "widths='64' should be a sequence of numbers"),
+    "a stem in quotes": (lambda: macro(stem="64"), "stem='64' should be a number"),
     # spaces and studies
+    "indices of another space": (
+        lambda: sound().space.to_indices(create_supernet("shufflenet-small").space.sample(Random(0))),
+        "no choice 'stage2.block3.op'; did you mean|'shuffle. is not an option of 'stage1.block0.op' in space",
+    ),
+    "an option of another space": (
+        lambda: TOY.to_indices(Arch({"a": 3})),
+        "3 is not an option of 'a' in space 'toy'; choose from: 1, 2",
+    ),
+    "a study without a name": (lambda: Study("", TOY), "path='' should be the name of a file; an empty one"),
+    "a cache without a name": (lambda: ScoreCache(""), "path='' should be the name of a file; an empty one"),
+    "weights without a name": (lambda: load_pretrained(macro(), ""), "file='' should be the name of a file"),
     "a truth value for a number": (
         lambda: SearchSpace("n", [Choice("n", (1, 2))]).canonical({"n": True}),
         "True is not an option of 'n'",
@@ -494,6 +552,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: next(training_batches(DIGITS.train, Augment(), batch=6, seed=0, rank=2, world=2)),
         "batch=6, rank=2 and world=2 do not fit",
     ),
+    "one class of images": (
+        lambda: load((torch.zeros(20, 1, 8, 8), [0] * 20)),
+        "images are of one class only, '0'; there is nothing to learn",
+    ),
+    "one class of items": (
+        lambda: load([(torch.zeros(1, 8, 8), "cat")] * 20),
+        "images are of one class only, 'cat'; there is nothing to learn",
+    ),
     # training
     "an opening that ends before it begins": (lambda: parse_openings(["kernel=6:4"], 10), "'kernel=6:4' ends before"),
     "an opening twice": (lambda: parse_openings(["a=1", "a=2"], 10), "'a=2' is the second one of 'a'"),
@@ -516,6 +582,18 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "metrics in words": (lambda: check_finite({"accuracy": "x"}, "it"), "metrics=.* should be a valid number"),  # type: ignore[dict-item]
     "a race to half an architecture": (lambda: Race(top=0.5), "top must be at least 1"),  # type: ignore[arg-type]
     "a race to everything": (lambda: Race(part=True), "part and level between 0 and 1"),
+    "fewer outputs than classes": (
+        lambda: scored([first()], num_classes=5),
+        "'nasbench-macro' has 5 outputs, and the validation images have 10 classes; build it with num_classes=10",
+    ),
+    "accuracy of a network for other channels": (
+        lambda: accuracy(sound_on_cpu(in_channels=3), DIGITS.test),
+        "the images have 1 channels, and the network reads 3; build it with in_channels=1",
+    ),
+    "accuracy of a network for fewer classes": (
+        lambda: accuracy(sound_on_cpu(num_classes=5), DIGITS.test),
+        "the network has 5 outputs, and the label 9 needs 10",
+    ),
     # rankings
     "a level of 0": (lambda: tied({first(): np.array([True])}, 0), "level=0 should be a probability"),
     "a level that is NaN": (lambda: tied({first(): np.array([True])}, math.nan), "level=nan should be"),
@@ -555,6 +633,15 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a report without resamples": (lambda: fidelity(None, TRUTH, space=TOY, costs={}, times=-1), "times=-1 should be"),
     "scores that are no mapping": (lambda: fidelity([0.5], TRUTH, space=TOY, costs={}), r"scores=\[0.5\] should be"),  # type: ignore[arg-type]
+    "scores of trainings in words": (
+        lambda: raced(train=lambda jobs: ["x" for _ in jobs]),
+        "train returned 'x' for .*; return a score, None for a failure",
+    ),
+    "no scores of trainings": (lambda: raced(train=lambda jobs: None), "train returned None for 1 jobs"),
+    "networks of two spaces that differ": (
+        lambda: differing(first(), Arch({"x": 1})),
+        "are of two spaces: only one decides 'stage1",
+    ),
     # exports and pictures
     "no time for an export": (lambda: artefact_latencies([Path("x")], seconds=0), "seconds=0 should be greater"),
     "no rows of steps": (lambda: draw_chain(first(), rows=0), "rows=0 should be greater"),
@@ -609,6 +696,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         r"rows of shape \(1, 5\) should be",
     ),
     "no classes of a ResNet": (lambda: resnet_18(num_classes=0), "num_classes=0 should be greater"),
+    "a detector of fewer classes": (
+        lambda: detection_trained(5),
+        "the detector has 5 classes, and the data have 10; build it with num_classes=10",
+    ),
+    "ids of other classes": (
+        lambda: DetectorPreprocess(64, (0.5,), (0.2,), ("a", "b"), category_ids=(1,)),
+        r"category_ids=\(1,\) and classes=\('a', 'b'\) should have one value each per class",
+    ),
     "no pyramid": (lambda: published_nasfpn("nasfpn-r50-7at256", repeats=0), "repeats=0 should be greater"),
     "two sets of crops": (lambda: digit_crops(Data("digits"), (5, 5)), r"counts=\(5, 5\) should be three"),
     "a composed picture in words": (lambda: compose_digits("x", (5, 5), seed=0), "size='x' should be"),  # type: ignore[arg-type]
@@ -687,3 +782,23 @@ def test_a_cache_keeps_numbers_only(tmp_path: Path) -> None:
         assert math.isnan(known.metrics["accuracy"])
         with pytest.raises(InputError, match="context=5 should be"):
             cache.get(5, first().key)  # type: ignore[arg-type]
+
+
+def test_a_damaged_file_of_weights_gives_no_advice_to_run_it(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({"weight": torch.zeros(2), "code": Path}, file)
+    for content in (file.read_bytes(), file.read_bytes()[:-40], b"x" * 100):
+        file.write_bytes(content)
+        for read in (lambda: load_backbone(detector(), file), lambda: load_pretrained(elastic_network(), file)):
+            with pytest.raises(InputError, match=r"weights\.pth is damaged or holds more than weights") as caught:
+                read()
+            assert "weights_only" not in str(caught.value)
+
+
+def test_a_name_is_offered_once_and_by_its_beginning(tmp_path: Path) -> None:
+    assert nearest("z", ["a", "b", "a", "b"]) == "choose from: a, b"
+    assert nearest("acc", ["arch", "accuracy", "accuracy_1"]) == "did you mean 'accuracy'?"
+    file = tmp_path / "truth.csv"
+    file.write_text("arch,accuracy\n00000000,0.5\n")
+    with pytest.raises(InputError, match="no column 'acc'; did you mean 'accuracy'"):
+        read_truth(file, sound().space, column="acc")

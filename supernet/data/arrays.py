@@ -57,7 +57,7 @@ def splits_of(images: Any, labels: Any, config: Data | None = None, classes: Seq
         classes: names in the order of the labels; by default the texts in alphabetical order, or the numbers.
 
     Raises:
-        InputError: images or labels of another form; the message describes them.
+        InputError: images or labels of another form, or of one class only; the message describes them.
     """
     pixels = _pixels(images)
     numbers, names = _labels(labels, len(pixels), classes)
@@ -111,6 +111,8 @@ def _splits(pixels: Tensor, labels: Tensor, classes: tuple[str, ...], config: Da
     if config is None:
         config = Data(SOURCE, size=width if height == width else Data.size)
     config = dataclasses.replace(config, source=SOURCE)
+    if not (labels != labels[0]).any():
+        raise InputError(f"{SOURCE} are of one class only, {classes[int(labels[0])]!r}; there is nothing to learn")
     if (height, width) != (config.size, config.size):
         check_memory(len(pixels), config.size, channels=pixels.shape[1], remedy="lower data.size")
         pixels = torch.cat([_resized(chunk, config.size) for chunk in pixels.split(CHUNK)])

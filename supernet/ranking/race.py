@@ -375,10 +375,17 @@ class _Ledger:
             began = time.monotonic()
             values = self.train(new)
             seconds = (time.monotonic() - began) / len(new)
+            if not hasattr(values, "__len__"):
+                raise InputError(f"train returned {shown(values)} for {len(new)} jobs; return one score for each")
             if len(values) != len(new):
                 raise InputError(f"train returned {len(values)} scores for {len(new)} jobs; use None for a failure")
             for job, value in zip(new, values, strict=True):
                 outcome = value if isinstance(value, Outcome) else Outcome(value, seconds)
+                if not _is_outcome(outcome):
+                    raise InputError(
+                        f"train returned {shown(value)} for {job.arch.key}; return a score, None for a failure, or an "
+                        "Outcome of score and seconds"
+                    )
                 score = None if outcome.score is None or not math.isfinite(outcome.score) else float(outcome.score)
                 self.record[job] = Outcome(score, outcome.seconds)
         for job in jobs:
@@ -405,6 +412,15 @@ class _Ledger:
             if job.share == 1 and outcome.score is not None and job.arch not in self.failed:
                 scores.setdefault(job.arch, {})[job.seed] = outcome.score
         return {arch: tuple(by_seed[seed] for seed in sorted(by_seed)) for arch, by_seed in scores.items()}
+
+
+def _is_outcome(outcome: Outcome) -> bool:
+    """Returns whether an outcome has seconds, and a number, which may be NaN or of another library, or None."""
+    try:
+        math.isfinite(0.0 if outcome.score is None else outcome.score)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # also of a tensor of several numbers
+        return False
+    return not isinstance(outcome.score, bool) and is_number(outcome.seconds, 0)
 
 
 def _check_outcome(ledger: _Ledger) -> None:

@@ -1,5 +1,6 @@
 """Who races: the best of searches, the simple networks that every search has to beat, and random ones."""
 
+import contextlib
 import itertools
 import math
 import sys
@@ -66,9 +67,18 @@ def finalists(
     return (chosen + [arch for arch in ranked if arch not in chosen])[:n]
 
 
+@arguments_explained
 def differing(first: Arch, second: Arch) -> int:
-    """Returns the number of decisions in which two architectures of one space differ (Hamming distance)."""
-    return sum(value != second[name] for name, value in first.items())
+    """Returns the number of decisions in which two architectures of one space differ (Hamming distance).
+
+    Raises:
+        InputError: architectures of two spaces, or something else.
+    """
+    if len(first) == len(second):
+        with contextlib.suppress(KeyError):
+            return sum(value != second[name] for name, value in first.items())
+    other = min(first.keys() ^ second.keys())
+    raise InputError(f"first={first.key} and second={second.key} are of two spaces: only one decides {other!r}")
 
 
 # -- simple networks --------------------------------------------------------------------------------------------------

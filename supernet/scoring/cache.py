@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from supernet import sqlite
-from supernet.checked import arguments_explained, checked_arguments, shown
+from supernet.checked import File, arguments_explained, checked_arguments, shown
 from supernet.errors import InputError
 from supernet.paths import file_operation, lock_file, work_saved
 from supernet.ranking.paired import Bits, tied
@@ -57,7 +57,7 @@ class ScoreCache(sqlite.Closing):
     """
 
     @checked_arguments
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: File) -> None:
         self.path = Path(path)
         sqlite.check_place(self.path, CACHE)
         sqlite.check_start(self.path, CACHE)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from supernet.checked import Count, arguments_explained, checked_arguments
 from supernet.data.batches import ImageSet
-from supernet.errors import RunError
+from supernet.errors import InputError, RunError
 from supernet.ranking.paired import Bits
 
 Metrics = dict[str, float]
@@ -57,7 +57,23 @@ class BatchMetric:
     @torch.no_grad()
     def __call__(self, network: nn.Module, images: Any, batch: int) -> Metrics:
         """Returns the metrics of a network over a whole set, in the network's current mode."""
-        return self.combine([self.of_batch(network(x), y) for x, y in images.batches(batch)])
+        return self.combine([self.of_batch(_outputs(network, x), y) for x, y in images.batches(batch)])
+
+
+def _outputs(network: nn.Module, images: Any) -> Any:
+    """Returns the outputs of a network. Raises `InputError` if its first convolution reads other channels."""
+    try:
+        return network(images)
+    except RuntimeError as error:
+        first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+        if first is None or not isinstance(images, Tensor) or images.ndim != 4:
+            raise
+        if (channels := images.shape[1]) == first.in_channels:
+            raise
+        raise InputError(
+            f"the images have {channels} channels, and the network reads {first.in_channels}; build it with "
+            f"in_channels={channels}"
+        ) from error
 
 
 class ClassificationMetric(BatchMetric):
@@ -70,7 +86,13 @@ class ClassificationMetric(BatchMetric):
 
         The cross-entropy is NaN if a logit is not finite, even where that of the label is.
         """
-        loss = nn.functional.cross_entropy(outputs, labels, reduction="sum")
+        try:
+            loss = nn.functional.cross_entropy(outputs, labels, reduction="sum")
+        except IndexError as error:  # of the CPU only
+            raise InputError(
+                f"the network has {outputs.shape[1]:,} outputs, and the label {int(labels.max())} needs "
+                f"{int(labels.max()) + 1:,}; build it with as many outputs as classes"
+            ) from error
         loss = torch.where(outputs.isfinite().all(), loss, math.nan)  # decided on the device, without waiting for it
         return outputs.argmax(1) == labels, loss
 
@@ -122,6 +144,10 @@ def check_finite(metrics: Mapping[str, float], network: str) -> None:
 
 @checked_arguments
 def accuracy(network: nn.Module, images: ImageSet, batch: Count = 256) -> float:
-    """Returns the share of images that a classifier in eval mode gets right, 0..1; NaN if an output is not finite."""
+    """Returns the share of images that a classifier in eval mode gets right, 0..1; NaN if an output is not finite.
+
+    Raises:
+        InputError: the network reads images of other channels, or has fewer outputs than the images have classes.
+    """
     network.eval()
     return classification(network, images, batch)["accuracy"]

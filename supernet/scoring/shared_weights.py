@@ -4,15 +4,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from numbers import Real
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from supernet.chain import Chain, largest
+from supernet.chain import Chain, Layout, largest
 from supernet.checked import Natural, checked_arguments, is_whole, shown
 from supernet.data.batches import Batches, ImageSet, digest, identity
+from supernet.data.images import Images
 from supernet.errors import InputError
 from supernet.generators import restored_generators
 from supernet.ranking.paired import Bits
@@ -32,7 +34,7 @@ from supernet.scoring.batch_norm import (
 )
 from supernet.scoring.cache import Score, ScoreCache
 from supernet.scoring.memory import BudgetExceeded, version
-from supernet.scoring.metrics import BatchMetric, Metric, Metrics, classification
+from supernet.scoring.metrics import BatchMetric, ClassificationMetric, Metric, Metrics, classification
 from supernet.scoring.prefix import PrefixSharing
 from supernet.scoring.racing import Race, beaten, extrapolated, shuffled
 from supernet.scoring.steps import Watch, to_bf16
@@ -97,9 +99,9 @@ class SharedWeights:
         hits: the architectures whose score came from the cache.
 
     Raises:
-        InputError: a cache with a metric that has no name of its own (see `BatchMetric.name`); `Matched` in a space
-            with decisions that are not ordered; bf16 with a metric that runs the network itself; a race whose metric
-            does not say which images are right.
+        InputError: images of other channels, or labels beyond the outputs of a classifier; a cache with a metric that
+            has no name of its own (see `BatchMetric.name`); `Matched` in a space with decisions that are not ordered;
+            bf16 with a metric that runs the network itself; a race whose metric does not say which images are right.
     """
 
     @checked_arguments
@@ -131,6 +133,8 @@ class SharedWeights:
                     f"the {name} images have {channels} channels and the supernet {supernet.space.name!r} reads "
                     f"{supernet.input_shape[0]}; build it with in_channels={channels}"
                 )
+        if isinstance(metric, ClassificationMetric):
+            _check_outputs(supernet, validation)
         device = next(supernet.parameters()).device
         self._device = str(device)
         self.supernet, self.metric, self.batch, self.cost = supernet, metric, batch, cost
@@ -432,6 +436,22 @@ class SharedWeights:
         if state != self._state:
             self._state, self._weights, self._full = state, "", None
             self._prefixes.forget()
+
+
+def _check_outputs(supernet: Chain, validation: ImageSet) -> None:
+    """Raises `InputError` if a classifier, whose last layout says its outputs, has none for a label."""
+    if not isinstance(validation, Images) or not len(validation):
+        return
+    try:
+        layout = supernet.out_layout(supernet.space.sample(Random(0)))
+    except InputError:  # the last step need not declare anything
+        return
+    classes = int(validation.labels.max()) + 1
+    if isinstance(layout, Layout) and not layout.stride and layout.channels < classes:
+        raise InputError(
+            f"the supernet {supernet.space.name!r} has {layout.channels:,} outputs, and the validation images have "
+            f"{classes:,} classes; build it with num_classes={classes}"
+        )
 
 
 def _name(metric: Metric) -> str:

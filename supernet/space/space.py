@@ -38,7 +38,9 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
     def explained(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(*args, **kwargs)
-        except LookupError:
+        except InputError:
+            raise
+        except (LookupError, ValueError):  # a decision that is missing or unknown, or a value of none of its options
             arguments = [*list(args), *kwargs.values()]
             space = arguments.pop(0)
             for arch in arguments:

@@ -6,11 +6,11 @@ import functools
 import inspect
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supernet import plugins
-from supernet.checked import checked_arguments, is_whole, plain_scalar, shown
+from supernet.checked import checked_arguments, declared, is_number, is_whole, plain_scalar, shown
 from supernet.errors import InputError, nearest
 from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
 from supernet.spaces.genotypes import NETWORKS as NETWORKS
@@ -148,6 +148,8 @@ def build(space: str, phase: Phase, settings: Mapping[str, Any]) -> "Chain":
         signature.bind(**phases, **arguments)
     except TypeError as error:
         raise InputError(f"the builder of the space {space!r} cannot be called: {error}") from error
+    if space in SPACES:
+        _check_numbers(make, arguments)
     with _naming(space), torch.random.fork_rng(devices=[]):
         try:
             with warnings.catch_warnings():  # the error below says it
@@ -186,6 +188,24 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(each)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
+
+
+def _check_numbers(make: "Callable[..., Chain]", arguments: Mapping[str, Any]) -> None:
+    """Raises `InputError` for an argument without numbers where the annotation of the builder has one or several."""
+    for name, parameter in inspect.signature(make).parameters.items():
+        kind = declared(parameter.annotation, make)
+        if name not in arguments or kind not in (int, float, Sequence[int], Sequence[float]):
+            continue
+        value = arguments[name]
+        if kind in (int, float):
+            if not is_number(value):
+                raise InputError(f"{name}={shown(value)} should be a number")
+        elif isinstance(value, str) or not isinstance(value, Iterable):
+            raise InputError(f"{name}={shown(value)} should be a sequence of numbers, such as (1, 2)")
+        elif isinstance(value, list | tuple):
+            wrong = [each for each in value if not is_number(plain_scalar(each))]
+            if wrong:
+                raise InputError(f"{name}={shown(value)} should be a sequence of numbers, unlike {shown(wrong[0])}")
 
 
 def _check_resolution(chain: "Chain", space: str, size: int) -> None:

@@ -14,7 +14,7 @@ from supernet.blocks.elastic import AS_GIVEN
 from supernet.blocks.mbconv import sort_channels
 from supernet.blocks.plain import ConvBNAct
 from supernet.chain import Chain
-from supernet.checked import checked_arguments
+from supernet.checked import File, checked_arguments
 from supernet.errors import InputError
 from supernet.spaces.elastic import IMAGENET, TORCHVISION_PREFIX, ElasticChain, normalisation, torchvision_network
 from supernet.spaces.widths import WidthChain
@@ -39,7 +39,7 @@ PUBLISHED = {"resnet-50-widths": "resnet50", "mobilenetv2-widths": "mobilenet_v2
 
 
 @checked_arguments
-def load_pretrained(supernet: Chain, file: str | Path, *, sort: bool = True) -> None:
+def load_pretrained(supernet: Chain, file: File, *, sort: bool = True) -> None:
     """Loads the weights of a network into the supernet that was made of it.
 
     A classifier for another number of classes is not loaded: the new one begins at zero, so that its first gradients do
@@ -72,7 +72,7 @@ def load_pretrained(supernet: Chain, file: str | Path, *, sort: bool = True) -> 
 
 
 @checked_arguments
-def check_pretrained(supernet: Chain, file: str | Path) -> None:
+def check_pretrained(supernet: Chain, file: File) -> None:
     """Checks that a file holds weights for a supernet, which may lie on the meta device and stays as it is.
 
     Raises:
@@ -187,23 +187,38 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     path = Path(file)
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a file of weights (.safetensors, .pth)")
-    try:
-        pickled = path.suffix in PICKLED
-        saved: Any = torch.load(path, weights_only=True, map_location="cpu") if pickled else load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is truncated or not a safetensors file ({error})") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # torch raises many types for damaged files
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} is truncated or holds more than weights, and code is not run ({reason})") from error
+    saved = read_saved(path)
     for wrapper in WRAPPERS:
         if isinstance(saved, Mapping) and isinstance(saved.get(wrapper), Mapping):
             saved = saved[wrapper]
             break
+    return {name.removeprefix("module."): tensor for name, tensor in state_dict_of(saved, path).items()}
+
+
+def read_saved(path: Path) -> Any:
+    """Returns what a file of safetensors or `torch.save` holds, as tensors and plain containers.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or holds more than that.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu") if path.suffix in PICKLED else load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # torch raises many types for damaged files, and its text advises to run the code
+        raise InputError(
+            f"{path} is damaged or holds more than weights, and code is not run; save `model.state_dict()` alone, or "
+            "download the file again"
+        ) from error
+
+
+def state_dict_of(saved: Any, path: Path) -> dict[str, Tensor]:
+    """Returns what a file holds if that is tensors by name. Raises `InputError` otherwise."""
     if not isinstance(saved, Mapping) or not saved or not all(isinstance(t, Tensor) for t in saved.values()):
         raise InputError(f"{path} does not hold a state dict; save `model.state_dict()` alone")
-    return {str(name).removeprefix("module."): tensor for name, tensor in saved.items()}
+    return {str(name): tensor for name, tensor in saved.items()}
 
 
 def fitting(tensors: Mapping[str, Tensor], model: nn.Module, *, source: str) -> dict[str, Tensor]:

@@ -1,12 +1,15 @@
 """Checks of a training before anything is built."""
 
+import contextlib
+from collections.abc import Iterator
 from random import Random
 
 import torch
 from torch import nn
 
 from supernet.blocks.cells.plain import Output
-from supernet.chain import Chain
+from supernet.blocks.resolution import ElasticResolution, Resize
+from supernet.chain import Chain, Layout, Layouts, plain_layout
 from supernet.checked import checked_arguments
 from supernet.config import Augment, Train
 from supernet.errors import InputError, nearest
@@ -70,18 +73,36 @@ def check_training(
     check_device(world.device(config.device))
 
 
+def check_fit(chain: Chain, data: TrainingData, task: Task) -> None:
+    """Checks that a network fits the data it is to learn from; a task may have a method `check_network` for that.
+
+    Raises:
+        InputError: see `check_network`, and that method of the task.
+    """
+    if isinstance(task, Classification):
+        check_network(chain, data)
+    elif (check := getattr(task, "check_network", None)) is not None:
+        check(chain, data)
+
+
 def check_network(chain: Chain, data: TrainingData) -> None:
     """Checks by two black images that a classifier reads the images of a data set and has as many outputs as classes.
 
     Nothing is drawn, and no statistics change. Data that do not say their number of channels are left to the training.
 
     Raises:
-        InputError: the network cannot read such images, or has another number of outputs.
+        InputError: the network cannot read such images, they are smaller than its largest stride, or it has another
+            number of outputs.
     """
     channels, size = getattr(data, "in_channels", None), getattr(data, "size", None)
     tensor = next(chain.parameters(), None)
     if not isinstance(channels, int) or not isinstance(size, int) or tensor is None:
         return
+    if size < (stride := _largest_stride(chain)):
+        raise InputError(
+            f"the images have {size} pixels, and the last feature maps of the network one pixel per {stride:g} pixels "
+            f"of an image: they would see padding alone; give images of at least {stride:g} pixels"
+        )
     modes = [(module, module.training) for module in chain.modules()]
     images = torch.zeros(2, channels, size, size, device=tensor.device, dtype=tensor.dtype)
     try:
@@ -102,3 +123,24 @@ def check_network(chain: Chain, data: TrainingData) -> None:
             f"the network has {logits.shape[1]:,} outputs, and the data have {len(data.classes):,} classes; build it "
             f"with num_classes={len(data.classes)}"
         )
+
+
+def _largest_stride(chain: Chain) -> float:
+    """Returns the most image pixels per pixel of a feature map, as far as layouts say; 0 if images are resized."""
+    if any(isinstance(module, Resize | ElasticResolution) for module in chain.modules()):
+        return 0
+    most = 0.0
+    with contextlib.suppress(InputError):  # a part that declares nothing, and all after it
+        for step, _, before in chain.walk(chain.space.sample(Random(0))):
+            for layout in _layouts(step, before):
+                most = max(most, layout.stride if isinstance(layout, Layout) else 0)
+    return most
+
+
+def _layouts(module: nn.Module, layout: Layouts) -> Iterator[Layouts]:
+    """Yields the layouts before an ordinary module and before the parts in it."""
+    yield layout
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            yield from _layouts(part, layout)
+            layout = plain_layout(part, layout)

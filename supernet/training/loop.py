@@ -24,7 +24,7 @@ from supernet.paths import check_file
 from supernet.progress import progress
 from supernet.seeding import derive_seed
 from supernet.space import Arch, SearchSpace
-from supernet.training.check import check_network, check_training
+from supernet.training.check import check_fit, check_training
 from supernet.training.convolutions import ConvolutionGradients
 from supernet.training.distributed import World, current, reduce_gradients, revert_sync_bn
 from supernet.training.events import EventWriter
@@ -100,8 +100,9 @@ def train_supernet(
         training mode), `lr`, and `penalty` if there is one.
 
     Raises:
-        InputError: see `check_training`; patience without anything to watch; a checkpoint that is damaged or belongs to
-            another network; or options that cannot start as copies of those of the lead.
+        InputError: see `check_training` and `supernet.training.check.check_fit`; patience without anything to watch; a
+            checkpoint that is damaged or belongs to another network; or options that cannot start as copies of those of
+            the lead.
         RunError: the loss is not finite or has spiked; the message names the step, its architecture and the last
             checkpoint.
     """
@@ -119,8 +120,7 @@ def train_supernet(
         raise InputError(f"until={until} should be an epoch of the training, from 1 to {config.epochs}")
     if log is not None and log.exists() and not log.is_dir():
         raise InputError(f"log={str(log)!r} is not a folder; give another one for TensorBoard's events")
-    if isinstance(task, Classification):
-        check_network(supernet, data)
+    check_fit(supernet, data, task)
     with restored_generators(world.device(config.device)):
         training = prepare(
             supernet,

@@ -14,7 +14,7 @@ from supernet.chain.copying import copy_module
 from supernet.checked import checked_arguments
 from supernet.config import Augment, Train
 from supernet.generators import restored_generators
-from supernet.training.check import check_training
+from supernet.training.check import check_fit, check_training
 from supernet.training.distributed import current
 from supernet.training.loop import book_losses, train_step
 from supernet.training.optim import compiled
@@ -49,11 +49,12 @@ def plan_training(
         and the weights, counting both versions while one replaces the other.
 
     Raises:
-        InputError: see `check_training`.
+        InputError: see `check_training` and `supernet.training.check.check_fit`.
     """
     task = task or Classification(augment or Augment())
     sampler = sampler or uniform(supernet.space, config.seed)
     check_training(config, data, task=task)
+    check_fit(supernet, data, task)
     world = current()
     with restored_generators(world.device(config.device)):
         state = prepare(copy_module(supernet), data, config, task=task, sampler=sampler, world=world)

@@ -81,7 +81,7 @@ def test_files_without_weights_of_the_backbone_are_refused(tmp_path: Path) -> No
     save_file(torchvisions("resnet_18").state_dict(), tmp_path / "other.safetensors")
     for name, text in (
         ("none.pth", "does not exist"),
-        ("cut.pth", "cut.pth is truncated"),
+        ("cut.pth", "cut.pth is damaged"),
         ("nested.pth", "does not hold a state dict"),
         ("other.safetensors", r"another backbone: tensor 'layer1\.1\.bn1"),
     ):

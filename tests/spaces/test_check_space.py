@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from helpers.toy_spaces import TOY_SPACES, LooseCell, LooseConv, SlicedBlock
 from supernet import create_supernet
 from supernet.blocks.choice import ChoiceBlock
-from supernet.blocks.plain import ConvBNAct
+from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.chain import Chain, Hidden, Layout, Layouts, Part
 from supernet.errors import InputError
 from supernet.space import Arch, Value
@@ -344,6 +344,13 @@ def test_the_message_names_space_and_architecture() -> None:
         AssertionError, match=r'^toy-chain: .* \(architecture \{"a\.op": "\w+", "b\.op": "\w+", "c\.op": "\w+"\}\)$'
     ):
         check_space(replaced("chain", "a", OtherWeights), archs=2)
+
+
+def test_a_step_that_cannot_read_every_option_is_named() -> None:
+    widths = ChoiceBlock({"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(3, 16, 1)})
+    chain = Chain("toy-chain", [("a", widths), ("head", ClassifierHead(8, 10, hidden=4))])
+    with pytest.raises(AssertionError, match=r"^toy-chain: step 'head' cannot read .* \(architecture .*\"b\"\}\)$"):
+        check_space(chain)
 
 
 def test_a_result_that_depends_on_earlier_ones_is_found() -> None:
