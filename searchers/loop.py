@@ -450,13 +450,27 @@ def _restored(searcher: Searcher, study: Study) -> int:
     return snapshot[0]
 
 
+class ResumeError(InputError):
+    """Raised when a study cannot go on exactly as it was. The remedy is that of a Python call.
+
+    Attributes:
+        problem: the message without the remedy, for commands, which have another one.
+        setting: the name and the recorded value of the setting that differs; None if all agree.
+    """
+
+    def __init__(self, problem: str, remedy: str, *, setting: tuple[str, object] | None = None) -> None:
+        super().__init__(f'{problem}; {remedy}, use another study file, or give resume="warm"')
+        self.problem, self.setting = problem, setting
+
+
 def _check_settings(study: Study, recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     for name in {**recorded, **settings}:  # the class comes first, since another class has other parameters
         old, new = recorded.get(name, "absent"), settings.get(name, "absent")
         if old != new:
-            raise InputError(
-                f"study {study} was searched with {_shown(name, old)}, and now with {_shown(name, new)}; keep the "
-                'setting, use another study file, or give resume="warm"'
+            raise ResumeError(
+                f"study {study} was searched with {_shown(name, old)}, and now with {_shown(name, new)}",
+                "keep the setting",
+                setting=(name, old),
             )
 
 
@@ -476,9 +490,9 @@ def _replay(searcher: Searcher, study: Study, start: int) -> None:
         if proposed != recorded:
             at = next(i for i, (new, old) in enumerate(zip_longest(proposed, recorded)) if new != old)
             new, old = (archs[at].key if at < len(archs) else "nothing" for archs in (proposed, recorded))
-            raise InputError(
+            raise ResumeError(
                 f"replaying trial {batch[0].number + at} of study {study}, {type(searcher).__name__} proposes "
-                f"{new} where the record has {old}: the searcher is not fresh, or its code has changed; pass a fresh "
-                'one, use another study file, or give resume="warm"'
+                f"{new} where the record has {old}: the searcher is not fresh, or its code has changed",
+                "pass a fresh one",
             )
         searcher.tell(batch)

@@ -141,6 +141,10 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
         )
     if 0 < args.labels < FEWEST:
         raise InputError(f"--labels {args.labels} are too few to calibrate a ranking; give 0, or at least {FEWEST}")
+    if args.n and args.labels > args.n:
+        raise InputError(
+            f"--labels {args.labels} are more than the --n {args.n} networks; raise --n, or give fewer labels"
+        )
     if args.probes > 0:
         probe_archs(opened, args.probes, args.seed)  # too few or too many are refused before anything is scored
     if args.n == 1:
@@ -152,6 +156,8 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
     known = sum(truth.values[arch] is not None for arch in archs)
     if known < 2 and args.truth != "retrain":
         raise InputError(f"{known} of {len(archs)} networks have a truth in {args.truth}; a ranking needs two")
+    if args.labels > len(archs):
+        raise InputError(f"--labels {args.labels} are more than the {len(archs)} networks in {args.truth}; give fewer")
     scores, others = shared_rankings(args, opened, archs, truth)
     checkpoints = {
         str(path): ranking(opened, shared_scores(opened, archs, bn_batches=args.bn_batches, weights=path), args.score)

@@ -68,7 +68,7 @@ def run() -> None:
     from supernet_tools.pipeline.classifier import ClassifierKind
     from supernet_tools.pipeline.folder import claim_run
     from supernet_tools.pipeline.runs import open_run
-    from supernet_tools.pipeline.search import search_folder, write_values
+    from supernet_tools.pipeline.search import remedied, search_folder, write_values
 
     folder = search_folder(args.run, args.name)
     opened = open_run(args.run, moved=args.data)
@@ -82,7 +82,11 @@ def run() -> None:
     check_training(config, data, task=opened.kind.task)
     searcher = create(args, opened, config, folder)
     evaluate = SharedWeights(searcher.supernet, data.calibration, data.validation, cost=opened.cost)
-    with claim_run(folder, "morphnet", config), Study(folder / "study.db", searcher.space) as study:
+    with (
+        remedied("give another --name"),
+        claim_run(folder, "morphnet", config),
+        Study(folder / "study.db", searcher.space) as study,
+    ):
         best = search(searcher, searcher.scored(evaluate), study, trials=args.rounds * len(searcher.scan))
         show(searcher, study.trials(), best, folder)
         write_values(opened, args.name, study, best)

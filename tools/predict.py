@@ -91,6 +91,8 @@ class Predict(Flags):
 
 def run() -> None:
     args = parse(Predict, __doc__)
+    if not args.model.is_dir():
+        raise InputError(f"there is no folder {str(args.model)!r}; give that of a run or of an export")
     images = image_files((*args.paths, *args.images))
 
     if args.out.is_symlink() and args.out == Path("predictions"):  # which nobody need have typed

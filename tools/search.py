@@ -156,6 +156,7 @@ def search(args: Search) -> None:
             bf16=bf16,
             race=Race(args.race_top) if args.race_top else None,
             settle=args.bn_settle,
+            otherwise="give another --name, or --resume warm",
         )
     if not world.main:
         return

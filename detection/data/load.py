@@ -146,6 +146,11 @@ def _annotated(
     config: DetectionData, source: str, folder: str, split: str, like: Annotations | None
 ) -> tuple[Annotations, Path]:
     """Returns the annotations of a split in any layout, and the folder of its images."""
+    if not source:
+        raise InputError(
+            "there is no data set '': data.source is 'digits', or annotations: a file in COCO's layout (.json), a "
+            "data.yaml in YOLO's, a folder or a list (.txt) in Pascal VOC's, or a .csv file"
+        )
     file, root = Path(source), Path(folder)
     if layout_of(source) == "coco":
         return read_annotations(file, root, min_side=config.min_side, like=like), root

@@ -6,6 +6,7 @@ Whatever the files of a run hold, a report is written about the rest.
 import json
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 from functools import partial
@@ -304,3 +305,72 @@ def test_a_result_of_another_training_is_not_taken(tiny_run: Path, call: Call) -
     run = open_run(tiny_run)
     with pytest.raises(InputError, match=r"result\.json is damaged: validation_accuracy='x' should be a valid number"):
         _Trainer(run, run.config.retrain, shared=False)._outcome(Job(Arch(complete["arch"]), 0, 1.0))
+
+
+def test_a_detector_without_annotations_names_the_source(call: Call, tmp_path: Path) -> None:
+    command = ("train_supernet", "detnas-bccd", "--out", tmp_path / "new")
+    one_line(call(*command), "there is no data set ''", "data.source is 'digits', or annotations")
+    assert not (tmp_path / "new").exists()
+
+
+def test_more_labels_than_networks_are_refused_before_any_work(tiny_run: Path, call: Call, tmp_path: Path) -> None:
+    one_line(call("fidelity", tiny_run, "--truth", "retrain", "--labels", 20, "--n", 10), "--labels 20", "--n 10")
+    assert not (tiny_run / "retrain").exists()
+    truth = tmp_path / "truth.csv"
+    rows = [f"{digits},0.{number + 1}" for number, digits in enumerate(("000", "111", "222", "012"))]
+    truth.write_text("\n".join(["arch,accuracy", *rows]))
+    one_line(call("fidelity", tiny_run, "--truth", truth, "--labels", 20), "--labels 20", "the 4 networks in")
+
+
+def test_a_search_of_other_settings_is_remedied_by_flags(tiny_run: Path, call: Call) -> None:
+    command = ("search", tiny_run, "--searcher", "random", "--trials", 2, "--bn-batches", 1)
+    assert call(*command)[0] == 0
+    remedy = "give another --name, or --resume warm"
+    code, _, err = call(*command, "--seed", 5)
+    assert code == 2
+    assert err.splitlines()[-1].endswith(f"with seed=0, and now with seed=5; repeat --seed 0, or {remedy}")
+    code, _, err = call(*command, "--max-macs", "1M")
+    assert code == 2
+    assert err.splitlines()[-1].endswith(f"1,000,000; keep the setting, or {remedy}")
+
+
+def test_a_file_without_an_architecture_is_named(tiny_run: Path, call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "listed.json"
+    for text, fragment in (("[1,2]", "is a JSON object"), ('{"x": 1}', "has no choice 'x'")):
+        file.write_text(text)
+        one_line(call("retrain", tiny_run, "--arch", file), "listed.json", fragment)
+    one_line(call("retrain", tiny_run, "--arch", '{"x": 1}'), "error: space 'shufflenet-small' has no choice 'x'")
+
+
+def test_a_folder_that_is_not_there_predicts_nothing(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file"):
+        command = ("predict", tmp_path / name, tmp_path / "file", "--run-code")
+        one_line(call(*command), f"there is no folder '{tmp_path / name}'")
+
+
+def test_a_place_on_no_front_is_named(tiny_run: Path, call: Call) -> None:
+    for place in ("front:x", "front:", "front:-1"):
+        for command in ("evaluate", "retrain", "export"):
+            one_line(
+                call(command, tiny_run, "--search", "nsga2", "--arch", place), f"'{place}' is no place on the front"
+            )
+
+
+def test_a_retraining_that_is_missing_is_named_with_its_command(tiny_run: Path, call: Call) -> None:
+    result = call("export", tiny_run, "--arch", ARCHS[0], "--seed", 7)
+    one_line(
+        result, "no retraining of the network", f"with seed 7 has finished in {tiny_run}; run python tools/retrain.py"
+    )
+    assert call("retrain", *shlex.split(result[2].partition("tools/retrain.py ")[2]))[0] == 0
+    one_line(
+        call("predict", tiny_run, "--arch", ARCHS[0], "--seed", 8), f"--arch {Arch.from_json(ARCHS[0]).key} --seed 8"
+    )
+
+
+def test_one_of_the_damaged_images_of_a_folder_is_named(call: Call, tmp_path: Path) -> None:
+    photos = make_folder(tmp_path / "photos")
+    images = [path for path in sorted(photos.rglob("*")) if path.is_file()]
+    for path in images:
+        path.write_bytes(b"torn")
+    one_line(call("fit", photos, "--out", tmp_path / "run"), f"the {len(images)} images looked at", str(images[0]))

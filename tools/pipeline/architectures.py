@@ -13,7 +13,7 @@ from supernet.files import read_json
 from supernet.seeding import generator
 from supernet.space import Arch, SearchSpace
 from supernet.strict_json import parse_json, read_text
-from supernet_tools.pipeline.command_line import FRONT
+from supernet_tools.pipeline.command_line import FRONT, START
 
 if TYPE_CHECKING:
     from supernet.cost import Feasible
@@ -36,7 +36,19 @@ def read_arch(text: str) -> Arch:
     except (OSError, ValueError) as error:
         raise InputError(f"the architecture {shown(text)} cannot be read ({error})") from error
     exported = isinstance(document, dict) and isinstance(document.get("values"), dict)
-    return Arch.from_json(json.dumps(document["values"]) if exported else written)
+    with _naming(text):
+        return Arch.from_json(json.dumps(document["values"]) if exported else written)
+
+
+@contextlib.contextmanager
+def _naming(text: str) -> Iterator[None]:
+    """Names the file in an `InputError` about an architecture that was read from one."""
+    try:
+        yield
+    except InputError as error:
+        if text.lstrip().startswith("{"):
+            raise
+        raise InputError(f"the architecture in {shown(text)} cannot be used: {error}") from error
 
 
 def arch_of(text: str, space: SearchSpace) -> Arch:
@@ -45,7 +57,9 @@ def arch_of(text: str, space: SearchSpace) -> Arch:
     Raises:
         InputError: see `read_arch`, or it is not in the space.
     """
-    return space.normal_form(space.canonical(read_arch(text)))
+    arch = read_arch(text)
+    with _naming(text):
+        return space.normal_form(space.canonical(arch))
 
 
 def named_arch(run: "Run", text: str | None, search: str) -> Arch:
@@ -74,6 +88,8 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
                 f"not {text}"
             )
         return run.space.normal_form(front[number - 1].arch)
+    if text.startswith(START) and not Path(text).exists():
+        raise InputError(f"{shown(text)} is no place on the front of a search; give front:1, front:2 or so")
     if text in ("largest", "smallest") and not Path(text).exists():
         from supernet.training.sampling import sandwich
 
@@ -88,7 +104,7 @@ def named_arch(run: "Run", text: str | None, search: str) -> Arch:
 
 def _of_key(run: "Run", key: str) -> Arch:
     """The network of a run whose key begins with some digits: of its searches, races and retrainings."""
-    matches = {arch.key: arch for arch in _known(run) if arch.key.startswith(key)}
+    matches = {arch.key: arch for arch in known_archs(run) if arch.key.startswith(key)}
     if not matches:
         raise InputError(
             f"no search, race or retraining of {run.folder} has a network with the key {key!r}; give its architecture "
@@ -101,7 +117,7 @@ def _of_key(run: "Run", key: str) -> Arch:
     return next(iter(matches.values()))
 
 
-def _known(run: "Run") -> Iterator[Arch]:
+def known_archs(run: "Run") -> Iterator[Arch]:
     """Yields the networks that the files of a run name, in normal form; files that cannot be read are passed over."""
     from searchers import Study
 

@@ -33,7 +33,8 @@ T = TypeVar("T")
 Action = Literal["train", "plan", "find-lr"]
 """What a recipe is read for."""
 
-FRONT = re.compile(r"front:([0-9]{1,9})")
+START = "front:"
+FRONT = re.compile(rf"{START}([0-9]{{1,9}})")
 """How `--arch` names a network of the front of a search, by its number."""
 
 COMMANDS = {
@@ -171,7 +172,7 @@ class Flags(Checked):
 
 def search_unused(arch: str | None) -> Iterator[tuple[str, str]]:
     """Yields the field `search` of a command whose `arch` names a network by itself, as `Checked.unused` does."""
-    if arch is not None and not FRONT.fullmatch(arch):
+    if arch is not None and not arch.startswith(START):
         yield "search", "beside --arch, which names the network (only front:N is one of a search)"
 
 

@@ -9,6 +9,7 @@ import torch
 
 from supernet.config import Data
 from supernet.data import load
+from supernet.data.decode import problem
 from supernet.data.folder import Files, folder, layout
 from supernet.errors import InputError
 from supernet.paths import check_regular
@@ -69,16 +70,20 @@ def _sides(files: Files) -> tuple[int, int, int]:
     """Smallest, median and largest shorter side of a sample; the headers of the files are enough."""
     from PIL import Image
 
-    sides = []
+    sides, problems = [], []
     for index in range(0, len(files), max(1, len(files) // SAMPLED)):
         try:
             check_regular(files.name(index))
             with Image.open(files.name(index)) as image:
                 sides.append(min(image.size))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # unreadable files are named when images are decoded
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            problems.append(problem(files, index, error))  # the others are named when images are decoded
     if not sides:
-        raise InputError(f"none of the images looked at in {files.root} can be read; repair them")
+        name, reason = problems[0]
+        raise InputError(
+            f"none of the {len(problems)} images looked at in {files.root} can be read, such as {name} ({reason}); "
+            "repair them"
+        )
     return min(sides), int(statistics.median(sides)), max(sides)
 
 

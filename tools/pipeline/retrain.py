@@ -22,6 +22,8 @@ from supernet.train import check_training, train_standalone
 from supernet.training.checkpoint import load_state, load_weights, save_weights
 from supernet.training.distributed import current
 from supernet.training.state import steps_per_epoch
+from supernet_tools.pipeline.architectures import known_archs
+from supernet_tools.pipeline.command_line import command
 from supernet_tools.pipeline.folder import claim_run
 from supernet_tools.pipeline.run import NETWORK, Run, torch_generator
 from supernet_tools.pipeline.validation import BEST, ValidationCurve, best_epoch
@@ -202,8 +204,23 @@ def trained_network(run: Run, arch: Arch, seed: int, *, inherit: bool = False, s
     """
     if inherit:
         return run.shared_weights().subnet(arch)
+    file = retrain_folder(run, arch, seed, shared) / NETWORK
+    if not file.exists():
+        known = any(other.key == arch.key for other in known_archs(run))
+        which = (
+            "--arch",
+            arch.key if known else arch.to_json(),
+            "--seed",
+            seed,
+            "--init",
+            "shared" if shared else "scratch",
+        )
+        raise InputError(
+            f"no retraining of the network {arch.key} with seed {seed} has finished in {run.folder}; run "
+            f"{command('retrain', run.folder, *which)}"
+        )
     network = fresh_network(run, arch, seed)
-    load_weights(retrain_folder(run, arch, seed, shared) / NETWORK, network)
+    load_weights(file, network)
     return network.eval()
 
 

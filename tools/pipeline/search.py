@@ -5,12 +5,13 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from searchers import Study, Trial, search
 from searchers.catalog import PUBLISHED, budget_settings, searcher_class, searcher_maker, searcher_settings
+from searchers.loop import ResumeError
 from searchers.pareto import hypervolume, pareto_front
 from searchers.study import score
 from supernet.chain import Chain
@@ -42,6 +43,8 @@ VALUES_FORMAT = 1
 """The format of best.json and front.json."""
 DECIDED = ("space", "seed", "feasible", "initial")
 """Arguments of a searcher that settings cannot set: the run and flags decide them."""
+FLAGS = ("seed", "batch")
+"""Settings of a study that are flags of the same name."""
 SCALED = 4
 """One in so many trials is of a scaled network, for searchers that begin with given networks."""
 
@@ -166,6 +169,7 @@ def search_stage(
     race: Race | None = None,
     settle: float = 0.0,
     verbose: bool = True,
+    otherwise: str = "give another --out",
 ) -> dict[str, Any]:
     """Searches a trained supernet; the study in `search/NAME/` goes on where it ended.
 
@@ -183,6 +187,7 @@ def search_stage(
         race: stop candidates that are unlikely to be among the best of a request.
         settle: end the calibration of a batch norm early (see `Recalibrate.settle`).
         verbose: show progress.
+        otherwise: the remedy of a command for a study of other settings than those that it searches with.
 
     Returns:
         its summary; in a process group all ranks score and only rank 0 searches, and the others return an empty one.
@@ -191,22 +196,23 @@ def search_stage(
     new = not (folder / "study.db").exists()
     study = _claimed_study(run, folder)
     try:
-        return _searched(
-            run,
-            searcher,
-            name,
-            study,
-            trials=trials,
-            evaluations=evaluations,
-            batch=batch,
-            bn_batches=bn_batches,
-            resume=resume,
-            adjust=adjust,
-            bf16=bf16,
-            race=race,
-            settle=settle,
-            verbose=verbose,
-        )
+        with remedied(otherwise):
+            return _searched(
+                run,
+                searcher,
+                name,
+                study,
+                trials=trials,
+                evaluations=evaluations,
+                batch=batch,
+                bn_batches=bn_batches,
+                resume=resume,
+                adjust=adjust,
+                bf16=bf16,
+                race=race,
+                settle=settle,
+                verbose=verbose,
+            )
     except BaseException:
         if study is not None and new and not len(study):  # nothing was recorded, so the name stays free
             study.close()
@@ -215,6 +221,21 @@ def search_stage(
     finally:
         if study is not None:
             study.close()
+
+
+@contextlib.contextmanager
+def remedied(otherwise: str) -> Iterator[None]:
+    """Says how a command, and not a Python call, deals with a study that cannot go on as it was.
+
+    Args:
+        otherwise: what to do unless the setting is kept, with the flags of the command.
+    """
+    try:
+        yield
+    except ResumeError as error:
+        name, value = error.setting or ("", None)
+        kept = f"repeat --{name} {value}, or " if name in FLAGS else "keep the setting, or " if name else ""
+        raise InputError(f"{error.problem}; {kept}{otherwise}") from error
 
 
 def _remove_study(folder: Path) -> None:
