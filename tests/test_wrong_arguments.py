@@ -39,6 +39,7 @@ from searchers.study import best_of
 from searchers.testing import check_searcher
 from supernet import Arch, Chain, Choice, SearchSpace, compose, create_network, create_supernet, list_spaces
 from supernet.blocks.choice import ChoiceBlock
+from supernet.blocks.plain import ClassifierHead
 from supernet.blocks.resolution import ElasticResolution
 from supernet.chain.start import initialize_alike, initialize_copying
 from supernet.config import Augment, Data, Train
@@ -802,3 +803,12 @@ def test_a_name_is_offered_once_and_by_its_beginning(tmp_path: Path) -> None:
     file.write_text("arch,accuracy\n00000000,0.5\n")
     with pytest.raises(InputError, match="no column 'acc'; did you mean 'accuracy'"):
         read_truth(file, sound().space, column="acc")
+
+
+def test_a_layout_that_no_step_reads_need_not_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def untold(self: ClassifierHead, layout: object) -> object:
+        raise NotImplementedError
+
+    monkeypatch.setattr(ClassifierHead, "out_layout", untold, raising=False)
+    assert scored([first()])[0]["loss"] > 0
+    assert len(trained(until=1)) == 1

@@ -130,7 +130,7 @@ def _largest_stride(chain: Chain) -> float:
     if any(isinstance(module, Resize | ElasticResolution) for module in chain.modules()):
         return 0
     most = 0.0
-    with contextlib.suppress(InputError):  # a part that declares nothing, and all after it
+    with contextlib.suppress(Exception):  # parts that declare nothing, or something else by these names, end the search
         for step, _, before in chain.walk(chain.space.sample(Random(0))):
             for layout in _layouts(step, before):
                 most = max(most, layout.stride if isinstance(layout, Layout) else 0)
