@@ -215,6 +215,7 @@ def detnas_digits_pretrain() -> SupernetRun:
         retrain=replace(SMALL_STEPS, epochs=6, batch=8),
         lead="shuffle3",
         lead_epochs=3.0,
+        shared_augment=0.0,
     )
 
 
