@@ -93,6 +93,19 @@ def test_pretrained_weights_choose_the_elastic_space() -> None:
     assert not any("expansions" in text for text in with_front["space_settings"])
 
 
+def test_few_passes_leave_images_as_they_are_while_weights_are_shared() -> None:
+    shares = {}
+    for epochs in (5, 20, 21, 60):
+        config = recipe(
+            "photos", PHOTOS, derive(PHOTOS, Budget(), {"epochs": epochs}), pretrained="", seed=0, device="cpu"
+        )
+        shares[epochs] = config.shared_augment
+        assert config.data.augment.scale == 0.5  # which the final networks learn from
+    assert shares == {5: 0.0, 20: 0.0, 21: 1.0, 60: 1.0}
+    settings = derive(PHOTOS, Budget(pretrained="lite0.pth", model="tf_efficientnet_lite0"), {"epochs": 5})
+    assert recipe("photos", PHOTOS, settings, pretrained="lite0.pth", seed=0, device="cpu").shared_augment == 1.0
+
+
 def test_the_networks_of_a_front_are_spread_over_their_costs() -> None:
     costs = (1e6, 1.1e6, 1.2e6, 4e6, 15e6, 16e6)
     assert [costs[place] for place in evenly_spaced(costs, 3)] == [1e6, 4e6, 16e6]

@@ -41,6 +41,8 @@ TRAINED_PIXELS_PER_MINUTE = 1.3e6
 LARGEST, MOST_LARGEST = 0.4, 2 / 3
 """Share of a training from trained weights in which only the full network is trained, and the largest such share."""
 IDLE = 1e-6  # seconds
+FEW_PASSES = 20
+"""Epochs up to which images only need flips while weights are shared: such weights do not overfit (docs/recipes.md)."""
 CALIBRATION = 320
 """Images that recalibrate batch norm after a start with trained weights; the norms are matched to the full network."""
 
@@ -278,6 +280,7 @@ def recipe(
     size, batch = settings["size"], settings["batch"]
     photographs = facts.channels > 1
     augment = Augment(scale=0.5, flip=True) if photographs and size >= 32 else Augment(shift=max(1, size // 16))
+    few_passes = not pretrained and settings["epochs"] <= FEW_PASSES
     training = {"batch": batch, "seed": seed, "device": device, "label_smoothing": 0.1 if photographs else 0.0}
 
     def train(epochs: int, **options: Any) -> Train:
@@ -303,6 +306,7 @@ def recipe(
         space=settings["space"],
         space_settings=tuple(settings["space_settings"]),
         pretrained=pretrained,
+        shared_augment=0.0 if few_passes else 1.0,
         data=Data(
             source,
             size=size,

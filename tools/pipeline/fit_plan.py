@@ -33,7 +33,7 @@ from supernet_tools.pipeline.trust import from_file
 from supernet_tools.pipeline.units import cost_in_units
 from supernet_tools.pipeline.unpack import is_archive, removed_if_refused, unpacked
 
-FORMAT = 4
+FORMAT = 5
 """The format of fit.json. 2 added a front, 3 and 4 name the request and the source otherwise."""
 COSTS = ("macs", "params", "latency_ms")
 """The costs that can be limited."""
