@@ -148,7 +148,7 @@ def _residual(epochs: int, batch: int) -> Train:
 def morphnet_cifar10() -> SupernetRun:
     """Widths of ResNet-20 on CIFAR-10, for MorphNet; retrained for the 64,000 steps of He et al. (2016, §4.2)."""
     recipe = _cifar10("resnet-20-widths", _residual(60, 128), _residual(182, 128))
-    return replace(recipe, sampler="sandwich")
+    return replace(recipe, sampler="sandwich", train=replace(recipe.train, distill=True))
 
 
 def morphnet_imagenet() -> SupernetRun:
