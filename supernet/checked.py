@@ -345,10 +345,12 @@ def _expectation(item: Mapping[str, Any]) -> str:
     """Returns what a value should be, from one error of pydantic."""
     if item["type"] == "sequence_str":  # pydantic says what it does not allow
         return "a sequence of values, not one text"
+    if item["type"] == "is_instance_of" and item["ctx"]["class"] == "Sequence":
+        return "a sequence of values, such as (1, 2)"
     message: str = item["msg"].removeprefix("Input should be ")
     where = [step for step in item["loc"] if isinstance(step, int)]
     if where and not isinstance(item["input"], Mapping | list | tuple):
-        return f"{message}, unlike {shown(item['input'])} in place {where[-1]}"
+        return f"{message}, and item {where[-1]} is {shown(item['input'])}"
     return message
 
 

@@ -192,7 +192,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         r"shape \(1, 5, 8, 8\) does not fit 'nasbench-macro'; it takes \(N, C, H, W\) with C=3",
     ),
     "an image without batch": (lambda: sound()(torch.zeros(8, 8, device="meta"), first()), r"shape \(8, 8\) does not"),
-    "an index among others": (lambda: sound().space.from_indices([0, 0.5, *[0] * 6]), "integer, unlike 0.5 in place 1"),
+    "an index among others": (lambda: sound().space.from_indices([0, 0.5, *[0] * 6]), "integer, and item 1 is 0.5"),
     "a supernet to count": (lambda: count(sound(), (3, 16, 16)), "'nasbench-macro' is a supernet; .* CostTable"),
     "the first choice depends": (
         lambda: SearchSpace("s", [Choice("a", (1, 2), when=("b", (1,)))]),
@@ -464,11 +464,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a width in quotes": (
         lambda: macro(widths=(32, "64", 128)),
-        r"widths=\(32, '64', 128\) should be a sequence of numbers, unlike '64'",
+        r"widths=\(32, '64', 128\) should be a valid integer, and item 1 is '64'",
     ),
-    "one width for several": (lambda: macro(widths=5), "widths=5 should be a sequence of numbers, such as"),
-    "widths in one text": (lambda: macro(widths="64"), "widths='64' should be a sequence of numbers"),
-    "a stem in quotes": (lambda: macro(stem="64"), "stem='64' should be a number"),
+    "one width for several": (lambda: macro(widths=5), "widths=5 should be a sequence of values, such as"),
+    "widths in one text": (lambda: macro(widths="64"), "widths='64' should be a sequence of values"),
+    "a stem in quotes": (lambda: macro(stem="64"), "stem='64' should be a valid integer"),
     # spaces and studies
     "indices of another space": (
         lambda: sound().space.to_indices(create_supernet("shufflenet-small").space.sample(Random(0))),

@@ -6,11 +6,11 @@ import functools
 import inspect
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supernet import plugins
-from supernet.checked import checked_arguments, declared, is_number, is_whole, plain_scalar, shown
+from supernet.checked import checked_arguments, declared, is_whole, plain_scalar, problem_of, shown
 from supernet.errors import InputError, nearest
 from supernet.spaces.genotypes import GENOTYPES as GENOTYPES
 from supernet.spaces.genotypes import NETWORKS as NETWORKS
@@ -191,21 +191,15 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _check_numbers(make: "Callable[..., Chain]", arguments: Mapping[str, Any]) -> None:
-    """Raises `InputError` for an argument without numbers where the annotation of the builder has one or several."""
+    """Raises `InputError` for an argument that is not of the numbers that the annotation of the builder has."""
     for name, parameter in inspect.signature(make).parameters.items():
         kind = declared(parameter.annotation, make)
         if name not in arguments or kind not in (int, float, Sequence[int], Sequence[float]):
             continue
         value = arguments[name]
-        if kind in (int, float):
-            if not is_number(value):
-                raise InputError(f"{name}={shown(value)} should be a number")
-        elif isinstance(value, str) or not isinstance(value, Iterable):
-            raise InputError(f"{name}={shown(value)} should be a sequence of numbers, such as (1, 2)")
-        elif isinstance(value, list | tuple):
-            wrong = [each for each in value if not is_number(plain_scalar(each))]
-            if wrong:
-                raise InputError(f"{name}={shown(value)} should be a sequence of numbers, unlike {shown(wrong[0])}")
+        plain = [plain_scalar(each) for each in value] if isinstance(value, list | tuple) else plain_scalar(value)
+        if (problem := problem_of(kind, plain)) is not None:
+            raise InputError(f"{name}={shown(value)} {problem}")
 
 
 def _check_resolution(chain: "Chain", space: str, size: int) -> None:
