@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from helpers.scripts import run_script
 from helpers.tiny import TINY, TINY_SPACE
@@ -37,3 +39,15 @@ def tiny_trained(few_probes: None, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_run(tiny_trained: Path, tmp_path: Path) -> Path:
     """A copy that the test may change."""
     return shutil.copytree(tiny_trained, tmp_path / "tiny")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of image files: noise in ten classes."""
+    draws = torch.Generator().manual_seed(0)
+    for number in range(240):
+        folder = tmp_path / "images" / f"class{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (8, 8, 3), generator=draws, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return tmp_path / "images"

@@ -3,22 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
 from helpers.scripts import Call, one_line
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """A folder of image files: noise in ten classes."""
-    draws = torch.Generator().manual_seed(0)
-    for number in range(240):
-        folder = tmp_path / "images" / f"class{number % 10}"
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(256, (8, 8, 3), generator=draws, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
-    return tmp_path / "images"
 
 
 def test_an_unknown_variant_is_named(call: Call, tmp_path: Path) -> None:

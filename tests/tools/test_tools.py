@@ -341,12 +341,15 @@ def test_the_benchmarks_run(call: Call) -> None:
 
 
 @pytest.mark.slow
-def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
+def test_the_scoring_benchmarks_run(run_folder: Path, tmp_path: Path, call: Call) -> None:
     sizes = ("--images", 40, "--calibration", 1)
     code, out, err = call("benchmarks.scoring", "prefix", run_folder, "--trials", 30, "--generation", 10, *sizes)
     assert code == 0, err
     assert out.count("crossover") == 2
-    code, out, err = call("benchmarks.scoring", "bn", run_folder, "--networks", 5, "--images", 40)
+    one_line(call("benchmarks.scoring", "bn", run_folder), "'shufflenet-small'", "'nasbench-macro'")
+    macro = tmp_path / "macro"
+    assert run_script("train_supernet", "macro-digits", *TINY, "--out", macro) == 0
+    code, out, err = call("benchmarks.scoring", "bn", macro, "--networks", 5, "--images", 40)
     assert code == 0, err
     assert "Inherit()" in out
     assert "Recalibrate(batches=50" in out
@@ -358,7 +361,11 @@ def test_the_scoring_benchmarks_run(run_folder: Path, call: Call) -> None:
         "benchmarks.scoring", "latency", "--spaces", "shufflenet-small", "--networks", 3, "--seconds", 1e-3
     )
     assert code == 0, err
-    assert "│ 3 │" in out
+    assert out.count("│ 3 │") == 2  # the sum of steps, and corrected
+    flags = ("--trials", 12, "--batch", 4, "--rounds", 1)
+    code, out, err = call("benchmarks.scoring", "workers", run_folder, *flags)
+    assert code == 0, err
+    assert "2 processes" in out
 
 
 QUICK = ("--epochs", 1, "--retrain-epochs", 1, "--trials", 4, "--trainings", 4)

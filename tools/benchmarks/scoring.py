@@ -5,20 +5,28 @@
     python tools/benchmarks/scoring.py rate             networks per minute of a space, no trained supernet needed
     python tools/benchmarks/scoring.py dtype            the same in float32 and bfloat16
     python tools/benchmarks/scoring.py latency          latency tables against timing whole networks
+    python tools/benchmarks/scoring.py workers runs/x   a search in several processes against one
 
 Each ends with a table: time ratios with 95 % intervals, rank correlations, rates or errors.
 """
 
 import copy
+import os
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
+from annotated_types import Ge
 
 from supernet.checked import Count, FilePath, Pixels, Positive, Seed, Threads
+from supernet.errors import InputError
 from supernet_tools.benchmarks.curves import format_mean
 from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.tables import print_table
@@ -169,6 +177,10 @@ def bn(run: tyro.conf.Positional[FilePath], networks: Count = 100, images: Count
 
     torch.set_num_threads(threads)
     opened, published = open_run(run), table()
+    if opened.space.name != "nasbench-macro":
+        raise InputError(
+            f"{run} is a run of {opened.space.name!r}; give one of 'nasbench-macro', whose table this reads"
+        )
     forms = list(dict.fromkeys(opened.supernet.space.normal_form(arch) for arch in published))
     archs = random.Random(0).sample(forms, networks)
     part = opened.data.validation.subset(torch.arange(min(images, len(opened.data.validation))))
@@ -340,7 +352,9 @@ def latency(
     seconds: Positive = 0.1,
     threads: Threads = 1,
 ) -> None:
-    """Error of a latency table, a sum over measured steps, against timing whole networks at the space's input size.
+    """Error of a latency table against timing whole networks at the space's input size.
+
+    First of the plain sum over measured steps, then of the same table corrected by other networks, timed as a whole.
 
     Args:
         spaces: Names of spaces.
@@ -357,9 +371,69 @@ def latency(
     torch.set_num_threads(threads)
     rows = []
     for space in spaces:
-        error = LatencyTable(create_supernet(space), batch=batch, seconds=seconds).error(networks)
-        rows.append((space, *(f"{error[name]:.3f}" for name in ("mean", "worst", "bias", "tau")), networks))
-    print_table(f"latency of {batch} images", ("space", "mean error", "worst", "table / timing", "τ", "n"), rows)
+        table = LatencyTable(create_supernet(space), batch=batch, seconds=seconds)
+        for name in ("sum of steps", "corrected"):
+            if name == "corrected":
+                table.correct(seed=1)  # error() draws with another seed
+            error = table.error(networks)
+            rows.append((space, name, *(f"{error[key]:.3f}" for key in ("mean", "worst", "bias", "tau")), networks))
+    print_table(
+        f"latency of {batch} images", ("space", "table", "mean error", "worst", "table / timing", "τ", "n"), rows
+    )
+
+
+def workers(
+    run: tyro.conf.Positional[FilePath],
+    processes: Annotated[int, Ge(2)] = 2,
+    trials: Count = 96,
+    batch: Count = 16,
+    rounds: Count = 3,
+) -> None:
+    """Networks per minute of a random search by one process and by several, each with one thread; both in turn.
+
+    The time of a search of one batch is subtracted, so that starting the processes and reading the run do not count.
+    The last row is the ratio of the rates. Raises `AssertionError` if the searches differ.
+
+    Args:
+        run: Folder of a trained supernet; searches run in copies of it, without its cache of scores.
+        processes: Processes of the other side.
+        trials: Networks of a search.
+        batch: Networks that are scored together.
+        rounds: Rounds, in each of which both sides run.
+    """
+    if trials <= batch:
+        raise InputError(f"--trials {trials} should be above --batch {batch}, whose time is subtracted")
+    rates: dict[int, list[float]] = {1: [], processes: []}
+    for seed in range(rounds):
+        found = set()
+        for count, values in rates.items():
+            short, _ = _search_seconds(run, count, batch, batch, seed)
+            seconds, best = _search_seconds(run, count, trials, batch, seed)
+            found.add(best)
+            values.append(60 * (trials - batch) / (seconds - short))
+        assert len(found) == 1, f"the searches of one and of {processes} processes differ"
+    ratios = [several / one for one, several in zip(rates[1], rates[processes], strict=True)]
+    rows = [
+        (f"{count} processes", f"{statistics.median(r):.0f}", f"{min(r):.0f} to {max(r):.0f}")
+        for count, r in rates.items()
+    ]
+    rows.append(("ratio", f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"))
+    print_table(f"random search, batches of {batch}, n = {rounds}", ("side", "networks/min, median", "range"), rows)
+
+
+def _search_seconds(run: Path, processes: int, trials: int, batch: int, seed: int) -> tuple[float, str]:
+    """Returns the seconds of a search in a copy of a run, and its document."""
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / "run"
+        shutil.copytree(run, copied, ignore=shutil.ignore_patterns("scores.db*", "search", "retrain", "select"))
+        script = Path(__file__).parents[1] / "search.py"
+        flags = {"searcher": "random", "trials": trials, "batch": batch, "workers": processes, "seed": seed}
+        command = [sys.executable, str(script), str(copied)]
+        for name, value in flags.items():
+            command += [f"--{name}", str(value)]
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return time.perf_counter() - began, (copied / "search" / "random" / "best.json").read_text()
 
 
 def run() -> None:
@@ -370,6 +444,7 @@ def run() -> None:
         "rate": rate,
         "dtype": dtype,
         "latency": latency,
+        "workers": workers,
     }
     run_one_of(commands, __doc__)
 
