@@ -33,6 +33,7 @@ An `Outcome` instead says how long the training took; otherwise the time of the 
 """
 
 CONFIRMATION = 0.3  # of the budget, for further seeds of the leaders
+CLOSE = 0.5  # standard errors of a difference within which the cheaper network is taken: odds of about two to one
 ROUNDS = 4  # in which networks of the search enter, each by a score that the trainings before it have corrected
 EXACT = 1e-12  # relative difference below which scores are equal
 LEAST_VARIANCE = 1e-3  # of a prediction, as a share of a training's: no prediction replaces a training entirely
@@ -89,8 +90,8 @@ class Result:
     """The outcome of a race.
 
     Attributes:
-        winner: the best simple network, unless estimates of others, of those trained most often, lead it by at least a
-            standard error of the difference; then the cheapest of these that is within such an error of the highest.
+        winner: the best simple network, unless estimates of others, of those trained most often, lead it by at least
+            `CLOSE` standard errors of the difference; then the cheapest of these that is this close to the highest.
             Its trainings are never worse than those of the best simple network.
         runners: all networks that were trained, the winner first, then by estimate.
         margins: over the best network of each other arm.
@@ -604,9 +605,9 @@ class _Standing:
         return self.entries.arms[arch] == "simple"
 
     def _band(self, first: Arch, second: Arch) -> float:
-        """Returns the standard error of the difference of two estimates; 0 without noise."""
+        """Returns the difference of two estimates within which the two count as equal; 0 without noise."""
         errors = [float(self.errors[self.archs.index(arch)]) for arch in (first, second)]
-        return math.hypot(*errors) if math.isfinite(self.noise) and first != second else 0.0
+        return CLOSE * math.hypot(*errors) if math.isfinite(self.noise) and first != second else 0.0
 
     def difference(self, first: Arch, second: Arch) -> Interval:
         """Returns the difference of two networks' trainings with its simultaneous interval."""

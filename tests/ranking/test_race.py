@@ -247,6 +247,32 @@ def test_ties_go_to_the_cheapest() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("cheap", "dear", "winner"),
+    [
+        (0.65, 0.65, "simple"),  # less than half a standard error of a difference, 0.71, ahead of the simple network
+        (0.75, 0.80, "cheap"),  # both are further ahead, and too close to each other
+        (0.75, 1.50, "dear"),
+        (-0.1, 0.75, "dear"),
+    ],
+)
+def test_what_is_within_half_a_standard_error_counts_as_equal(cheap: float, dear: float, winner: str) -> None:
+    by_cost = sorted(ARCHS, key=MACS.__getitem__)
+    archs = {"cheap": by_cost[10], "simple": by_cost[5], "dear": by_cost[40]}
+    scores = {archs["cheap"]: cheap, archs["simple"]: 0.0, archs["dear"]: dear}
+    result = race(
+        SPACE,
+        [archs["cheap"], archs["dear"]],
+        lambda jobs: [scores[job.arch] for job in jobs],
+        simple={"one": archs["simple"]},
+        cost=MACS.__getitem__,
+        noise=1.0,
+        seeds=1,
+        trainings=4,
+    )
+    assert result.winner.arch == archs[winner]
+
+
 def test_paired_seeds_leave_the_effect_of_the_seed_out() -> None:
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((4, 3)) + np.array([0, 50, -20])
