@@ -225,7 +225,9 @@ def true_ranking(args: Fidelity, opened: "Run") -> "tuple[list[Arch], Truth, dic
         truth = read_truth(Path(args.truth), opened.space, column=args.column)
     archs, extremes = sampled(args, truth), opened.cost.extremes("macs")
     costs = {arch: opened.cost(arch) for arch in archs}
-    return archs, truth, {"costs": costs, "largest": extremes[1] if extremes else None}
+    # Where the largest is not known, the bands are those of the whole truth, whatever networks of it are drawn.
+    largest = extremes[1] if extremes else max((opened.cost(arch)["macs"] for arch in truth.values), default=None)
+    return archs, truth, {"costs": costs, "largest": largest}
 
 
 def sampled(args: Fidelity, truth: "Truth") -> "list[Arch]":

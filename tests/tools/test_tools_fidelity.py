@@ -10,11 +10,15 @@ from helpers.scripts import Call, one_line, run_script
 from helpers.tiny import TINY
 from searchers import Study
 from supernet import Arch
+from supernet.config import Data
 from supernet.errors import RunError
 from supernet_tools.benchmarks import race
-from supernet_tools.pipeline.runs import open_run
+from supernet_tools.fidelity import Fidelity, true_ranking
+from supernet_tools.pipeline.config import SupernetRun
+from supernet_tools.pipeline.runs import kind_of, open_run
 from supernet_tools.pipeline.search import searched_top
 from supernet_tools.pipeline.tables import print_table
+from supernet_tools.pipeline.train import prepare
 
 FEW = ("--bn-batches", 1)
 
@@ -61,6 +65,20 @@ def test_a_supernet_is_compared_with_retrainings_that_are_kept(tiny_run: Path, c
     before = [path.stat().st_mtime_ns for path in results]
     assert call("fidelity", tiny_run, *flags)[0] == 0
     assert [path.stat().st_mtime_ns for path in results] == before
+
+
+def test_bands_of_cells_do_not_depend_on_the_networks_that_are_drawn(tmp_path: Path) -> None:
+    """The largest network of such a space is not known, so that of the file stands for it."""
+    config = SupernetRun(space="nasbench201", space_settings=("channels=4", "cells=1"), data=Data("digits", size=8))
+    run = prepare(kind_of(config)).run(tmp_path)
+    indices = [(3, 3, 3, 3, 3, 3), (1, 0, 0, 1, 0, 0), (2, 0, 0, 1, 0, 0), (4, 0, 0, 1, 0, 2)]
+    text = "arch,accuracy\n" + "".join(f"{''.join(map(str, row))},0.{place}\n" for place, row in enumerate(indices, 1))
+    (tmp_path / "cells.csv").write_text(text)
+    truth, macs = tmp_path / "cells.csv", run.cost(run.space.from_indices(indices[0]))["macs"]
+    for seed in range(4):
+        archs, _, settings = true_ranking(Fidelity(truth=str(truth), n=1, seed=seed), run)
+        assert len(archs) == 1
+        assert settings["largest"] == macs
 
 
 def test_truth_from_a_file_and_weights_of_another_run(trained: Path, call: Call, tmp_path: Path) -> None:
