@@ -102,6 +102,14 @@ def of_text(name: str, text: str) -> "Picture":
     return decided(name, read_arch(text))
 
 
+def _exists(text: str) -> bool:
+    """Whether a text is the path of a file; one that is too long for a name is an architecture that cannot be read."""
+    try:
+        return Path(text).exists()
+    except OSError:
+        return True
+
+
 def of_run(folder: Path, text: str | None, search: str | None) -> "Picture":
     """An architecture of a run: one that is given, or the best of a search."""
     from supernet.errors import InputError
@@ -112,7 +120,7 @@ def of_run(folder: Path, text: str | None, search: str | None) -> "Picture":
     if text is None and search is None:
         raise InputError(f"{str(folder)!r} is the folder of a run; give --search NAME, or --arch")
     name, settings = recipe_of(folder)
-    if search is None and text is not None and not text.startswith("front:") and (Path(text).exists() or "{" in text):
+    if search is None and text is not None and not text.startswith("front:") and ("{" in text or _exists(text)):
         return decided(name, read_arch(text), settings)  # no search is opened for it
     arch = named_arch(open_run(folder, trained=False), text, search or "aging-evolution")
     return decided(name, arch, settings)

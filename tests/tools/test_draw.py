@@ -19,6 +19,7 @@ from supernet.drawing import COLOURS, Box, Label, Line, Picture, draw_cell, draw
 from supernet.errors import InputError
 from supernet.spaces import GENOTYPES, NETWORKS, builder
 from supernet.spaces.published_cells import CELLS, cell
+from supernet_tools.pipeline.runs import open_run
 
 
 def source_of(picture: Picture, box: Box) -> str:
@@ -150,6 +151,16 @@ def test_an_architecture_is_drawn(call: Call, tmp_path: Path) -> None:
     (tmp_path / "arch.json").write_text(json.dumps(exported))
     assert call("draw", "pnasnet-small", "--arch", tmp_path / "arch.json", "--out", tmp_path / "b.svg")[0] == 0
     assert (tmp_path / "b.svg").read_text() == (tmp_path / "a.svg").read_text()
+
+
+def test_an_architecture_may_be_longer_than_a_file_name(call: Call, tiny_run: Path, tmp_path: Path) -> None:
+    arch = open_run(tiny_run).space.sample(random.Random(0))
+    text = json.dumps(dict(arch), indent=200)
+    assert len(text) > 255
+    code, _, err = call("draw", tiny_run, "--arch", text, "--out", tmp_path / "long.svg")
+    assert code == 0, err
+    assert arch.key in (tmp_path / "long.svg").read_text()
+    one_line(call("draw", tiny_run, "--arch", "x" * 300), "the architecture 'xxx", "cannot be read")
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_a_pyramid_is_searched_on_a_fixed_backbone(call: Call, tmp_path: Path) -
     beside = ("--score", "map", "--searchers", "random", "reinforce", "--evaluations", 4, "--points", 4, "--batch", 4)
     code, shown, err = call("benchmarks.search", "supernet", out, *beside, "--seeds", 2, "--bn-batches", 1)
     assert code == 0, err
-    assert shown.count("│ reinforce │") == 2
+    assert shown.count("│ reinforce │") == 3  # of each table, and its difference to random search
     assert "above that of random search with the same seed" in " ".join(shown.split())
 
 
@@ -310,7 +310,8 @@ def test_images_left_on_disk_are_scored_from_there(call: Call, tmp_path: Path, m
         code, _, err = call(
             "train_supernet",
             "detnas-bccd",
-            *SMALL[1:],
+            *SMALL[1:3],
+            *SMALL[7:],  # without --data.compose, which is for digits
             "--data.longest",
             64,
             "--data.workers",
@@ -445,7 +446,7 @@ def test_a_signal_to_all_processes_ends_after_a_step(pretrained: Path, call: Cal
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGTERM)
         _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in err
     assert torch.load(out / "state.pt", weights_only=True)["step"] > 0
 
