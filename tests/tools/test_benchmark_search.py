@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import statistics
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -207,24 +208,24 @@ def test_pymoo_evaluates_as_many_networks_of_the_table(bench: Any, macro: Any) -
 @pytest.mark.slow
 @pytest.mark.parametrize(("peer", "populations"), [("pymoo", (20, 100)), ("optuna", (20, 50, 100))])
 def test_nsga2_covers_no_less_than_its_peers(bench: Any, macro: Any, peer: str, populations: tuple[int, ...]) -> None:
-    """Share of the true hypervolume after 300 networks, means over 30 seeds at the same population."""
+    """Share of the true hypervolume after 300 networks, 30 seeds at the same population: never behind beyond chance."""
     pytest.importorskip(peer)
     from searchers import NSGA2, hypervolume
 
     reference, true = bench.reference_of(macro)
     theirs_of = {"pymoo": bench.pymoo_points, "optuna": bench.optuna_points}[peer]
     for population in populations:
-        ours, theirs = (
-            sum(hypervolume(points(seed), reference) / true for seed in range(30)) / 30
-            for points in (
-                lambda s, n=population: bench.evaluated_points(
-                    macro, NSGA2(macro.space, seed=s, population_size=n), 300
-                ),
-                lambda s, n=population: theirs_of(macro, s, n, 300),
+        differences = []
+        for seed in range(30):
+            searcher = NSGA2(macro.space, seed=seed, population_size=population)
+            ours, theirs = (
+                hypervolume(points, reference) / true
+                for points in (bench.evaluated_points(macro, searcher, 300), theirs_of(macro, seed, population, 300))
             )
-        )
-        print(f"{peer}, N={population}: {ours:.4f} against {theirs:.4f}")
-        assert ours >= theirs
+            differences.append(ours - theirs)
+        mean, error = statistics.fmean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+        print(f"{peer}, N={population}: {mean:+.4f} ± {1.96 * error:.4f}")
+        assert mean > -1.96 * error
 
 
 # -- the script --------------------------------------------------------------------------------------------------------

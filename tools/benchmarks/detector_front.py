@@ -6,7 +6,7 @@ The run trained a supernet of detectors once, and a search scored its architectu
 scored on the test split with inherited weights, and then trained alone by the recipe of the run, from the weights that
 the supernet began with. The trainings together have --share times the compute of the supernet's training (the
 multiply-accumulates of its forward passes, and twice as many for its backward passes), each an equal part; epochs are
-rounded up, in favour of the trainings. An interrupted comparison goes on.
+rounded up, in favour of the trainings. They are kept in RUN/alone, and an interrupted comparison goes on.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import tyro
 
 from supernet.checked import FilePath, Name, Positive, Seed
 from supernet.errors import InputError
+from supernet.paths import inside
 from supernet_tools.benchmarks.rivals import BACKWARD, training_compute
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.tables import mean_and_deviation, print_table
@@ -64,7 +65,8 @@ def run() -> None:
     for point in reversed(points):
         epochs = math.ceil(budget / ((1 + BACKWARD) * opened.cost(point.arch)["macs"] * len(opened.data.train)))
         train = dataclasses.replace(opened.config.retrain, seed=args.seed, epochs=epochs, **changes)
-        alone = retrain_stage(opened, point.arch, train)["test_map"]
+        name = f"{point.arch.key}-seed{args.seed}-{epochs}-epochs-{train.lr:g}"  # beside retrainings by the recipe
+        alone = retrain_stage(opened, point.arch, train, folder=inside(opened.folder, "alone", name))["test_map"]
         inherited = test_map(opened, trained_network(opened, point.arch, args.seed, inherit=True))
         differences.append(inherited - alone)
         macs = f"{opened.cost(point.arch)['macs']:,.0f}"

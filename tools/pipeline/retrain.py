@@ -32,7 +32,9 @@ STATE = "state.pt"
 _RESTORE = "restore it, or remove its folder and train again"
 
 
-def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, verbose: bool = True) -> dict[str, Any]:
+def retrain_stage(
+    run: Run, arch: Arch, train: Train, *, shared: bool = False, folder: Path | None = None, verbose: bool = True
+) -> dict[str, Any]:
     """Trains one architecture as a standalone network and scores it; a finished one with its weights is only read.
 
     Args:
@@ -40,12 +42,13 @@ def retrain_stage(run: Run, arch: Arch, train: Train, *, shared: bool = False, v
         arch: the architecture of the run's space.
         train: how to train.
         shared: start from the shared weights instead of fresh ones.
+        folder: where its files go instead of `retrain_folder`.
         verbose: show progress.
 
     Returns:
         the document of `result.json`: metrics by split, costs, seconds.
     """
-    folder, kind = retrain_folder(run, arch, train.seed, shared), run.kind
+    folder, kind = folder or retrain_folder(run, arch, train.seed, shared), run.kind
     world, result = current(), folder / "result.json"
     done = bool(world.from_main(b"done" if result.exists() and (folder / NETWORK).exists() else b""))
     if not done:
