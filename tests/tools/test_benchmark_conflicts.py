@@ -1,5 +1,7 @@
 """The benchmark of splitting, paired and gradient-led trainings."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,11 +63,21 @@ def test_wrong_ways_are_named(call: Call) -> None:
 
 
 @pytest.mark.slow
-def test_all_ways_are_compared(call: Call, images: Path) -> None:
-    flags = ("--source", images, "--size", 8, "--epochs", 4, "--batch", 16, "--n", 12, "--images", 16, "--seeds", 0, 1)
-    code, out, err = call("benchmarks.conflicts", *flags)
+def test_all_ways_are_compared_and_none_is_trained_twice(call: Call, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ("--source", images, "--size", 8, "--epochs", 4, "--batch", 16, "--images", 16, "--seeds", 0, 1)
+    code, said, err = call("benchmarks.conflicts", *flags, "--n", 12, "--out", out)
     assert code == 0, err
-    assert out.count("split: ") == 2
+    assert said.count("split: ") == 2
     for way, control in conflicts.CONTROLS.items():
-        assert f"{way}, seed 1: τ" in out
-        assert control in out
+        assert f"{way}, seed 1: τ" in said
+        assert control in said
+    before = json.loads((out / "split-1.json").read_text())
+    (out / "split-1.json").unlink()  # as if it had been interrupted there
+    code, again, err = call("benchmarks.conflicts", *flags, "--n", 12, "--out", out)
+    assert code == 0, err
+    assert again.count("split: ") == 1
+    assert json.loads((out / "split-1.json").read_text())["tau"] == before["tau"]
+    code, _, err = call("benchmarks.conflicts", *flags, "--n", 13, "--out", out)
+    assert code == 2
+    assert re.search(r"^error: .*once-0\.json has the result of other settings.* --out$", err, re.MULTILINE)

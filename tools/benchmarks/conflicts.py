@@ -15,6 +15,7 @@ Trains the supernet of a recipe in several ways, each with equally many passes o
   that have them (Lu et al., 2023, for paths, without their part for the data).
 
 The last table has the mean τ of each with its 95 % interval, and the differences to its control with the same seed.
+Results are kept in --out, and an interrupted comparison goes on with the trainings that are missing.
 """
 
 import copy
@@ -23,6 +24,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -31,12 +33,13 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from supernet.checked import Checked, Count, FilePath, Pixels, Seed, Threads
-from supernet.config import Augment
 from supernet.errors import InputError, nearest
+from supernet.paths import inside
 from supernet.seeding import generator
 from supernet.training.monitor import Monitor
 from supernet.training.task import Classification, LossMetrics, PathLoss
 from supernet_tools.benchmarks.curves import format_mean
+from supernet_tools.benchmarks.ranking import check_table, drawn, reduced
 from supernet_tools.pipeline.command_line import main, parse
 from supernet_tools.pipeline.config import SupernetRun
 from supernet_tools.pipeline.tables import print_table
@@ -263,7 +266,7 @@ def tau_of(trained: Trained, parts: "Prepared", truth: "Truth", args: "Conflicts
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.shared_weights import SharedWeights
 
-    archs = generator(0, "fidelity").sample(list(truth.values), args.n)
+    archs = drawn(truth, args.n)
     part = parts.data.validation.subset(torch.arange(min(args.images, len(parts.data.validation))))
     losses: dict[Arch, float] = {}
     for supernet in trained.supernets:
@@ -271,6 +274,46 @@ def tau_of(trained: Trained, parts: "Prepared", truth: "Truth", args: "Conflicts
         own = [arch for arch in archs if trained.supernet(arch) is supernet]
         losses |= {arch: scores["loss"] for arch, scores in zip(own, evaluate(own), strict=True)}
     return float(kendalltau([-losses[arch] for arch in archs], [truth.values[arch] for arch in archs]).statistic)
+
+
+def finished(way: str, seed: int, args: "Conflicts") -> dict[str, Any]:
+    """Returns τ and the minutes of processor time of a training, which is only made if its result is not there yet.
+
+    Raises:
+        InputError: the result in the folder has other settings.
+    """
+    from supernet.files import read_json, write_json
+    from supernet.ranking.truth import read_truth
+    from supernet_tools.fidelity import shipped
+    from supernet_tools.pipeline.runs import kind_of
+    from supernet_tools.pipeline.train import prepare
+
+    config = reduced(
+        args.recipe,
+        source=args.source,
+        size=args.size,
+        space_settings=args.space_settings,
+        epochs=args.epochs,
+        batch=args.batch,
+        seed=seed,
+    )
+    parts = prepare(kind_of(kind_of(config).resolved()))
+    table = shipped()[0] if args.truth is None else read_truth(args.truth, parts.supernet.space)
+    names = ("recipe", "space_settings", "size", "epochs", "batch", "n", "images", "bn_batches", "threads")
+    settings = {name: str(getattr(args, name)) for name in names} | {"data": parts.data.digest}
+    file = inside(args.out, f"{way}-{seed}.json")
+    if file.exists():
+        known: dict[str, Any] = read_json(file)
+        if known.get("settings") != settings:
+            raise InputError(f"{file} has the result of other settings or images; give another --out")
+        return known
+    began = time.process_time()
+    trained = train_in(way, config)
+    minutes = (time.process_time() - began) / 60
+    document = {"settings": settings, "minutes": minutes, "tau": tau_of(trained, parts, table, args)}
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(file, document)
+    return document
 
 
 @dataclass(frozen=True)
@@ -288,7 +331,7 @@ class Conflicts(Checked):
     batch: Count = 64
     """Images per step."""
     n: Annotated[int, Ge(2)] = 150
-    """Random distinct networks of the table that are ranked."""
+    """Random distinct networks of the table that are ranked, or all if it has fewer."""
     images: Count = 1000
     """Held-out images that score a network."""
     bn_batches: Count = 4
@@ -303,43 +346,26 @@ class Conflicts(Checked):
     """Further settings of the space, such as channels=8 cells=2; the networks of the table are larger."""
     threads: Threads = 1
     """Threads of torch."""
+    out: FilePath = Path("runs/conflicts")
+    """Folder of the results."""
 
 
 def run() -> None:
     """Trains in all ways and compares them."""
-    from supernet.ranking.truth import read_truth
-    from supernet_tools.fidelity import shipped
-    from supernet_tools.pipeline.recipes import RECIPES
-    from supernet_tools.pipeline.runs import kind_of
-    from supernet_tools.pipeline.train import prepare
-
     args = parse(Conflicts, __doc__)
-    if args.recipe != "macro-cifar10" and args.truth is None:
-        raise InputError(f"no table of {args.recipe!r} is shipped; give --truth FILE.csv")
+    check_table(args.recipe, args.truth)
     if unknown := [way for way in args.ways if way not in CONTROLS]:
         raise InputError(f"there is no way {unknown[0]!r}; {nearest(unknown[0], CONTROLS)}")
     if len(args.seeds) < 2:
         raise InputError("an interval needs at least two --seeds")
     torch.set_num_threads(args.threads)
-    base = RECIPES[args.recipe]()
-    assert isinstance(base, SupernetRun)
-    data = dataclasses.replace(base.data, source=args.source, size=args.size, augment=Augment(flip=True))
-    base = dataclasses.replace(base, data=data, space_settings=(*base.space_settings, *args.space_settings))
     rows, taus = [], dict[str, list[float]]()
     for way in args.ways:
         for seed in args.seeds:
-            train = dataclasses.replace(base.train, epochs=args.epochs, batch=args.batch, seed=seed)
-            retrain = dataclasses.replace(base.retrain, batch=args.batch)
-            config = dataclasses.replace(base, train=train, retrain=retrain)
-            began = time.process_time()
-            trained = train_in(way, config)
-            minutes = (time.process_time() - began) / 60
-            parts = prepare(kind_of(kind_of(config).resolved()))
-            table = shipped()[0] if args.truth is None else read_truth(args.truth, parts.supernet.space)
-            tau = tau_of(trained, parts, table, args)
-            taus.setdefault(way, []).append(tau)
-            rows.append((way, seed, f"{minutes:.1f}", f"{tau:.3f}"))
-            print(f"{way}, seed {seed}: τ {tau:.3f} after {minutes:.1f} minutes of processor time", flush=True)
+            result = finished(way, seed, args)
+            taus.setdefault(way, []).append(result["tau"])
+            rows.append((way, seed, f"{result['minutes']:.1f}", f"{result['tau']:.3f}"))
+            print(f"{way}, seed {seed}: τ {result['tau']:.3f} after {result['minutes']:.1f} minutes", flush=True)
     print_table(f"agreement of the loss with the table, n = {args.n} networks", ("way", "seed", "minutes", "τ-b"), rows)
     means = []
     for way, own in taus.items():

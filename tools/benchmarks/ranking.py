@@ -74,6 +74,45 @@ VARIANTS: dict[str, tuple[int, Change]] = {
 """Name to the paths per training step, by which the epochs are divided, and the change to the recipe."""
 
 
+def check_table(recipe: str, truth: Path | None) -> None:
+    """Raises `InputError` for a recipe whose space has no table, neither shipped nor given."""
+    if recipe != "macro-cifar10" and truth is None:
+        raise InputError(f"no table of {recipe!r} is shipped; give --truth FILE.csv")
+
+
+def reduced(
+    recipe: str,
+    *,
+    source: str,
+    size: int,
+    space_settings: Sequence[str],
+    epochs: int,
+    batch: int,
+    seed: int,
+    ema: float = 0.0,
+) -> SupernetRun:
+    """Returns a recipe for a short training on small images, which are flipped at most."""
+    from supernet_tools.pipeline.recipes import RECIPES
+
+    base = RECIPES[recipe]()
+    assert isinstance(base, SupernetRun)
+    return dataclasses.replace(
+        base,
+        space_settings=(*base.space_settings, *space_settings),
+        data=dataclasses.replace(base.data, source=source, size=size, augment=Augment(flip=True)),
+        train=dataclasses.replace(base.train, epochs=epochs, batch=batch, ema=ema, seed=seed),
+        retrain=dataclasses.replace(base.retrain, batch=batch),
+    )
+
+
+def drawn(truth: "Truth", n: int) -> "list[Arch]":
+    """Returns n random networks that have a true accuracy, or all if there are fewer."""
+    from supernet.seeding import generator
+
+    archs = [arch for arch, accuracy in truth.values.items() if accuracy is not None]
+    return generator(0, "fidelity").sample(archs, min(n, len(archs)))
+
+
 def variants(
     names: tyro.conf.Positional[tuple[str, ...]] = tuple(VARIANTS),
     source: str = "cifar10",
@@ -103,7 +142,7 @@ def variants(
         epochs: Epochs of a variant that trains one path per step; others train for proportionally fewer.
         batch: Images per step.
         ema: Decay of the averaged weights, which are scored beside the last ones.
-        n: Random distinct networks of the table that are ranked.
+        n: Random distinct networks of the table that are ranked, or all if it has fewer.
         images: Held-out images that score a network.
         bn_batches: Calibration batches, of 64 images each.
         seeds: Seeds of the supernets.
@@ -116,10 +155,7 @@ def variants(
     """
     import torch
 
-    from supernet_tools.pipeline.recipes import RECIPES
-
-    if recipe != "macro-cifar10" and truth is None:
-        raise InputError(f"no table of {recipe!r} is shipped; give --truth FILE.csv")
+    check_table(recipe, truth)
     if unknown := [name for name in names if name not in VARIANTS]:
         raise InputError(f"there is no variant {unknown[0]!r}; {nearest(unknown[0], VARIANTS)}")
     if n < 2:
@@ -130,15 +166,19 @@ def variants(
     for name in names:
         paths, change = VARIANTS[name]
         for seed in seeds:
-            base = RECIPES[recipe]()
-            assert isinstance(base, SupernetRun)
-            base = dataclasses.replace(base, space_settings=(*base.space_settings, *space_settings))
-            data = dataclasses.replace(base.data, source=source, size=size, augment=Augment(flip=True))
-            train = dataclasses.replace(
-                base.train, epochs=max(1, round(epochs / paths)), batch=batch, ema=ema, seed=seed
+            shorter = max(1, round(epochs / paths))
+            config = change(
+                reduced(
+                    recipe,
+                    source=source,
+                    size=size,
+                    space_settings=space_settings,
+                    epochs=shorter,
+                    batch=batch,
+                    seed=seed,
+                    ema=ema,
+                )
             )
-            retrain = dataclasses.replace(base.retrain, batch=batch)
-            config = change(dataclasses.replace(base, data=data, train=train, retrain=retrain))
             ranked = _ranked(config, out / f"{name}-{seed}", name, n, images, bn_batches, truth)
             rows += ranked
             taus.setdefault(name, []).append(ranked[-1][3].value)
@@ -181,7 +221,6 @@ def _ranked(
     from supernet.scoring.batch_norm import Recalibrate
     from supernet.scoring.cache import ScoreCache
     from supernet.scoring.shared_weights import SharedWeights
-    from supernet.seeding import generator
     from supernet_tools.fidelity import ranked_by, shipped
     from supernet_tools.pipeline.train import train_stage
 
@@ -196,7 +235,7 @@ def _ranked(
     else:
         truth = read_truth(table, run.space)
         settings = {"costs": {arch: run.cost(arch) for arch in truth.values}}
-    archs = generator(0, "fidelity").sample(list(truth.values), n)
+    archs = drawn(truth, n)
     part = run.data.validation.subset(torch.arange(min(images, len(run.data.validation))))
     last = run.kind.supernet(run.summary)
     last.load_state_dict(torch.load(folder / "state.pt", weights_only=True)["model"])
@@ -208,7 +247,7 @@ def _ranked(
         cache = ScoreCache(folder / "scores.db")
         evaluate = SharedWeights(supernet, run.data.calibration, part, bn=Recalibrate(bn_batches), cache=cache)
         metrics: dict[Arch, dict[str, float]] = {}
-        for start in range(0, n, 64):
+        for start in range(0, len(archs), 64):
             group = archs[start : start + 64]
             metrics |= zip(group, evaluate(group), strict=True)
         report = fidelity(

@@ -26,7 +26,7 @@ import tyro
 from annotated_types import Ge
 
 from supernet.checked import Count, FilePath, Pixels, Positive, Seed, Threads
-from supernet.errors import InputError
+from supernet.errors import InputError, RunError
 from supernet_tools.benchmarks.curves import format_mean
 from supernet_tools.pipeline.command_line import main, run_one_of
 from supernet_tools.pipeline.tables import print_table
@@ -401,8 +401,13 @@ def workers(
         batch: Networks that are scored together.
         rounds: Rounds, in each of which both sides run.
     """
+    from supernet_tools.pipeline.runs import open_run
+
     if trials <= batch:
         raise InputError(f"--trials {trials} should be above --batch {batch}, whose time is subtracted")
+    if batch < processes:
+        raise InputError(f"--processes {processes} divide a --batch of {batch}; raise it")
+    open_run(run)
     rates: dict[int, list[float]] = {1: [], processes: []}
     for seed in range(rounds):
         found = set()
@@ -422,17 +427,21 @@ def workers(
 
 
 def _search_seconds(run: Path, processes: int, trials: int, batch: int, seed: int) -> tuple[float, str]:
-    """Returns the seconds of a search in a copy of a run, and its document."""
+    """Returns the seconds of a search in a copy of a run, and its document. Raises `RunError` if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder) / "run"
-        shutil.copytree(run, copied, ignore=shutil.ignore_patterns("scores.db*", "search", "retrain", "select"))
+        shutil.copytree(
+            run, copied, ignore=shutil.ignore_patterns("scores.db*", "search", "retrain", "select", "alone")
+        )
         script = Path(__file__).parents[1] / "search.py"
         flags = {"searcher": "random", "trials": trials, "batch": batch, "workers": processes, "seed": seed}
         command = [sys.executable, str(script), str(copied)]
         for name, value in flags.items():
             command += [f"--{name}", str(value)]
         began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            raise RunError(f"the search by {processes} processes failed: {done.stderr.strip().splitlines()[-1:]}")
         return time.perf_counter() - began, (copied / "search" / "random" / "best.json").read_text()
 
 
