@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detection import DetectorNetwork, DetectorPreprocess, create_detector
+from detection.data.augment import Resize
 from supernet.errors import InputError
 from supernet.export import check_parity, export, load_exported
 from supernet.testing import randomize
@@ -91,14 +92,10 @@ def _close(detections: list[dict[str, Tensor]], expected: list[dict[str, Tensor]
 
 
 def _check_predictions(network: DetectorNetwork, pictures: list[Tensor], predicted: list[Any]) -> None:
-    """Pictures are stretched to the input size, and boxes are scaled back."""
+    """Pictures are stretched to the input size as the training does it, and boxes are scaled back."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PREPROCESS.mean, PREPROCESS.std))
-    inputs = []
-    for picture in pictures:
-        square = nn.functional.interpolate(picture[None].float(), (64, 64), mode="bilinear", antialias=True)[0]
-        inputs.append((square.clamp(0, 255).round() / 255 - mean) / std)
     with torch.no_grad():
-        expected = network(inputs)
+        expected = [network([(Resize(64)(picture) / 255 - mean) / std])[0] for picture in pictures]
     for picture, detections, expected_image in zip(pictures, predicted, expected, strict=True):
         assert [name for name, _, _ in detections] == [NAMES[label - 1] for label in expected_image["labels"].tolist()]
         assert detections == sorted(detections, key=lambda detection: -detection[1])
