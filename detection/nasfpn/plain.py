@@ -200,22 +200,33 @@ def resample(x: Tensor, steps: int, size: tuple[int, int]) -> Tensor:
     Args:
         x: (N, C, H, W).
         steps: number of levels to go; positive is coarser.
-        size: height and width of the finer level, to which repeated pixels are cropped.
+        size: height and width of the level it goes to: repeated pixels are cropped to it, and pooled maps have it. A
+            graph that takes any size is traced with these expressions; others, which torch cannot show to be equal,
+            would grow with every cell.
     """
     if steps > 0:
-        return pool_same(x, 2**steps)
+        return pool_same(x, 2**steps, size)
     if steps < 0:
         scale = 2**-steps
-        return functional.interpolate(x, scale_factor=scale, mode="nearest")[..., : size[0], : size[1]]
+        x = functional.interpolate(x, scale_factor=scale, mode="nearest")
+        height, width = size[0] - x.shape[-2], size[1] - x.shape[-1]
+        if torch.compiler.is_compiling() or height or width:  # in a graph, a slice would have the smaller of two sizes
+            x = functional.pad(x, (0, width, 0, height))
     return x
 
 
-def pool_same(x: Tensor, factor: int) -> Tensor:
+def pool_same(x: Tensor, factor: int, size: tuple[int, int] | None = None) -> Tensor:
     """Returns the max-pooled map, whose size is divided by `factor` and rounded up.
 
     As in TensorFlow's SAME padding, the smaller half of the padding comes first.
+
+    Args:
+        x: (N, C, H, W).
+        factor: size and stride of the windows.
+        size: height and width of the output where the caller knows them.
     """
-    height, width = -x.shape[-2] % factor, -x.shape[-1] % factor
+    rows, columns = size or ((x.shape[-2] + factor - 1) // factor, (x.shape[-1] + factor - 1) // factor)
+    height, width = rows * factor - x.shape[-2], columns * factor - x.shape[-1]
     if torch.compiler.is_compiling() or height or width:  # in a graph the sizes are not known
         padding = (width // 2, width - width // 2, height // 2, height - height // 2)
         x = functional.pad(x, padding, value=float("-inf"))

@@ -349,6 +349,29 @@ def test_sizes_that_are_not_powers_of_two() -> None:
         assert [x.shape for x in pyramid(maps, arch)] == [x.shape for x in maps]
 
 
+@torch.no_grad()
+def test_graphs_of_any_size_stay_small() -> None:
+    """The sizes of a level's maps are one expression in all cells; those that grew by cell took hours to trace."""
+    pyramid = SearchablePyramid(WIDTH)
+    arch = next(sample(pyramid.space, 1))
+    merged = pyramid.materialize(arch, (Layout(WIDTH),) * 5)
+    network = nn.Sequential(PyramidInputs((WIDTH,), WIDTH, pooled=4), merged).eval()
+    sizes = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        program = torch.export.export(
+            network,
+            ((torch.randn(1, WIDTH, 48, 72),),),
+            dynamic_shapes=((sizes,),),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    values = [value for node in program.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)]
+    longest = max(len(str(side)) for value in values for side in value.shape)
+    assert longest < 200
+    for height, width in ((48, 72), (33, 20), (1, 97)):
+        maps = (torch.randn(1, WIDTH, height, width),)
+        assert all(map(torch.equal, program.module()(maps), network(maps)))
+
+
 # -- published counts -------------------------------------------------------------------------------------------------
 
 
