@@ -17,11 +17,11 @@ PACKAGES = {"supernet": "supernet", "searchers": "searchers", "detection": "dete
 """Import name to folder."""
 
 ROOMS = [
-    {"supernet.errors", "supernet.seeding", "supernet.generators", "supernet.progress"},
+    {"supernet.errors", "supernet.seeding", "supernet.generators", "supernet.progress", "supernet.heap"},
     {"supernet.checked"},
     {"supernet.csv_rows", "supernet.paths", "supernet.plugins", "supernet.user_code", "supernet.strict_json"},
     {"supernet.sqlite"},
-    {"supernet.space", "supernet.config", "supernet.memory"},
+    {"supernet.space", "supernet.config", "supernet.memory", "supernet.convolutions"},
     {"supernet.files"},
     {"supernet.chain", "supernet.data", "supernet.ranking"},
     {"supernet.blocks", "supernet.cost"},

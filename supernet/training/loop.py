@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from supernet.chain import Chain, Searchable
 from supernet.checked import checked_arguments, shown
 from supernet.config import Augment, Train
+from supernet.convolutions import FastConvolutions
 from supernet.cost import meta_copy
 from supernet.errors import InputError, RunError, Terminated
 from supernet.generators import restored_generators
@@ -25,7 +26,6 @@ from supernet.progress import progress
 from supernet.seeding import derive_seed
 from supernet.space import Arch, SearchSpace
 from supernet.training.check import check_fit, check_training
-from supernet.training.convolutions import ConvolutionGradients
 from supernet.training.distributed import World, current, reduce_gradients, revert_sync_bn
 from supernet.training.events import EventWriter
 from supernet.training.lead import Lead
@@ -266,9 +266,7 @@ def train_step(training: TrainingState, batch: Any, interrupted: threading.Event
     for number, arch in enumerate(archs):
         for module in training.dropping:
             module.training = number == 0
-        with (
-            ConvolutionGradients() if training.device.type == "cpu" and not config.compile else contextlib.nullcontext()
-        ):
+        with FastConvolutions() if training.device.type == "cpu" and not config.compile else contextlib.nullcontext():
             loss, metrics = loss_of(arch)
         penalty = training.penalty(arch) if training.penalty is not None else 0.0
         (loss + penalty).backward()  # type: ignore[no-untyped-call]

@@ -3,16 +3,19 @@
     python tools/benchmarks/training.py engine                               a path in the supernet against its subnet
     python tools/benchmarks/training.py throughput --folder cifar10/train    images per second against a plain loop
     python tools/benchmarks/training.py uses                                 how often a sampler trains each weight
-    python tools/benchmarks/training.py depthwise                            what the gradients for small maps save
+    python tools/benchmarks/training.py depthwise                            what other depthwise convolutions save
 
 Each ends with a table of time ratios, rates or counts.
 """
 
 import contextlib
+import functools
 import itertools
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,12 +123,28 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
     return ordered[skipped], ordered[n - 1 - skipped]
 
 
-def plain_loop(network: "nn.Module", folder: Path, *, size: int, batch: int, workers: int, steps: int) -> list[float]:
+def plain_loop(
+    space: str,
+    arch: "Arch",
+    folder: Path,
+    *,
+    classes: int,
+    size: int,
+    batch: int,
+    workers: int,
+    steps: int,
+    threads: int,
+) -> list[float]:
     """Returns the duration of each step of an ordinary torch training loop, without the first."""
     import torch
     from torchvision import datasets
     from torchvision.transforms import v2
 
+    from supernet import create_supernet
+
+    torch.set_num_threads(threads)
+    network = create_supernet(space, num_classes=classes, input_size=size).subnet(arch)
+    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     transform = v2.Compose(
         [
             v2.Resize(size),
@@ -163,6 +182,8 @@ def throughput(
 ) -> None:
     """Images per second of this engine against a plain loop with a DataLoader: one path, the same augmentation.
 
+    The plain loop has a process of its own, without this project's settings of the memory allocator.
+
     Args:
         folder: Image files in one folder per class.
         space: Name of a space, of which one random path is trained.
@@ -186,14 +207,26 @@ def throughput(
     decoding = f"decoding {len(data.train):,} images once took {time.perf_counter() - began:.1f} s"
     network = create_supernet(space, num_classes=len(data.classes), input_size=size)
     arch = network.space.normal_form(network.space.sample(generator(0, "throughput")))
-    plain = network.subnet(arch).train().to(memory_format=torch.channels_last)
+    plain = functools.partial(
+        plain_loop,
+        space,
+        arch,
+        folder,
+        classes=len(data.classes),
+        size=size,
+        batch=batch,
+        workers=workers,
+        steps=steps,
+        threads=threads,
+    )
     config, augment = Train(epochs=100, batch=batch, lr=1e-3), Augment(shift=4, flip=True)
     rates: dict[str, list[float]] = {"engine": [], "plain loop": []}
-    for _ in range(rounds):
-        ours = step_seconds(network, data, config, augment, arch=arch, steps=steps)
-        theirs = plain_loop(plain, folder, size=size, batch=batch, workers=workers, steps=steps)
-        for name, seconds in (("engine", ours), ("plain loop", theirs)):
-            rates[name].append(len(seconds) * batch / sum(seconds))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        for _ in range(rounds):
+            ours = step_seconds(network, data, config, augment, arch=arch, steps=steps)
+            theirs = process.submit(plain).result()
+            for name, seconds in (("engine", ours), ("plain loop", theirs)):
+                rates[name].append(len(seconds) * batch / sum(seconds))
     rates["ratio"] = [a / b for a, b in zip(rates["engine"], rates["plain loop"], strict=True)]
     rows = [(n, f"{statistics.median(r):,.2f}", f"{min(r):,.2f} to {max(r):,.2f}", rounds) for n, r in rates.items()]
     title = f"{space} at {size}×{size}, batch {batch}, {workers} workers; {decoding}"
@@ -263,7 +296,7 @@ def depthwise(
     paths: Count = 10,
     threads: Threads = 1,
 ) -> None:
-    """Processor time of torch's forward and backward pass over that with `ConvolutionGradients`, the two alternating.
+    """Processor time of torch's forward and backward pass over that with `FastConvolutions`, the two alternating.
 
     Args:
         spaces: Names of spaces.
@@ -275,8 +308,8 @@ def depthwise(
     import torch
 
     from supernet import create_supernet
+    from supernet.convolutions import FastConvolutions
     from supernet.seeding import generator
-    from supernet.training.convolutions import ConvolutionGradients
 
     torch.set_num_threads(threads)
     rows = []
@@ -288,7 +321,7 @@ def depthwise(
         for path in range(paths + 1):
             arch = network.space.sample(generator("depthwise", path))
             plain.append(backward_seconds(network, images, arch, contextlib.nullcontext()))
-            ratios.append(plain[-1] / backward_seconds(network, images, arch, ConvolutionGradients()))
+            ratios.append(plain[-1] / backward_seconds(network, images, arch, FastConvolutions()))
         first, last = median_interval(ratios[1:])
         middle = f"{statistics.median(ratios[1:]):.2f}"
         rows.append((space, f"{statistics.median(plain[1:]):.3f} s", middle, f"{first:.2f} to {last:.2f}", paths))

@@ -22,6 +22,7 @@ import tyro
 
 from supernet.checked import Checked, FilePath, check, checked_arguments, fields_of, shown, unchecked, unused_fields
 from supernet.errors import InputError, RunError, Terminated, nearest
+from supernet.heap import keep_freed_memory
 from supernet.paths import work_saved
 from supernet.plugins import FUNCTION
 from supernet_tools.pipeline.located import NOT_MOVED
@@ -86,6 +87,7 @@ def _summary(script: str) -> str:
 def main(run: Callable[[], None]) -> None:
     """Runs a script. Exit code 2 with one line for wrong input, 1 for a run that cannot go on, 130 for Ctrl-C."""
     work_saved.clear()
+    keep_freed_memory()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {rank()}{message}", file=sys.stderr)
     try:
         with _terminated_like_an_interrupt():

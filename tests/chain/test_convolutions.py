@@ -1,4 +1,4 @@
-"""Gradients of convolutions for which oneDNN has no good kernel: they are torch's, and none ends the process."""
+"""Convolutions for which oneDNN has no good kernel: results are torch's, and none ends the process."""
 
 from typing import Any
 
@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.training.convolutions import ConvolutionGradients
+from supernet import convolutions
+from supernet.convolutions import FastConvolutions
 
 
 def pass_through(conv: nn.Conv2d, x: Tensor, *, fast: bool) -> tuple[Tensor, ...]:
     """Returns the output of a convolution and the gradients of input, weight and, if there is one, bias."""
     x = x.detach().requires_grad_()
     if fast:
-        with ConvolutionGradients():
+        with FastConvolutions():
             y = conv(x)
     else:
         y = conv(x)
@@ -30,9 +31,23 @@ def pass_through(conv: nn.Conv2d, x: Tensor, *, fast: bool) -> tuple[Tensor, ...
         ((2, 6), {"kernel_size": 3, "padding": 1}),
         ((1, 3), {"kernel_size": (3, 5), "padding": (1, 2), "stride": (1, 2)}),
         ((3, 3), {"kernel_size": 7, "padding": 3, "stride": 3}),
+        ((9, 11), {"kernel_size": 5, "padding": 2}),
+        ((10, 9), {"kernel_size": 5, "padding": 2, "stride": 2}),
+        ((16, 16), {"kernel_size": 7, "padding": 3}),
+        ((16, 15), {"kernel_size": 7, "padding": 3, "stride": 2}),
+        ((9, 9), {"kernel_size": (3, 5), "padding": (0, 1), "stride": (1, 3)}),
+        ((12, 12), {"kernel_size": (11, 4), "padding": (5, 3), "stride": (2, 1)}),
+        ((1, 1), {"kernel_size": 5, "padding": 2}),
+        ((1, 1), {"kernel_size": 7, "padding": 3, "stride": 2}),
+        ((1, 1), {"kernel_size": 7, "padding": 4}),
     ],
 )
-def test_gradients_are_those_of_torch(size: tuple[int, int], settings: dict[str, Any], bias: bool) -> None:
+def test_gradients_are_those_of_torch(
+    size: tuple[int, int], settings: dict[str, Any], bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        convolutions, "PART_BYTES", 4 * 8 * size[0] * size[1] * 4
+    )  # four images, so the last part has two
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(8, 8, groups=8, bias=bias, **settings)
     x = torch.randn(6, 8, *size, generator=generator).contiguous(memory_format=torch.channels_last)
@@ -54,6 +69,19 @@ def test_gradients_of_strided_pointwise_convolutions_are_those_of_torch(bias: bo
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_of_pointwise_convolutions_of_single_pixels_are_those_of_torch(bias: bool) -> None:
+    conv = nn.Conv2d(24, 40, 1, bias=bias)
+    x = torch.randn(6, 24, 1, 1, generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=torch.channels_last
+    )
+    expected, actual = pass_through(conv, x, fast=False), pass_through(conv, x, fast=True)
+    assert torch.equal(expected[0], actual[0])
+    for gradient, reference in zip(actual[1:], expected[1:], strict=True):
+        assert gradient.shape == reference.shape
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
+
+
 def test_narrow_strided_pointwise_convolutions_do_not_end_the_process() -> None:
     """With torch 2.14.1 on AVX-512 the same backward pass outside of the mode is a segmentation fault."""
     conv = nn.Conv2d(8, 16, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
@@ -66,14 +94,18 @@ def test_narrow_strided_pointwise_convolutions_do_not_end_the_process() -> None:
 
 def uses_sums(conv: nn.Conv2d, x: Tensor) -> bool:
     """Says whether the mode replaces the backward pass of a convolution."""
-    with ConvolutionGradients():
+    with FastConvolutions():
         return "Depthwise" in type(conv(x).grad_fn).__name__
 
 
 def test_only_what_is_slow_is_replaced() -> None:
     depthwise = nn.Conv2d(4, 4, 5, padding=2, groups=4)
     assert uses_sums(depthwise, torch.ones(2, 4, 3, 3))
-    assert not uses_sums(depthwise, torch.ones(2, 4, 5, 5))  # oneDNN is fast here
+    wide = torch.ones(2, 4, 6, 6)
+    assert uses_sums(depthwise, wide.contiguous(memory_format=torch.channels_last))
+    assert not uses_sums(depthwise, wide)  # in contiguous order all parts would have to be reordered
+    narrow = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    assert not uses_sums(narrow, wide.contiguous(memory_format=torch.channels_last))  # oneDNN is fast here
     assert not uses_sums(nn.Conv2d(4, 4, 5, padding=2), torch.ones(2, 4, 3, 3))
     assert not uses_sums(nn.Conv2d(4, 4, 5, padding=2, groups=2), torch.ones(2, 4, 3, 3))
     assert not uses_sums(nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4), torch.ones(2, 4, 2, 2))
@@ -88,7 +120,6 @@ def test_a_training_step_uses_the_fast_gradient(monkeypatch: pytest.MonkeyPatch)
     from supernet.config import Data, Train
     from supernet.data.load import load
     from supernet.train import train_supernet
-    from supernet.training import convolutions
 
     maps: list[torch.Size] = []
     gradient = convolutions.weight_gradient
