@@ -34,7 +34,7 @@ def shuffle_choice(in_channels: int, out_channels: int, **settings: Any) -> Choi
 
 def channel_choice(in_channels: int, out_channels: int, **settings: Any) -> ElasticShuffle:
     """A block of `spos-channels`: the four units at their widest, with int(1.6 · half the output) middle channels."""
-    mids = {scale: int(out_channels // 2 * scale) for scale in SCALES}
+    mids = {scale: max(1, int(out_channels // 2 * scale)) for scale in SCALES}
     return ElasticShuffle(in_channels, out_channels, operations=OPERATIONS, mids=mids, **settings)
 
 
