@@ -5,8 +5,8 @@ to a reference loop. Times are of a batch of 128 in channels-last order on one c
 
 - The weight gradient of a depthwise convolution whose kernel is larger than its map (5×5, 1,536 channels, 2×2 maps)
   takes 170 to 240 ms and everything else 2 ms. As a sum over a few shifted products it takes 5 ms.
-- The weight gradient of a depthwise kernel of more than 3 columns (5×5, 768 channels, 8×8 maps) takes 50 ms, that of a
-  5×3 kernel 8 ms. A kernel of more columns is computed in parts of at most 3.
+- The weight gradient of a depthwise kernel of more than 3 columns (5×5, 192 channels, 16×16 maps) takes 48 ms, that of
+  a 5×3 kernel 8 ms. A kernel of more columns is computed in parts of at most 3.
 - The gradients of a 1×1 convolution of a map of a single pixel take 2.4 times as long as those of a linear layer.
 - The backward pass of a 1×1 convolution with a stride and fewer than 16 input channels ends the process by a
   segmentation fault on maps of 48×48 and more (torch 2.14.1). Without the pixels that the stride leaves out it is an
