@@ -35,7 +35,7 @@ Pair = tuple[int, int]
 
 
 class FastConvolutions(TorchFunctionMode):
-    """Replaces such convolutions while the mode is active; the bits of all outputs stay the same."""
+    """Replaces these convolutions while the mode is active; the bits of all outputs stay the same."""
 
     def __torch_function__(
         self,
@@ -230,7 +230,7 @@ def _by_part(x: Tensor, grad: Tensor, kernel: Pair, stride: Pair, padding: Pair)
 
 
 def _parts(kernel: int, largest: int, size: int, out: int, stride: int, padding: int) -> Iterator[_Part]:
-    """Yields parts of nearly the same length, none above `largest`; fewer than no zeros are pixels that are cut off."""
+    """Yields parts of nearly the same length, none above `largest`; a negative number of zeros cuts pixels off."""
     number = -(-kernel // largest)
     for index in range(number):
         first, end = index * kernel // number, (index + 1) * kernel // number

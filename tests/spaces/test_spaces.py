@@ -1,11 +1,13 @@
 """Every space keeps the contract; adding one means adding a line to `CASES`."""
 
 import inspect
+import random
 import subprocess
 import sys
 from functools import partial
 
 import pytest
+import torch
 
 from helpers.mbconv_space import build as build_mbconv
 from helpers.toy_spaces import TOY_SPACES
@@ -14,7 +16,7 @@ from supernet.blocks.plain import ClassifierHead, ConvBNAct
 from supernet.chain import Chain
 from supernet.errors import InputError
 from supernet.spaces import NETWORKS, builder
-from supernet.spaces.shufflenet import channel_choice, shuffle_stages
+from supernet.spaces.shufflenet import SCALES, channel_choice, shuffle_stages
 from supernet.testing import check_space
 
 
@@ -221,3 +223,12 @@ def test_blocks_of_a_user_meet_the_contract_without_further_work() -> None:
     chain = build_mbconv(num_classes=3, input_size=16)
     assert chain.space.size() == 5**5 * 4**3
     check_space(chain, archs=2)
+
+
+@torch.no_grad()
+def test_the_smallest_scale_of_a_narrow_block_keeps_a_channel() -> None:
+    chain = searched_channels().eval()
+    drawn = (chain.space.sample(random.Random(seed)) for seed in range(100))
+    arch = next(arch for arch in drawn if arch["stage1.block1.scale"] == min(SCALES))
+    x = torch.randn(2, *chain.input_shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(chain(x, arch), chain.subnet(arch).eval()(x))
