@@ -1,14 +1,15 @@
 """Measured latency as a cost: a table of timed steps, and its error against the timing of whole networks."""
 
 import json
-import logging
 import math
 import os
 import platform
 import statistics
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -33,6 +34,10 @@ TICK = 2.0**-10
 """Milliseconds of which all latencies are multiples, so that sums of them are exact."""
 FEWEST = 3
 """Networks that a correction needs: two lie on a line, whatever their times."""
+TURN = 2.0
+"""Milliseconds of calls of one module before another takes its turn."""
+FEWEST_TURNS = 5
+"""Turns of an entry, however long they take."""
 NETWORKS = 8
 """Networks that are timed as a whole to correct a table."""
 
@@ -105,16 +110,19 @@ class LatencyTable(CostTable):
     """A `CostTable` with one more cost, `latency_ms`: milliseconds of a forward pass in eval mode on this machine.
 
     Each combination of a step, its decisions and its input is timed once, when it is first needed, and an
-    architecture's latency is the sum over its steps. Where steps do not share decisions the table is finite, and
-    windows and limits on latency are exact with respect to this table; a second measurement would give another one, so
-    use one table for a search. In a space with shared cells the cells of each architecture are timed on demand.
+    architecture's latency is the sum over its steps. Every timing is relative to that of a small network measured in
+    turn with it, so a device that slows down or speeds up later does not change what is compared.
+
+    Where steps do not share decisions the table is finite, and windows and limits on latency are exact with respect to
+    this table; a second measurement would give another one, so use one table for a search. In a space with shared cells
+    the cells of each architecture are timed on demand.
 
     Args:
         supernet: only its shapes are kept.
         input_shape: (C, H, W); the supernet's own by default.
         batch: images per forward pass.
         device: the device to time on.
-        seconds: time to spend on each entry.
+        seconds: time to spend on each entry, half of it on the network that it takes turns with.
         channels_last: whether images and weights are in channels-last memory format.
         file: keeps the measurements, one line of JSON per entry, so that a resumed search sees the same latencies.
 
@@ -152,6 +160,7 @@ class LatencyTable(CostTable):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.start.cost["latency_ms"] = 0
         self._timed: dict[str, float] = {}
+        self._unit: float | None = None  # milliseconds of the yardstick when the first entry was measured
         self.correction: Correction | None = None
         modules = self._chain.step_modules
         self._first = next((i for i, step in enumerate(modules) if getattr(step, "timed", True)), 0)
@@ -251,8 +260,14 @@ class LatencyTable(CostTable):
                     f"{file} was written by another release, with latencies in another unit (format "
                     f"{known.get('format', 1)}, this one reads {FORMAT}); delete it to measure again in milliseconds"
                 )
-            self._timed = {str(e["step"]): float(e["milliseconds"]) for e in entries if "correction" not in e}
+            self._timed = {
+                str(e["step"]): float(e["milliseconds"]) for e in entries if not e.keys() & {"correction", "yardstick"}
+            }
             for entry in entries:
+                if "yardstick" in entry:
+                    self._unit = float(entry["yardstick"])
+                    if not 0 < self._unit < math.inf:
+                        raise ValueError("the yardstick takes no positive time")
                 if "correction" in entry:
                     self.correction = Correction(**entry["correction"])
                     if not 0 < self.correction.factor < math.inf or not 0 <= self.correction.offset < math.inf:
@@ -319,20 +334,60 @@ class LatencyTable(CostTable):
         }
 
     def _time(self, module: nn.Module, state: Any) -> float:
-        """Returns the median milliseconds of a module from the meta device, filled with ones."""
-        Timer = _timer()
+        """Returns the milliseconds of a module from the meta device, at the speed the device had for the first entry.
+
+        Other work, or another clock rate, changes all times together by more than networks differ. So the module takes
+        turns with a small network that is the same all along, and the result is the median ratio of a turn's times.
+        """
+        real, inputs = self._real(module), tree_map(self._filled, state)
+        yardstick, images = self._yardstick
+        with torch.inference_mode():
+            calls = [self._calls(real, inputs), self._calls(yardstick, images)]
+            turns: list[tuple[float, float]] = []
+            end = time.perf_counter() + self.seconds
+            while len(turns) < FEWEST_TURNS or time.perf_counter() < end:
+                turns.append((self._per_call(real, inputs, calls[0]), self._per_call(yardstick, images, calls[1])))
+        if self._unit is None:
+            self._unit = statistics.median(unit for _, unit in turns)
+            self._append({"yardstick": self._unit})
+        milliseconds = self._unit * statistics.median(spent / unit for spent, unit in turns)
+        return max(round(milliseconds / TICK), 1) * TICK
+
+    @cached_property
+    def _yardstick(self) -> tuple[nn.Module, Tensor]:
+        """The network that every timing takes turns with, and its images."""
+        with torch.device("meta"):
+            convolutions = nn.Sequential(
+                nn.Conv2d(32, 32, 3, padding=1),
+                nn.BatchNorm2d(32),
+                nn.ReLU(),
+                nn.Conv2d(32, 128, 1),
+                nn.Conv2d(128, 128, 5, padding=2, groups=128),
+                nn.Conv2d(128, 32, 1),
+            )  # the kinds of layers that take the time of networks
+            return self._real(convolutions.eval()), self._filled(torch.empty(1, 32, 16, 16))
+
+    def _real(self, module: nn.Module) -> nn.Module:
+        """Returns a module from the meta device on the table's device, filled with ones."""
         real = module.to_empty(device=self.device).to(memory_format=self.memory_format)
         with torch.no_grad():
             for tensor in (*real.parameters(), *real.buffers()):
                 tensor.fill_(1)
-        inputs = tree_map(self._filled, state)
-        with torch.inference_mode():
-            timer = Timer(
-                "module(state)", globals={"module": real, "state": inputs}, num_threads=torch.get_num_threads()
-            )
-            measured = timer.blocked_autorange(min_run_time=self.seconds)
-        median = float(measured.median)
-        return max(round(median * 1e3 / TICK), 1) * TICK
+        return real
+
+    def _calls(self, module: nn.Module, inputs: Any) -> int:
+        """Returns how many calls take about `TURN` milliseconds."""
+        self._per_call(module, inputs, 2)  # the first calls choose kernels
+        return max(1, min(1000, round(TURN / self._per_call(module, inputs, 1))))
+
+    def _per_call(self, module: nn.Module, inputs: Any, calls: int) -> float:
+        """Returns the mean milliseconds of consecutive calls."""
+        _synchronize(self.device)
+        begin = time.perf_counter()
+        for _ in range(calls):
+            module(inputs)
+        _synchronize(self.device)
+        return (time.perf_counter() - begin) * 1e3 / calls
 
     def _filled(self, leaf: Any) -> Any:
         """Returns a real tensor for one of a state's meta tensors, for the whole batch."""
@@ -340,20 +395,17 @@ class LatencyTable(CostTable):
             return leaf
         if not leaf.is_meta:  # these are values, such as the sizes of images, not activations
             return leaf.repeat(self.batch, *[1] * (leaf.ndim - 1))
-        full = torch.rand(leaf.shape[0] * self.batch, *leaf.shape[1:], device=self.device)
+        full = torch.ones(leaf.shape[0] * self.batch, *leaf.shape[1:], device=self.device)
         return full.to(memory_format=self.memory_format) if full.ndim == 4 else full
 
 
-def _timer() -> Any:
-    """Returns torch's timer, whose module warns on import where CUDA's compiler is installed and there is no GPU."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        from torch.utils.benchmark import Timer
-    finally:
-        logger.setLevel(level)
-    return Timer
+def _synchronize(device: str) -> None:
+    """Waits until a device has done what it was given; the CPU has it done when a call returns."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()
 
 
 def warn_under_load() -> None:

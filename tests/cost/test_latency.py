@@ -2,10 +2,9 @@
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_map
 from helpers.detector_cases import tiny
 from helpers.toy_spaces import TOY_SPACES
 from supernet import create_supernet
-from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable
+from supernet.cost import CostTable, CostWindow, Feasible, LatencyTable, latency
 from supernet.cost.count import COSTS
 from supernet.cost.latency import TICK, Correction
 from supernet.errors import InputError
@@ -161,13 +160,22 @@ def test_a_table_is_corrected_once_and_a_resumed_search_sees_the_same(tmp_path: 
     assert {arch: again(arch)["latency_ms"] for arch in archs} == after
 
 
-def test_torchs_timer_is_imported_without_a_word() -> None:
-    """Its module looks for CUDA's compiler and says where it found one, although nothing is compiled."""
-    code = (
-        "import logging, os; os.environ['CUDA_HOME'] = os.getcwd()\n"
-        "from supernet.cost import latency\n"
-        "assert latency._timer().__name__ == 'Timer'\n"
-        "assert logging.getLogger('torch.utils.cpp_extension').level == logging.NOTSET\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "CUDA" not in done.stderr
+def test_a_device_that_slows_down_does_not_change_the_latencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.perf_counter
+    speed = 1.0
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: clock() * speed))
+    space, file = TOY_SPACES["chain"](input_size=32), tmp_path / "latency.jsonl"
+    arch = space.space.sample(random.Random(0))
+    before = LatencyTable(space, seconds=0.02, file=file).end_to_end(arch)
+    speed = 8.0  # every second takes eight
+    assert before / 3 < LatencyTable(space, seconds=0.02, file=file).end_to_end(arch) < 3 * before
+    assert LatencyTable(space, seconds=0.02).end_to_end(arch) > 3 * before  # a new table starts at the new speed
+
+
+def test_measuring_leaves_the_global_generator_as_it_was() -> None:
+    chain = TOY_SPACES["chain"]()
+    before = torch.get_rng_state()
+    LatencyTable(chain, seconds=0.001).correct(3)
+    assert torch.equal(torch.get_rng_state(), before)
