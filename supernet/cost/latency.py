@@ -35,7 +35,7 @@ TICK = 2.0**-10
 FEWEST = 3
 """Networks that a correction needs: two lie on a line, whatever their times."""
 TURN = 2.0
-"""Milliseconds of calls of one module before another takes its turn."""
+"""Milliseconds of a turn: calls of one module before another is called; a single call may take longer."""
 FEWEST_TURNS = 5
 """Turns of an entry, however long they take."""
 NETWORKS = 8
@@ -110,8 +110,8 @@ class LatencyTable(CostTable):
     """A `CostTable` with one more cost, `latency_ms`: milliseconds of a forward pass in eval mode on this machine.
 
     Each combination of a step, its decisions and its input is timed once, when it is first needed, and an
-    architecture's latency is the sum over its steps. Every timing is relative to that of a small network measured in
-    turn with it, so a device that slows down or speeds up later does not change what is compared.
+    architecture's latency is the sum over its steps. Every timing is relative to that of the same network
+    measured in turn with it, so a device that slows down or speeds up later does not change what is compared.
 
     Where steps do not share decisions the table is finite, and windows and limits on latency are exact with respect to
     this table; a second measurement would give another one, so use one table for a search. In a space with shared cells
@@ -122,7 +122,7 @@ class LatencyTable(CostTable):
         input_shape: (C, H, W); the supernet's own by default.
         batch: images per forward pass.
         device: the device to time on.
-        seconds: time to spend on each entry, half of it on the network that it takes turns with.
+        seconds: time to spend on each entry, half of it on what it takes turns with.
         channels_last: whether images and weights are in channels-last memory format.
         file: keeps the measurements, one line of JSON per entry, so that a resumed search sees the same latencies.
 
@@ -161,6 +161,7 @@ class LatencyTable(CostTable):
         self.start.cost["latency_ms"] = 0
         self._timed: dict[str, float] = {}
         self._unit: float | None = None  # milliseconds of the yardstick when the first entry was measured
+        self._yardstick_kind = ""  # "network" or "layers" once it was chosen
         self.correction: Correction | None = None
         modules = self._chain.step_modules
         self._first = next((i for i, step in enumerate(modules) if getattr(step, "timed", True)), 0)
@@ -265,9 +266,9 @@ class LatencyTable(CostTable):
             }
             for entry in entries:
                 if "yardstick" in entry:
-                    self._unit = float(entry["yardstick"])
-                    if not 0 < self._unit < math.inf:
-                        raise ValueError("the yardstick takes no positive time")
+                    self._yardstick_kind, self._unit = str(entry["yardstick"]), float(entry["milliseconds"])
+                    if self._yardstick_kind not in {"network", "layers"} or not 0 < self._unit < math.inf:
+                        raise ValueError("the yardstick is unknown or takes no positive time")
                 if "correction" in entry:
                     self.correction = Correction(**entry["correction"])
                     if not 0 < self.correction.factor < math.inf or not 0 <= self.correction.offset < math.inf:
@@ -337,35 +338,51 @@ class LatencyTable(CostTable):
         """Returns the milliseconds of a module from the meta device, at the speed the device had for the first entry.
 
         Other work, or another clock rate, changes all times together by more than networks differ. So the module takes
-        turns with a small network that is the same all along, and the result is the median ratio of a turn's times.
+        turns with a yardstick that is the same all along, and the result is the median ratio of a turn's times.
         """
         real, inputs = self._real(module), tree_map(self._filled, state)
-        yardstick, images = self._yardstick
         with torch.inference_mode():
-            calls = [self._calls(real, inputs), self._calls(yardstick, images)]
+            yardstick, images, unit = self._yardstick
+            once = self._warm(real, inputs)
+            turn = max(TURN, min(once, unit))
+            calls, unit_calls = (max(1, min(1000, round(turn / each))) for each in (once, unit))
             turns: list[tuple[float, float]] = []
             end = time.perf_counter() + self.seconds
             while len(turns) < FEWEST_TURNS or time.perf_counter() < end:
-                turns.append((self._per_call(real, inputs, calls[0]), self._per_call(yardstick, images, calls[1])))
+                turns.append((self._per_call(real, inputs, calls), self._per_call(yardstick, images, unit_calls)))
         if self._unit is None:
-            self._unit = statistics.median(unit for _, unit in turns)
-            self._append({"yardstick": self._unit})
+            self._unit = statistics.median(spent for _, spent in turns)
+            self._append({"yardstick": self._yardstick_kind, "milliseconds": self._unit})
         milliseconds = self._unit * statistics.median(spent / unit for spent, unit in turns)
         return max(round(milliseconds / TICK), 1) * TICK
 
     @cached_property
-    def _yardstick(self) -> tuple[nn.Module, Tensor]:
-        """The network that every timing takes turns with, and its images."""
+    def _yardstick(self) -> tuple[nn.Module, Any, float]:
+        """The network that every timing takes turns with, its input, and its milliseconds when it was chosen.
+
+        A network of the space slows down as others do: timings of the same network vary by 1 to 2.5 % where they vary
+        by 3 to 5.5 % in turn with the few layers that take its place where it is too slow to take a turn per entry.
+        """
+        if self._yardstick_kind != "layers":
+            network = self._real(self._chain.subnet(self.space.sample(Random(0))).eval())
+            images = tree_map(self._filled, self.start.state)
+            unit = self._warm(network, images)
+            if self._yardstick_kind == "network" or unit * FEWEST_TURNS <= self.seconds * 1e3:
+                self._yardstick_kind = "network"
+                return network, images, unit
+        self._yardstick_kind = "layers"
         with torch.device("meta"):
-            convolutions = nn.Sequential(
+            layers = nn.Sequential(
                 nn.Conv2d(32, 32, 3, padding=1),
                 nn.BatchNorm2d(32),
                 nn.ReLU(),
                 nn.Conv2d(32, 128, 1),
                 nn.Conv2d(128, 128, 5, padding=2, groups=128),
                 nn.Conv2d(128, 32, 1),
-            )  # the kinds of layers that take the time of networks
-            return self._real(convolutions.eval()), self._filled(torch.empty(1, 32, 16, 16))
+            )
+            state = torch.empty(1, 32, 16, 16)
+        real, images = self._real(layers.eval()), self._filled(state)
+        return real, images, self._warm(real, images)
 
     def _real(self, module: nn.Module) -> nn.Module:
         """Returns a module from the meta device on the table's device, filled with ones."""
@@ -375,10 +392,10 @@ class LatencyTable(CostTable):
                 tensor.fill_(1)
         return real
 
-    def _calls(self, module: nn.Module, inputs: Any) -> int:
-        """Returns how many calls take about `TURN` milliseconds."""
-        self._per_call(module, inputs, 2)  # the first calls choose kernels
-        return max(1, min(1000, round(TURN / self._per_call(module, inputs, 1))))
+    def _warm(self, module: nn.Module, inputs: Any) -> float:
+        """Returns the milliseconds of a call after two that choose kernels."""
+        self._per_call(module, inputs, 2)
+        return self._per_call(module, inputs, 1)
 
     def _per_call(self, module: nn.Module, inputs: Any, calls: int) -> float:
         """Returns the mean milliseconds of consecutive calls."""
