@@ -13,6 +13,7 @@ from torch import nn
 
 from supernet.chain import Chain, Layout, largest
 from supernet.checked import Natural, checked_arguments, is_whole, shown
+from supernet.convolutions import use_matrix_products
 from supernet.data.batches import Batches, ImageSet, digest, identity
 from supernet.data.images import Images
 from supernet.errors import InputError
@@ -257,6 +258,7 @@ class SharedWeights:
                 match_moments(network, self._moments)
             if bf16:
                 to_bf16(network)
+            use_matrix_products(network)
             if isinstance(self.bn, Recalibrate):
                 batches = (x.bfloat16() if bf16 else x for x in self._calibration_batches)
                 recalibrate_bn(network, batches, settle=self.bn.settle)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from supernet.chain import Chain, Layouts, materialize
+from supernet.convolutions import use_matrix_products
 from supernet.scoring.batch_norm import norms_of
 from supernet.scoring.trie import Node
 from supernet.space import Arch
@@ -101,6 +102,7 @@ class StepCache:
             self._adapt(self._supernet.step_paths[node.position], module)
         if self._bf16:
             to_bf16(module)
+        use_matrix_products(module)
         size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         return MaterializedStep(module, norms_of(module)), size
 

@@ -1,13 +1,15 @@
 """Convolutions for which oneDNN has no good kernel: results are torch's, and none ends the process."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from supernet import convolutions
-from supernet.convolutions import FastConvolutions
+from supernet.convolutions import FastConvolutions, PointwiseConv2d, use_matrix_products
 
 
 def pass_through(conv: nn.Conv2d, x: Tensor, *, fast: bool) -> tuple[Tensor, ...]:
@@ -135,3 +137,55 @@ def test_a_training_step_uses_the_fast_gradient(monkeypatch: pytest.MonkeyPatch)
     config = Train(epochs=1, batch=128, lr=1e-3)
     train_supernet(Chain("small maps", [("network", layers)]), load(Data(size=8)), config, verbose=False)
     assert {shape[1:] for shape in maps} == {(4, 2, 2)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("size", "product"), [(1, True), (2, True), (4, True), (5, False)])
+def test_pointwise_convolutions_of_few_pixels_are_matrix_products(size: int, product: bool, dtype: torch.dtype) -> None:
+    plain = nn.Conv2d(24, 20, 1).to(dtype)
+    fast = copy.deepcopy(plain)
+    use_matrix_products(fast)
+    x = torch.randn(3, 48, size, size).to(dtype).to(memory_format=torch.channels_last)[:, 24:]  # half of the channels
+    with torch.no_grad():
+        expected, y = plain(x), fast(x)
+        torch.testing.assert_close(y, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=1e-4)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert ("aten::linear" in operations(fast, x)) == product
+    assert torch.equal(fast(x), plain(x))  # with gradients it is torch's
+    assert "aten::linear" not in operations(fast, x)
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_matrix_product_does_not_fix_the_size_of_an_export() -> None:
+    network = nn.Sequential(nn.Conv2d(4, 6, 1)).eval()
+    use_matrix_products(network)
+    auto = torch.export.Dim.AUTO
+    with torch.no_grad():
+        program = torch.export.export(network, (torch.rand(2, 4, 3, 3),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+        for size in (2, 9):
+            x = torch.rand(5, 4, size, size)
+            torch.testing.assert_close(program.module()(x), network(x))
+
+
+def test_only_plain_pointwise_convolutions_become_products() -> None:
+    class Own(nn.Conv2d):
+        pass
+
+    others = [
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 1, stride=2),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.Conv2d(4, 4, 1, padding=1),
+        Own(4, 4, 1),
+    ]
+    network = nn.Sequential(*others, nn.Conv2d(4, 4, 1, padding="valid"))
+    before = [type(part) for part in others]
+    use_matrix_products(network)
+    assert [type(part) for part in network] == [*before, PointwiseConv2d]
+
+
+def operations(module: nn.Module, x: Tensor) -> set[str]:
+    """Returns the names of the operations that a forward pass calls."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        module(x)
+    return {event.key for event in profiler.key_averages()}
