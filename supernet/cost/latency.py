@@ -38,6 +38,8 @@ TURN = 2.0
 """Milliseconds of a turn: calls of one module before another is called; a single call may take longer."""
 FEWEST_TURNS = 5
 """Turns of an entry, however long they take."""
+SLOWEST = 3
+"""Multiples of the time for an entry that turns of a network of the space may take."""
 NETWORKS = 8
 """Networks that are timed as a whole to correct a table."""
 
@@ -122,7 +124,8 @@ class LatencyTable(CostTable):
         input_shape: (C, H, W); the supernet's own by default.
         batch: images per forward pass.
         device: the device to time on.
-        seconds: time to spend on each entry, half of it on what it takes turns with.
+        seconds: time to spend on each entry, half of it on what it takes turns with; up to three times as much where
+            networks are slow.
         channels_last: whether images and weights are in channels-last memory format.
         file: keeps the measurements, one line of JSON per entry, so that a resumed search sees the same latencies.
 
@@ -143,7 +146,7 @@ class LatencyTable(CostTable):
         *,
         batch: int = 1,
         device: Device = "cpu",
-        seconds: float = 0.05,
+        seconds: float = 0.1,
         channels_last: bool = True,
         file: Path | None = None,
     ) -> None:
@@ -367,7 +370,7 @@ class LatencyTable(CostTable):
             network = self._real(self._chain.subnet(self.space.sample(Random(0))).eval())
             images = tree_map(self._filled, self.start.state)
             unit = self._warm(network, images)
-            if self._yardstick_kind == "network" or unit * FEWEST_TURNS <= self.seconds * 1e3:
+            if self._yardstick_kind == "network" or unit * FEWEST_TURNS <= SLOWEST * self.seconds * 1e3:
                 self._yardstick_kind = "network"
                 return network, images, unit
         self._yardstick_kind = "layers"
@@ -399,12 +402,14 @@ class LatencyTable(CostTable):
 
     def _per_call(self, module: nn.Module, inputs: Any, calls: int) -> float:
         """Returns the mean milliseconds of consecutive calls."""
+        # a single thread computes all the while, so its processor time leaves out only the turns of other processes
+        clock = time.thread_time if self.device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
         _synchronize(self.device)
-        begin = time.perf_counter()
+        begin = clock()
         for _ in range(calls):
             module(inputs)
         _synchronize(self.device)
-        return (time.perf_counter() - begin) * 1e3 / calls
+        return (clock() - begin) * 1e3 / calls
 
     def _filled(self, leaf: Any) -> Any:
         """Returns a real tensor for one of a state's meta tensors, for the whole batch."""

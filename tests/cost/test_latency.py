@@ -163,15 +163,16 @@ def test_a_table_is_corrected_once_and_a_resumed_search_sees_the_same(tmp_path: 
 def test_a_device_that_slows_down_does_not_change_the_latencies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = time.perf_counter
     speed = 1.0
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: clock() * speed))
+    clocks = {name: getattr(time, name) for name in ("perf_counter", "thread_time")}
+    slowed = {name: lambda clock=clock: clock() * speed for name, clock in clocks.items()}
+    monkeypatch.setattr(latency, "time", SimpleNamespace(**slowed))
     space, file = TOY_SPACES["chain"](input_size=32), tmp_path / "latency.jsonl"
     arch = space.space.sample(random.Random(0))
     before = LatencyTable(space, seconds=0.02, file=file).end_to_end(arch)
-    speed = 8.0  # every second takes eight
-    assert before / 3 < LatencyTable(space, seconds=0.02, file=file).end_to_end(arch) < 3 * before
-    assert LatencyTable(space, seconds=0.02).end_to_end(arch) > 3 * before  # a new table starts at the new speed
+    speed = 1000.0
+    assert before / 30 < LatencyTable(space, seconds=0.02, file=file).end_to_end(arch) < 30 * before
+    assert LatencyTable(space, seconds=0.02).end_to_end(arch) > 30 * before  # a new table starts at the new speed
 
 
 def test_a_resumed_table_measures_against_the_same_network(tmp_path: Path) -> None:
