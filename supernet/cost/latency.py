@@ -435,9 +435,9 @@ def warn_under_load() -> None:
     if not hasattr(os, "getloadavg"):
         return
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > max(1.0, 0.5 * cores):
+    if load > max(1.5, 0.75 * cores):  # this process has a load of 1 itself
         warnings.warn(
-            f"this machine is busy (a load of {load:.1f} on {cores} cores): latencies measured now are too long and "
-            "cannot be compared; measure again when it is idle",
+            f"this machine is busy (a load of {load:.1f} on {cores} cores), so latencies measured now are too long, "
+            "all by about the same factor; for the milliseconds of an idle machine measure again when it is idle",
             stacklevel=2,
         )

@@ -1,8 +1,10 @@
 """Measured latency as a cost: consistent within a table, with exact limits over it, and larger for larger networks."""
 
 import json
+import os
 import random
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -199,3 +201,14 @@ def test_measuring_leaves_the_global_generator_as_it_was() -> None:
     before = torch.get_rng_state()
     LatencyTable(chain, seconds=0.001).correct(3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_measuring_beside_other_work_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.2, 1.0, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        latency.warn_under_load()
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 1.0, 1.0))
+    with pytest.warns(UserWarning, match=r"a load of 2\.0 on 2 cores"):
+        latency.warn_under_load()

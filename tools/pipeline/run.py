@@ -14,6 +14,7 @@ from supernet.chain import Chain
 from supernet.checked import shown
 from supernet.config import DataSummary, from_dict
 from supernet.cost import CostTable, Feasible, LatencyTable
+from supernet.cost.latency import warn_under_load
 from supernet.errors import InputError
 from supernet.paths import inside
 from supernet.scoring.cache import ScoreCache
@@ -208,6 +209,7 @@ class Run:
         file = inside(self.folder, f"latency-{batch}.jsonl")
         table = LatencyTable(self.supernet, batch=batch, device=self.config.train.device, file=file)
         if table.is_new:
+            warn_under_load()
             table.correct()
         other = Run(self.folder, self.kind, self.summary, data=self.data, cost=table, bn=self.bn)
         other.__dict__["supernet"] = self.supernet  # loaded once

@@ -16,7 +16,6 @@ from searchers.pareto import hypervolume, pareto_front
 from searchers.study import score
 from supernet.chain import Chain
 from supernet.cost import Feasible, LatencyTable
-from supernet.cost.latency import warn_under_load
 from supernet.errors import InputError, nearest
 from supernet.files import read_json, remove_temporaries, write_json
 from supernet.paths import check_file, inside
@@ -416,7 +415,6 @@ def _summary(run: Run, study: Study, best: Trial, searcher: Any, evaluate: Share
         "hypervolume": covered,
     }
     if isinstance(run.cost, LatencyTable):
-        warn_under_load()
         summary["end_to_end_ms"] = run.cost.end_to_end(space.normal_form(best.arch))
         if (correction := run.cost.correction) is not None:
             summary["latency_error"] = correction.error
