@@ -40,6 +40,8 @@ FEWEST_TURNS = 5
 """Turns of an entry, however long they take."""
 SLOWEST = 3
 """Multiples of the time for an entry that turns of a network of the space may take."""
+FINE_THREAD_CLOCK = time.get_clock_info("thread_time").resolution <= 1e-6
+"""Whether the system tells a thread's processor time by the microsecond; Windows does by the 64th of a second."""
 NETWORKS = 8
 """Networks that are timed as a whole to correct a table."""
 
@@ -403,7 +405,8 @@ class LatencyTable(CostTable):
     def _per_call(self, module: nn.Module, inputs: Any, calls: int) -> float:
         """Returns the mean milliseconds of consecutive calls."""
         # a single thread computes all the while, so its processor time leaves out only the turns of other processes
-        clock = time.thread_time if self.device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+        alone = FINE_THREAD_CLOCK and self.device == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if alone else time.perf_counter
         _synchronize(self.device)
         begin = clock()
         for _ in range(calls):
