@@ -127,9 +127,23 @@ def test_two_workers_make_the_study_of_one_also_when_the_first_is_killed(trained
     (second,) = [pid for pid, environment in ranks_of(process).items() if b"RANK=1" in environment]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)  # the second one has the same output, and ends as well
-    assert not Path(f"/proc/{second}").exists()
+    assert has_ended(second)
     finish(start("search", trained, "--name", "two", "--workers", 2, *SEARCH))
     assert trials(trained, "two") == trials(trained, "one")
+
+
+def has_ended(pid: int) -> bool:
+    """Waits until a process has ended; where nothing collects orphans, its entry stays as that of a zombie."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def wait_for(study: Path, count: int) -> None:
