@@ -114,8 +114,8 @@ class LatencyTable(CostTable):
     """A `CostTable` with one more cost, `latency_ms`: milliseconds of a forward pass in eval mode on this machine.
 
     Each combination of a step, its decisions and its input is timed once, when it is first needed, and an
-    architecture's latency is the sum over its steps. Every timing is relative to that of the same network
-    measured in turn with it, so a device that slows down or speeds up later does not change what is compared.
+    architecture's latency is the sum over its steps. Each one takes turns with a reference network of the space and is
+    timed relative to it, so latencies stay comparable on a device that slows down or speeds up.
 
     Where steps do not share decisions the table is finite, and windows and limits on latency are exact with respect to
     this table; a second measurement would give another one, so use one table for a search. In a space with shared cells
@@ -165,8 +165,8 @@ class LatencyTable(CostTable):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.start.cost["latency_ms"] = 0
         self._timed: dict[str, float] = {}
-        self._unit: float | None = None  # milliseconds of the yardstick when the first entry was measured
-        self._yardstick_kind = ""  # "network" or "layers" once it was chosen
+        self._unit: float | None = None  # milliseconds of the reference network when the first entry was measured
+        self._reference_kind = ""  # "network" or "layers" once it was chosen
         self.correction: Correction | None = None
         modules = self._chain.step_modules
         self._first = next((i for i, step in enumerate(modules) if getattr(step, "timed", True)), 0)
@@ -267,13 +267,13 @@ class LatencyTable(CostTable):
                     f"{known.get('format', 1)}, this one reads {FORMAT}); delete it to measure again in milliseconds"
                 )
             self._timed = {
-                str(e["step"]): float(e["milliseconds"]) for e in entries if not e.keys() & {"correction", "yardstick"}
+                str(e["step"]): float(e["milliseconds"]) for e in entries if not e.keys() & {"correction", "reference"}
             }
             for entry in entries:
-                if "yardstick" in entry:
-                    self._yardstick_kind, self._unit = str(entry["yardstick"]), float(entry["milliseconds"])
-                    if self._yardstick_kind not in {"network", "layers"} or not 0 < self._unit < math.inf:
-                        raise ValueError("the yardstick is unknown or takes no positive time")
+                if "reference" in entry:
+                    self._reference_kind, self._unit = str(entry["reference"]), float(entry["milliseconds"])
+                    if self._reference_kind not in {"network", "layers"} or not 0 < self._unit < math.inf:
+                        raise ValueError("the reference is unknown or takes no positive time")
                 if "correction" in entry:
                     self.correction = Correction(**entry["correction"])
                     if not 0 < self.correction.factor < math.inf or not 0 <= self.correction.offset < math.inf:
@@ -343,39 +343,39 @@ class LatencyTable(CostTable):
         """Returns the milliseconds of a module from the meta device, at the speed the device had for the first entry.
 
         Other work, or another clock rate, changes all times together by more than networks differ. So the module takes
-        turns with a yardstick that is the same all along, and the result is the median ratio of a turn's times.
+        turns with a reference network that is the same all along, and the result is the median ratio of a turn's times.
         """
         real, inputs = self._real(module), tree_map(self._filled, state)
         with torch.inference_mode():
-            yardstick, images, unit = self._yardstick
+            reference, images, unit = self._reference
             once = self._warm(real, inputs)
             turn = max(TURN, min(once, unit))
             calls, unit_calls = (max(1, min(1000, round(turn / each))) for each in (once, unit))
             turns: list[tuple[float, float]] = []
             end = time.perf_counter() + self.seconds
             while len(turns) < FEWEST_TURNS or time.perf_counter() < end:
-                turns.append((self._per_call(real, inputs, calls), self._per_call(yardstick, images, unit_calls)))
+                turns.append((self._per_call(real, inputs, calls), self._per_call(reference, images, unit_calls)))
         if self._unit is None:
             self._unit = statistics.median(spent for _, spent in turns)
-            self._append({"yardstick": self._yardstick_kind, "milliseconds": self._unit})
-        milliseconds = self._unit * statistics.median(spent / unit for spent, unit in turns)
+            self._append({"reference": self._reference_kind, "milliseconds": self._unit})
+        milliseconds = self._unit * statistics.median(spent / beside for spent, beside in turns)
         return max(round(milliseconds / TICK), 1) * TICK
 
     @cached_property
-    def _yardstick(self) -> tuple[nn.Module, Any, float]:
+    def _reference(self) -> tuple[nn.Module, Any, float]:
         """The network that every timing takes turns with, its input, and its milliseconds when it was chosen.
 
-        A network of the space slows down as others do: timings of the same network vary by 1 to 2.5 % where they vary
-        by 3 to 5.5 % in turn with the few layers that take its place where it is too slow to take a turn per entry.
+        A network of the space slows down as others do: repeated timings of a network vary by 1 to 2.5 %. Where they are
+        too slow to take a turn for every entry, a few layers are the reference, and timings vary by 3 to 5.5 %.
         """
-        if self._yardstick_kind != "layers":
+        if self._reference_kind != "layers":
             network = self._real(self._chain.subnet(self.space.sample(Random(0))).eval())
             images = tree_map(self._filled, self.start.state)
             unit = self._warm(network, images)
-            if self._yardstick_kind == "network" or unit * FEWEST_TURNS <= SLOWEST * self.seconds * 1e3:
-                self._yardstick_kind = "network"
+            if self._reference_kind == "network" or unit * FEWEST_TURNS <= SLOWEST * self.seconds * 1e3:
+                self._reference_kind = "network"
                 return network, images, unit
-        self._yardstick_kind = "layers"
+        self._reference_kind = "layers"
         with torch.device("meta"):
             layers = nn.Sequential(
                 nn.Conv2d(32, 32, 3, padding=1),

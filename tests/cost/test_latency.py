@@ -181,16 +181,16 @@ def test_a_resumed_table_measures_against_the_same_network(tmp_path: Path) -> No
     chain, file = TOY_SPACES["chain"](input_size=32), tmp_path / "latency.jsonl"
     arch = chain.space.sample(random.Random(0))
 
-    def yardsticks() -> list[str]:
-        return [line for line in file.read_text().splitlines() if "yardstick" in line]
+    def references() -> list[str]:
+        return [line for line in file.read_text().splitlines() if '"reference"' in line]
 
     LatencyTable(chain, seconds=1e-6, file=file).end_to_end(arch)  # too short for a network of the space
     LatencyTable(chain, seconds=0.5, file=file).end_to_end(arch)
-    assert len(yardsticks()) == 1
-    assert '"layers"' in yardsticks()[0]
+    assert len(references()) == 1
+    assert '"layers"' in references()[0]
     file.unlink()
     LatencyTable(chain, seconds=0.5, file=file).end_to_end(arch)
-    assert '"network"' in yardsticks()[0]
+    assert '"network"' in references()[0]
     file.write_text(file.read_text().replace('"network"', '"another"'))
     with pytest.raises(InputError, match="cannot be read as a file of latencies"):
         LatencyTable(chain, file=file)
