@@ -34,7 +34,7 @@ PART_BYTES = 2**21
 """Input that is shifted at a time for the gradient of a part of a kernel, so that it stays in the cache."""
 
 FEW_PIXELS = 16
-"""Pixels of the largest map of whose pixels a 1×1 convolution is computed as a product of matrices."""
+"""The largest map, in pixels, on which a 1×1 convolution is computed as a product of matrices."""
 
 Pair = tuple[int, int]
 

@@ -37,9 +37,9 @@ FEWEST = 3
 TURN = 2.0
 """Milliseconds of a turn: calls of one module before another is called; a single call may take longer."""
 FEWEST_TURNS = 5
-"""Turns of an entry, however long they take."""
+"""The fewest turns of an entry, however long they take."""
 SLOWEST = 3
-"""Multiples of the time for an entry that turns of a network of the space may take."""
+"""The turns of a reference network may take this many times the time for an entry; a slower one is not used."""
 FINE_THREAD_CLOCK = time.get_clock_info("thread_time").resolution <= 1e-6
 """Whether the system tells a thread's processor time by the microsecond; Windows does by the 64th of a second."""
 NETWORKS = 8
