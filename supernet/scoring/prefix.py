@@ -21,6 +21,7 @@ from supernet.chain import Chain
 from supernet.chain.copying import copy_module
 from supernet.scoring.batch_norm import Settling, norms_of, use_batch_statistics
 from supernet.scoring.memory import ActivationMeter, TrunkCache, tensors_in, version
+from supernet.scoring.merging import MERGED_BYTES, CannotMergeError, Held, batch_by_batch, held, merged, same_bits
 from supernet.scoring.steps import Adapt, MaterializedStep, StepCache, Watch
 from supernet.scoring.trie import Node, Trie
 
@@ -41,8 +42,8 @@ class PrefixSharing:
     """Calibrates and runs tries of subnets of one supernet, which is only read.
 
     Batches pass through the trie several at a time, as many as the budget allows; the first goes alone, to show how
-    much memory one takes. How they are grouped changes no bit, because every step sees them one by one and in the same
-    order.
+    much memory one takes. A step takes several of them at once where they are small and that changes no bit (see
+    `merging`); otherwise it sees them one by one, in the same order.
 
     Args:
         supernet: the chain.
@@ -163,11 +164,13 @@ class PrefixSharing:
             self._meter = ActivationMeter(self.memory, self._trunk.places)
             group = range(number, min(number + take, end))
             with self._watch("trunk"):
-                states = [self._enter(trie, batches, at, calibrate=calibrate) for at in group]
+                states = [held(self._enter(trie, batches, at, calibrate=calibrate)) for at in group]
+            kept = self._start(trie) is not trie.root
+            entering = max(one.bytes for one in states) if kept else 0  # the trunk's features are merged in a copy
             self._descend(self._start(trie), states, visit)
             self.peak = max(self.peak, self._meter.peak + self._trunk.size)
             per_batch = -(-self._meter.peak // len(group))
-            largest = max(largest, self._trunk_peak, per_batch)
+            largest = max(largest, self._trunk_peak, per_batch + entering)
             number, take = group.stop, max(1, self.memory // largest)
             if calibrate and self._settle:
                 take = 1  # settled steps then run no further batch
@@ -201,7 +204,7 @@ class PrefixSharing:
             outer.add(state)
         return state
 
-    def _descend(self, node: Node, states: list[Any], visit: Visit | None) -> None:
+    def _descend(self, node: Node, states: list[Held], visit: Visit | None) -> None:
         """Hands the states to every child; they are released once the last child has read them."""
         children = [
             child
@@ -211,31 +214,104 @@ class PrefixSharing:
         for child in children:
             self._run(child, states, visit, last=child is children[-1])
         if not children:
-            for state in states:
-                self._meter.drop(state)
+            for one in states:
+                self._meter.drop(one.state)
 
-    def _run(self, node: Node, states: list[Any], visit: Visit | None, *, last: bool) -> None:
+    def _run(self, node: Node, states: list[Held], visit: Visit | None, *, last: bool) -> None:
         """Runs a step on all states and goes on below it; with `last` each state is released after it was read."""
         calibrate = visit is None
-        step, outs = self._steps.of(node), []
+        step, outs, number = self._steps.of(node), list[Held](), 0
         self._bind(step, node, fresh=calibrate)
         with self._mode(step, calibrate=calibrate):
             settling = self._settling(step, node, calibrate=calibrate)
-            for number in range(len(states)):
-                settling.before_batch()
-                out = self._apply(step, states[number], calibrate=calibrate)
-                settling.after_batch()
+            while number < len(states):
+                if calibrate not in step.alone:
+                    self._merge(states, number)
+                for out in self._outputs(step, states[number], settling, calibrate=calibrate):
+                    if visit is not None and node.leaf is not None:
+                        for one in out.apart():
+                            visit(node.leaf, one.state)
+                        self._meter.drop(out.state)
+                    else:
+                        outs.append(out)
+                    del out
                 if last:
-                    self._meter.drop(states[number])
-                    states[number] = None
-                if visit is not None and node.leaf is not None:
-                    visit(node.leaf, out)
-                    self._meter.drop(out)
-                else:
-                    outs.append(out)
-                del out
+                    self._meter.drop(states[number].state)
+                    states[number] = Held(None, 0)
+                number += 1
         if outs:
             self._descend(node, outs, visit)
+
+    def _merge(self, states: list[Held], number: int) -> None:
+        """Replaces a state and those after it by one, as far as they are few bytes together and the budget allows."""
+        size, end = states[number].bytes, number + 1
+        while end < len(states) and size + states[end].bytes <= MERGED_BYTES:
+            size += states[end].bytes
+            end += 1
+        several = states[number:end]
+        if len(several) == 1 or self._meter.now + size > self._meter.limit:
+            return
+        try:
+            whole = merged(several)
+        except CannotMergeError:
+            return
+        self._meter.add(whole.state)
+        for one in several:
+            self._meter.drop(one.state)
+        states[number:end] = [whole]
+
+    def _outputs(self, step: MaterializedStep, read: Held, settling: Settling, *, calibrate: bool) -> Iterator[Held]:
+        """Yields the outputs of a step for the batches of a state, together if that changes no bit, else one by one."""
+        if read.batches > 1 and calibrate not in step.alone:
+            out = self._together(step, read, calibrate=calibrate)
+            if out is not None:
+                yield out
+                return
+        for one in read.apart():
+            settling.before_batch()
+            out = Held(self._apply(step, one.state, calibrate=calibrate), read.images)
+            settling.after_batch()
+            yield out
+            del out
+
+    def _together(self, step: MaterializedStep, several: Held, *, calibrate: bool) -> Held | None:
+        """Returns the output of a step for several batches at once, None if they have other bits alone.
+
+        That is tried once for every step, kind of pass and number of batches, with the first and the last batch.
+        Kernels may be others for larger batches, and a user's block may mix images.
+        """
+        norms = step.norms if calibrate or self.batch_statistics else []
+
+        def at_once() -> Held:
+            with batch_by_batch(norms, several.batches):
+                return Held(self._apply(step, several.state, calibrate=calibrate), several.images, several.batches)
+
+        if (calibrate, several.batches) in step.together:
+            return at_once()
+        buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        saved = [buffer.clone() for buffer in buffers]
+        outer, self._meter = self._meter, ActivationMeter(self._meter.limit - self._meter.now, self._trunk.places)
+        out = None
+        try:
+            out = at_once()
+            batches, outs, after = several.apart(), out.apart(), [buffer.clone() for buffer in buffers]
+            alone = (self._apply(step, batches[at].state, calibrate=calibrate) for at in (0, -1))
+            if same_bits(next(alone), outs[0].state) and same_bits(next(alone), outs[-1].state):
+                saved = after
+                step.together.add((calibrate, several.batches))
+            else:
+                out = None
+        except Exception:  # of any kind, from a block that needs another number of images; alone it may do
+            out = None
+        outer.peak = max(outer.peak, outer.now + self._meter.peak)
+        self._meter = outer
+        for buffer, value in zip(buffers, saved, strict=True):
+            buffer.copy_(value)
+        if out is None:
+            step.alone.add(calibrate)
+        else:
+            self._meter.add(out.state)
+        return out
 
     def _apply(self, step: MaterializedStep, state: Any, *, calibrate: bool) -> Any:
         """Returns the output of a step; the state stays as it is even if the step works in place."""

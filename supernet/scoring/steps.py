@@ -38,11 +38,15 @@ class MaterializedStep:
         norms: its batch norms.
         writes_input: whether it changes its input in place, by kind of pass (`calibrate`); a kind is missing until it
             was seen.
+        together: the kinds of pass, with the number of batches, in which it makes the same bits of them at once.
+        alone: the kinds of pass in which it has to take every batch by itself.
     """
 
     module: nn.Module
     norms: list[_BatchNorm]
     writes_input: dict[bool, bool] = field(default_factory=dict)
+    together: set[tuple[bool, int]] = field(default_factory=set)
+    alone: set[bool] = field(default_factory=set)
 
 
 class StepCache:
