@@ -15,6 +15,7 @@ from supernet.paths import inside
 from supernet.progress import progress
 from supernet.ranking.probes import FEWEST, Correction, fit_correction
 from supernet.scoring.metrics import check_finite
+from supernet.scoring.shared_weights import SharedWeights
 from supernet.seeding import derive_seed, generator
 from supernet.space import Arch
 from supernet.train import train_standalone
@@ -60,8 +61,14 @@ def probe_archs(run: Run, count: int, seed: int = 0) -> list[Arch]:
     return list(archs)
 
 
-def fine_tuned(run: Run, arch: Arch, *, steps: int = STEPS, seed: int = 0) -> Mapping[str, float]:
-    """Metrics of a network after a few steps from the shared weights; the same images in the same order for all."""
+def fine_tuned(
+    run: Run, arch: Arch, evaluate: SharedWeights, *, steps: int = STEPS, seed: int = 0
+) -> Mapping[str, float]:
+    """Metrics of a network after a few steps from the shared weights; the same images in the same order for all.
+
+    Its batch norms are recalibrated as for the shared scores. The running statistics begin with a mixture over all
+    paths, which is far off, and would not have forgotten it.
+    """
     data, config = run.data, run.config.train
     batch = min(BATCH, config.batch, len(data.train))
     rng = torch.Generator().manual_seed(derive_seed(seed, "probe images"))
@@ -83,7 +90,7 @@ def fine_tuned(run: Run, arch: Arch, *, steps: int = STEPS, seed: int = 0) -> Ma
     )
     network = run.supernet.subnet(arch)
     train_standalone(network, dataclasses.replace(data, train=images), train, task=run.kind.task, verbose=False)
-    metrics = run.kind.scores(network.eval(), data.validation)
+    metrics = evaluate.of_network(network)
     check_finite(metrics, f"the probe {arch.key}")
     return metrics
 
@@ -101,11 +108,12 @@ def probe_stage(
         count: number of probes.
         steps: the number of fine-tuning steps for each.
         seed: the seed of the architectures, the images and their order.
-        bn_batches: calibration batches for the shared scores.
+        bn_batches: calibration batches of every score.
         verbose: show progress.
     """
     archs, metric = probe_archs(run, count, seed), metric_of(run)
-    context = {"steps": steps, "seed": seed, "weights": run.shared_weights(costs=False).settings["supernet"]}
+    evaluate = run.shared_weights(costs=False, bn_batches=bn_batches)
+    context = {"steps": steps, "seed": seed, "bn_batches": bn_batches, "weights": evaluate.settings["supernet"]}
     file = inside(run.folder, "probes", f"{derive_seed(*context.values()):016x}.json")
     known: dict[str, dict[str, float]] = {}
     if file.exists():
@@ -120,7 +128,7 @@ def probe_stage(
     with progress("probes", count, start=sum(a.key in known for a in archs), enabled=verbose) as update:
         for number, arch in enumerate(archs):
             if arch.key not in known:
-                known[arch.key] = dict(fine_tuned(run, arch, steps=steps, seed=seed))
+                known[arch.key] = dict(fine_tuned(run, arch, evaluate, steps=steps, seed=seed))
                 write_json(file, {"format": 1, "context": context, "probes": known})
             update(number + 1, "")
     shared = shared_scores(run, archs, bn_batches=bn_batches, verbose=False)
