@@ -295,9 +295,18 @@ def show(report: "Report") -> None:
         f"precision at {first.tops[place].k}",
         "regret",
         "true rank",
+        "better, mean",
     )
     rows = [
-        (ranker.name, ranker.tau, ranker.rho, f"{top.precision.value:.2f}", f"{top.regret:.4f}", f"{top.rank:.1f}")
+        (
+            ranker.name,
+            ranker.tau,
+            f"{ranker.rho.value:.3f}",
+            f"{top.precision.value:.2f}",
+            f"{top.regret:.4f}",
+            f"{top.rank:.1f}",
+            f"{ranker.better:.1%}",
+        )
         for ranker in report.rankers
         for top in ranker.tops[place : place + 1]
     ]

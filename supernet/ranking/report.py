@@ -27,6 +27,7 @@ from supernet.ranking.statistics import (
     kendall,
     replicate,
     resamples,
+    share_better,
     spearman,
     top,
 )
@@ -64,6 +65,8 @@ class Agreement:
         rho: Spearman's ρ.
         ahead: τ of the shared weights minus this one's, on the same resamples; NaN for the shared weights themselves.
         tops: the quality of the top k, for each k.
+        better: the share of networks that are truly better than the one with the highest score: its mean over the
+            resamples, since the first choice among all networks is a single draw.
         bands: τ within bands of MACs.
     """
 
@@ -72,6 +75,7 @@ class Agreement:
     rho: Interval
     ahead: Interval
     tops: tuple[Top, ...]
+    better: float
     bands: tuple[Band, ...]
 
 
@@ -349,7 +353,9 @@ def _agreements(
         # equal scores for all networks give the mean over all random rankings
         ranked = np.zeros(len(scores)) if name == RANDOM else scores
         tops = tuple(top(ranked, truth, k) for k in ks)
-        agreements.append(Agreement(name, bootstrap_interval(tau, taus), rho, ahead, tops, tuple(bands)))
+        shares = replicate(share_better, ranked, truth, draws=index, within=whole)
+        better = float(shares.mean()) if len(shares) else share_better(ranked, truth)
+        agreements.append(Agreement(name, bootstrap_interval(tau, taus), rho, ahead, tops, better, tuple(bands)))
     return tuple(agreements)
 
 

@@ -194,6 +194,19 @@ def top(scores: ArrayLike, truth: ArrayLike, k: int) -> Top:
     )
 
 
+def share_better(scores: ArrayLike, truth: ArrayLike) -> float:
+    """Returns the share of networks that are truly better than the one with the highest score, the mean over ties.
+
+    Raises:
+        InputError: no networks, or scores and truth of different ones.
+    """
+    s, t = _list_of_numbers(scores, "scores"), _list_of_numbers(truth, "truth")
+    if not len(s) or len(s) != len(t):
+        raise InputError(f"there are {len(s)} scores and {len(t)} true values; give both for every network")
+    better = len(t) - np.searchsorted(np.sort(t), t[s == s.max()], side="right")
+    return float(better.mean() / len(t))
+
+
 def membership(values: Floats, k: int) -> Floats:
     """Returns each value's probability of being among the `k` highest when ties are broken at random.
 

@@ -25,6 +25,7 @@ from supernet.ranking.statistics import (
     paired,
     replicate,
     resamples,
+    share_better,
     spearman,
     top,
     welch,
@@ -163,6 +164,17 @@ def test_the_top_by_hand() -> None:
         top([1], [1], 0)
 
 
+def test_the_share_of_better_networks_by_hand() -> None:
+    truth = [0.7, 0.9, 0.1, 0.8]
+    assert share_better([9, 8, 7, 1], truth) == 0.5  # 0.9 and 0.8 are better than 0.7
+    assert share_better([1, 9, 1, 1], truth) == 0
+    assert share_better([9, 9, 1, 9], truth) == pytest.approx((0.5 + 0 + 0.25) / 3), "ties count at their mean"
+    assert share_better([1, 2, 2], [5, 5, 5]) == 0
+    for scores in ([], [1.0, 2.0, 3.0]):
+        with pytest.raises(InputError, match=f"{len(scores)} scores and 4 true values"):
+            share_better(scores, truth)
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
 def test_ties_at_the_edge_count_at_their_mean_over_all_orders(k: int) -> None:
     scores, truth = [3.0, 2, 2, 2, 1], [0.1, 0.5, 0.9, 0.7, 0.8]
@@ -245,6 +257,9 @@ def test_agreement_of_trivial_rankers_with_the_table(published: Report) -> None:
     assert "depth is best" in published.verdict
     assert "0.679" in published.verdict
     assert [band.n for band in published.rankers[0].bands] == [368, 1137, 1533, 931]
+    better = {ranker.name: ranker.better for ranker in published.rankers}
+    assert better[RANDOM] == pytest.approx(0.5, abs=0.01)
+    assert better["MACs"] < better["depth"] < 0.1, "of many equally deep networks the mean counts"
 
 
 def test_two_trainings_of_the_table_agree_at_0_88(published: Report) -> None:
