@@ -4,8 +4,9 @@
     python tools/benchmarks/detection_speed.py pyramids      random pyramids on one fixed backbone
     python tools/benchmarks/detection_speed.py generation    generations of an evolution of backbones
 
-The first ends with a table of processor time; the others with one by part, and a line with the time ratio. All print
-the largest difference between the results of the two sides.
+The first ends with a table of processor time; the others with one by part, and a line with the time ratio and that of
+the steps, which is what shared prefixes alone can give. All print the largest difference between the results of the two
+sides.
 """
 
 import contextlib
@@ -342,6 +343,7 @@ def compare(
     print(
         f"time ratio {their_total / our_total:.2f}; without loading images "
         f"{(their_total - theirs.seconds[IMAGES]) / our_total:.2f}; largest difference of a score {difference:.1e}; "
+        f"steps of the detectors {evaluate.steps_asked / evaluate.steps_run:.2f}; "
         f"mAP {min(maps):.4f} to {max(maps):.4f}, {len(set(maps))} values of {len(maps)}; "
         f"at most {evaluate.held_bytes / 2**20:.0f} MiB of activations"
     )
@@ -354,16 +356,18 @@ def alone(
 
     All weights are copied; one DataLoader recalibrates batch norm, another one gives the mAP. The loaders decode files
     again for every candidate; composed images are in memory. Everything else is as in the shared way: batches, memory
-    format, and the library that computes the metric.
+    format, 1×1 convolutions of few pixels as products of matrices, and the library that computes the metric.
     """
     import torch
     from torch.utils.data import DataLoader
 
     from detection.metric import DetectionMetric
+    from supernet.convolutions import use_matrix_products
     from supernet.scoring.batch_norm import recalibrate_bn
 
     with stopwatch.part(BUILDING):
         network = copy.deepcopy(detector).subnet(arch).eval().to(memory_format=torch.channels_last)
+        use_matrix_products(network)
     used = torch.arange(scoring.batches * scoring.images)
     calibration, validation = (
         dataclasses.replace(part, pixels=None) if part.root is not None else part
