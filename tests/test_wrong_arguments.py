@@ -617,7 +617,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "slopes in numbers": (lambda: growth([1.0]), r"slopes=\[1.0\] should be a Slope"),  # type: ignore[list-item]
     "sizes without losses": (lambda: slope(1, [1.0, 2.0], [1.0]), "there are 2 sizes and 1 losses"),
     "a network without MACs": (lambda: extrapolated({first(): 0.5}, {}, 0.1), "macs has no number for"),
-    "a shorter training than none": (lambda: Growth(1.0, 0.1).bonus(sound().space, -1.0), "longer=-1.0 should be"),
+    "a shorter training than none": (lambda: Growth(1.0, 0.1, 1.0).bonus(sound().space, -1.0), "longer=-1.0 should be"),
     "a probe without a score": (
         lambda: fit_correction(sound().space, {first(): 0.5}, {}),
         "has no shared score",

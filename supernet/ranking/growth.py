@@ -3,8 +3,8 @@
 Every option of a choice gets only its share of the steps, so the weights of a supernet are trained less than those of
 a network alone, and large networks, which learn longest, look worse than they are. How the advantage of size grows can
 be seen while the supernet trains: the slope of the paths' losses over the logarithm of their MACs, in each tenth of the
-training. It grows about linearly in the logarithm of the steps. Its rate of growth, extrapolated to the steps that the
-final network will be trained for, is added to the scores.
+training. It grows about linearly in the logarithm of the images seen. Its rate of growth, extrapolated to the images
+that the final network will be trained on, is added to the scores, up to as much again as was seen.
 """
 
 import math
@@ -45,33 +45,37 @@ class Growth:
     """How fast the advantage of size grows.
 
     Attributes:
-        rate: of the score (the loss with its sign turned) per unit of ln(MACs) and of ln(steps).
+        rate: of the score (the loss with its sign turned) per unit of ln(MACs) and of ln(images).
         error: its standard error.
+        reached: the advantage at the end of the training, in units of the score per unit of ln(MACs), as fitted.
     """
 
     rate: float
     error: float
+    reached: float
 
     def bonus(self, space: SearchSpace, longer: float = 1.0) -> float:
         """Returns what a unit of ln(MACs) adds to a score if each path were trained on its own.
 
-        That is the rate times the logarithm of the number of steps in which its weights are then used, as a multiple of
-        the present one: the mean number of options (geometric) times `longer`. 0 where no growth is seen by two
-        standard errors, or where these are fewer steps.
+        That is the rate times the logarithm of the number of images that its weights then see, as a multiple of the
+        present one: the mean number of options (geometric) times `longer`. It is at most what was reached, since
+        growth does not go on for ever. 0 where no growth is seen by two standard errors, or where these are fewer
+        images.
 
         Args:
             space: the search space.
-            longer: the steps of the training of the final network, as a multiple of those of the supernet.
+            longer: the epochs of the training of the final network, as a multiple of those of the supernet.
 
         Raises:
             InputError: a multiple that is negative or not finite.
         """
         if not is_number(longer, 0) or not math.isfinite(longer):
-            raise InputError(f"longer={shown(longer)} should be a multiple of the supernet's steps, from 0")
+            raise InputError(f"longer={shown(longer)} should be a multiple of the supernet's epochs, from 0")
         counts = [len(choice.options) for choice in space.choices if len(choice.options) > 1]
         if not counts or longer <= 0 or not self.rate > 2 * self.error:
             return 0.0
-        return self.rate * max(float(np.mean(np.log(counts))) + math.log(longer), 0.0)
+        grown = self.rate * max(float(np.mean(np.log(counts))) + math.log(longer), 0.0)
+        return min(grown, max(self.reached, 0.0))
 
 
 def slope(tenth: int, log_macs: Sequence[float], losses: Sequence[float]) -> Slope | None:
@@ -93,7 +97,7 @@ def slope(tenth: int, log_macs: Sequence[float], losses: Sequence[float]) -> Slo
 
 @checked_arguments
 def growth(slopes: Sequence[Slope]) -> Growth | None:
-    """Fits how the slopes change with the logarithm of the steps, weighted by their precision.
+    """Fits how the slopes change with the logarithm of the images seen, weighted by their precision.
 
     Returns:
         None with fewer than four slopes from tenth `FIRST` on.
@@ -107,9 +111,10 @@ def growth(slopes: Sequence[Slope]) -> Growth | None:
     x = np.log([(one.tenth - 0.5) / 10 for one in kept])
     y = -np.array([one.value for one in kept])
     weights = np.array([one.error for one in kept]) ** -2.0
-    center = float((weights * x).sum() / weights.sum())
+    center, level = (float((weights * values).sum() / weights.sum()) for values in (x, y))
     spread = float((weights * (x - center) ** 2).sum())
-    return Growth(float((weights * (x - center) * y).sum() / spread), spread**-0.5)
+    rate = float((weights * (x - center) * y).sum() / spread)
+    return Growth(rate, spread**-0.5, level - rate * center)  # x is 0 at the end of the training
 
 
 def extrapolated(scores: Mapping[Arch, float], macs: Mapping[Arch, float], bonus: float) -> dict[Arch, float]:

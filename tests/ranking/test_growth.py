@@ -35,16 +35,26 @@ def test_the_rate_of_growth_is_recovered_within_its_error() -> None:
     errors = np.array([one.error for one in fitted if one is not None])
     assert abs(rates.mean() - RATE) < 3 * errors.mean() / math.sqrt(40)
     assert 0.7 < rates.std() / errors.mean() < 1.4
+    reached = np.mean([one.reached for one in fitted if one is not None])
+    assert reached == pytest.approx(0.1 + RATE * math.log(10), abs=0.01)
 
 
-def test_the_bonus_is_that_of_the_steps_of_the_final_training() -> None:
-    assert Growth(RATE, 0.01).bonus(SPACE) == pytest.approx(RATE * math.log(3))
-    assert Growth(RATE, 0.01).bonus(SPACE, 4.0) == pytest.approx(RATE * math.log(12))
-    assert Growth(RATE, 0.01).bonus(SPACE, 0.3) == 0  # fewer steps than in the supernet
-    assert Growth(RATE, 0.01).bonus(SPACE, 0.0) == 0
-    assert Growth(RATE, 0.04).bonus(SPACE) == 0  # not seen by two standard errors
-    assert Growth(-RATE, 0.01).bonus(SPACE) == 0
-    assert Growth(RATE, 0.01).bonus(SearchSpace("none", [Choice("op", ("a",))])) == 0
+def test_the_bonus_is_that_of_the_images_of_the_final_training() -> None:
+    assert Growth(RATE, 0.01, 1).bonus(SPACE) == pytest.approx(RATE * math.log(3))
+    assert Growth(RATE, 0.01, 1).bonus(SPACE, 4.0) == pytest.approx(RATE * math.log(12))
+    assert Growth(RATE, 0.01, 1).bonus(SPACE, 0.3) == 0  # fewer images than in the supernet
+    assert Growth(RATE, 0.01, 1).bonus(SPACE, 0.0) == 0
+    assert Growth(RATE, 0.04, 1).bonus(SPACE) == 0  # not seen by two standard errors
+    assert Growth(-RATE, 0.01, 1).bonus(SPACE) == 0
+    assert Growth(RATE, 0.01, 1).bonus(SearchSpace("none", [Choice("op", ("a",))])) == 0
+
+
+def test_the_advantage_at_most_doubles() -> None:
+    assert Growth(RATE, 0.01, 0.1).bonus(SPACE, 1e6) == 0.1
+    assert Growth(RATE, 0.01, -0.1).bonus(SPACE, 1e6) == 0  # small networks are still ahead
+
+
+def test_no_growth_is_no_bonus() -> None:
     exact = growth(slopes_of(0.0, noise=0.2))
     assert exact is not None
     assert exact.bonus(SPACE) == 0
@@ -85,7 +95,7 @@ def test_a_search_maximises_the_extrapolated_score(trained: Path, call: Call) ->
     code, _, err = call(*search, "--trials", 12)
     assert code == 0, err
     best = json.loads((trained / "search" / "random" / "best.json").read_text())["metrics"]
-    bonus = 0.2 * math.log(3 * 6 / 8)  # three options; the recipe retrains for 6 epochs
+    bonus = 0.2 * math.log(3 * 6 / 8)  # three options; the recipe retrains for 6 epochs; less than the advantage
     assert best["extrapolated"] == pytest.approx(-best["loss"] + bonus * math.log(best["macs"]), rel=0.05)
     _, out, _ = call("fidelity", trained, "--truth", "table", "--n", 12, "--bn-batches", 1, "--resamples", 20)
     row = next(line for line in out.splitlines() if "loss, extrapolated" in line)

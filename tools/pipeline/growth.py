@@ -35,7 +35,7 @@ def bonus_of(run: Run) -> float:
     seen, train, retrain = growth_of(run), run.config.train, run.config.retrain
     if seen is None or not train.epochs:
         return 0.0
-    return seen.bonus(run.space, (retrain.epochs / retrain.batch) / (train.epochs / train.batch))
+    return seen.bonus(run.space, retrain.epochs / train.epochs)
 
 
 class ExtrapolatedScores:
