@@ -55,7 +55,6 @@ from supernet.export.latency import artefact_latencies
 from supernet.ranking.calibrate import calibrated_ranking, fit_ridge
 from supernet.ranking.growth import Growth, extrapolated, growth, slope
 from supernet.ranking.paired import tied
-from supernet.ranking.probes import fit_correction
 from supernet.ranking.race import race
 from supernet.ranking.report import fidelity
 from supernet.ranking.rivals import differing, evenly_spaced, finalists
@@ -618,10 +617,6 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "sizes without losses": (lambda: slope(1, [1.0, 2.0], [1.0]), "there are 2 sizes and 1 losses"),
     "a network without MACs": (lambda: extrapolated({first(): 0.5}, {}, 0.1), "macs has no number for"),
     "a shorter training than none": (lambda: Growth(1.0, 0.1, 1.0).bonus(sound().space, -1.0), "longer=-1.0 should be"),
-    "a probe without a score": (
-        lambda: fit_correction(sound().space, {first(): 0.5}, {}),
-        "has no shared score",
-    ),
     "rows of another space": (
         lambda: distinct(sound().space, {Arch({"x": 1}): {"accuracy": 0.5}}),
         "has no choice 'x'",

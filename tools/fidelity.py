@@ -46,9 +46,6 @@ class Fidelity(Flags):
     or map50. By default accuracy or map. Other metrics are reported beside it."""
     labels: Natural = 0
     """Also report a ranking calibrated with this many true accuracies from the top of the shared ranking."""
-    probes: Natural = 0
-    """Also report a ranking corrected by this many architectures that are fine-tuned for a few steps, without any
-    truth."""
     checkpoints: tuple[FilePath, ...] = ()
     """Other weights of the same supernet, run folders or files, to see how stable the ranking is."""
     seeds: Count = 1
@@ -122,8 +119,7 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
     from supernet.paths import check_file, inside
     from supernet.ranking.calibrate import FEWEST
     from supernet.ranking.report import fidelity
-    from supernet_tools.pipeline.growth import EXTRAPOLATED, bonus_of
-    from supernet_tools.pipeline.probes import metric_of, probe_archs
+    from supernet_tools.pipeline.growth import EXTRAPOLATED, bonus_of, metric_of
     from supernet_tools.pipeline.runs import open_run
     from supernet_tools.pipeline.search import shared_scores, supernet_with
 
@@ -145,8 +141,6 @@ def run_report(args: Fidelity, folder: Path) -> "tuple[Report, Path, BatchNorm]"
         raise InputError(
             f"--labels {args.labels} are more than the --n {args.n} networks; raise --n, or give fewer labels"
         )
-    if args.probes > 0:
-        probe_archs(opened, args.probes, args.seed)  # too few or too many are refused before anything is scored
     if args.n == 1:
         raise InputError("--n 1 is too few for a ranking; give 0 for all networks, or at least 2")
     for path in args.checkpoints:
@@ -259,8 +253,7 @@ def shared_rankings(
 ) -> "tuple[dict[Arch, float], dict[str, Any]]":
     """The scores that the report is about, and further rankers beside them."""
     from supernet.ranking.calibrate import calibrated_ranking
-    from supernet_tools.pipeline.growth import EXTRAPOLATED, bonus_of
-    from supernet_tools.pipeline.probes import metric_of, probe_stage
+    from supernet_tools.pipeline.growth import EXTRAPOLATED, bonus_of, metric_of
     from supernet_tools.pipeline.search import shared_scores
 
     metrics = shared_scores(opened, archs, bn_batches=args.bn_batches)
@@ -277,10 +270,6 @@ def shared_rankings(
 
         calibration = calibrated_ranking(scores, label, space=opened.space, labels=args.labels)
         rankers[f"calibrated, {len(calibration.labels)} labels"] = calibration.scores
-    if args.probes:
-        metric = metric_of(opened)
-        correction = probe_stage(opened, args.probes, seed=args.seed, bn_batches=args.bn_batches)
-        rankers[f"corrected, {args.probes} probes"] = correction(ranked_by(metrics, metric))
     return scores, rankers
 
 

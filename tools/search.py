@@ -69,8 +69,6 @@ class Search(Flags):
     searcher ("warm")."""
     settings: tuple[str, ...] = ()
     """Hyperparameters of the searcher, e.g. population_size=50 tournament_size=10."""
-    probes: Natural = 0
-    """Fine-tune this many random architectures for a few steps first, and maximise the score that they correct."""
     extrapolate: bool = False
     """Maximise the loss extrapolated to a longer training: large networks learn longest, and how fast their advantage
     grew while the supernet was trained is added to the scores (docs/fidelity.md)."""
@@ -100,8 +98,6 @@ def run() -> None:
             f"--race-top {args.race_top} compares the networks of a batch in one process: give a --batch above it (now "
             f"{args.batch}) and --workers 1"
         )
-    if args.extrapolate and args.probes:
-        raise InputError(f"--extrapolate and --probes {args.probes} both correct the scores; drop one")
     with workers(args.workers):
         search(args)
 
@@ -112,7 +108,6 @@ def search(args: Search) -> None:
     from supernet.training.distributed import process_group
     from supernet_tools.pipeline.growth import EXTRAPOLATED, extrapolator
     from supernet_tools.pipeline.learned import check_learned
-    from supernet_tools.pipeline.probes import CORRECTED, corrector
     from supernet_tools.pipeline.runs import config_of, open_run
     from supernet_tools.pipeline.scoring_dtype import scored_in_bf16
     from supernet_tools.pipeline.search import create_searcher, recorded_dtype, search_folder, search_stage
@@ -126,15 +121,14 @@ def search(args: Search) -> None:
             opened = opened.with_latency(args.latency_batch)
             limits["latency_ms"] = args.max_latency
         feasible = opened.limits(limits)
-        extrapolate = extrapolator(opened) if args.extrapolate else None
-        metric = CORRECTED if args.probes else EXTRAPOLATED if args.extrapolate else None
+        adjust = extrapolator(opened) if args.extrapolate else None
         searcher = create_searcher(
             args.searcher,
             opened,
             feasible,
             args.seed,
             args.settings,
-            metric=metric,
+            metric=EXTRAPOLATED if args.extrapolate else None,
             evaluations=min(args.trials, args.evaluations or args.trials),
             study=name if args.resume == "exact" else None,
         )
@@ -142,7 +136,6 @@ def search(args: Search) -> None:
             args.refuse("scoring_dtype", "race_top", "bn_settle", reason="for a detector, which is scored exactly")
         check_learned(opened, force=args.force)
         bf16 = scored_in_bf16(opened, args.scoring_dtype, recorded_dtype(opened, name), bn_batches=args.bn_batches)
-        adjust = corrector(opened, args.probes, bn_batches=args.bn_batches) if args.probes else extrapolate
         result = search_stage(
             opened,
             searcher,

@@ -249,21 +249,6 @@ class SharedWeights:
         """
         return self._network(arch, bf16=False)
 
-    def of_network(self, network: nn.Module) -> Metrics:
-        """Scores a network with weights of its own, for instance a subnet after fine-tuning, without costs.
-
-        Images, batches, batch-norm policy and metric are those of the architectures (of `Matched`, its recalibration);
-        it is computed in float32 and kept in no cache.
-
-        Args:
-            network: an ordinary network on the supernet's device. It is left in eval mode, with its batch norms as they
-                were scored.
-        """
-        with restored_generators(self._device):
-            network.eval()
-            self._calibrate(network, bf16=False)
-            return self._score(network, bf16=False).metrics
-
     def _network(self, arch: Arch, *, bf16: bool) -> nn.Module:
         with restored_generators(self._device):
             network = revert_sync_bn(self.supernet.subnet(self.supernet.space.normal_form(arch))).eval()
@@ -274,17 +259,13 @@ class SharedWeights:
             if bf16:
                 to_bf16(network)
             use_matrix_products(network)
-            self._calibrate(network, bf16=bf16)
+            if isinstance(self.bn, Recalibrate):
+                batches = (x.bfloat16() if bf16 else x for x in self._calibration_batches)
+                recalibrate_bn(network, batches, settle=self.bn.settle)
+            elif isinstance(self.bn, BatchStatistics):
+                for norm in norms_of(network):
+                    use_batch_statistics(norm)
         return network
-
-    def _calibrate(self, network: nn.Module, *, bf16: bool) -> None:
-        """Gives the batch norms of a network the statistics that the policy says, in place."""
-        if isinstance(self.bn, Recalibrate):
-            batches = (x.bfloat16() if bf16 else x for x in self._calibration_batches)
-            recalibrate_bn(network, batches, settle=self.bn.settle)
-        elif isinstance(self.bn, BatchStatistics):
-            for norm in norms_of(network):
-                use_batch_statistics(norm)
 
     def _adapt(self, path: str, step: nn.Module) -> None:
         match_moments(step, self._moments, prefix=f"{path}.")
@@ -316,7 +297,7 @@ class SharedWeights:
                 return
         self.steps_run += asked
         for arch in archs:
-            record(arch, self._score(self._network(arch, bf16=self.bf16), bf16=self.bf16))
+            record(arch, self._score(self._network(arch, bf16=self.bf16)))
 
     def _stop_sharing(self) -> None:
         """Scores architectures one by one from here on, since one batch exceeds the memory, and warns of it."""
@@ -341,7 +322,7 @@ class SharedWeights:
         metric = self.metric
         if not isinstance(metric, BatchMetric):
             for number, arch in enumerate(archs):
-                record(arch, self._score(self._prefixes.network(trie, number), bf16=False))
+                record(arch, self._score(self._prefixes.network(trie, number)))
             return
         batches = Batches(self.validation, self.batch, alike=True)
         parts: list[list[Any]] = [[] for _ in archs]
@@ -407,7 +388,7 @@ class SharedWeights:
         """Scores architectures one by one on all images."""
         self.steps_asked += len(archs) * len(self.supernet.step_names)
         self.steps_run += len(archs) * len(self.supernet.step_names)
-        scores = {arch: self._score(self._network(arch, bf16=self.bf16), bf16=self.bf16) for arch in archs}
+        scores = {arch: self._score(self._network(arch, bf16=self.bf16)) for arch in archs}
         return {arch: Score({**score.metrics, "part": 1.0}, score.correct) for arch, score in scores.items()}
 
     def _first_part(self, archs: Sequence[Arch], batches: Batches, first: int, kept: dict[Arch, list[Any]]) -> Trie:
@@ -434,7 +415,7 @@ class SharedWeights:
 
         self._prefixes.outputs(trie, batches, visit, start=start, stop=stop)
 
-    def _score(self, network: nn.Module, *, bf16: bool) -> Score:
+    def _score(self, network: nn.Module) -> Score:
         if not isinstance(self.metric, BatchMetric):
             metrics = self.metric(network, self.validation, self.batch)
             if not isinstance(metrics, Mapping) or not all(isinstance(value, Real) for value in metrics.values()):
@@ -445,7 +426,7 @@ class SharedWeights:
         batches = Batches(self.validation, self.batch, alike=True)
         with torch.no_grad():
             parts = [
-                self.metric.of_batch(network(x.bfloat16()).float() if bf16 else network(x), batches.labels(at))
+                self.metric.of_batch(network(x.bfloat16()).float() if self.bf16 else network(x), batches.labels(at))
                 for at, x in enumerate(batches)
             ]
         return Score(dict(self.metric.combine(parts)), self.metric.correct(parts))

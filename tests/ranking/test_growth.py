@@ -105,7 +105,6 @@ def test_a_search_maximises_the_extrapolated_score(trained: Path, call: Call) ->
     assert all(name in out for name in ("shared loss", "shared accuracy"))
     again = ("train_supernet", *RUN, "--data.size", 8, "--train.epochs", 8, "--out", trained)
     assert f"search.py {trained} --extrapolate" in " ".join(call(*again)[2].split())
-    one_line(call(*search, "--probes", 8, "--name", "both"), "drop one")
     for damaged in ("none", [{"tenth": 1}], [{**rows[4], "value": "x"}] * 9):
         (trained / "history.json").write_text(json.dumps({**history, "health": {"size": damaged}}))
         one_line(call(*search, "--name", "damaged"), "history.json", "restore the file")

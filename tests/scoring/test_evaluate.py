@@ -119,22 +119,6 @@ def test_the_batch_of_the_validation_pass_does_not_change_scores(trained: Chain,
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("policy", [Inherit(), BatchStatistics(), Recalibrate(4)], ids=lambda p: type(p).__name__)
-def test_a_network_of_its_own_is_scored_as_its_architecture(trained: Chain, digits: Splits, policy: Any) -> None:
-    arch = trained.space.normal_form(trained.space.sample(random.Random(0)))
-    evaluate = SharedWeights(trained, digits.calibration, digits.validation, bn=policy)
-    network = trained.subnet(arch).train()
-    for norm in (part for part in network.modules() if isinstance(part, nn.BatchNorm2d)):
-        if not isinstance(policy, Inherit):
-            norm.running_mean.fill_(50)  # what the calibration has to forget
-    (shared,) = evaluate([arch])
-    assert evaluate.of_network(network) == pytest.approx(shared, rel=1e-4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_()
-    assert evaluate.of_network(network)["loss"] != pytest.approx(shared["loss"], rel=0.01)
-
-
 def test_settings_list_what_scores_depend_on(trained: Chain, digits: Splits) -> None:
     def settings(**options: Any) -> dict[str, str]:
         return SharedWeights(trained, digits.calibration, **{"validation": digits.validation, **options}).settings

@@ -7,11 +7,22 @@ from supernet.errors import InputError
 from supernet.files import read_json
 from supernet.ranking.growth import Growth, Slope, extrapolated, growth
 from supernet.space import Arch
-from supernet_tools.pipeline.probes import Evaluate, metric_of, score_of
 from supernet_tools.pipeline.run import Run
 
 EXTRAPOLATED = "extrapolated"
 """The metric that is added to the shared ones."""
+
+Evaluate = Callable[[Sequence[Arch]], Sequence[Mapping[str, float] | None]]
+
+
+def metric_of(run: Run) -> str:
+    """The metric that is extrapolated: the loss of classifiers, which says more than few images' accuracy."""
+    return "loss" if "loss" in run.kind.metrics else str(run.kind.metric)
+
+
+def score_of(metrics: Mapping[str, float], metric: str) -> float:
+    """A metric, higher is better."""
+    return -metrics[metric] if metric == "loss" else metrics[metric]
 
 
 def growth_of(run: Run) -> Growth | None:
