@@ -1,5 +1,6 @@
 """A trained run for the tests of scripts that are not about the training."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ from supernet_tools.pipeline.detector import DetectorKind
 @pytest.fixture(autouse=True)
 def fast_exports(forked_runner: None) -> None:
     """How an export is compared is not the question here."""
+
+
+@pytest.fixture(autouse=True)
+def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command warns that other tests run beside it, which is not the question here."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.5, 0.5))
 
 
 @pytest.fixture(scope="session", autouse=True)
