@@ -13,9 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from supernet.scoring.memory import tensors_in
 
 MERGED_BYTES = 3 * 2**19
-"""The most bytes that are run at once if they are more than a batch. What a block makes of larger inputs leaves the
-processor's cache: 1.25 to 2.5 MiB are fastest for `spos` at 32 pixels, and 0.5 to 1 MiB for `nasbench-macro`, whose
-blocks are wider inside."""
+"""The most bytes that several batches may have in all to pass at once. With larger inputs, what a block computes no
+longer fits the processor's cache: 1.25 to 2.5 MiB are fastest for `spos` at 32 pixels, and 0.5 to 1 MiB for
+`nasbench-macro`, whose blocks are wider inside."""
+
+Form = tuple[int, tuple[torch.Size, ...]]
+"""The images of a batch, and the shapes of its tensors without the first dimension."""
 
 
 class CannotMergeError(Exception):
@@ -40,6 +43,11 @@ class Held:
     def bytes(self) -> int:
         """The bytes of its tensors."""
         return sum(tensor.nbytes for tensor in tensors_in(self.state))
+
+    @property
+    def form(self) -> Form:
+        """What batches have in common that can be merged."""
+        return self.images, tuple(tensor.shape[1:] for tensor in tensors_in(self.state))
 
     def apart(self) -> "list[Held]":
         """Returns the batches, which are views.

@@ -243,9 +243,10 @@ class PrefixSharing:
             self._descend(node, outs, visit)
 
     def _merge(self, states: list[Held], number: int) -> None:
-        """Replaces a state and those after it by one, as far as they are few bytes together and the budget allows."""
-        size, end = states[number].bytes, number + 1
-        while end < len(states) and size + states[end].bytes <= MERGED_BYTES:
+        """Merges a state with those after it while they are small enough together and the budget allows."""
+        first, end = states[number], number + 1
+        size = first.bytes
+        while end < len(states) and size + states[end].bytes <= MERGED_BYTES and states[end].form == first.form:
             size += states[end].bytes
             end += 1
         several = states[number:end]
@@ -277,16 +278,17 @@ class PrefixSharing:
     def _together(self, step: MaterializedStep, several: Held, *, calibrate: bool) -> Held | None:
         """Returns the output of a step for several batches at once, None if they have other bits alone.
 
-        That is tried once for every step, kind of pass and number of batches, with the first and the last batch.
-        Kernels may be others for larger batches, and a user's block may mix images.
+        The first time that a step gets so many batches of these shapes in a kind of pass, the first and the last of
+        them also pass alone. Larger batches may be computed by other kernels, and a user's block may mix images.
         """
+        kind = (calibrate, several.batches, several.form)
         norms = step.norms if calibrate or self.batch_statistics else []
 
         def at_once() -> Held:
             with batch_by_batch(norms, several.batches):
                 return Held(self._apply(step, several.state, calibrate=calibrate), several.images, several.batches)
 
-        if (calibrate, several.batches) in step.together:
+        if kind in step.together:
             return at_once()
         buffers = [buffer for norm in norms for buffer in norm.buffers()]
         saved = [buffer.clone() for buffer in buffers]
@@ -298,10 +300,10 @@ class PrefixSharing:
             alone = (self._apply(step, batches[at].state, calibrate=calibrate) for at in (0, -1))
             if same_bits(next(alone), outs[0].state) and same_bits(next(alone), outs[-1].state):
                 saved = after
-                step.together.add((calibrate, several.batches))
+                step.together.add(kind)
             else:
                 out = None
-        except Exception:  # of any kind, from a block that needs another number of images; alone it may do
+        except Exception:  # a block may fail in any way if it needs another number of images; alone it may work
             out = None
         outer.peak = max(outer.peak, outer.now + self._meter.peak)
         self._meter = outer

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from supernet.chain import Chain, Layouts, materialize
 from supernet.convolutions import use_matrix_products
 from supernet.scoring.batch_norm import norms_of
+from supernet.scoring.merging import Form
 from supernet.scoring.trie import Node
 from supernet.space import Arch
 from supernet.training.distributed import revert_sync_bn
@@ -38,14 +39,15 @@ class MaterializedStep:
         norms: its batch norms.
         writes_input: whether it changes its input in place, by kind of pass (`calibrate`); a kind is missing until it
             was seen.
-        together: the kinds of pass, with the number of batches, in which it makes the same bits of them at once.
+        together: the kinds of pass, numbers of batches and their forms for which it was seen to return the same bits
+            for the batches at once as for each alone.
         alone: the kinds of pass in which it has to take every batch by itself.
     """
 
     module: nn.Module
     norms: list[_BatchNorm]
     writes_input: dict[bool, bool] = field(default_factory=dict)
-    together: set[tuple[bool, int]] = field(default_factory=set)
+    together: set[tuple[bool, int, Form]] = field(default_factory=set)
     alone: set[bool] = field(default_factory=set)
 
 

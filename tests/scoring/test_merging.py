@@ -14,7 +14,9 @@ from supernet.blocks.choice import ChoiceBlock
 from supernet.blocks.plain import ConvBNAct
 from supernet.scoring.batch_norm import BatchStatistics, Recalibrate
 from supernet.scoring.merging import CannotMergeError, Held, held, merged
+from supernet.scoring.prefix import PrefixSharing
 from supernet.scoring.shared_weights import SharedWeights
+from supernet.scoring.trie import Trie
 
 
 class Counting(nn.Module):
@@ -171,3 +173,27 @@ def test_states_that_differ_are_not_merged(others: list[Any]) -> None:
         merged([held(pair(0)), *map(held, others)])
     with pytest.raises(CannotMergeError):
         Held((torch.zeros(8, 2), torch.zeros(7, 2)), images=4, batches=2).apart()
+
+
+class MixesWide(Counting):
+    """A block that mixes the images of a batch where the maps are wider than high."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.shape[3] > x.shape[2]
+        return super().forward(x) - (x.mean(0) if wide else 0)
+
+
+def test_batches_of_other_shapes_are_tried_again() -> None:
+    """Detectors see batches of several formats, for which the kernels may differ."""
+    net = chain_of(MixesWide())
+    trie = Trie(net, [net.space.normal_form(arch) for arch in net.space.enumerate()])
+    sharing = PrefixSharing(net)
+    draws = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, 3, 8, width, generator=draws) for width in (8, 8, 8, 8, 12, 12, 12)]
+    together: list[list[Tensor]] = [[] for _ in trie.paths]
+    alone: list[list[Tensor]] = [[] for _ in trie.paths]
+    sharing.outputs(trie, batches, lambda number, out: together[number].append(out))
+    for batch in batches:
+        PrefixSharing(net).outputs(trie, [batch], lambda number, out: alone[number].append(out))
+    for outs, expected in zip(together, alone, strict=True):
+        assert all(map(torch.equal, outs, expected))
